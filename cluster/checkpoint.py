@@ -1,0 +1,107 @@
+"""Checkpoints: all that an interrupted run needs to continue exactly, on any pyarrow filesystem.
+
+A checkpoint is a directory step-00000123/ of tensors (safetensors), scalars (JSON) and the run's configuration (YAML),
+complete once its manifest is there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import yaml
+from pyarrow import fs
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from cluster.config import RunConfig
+from cluster.worker import Plan
+from metatrain import bundle
+from metatrain import recipe as recipes
+from metatrain.core import InputError
+from metatrain.learner import Learner
+
+FILES = {"learner.safetensors", "learner.json", "run.json", "config.yaml"}
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was read and verified."""
+
+    uri: str
+    config: RunConfig
+    plan: Plan
+    tensors: dict[str, Any]
+    scalars: dict[str, Any]
+    notes: dict[str, str]  # such as the id of the MLflow run to continue
+
+
+def save(root: str, config: RunConfig, plan: Plan, learner: Learner, notes: dict[str, str], keep: int) -> str:
+    """Write a checkpoint under `root` and remove all but the newest `keep`; returns its URI."""
+    tensors, scalars = learner.state_dict()
+    uri = f"{root}/step-{learner.version:08d}"
+    files = {
+        "learner.safetensors": save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}),
+        "learner.json": json.dumps(scalars).encode(),
+        "run.json": json.dumps({"plan": plan._asdict(), "notes": notes}).encode(),
+        "config.yaml": yaml.safe_dump(recipes.dump(config), sort_keys=False).encode(),
+    }
+    bundle.write_directory(uri, files)
+    for old in _complete(root)[:-keep]:
+        system, path = bundle.filesystem(f"{root}/{old}")
+        system.delete_file(f"{path}/{bundle.MANIFEST}")  # first, so that no half of it ever looks whole
+        system.delete_dir(path)
+    return uri
+
+
+def load(uri: str) -> Saved:
+    """Read a checkpoint, or the newest one under a run's folder; InputError where it is missing or damaged."""
+    if not bundle.is_complete(uri):
+        newest = latest(uri) or latest(f"{uri}/checkpoints")
+        if newest is None:
+            raise InputError(f"{uri} holds no checkpoint: give a run's folder or one of its checkpoints/step-*")
+        uri = newest
+    files = bundle.read_directory(uri)
+    if set(files) != FILES:
+        raise InputError(f"{uri} is not a checkpoint to resume from: it holds {', '.join(sorted(files))}")
+    run = json.loads(files["run.json"])
+    return Saved(
+        uri,
+        recipes.parse(RunConfig, yaml.safe_load(files["config.yaml"]), f"{uri}/config.yaml"),
+        Plan(**run["plan"]),
+        load_tensors(files["learner.safetensors"]),
+        json.loads(files["learner.json"]),
+        run["notes"],
+    )
+
+
+def latest(root: str) -> str | None:
+    """The newest complete checkpoint under a folder."""
+    found = _complete(root)
+    return f"{root}/{found[-1]}" if found else None
+
+
+def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
+    """Refuse to continue a run as another one: numbers under outer and algorithm may change, where it runs may, too."""
+    before, now = dict(recipes.flatten(recipes.dump(saved.config))), dict(recipes.flatten(recipes.dump(config)))
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        group = key.split(".")[0]
+        scalar = group in ("outer", "algorithm") and all(isinstance(v, int | float) for v in (old, new))
+        if old != new and not scalar and group not in ("workers", "checkpoint", "tracking", "output", "evaluation"):
+            raise InputError(
+                f"{saved.uri} was trained with {key} = {old!r} and cannot go on with {new!r}: "
+                "only numbers under outer and algorithm may change; start a new run"
+            )
+    if saved.plan.path != plan.path:
+        raise InputError(
+            f"{saved.uri} was computed on the {saved.plan.path} path and this run would use {plan.path}: "
+            "resume with the same workers.gpus"
+        )
+
+
+def _complete(root: str) -> list[str]:
+    """Names of complete checkpoints, oldest first."""
+    system, path = bundle.filesystem(root)
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    names = [i.base_name for i in found if i.type == fs.FileType.Directory and i.base_name.startswith("step-")]
+    return sorted(name for name in names if bundle.is_complete(f"{root}/{name}"))

@@ -1,0 +1,83 @@
+"""A run's configuration: the recipe, and where and how it is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from metatrain.core import InputError
+from metatrain.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Who computes tickets. None of this changes what is learnt on CPUs.
+
+    Up to `max` Ray actors of `cpus` and `gpus` each; training starts once `min` of them are there, which on a cluster
+    may take `wait_s`. With `max` 0 the driver's own process computes, without Ray. `threads` is what torch uses.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    min: int = 1
+    max: int = 2
+    cpus: float = 1.0
+    gpus: float = 0.0
+    threads: int = 1
+    wait_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.max < 0 or self.threads < 1 or self.cpus < 0 or self.gpus < 0:
+            raise InputError("workers.max, cpus and gpus cannot be negative, and threads must be at least 1")
+        if self.max and not 1 <= self.min <= self.max:
+            raise InputError(f"workers.min must be between 1 and workers.max = {self.max}, got {self.min}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint each `every_steps` outer steps, of which the last `keep` stay; under the output unless `uri` is given.
+
+    `uri` is a folder or anything pyarrow knows, such as s3://bucket/run.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    every_steps: int = 500
+    keep: int = 2
+    uri: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.keep < 1:
+            raise InputError("checkpoint.every_steps and checkpoint.keep must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """MLflow. `uri` is a server or store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here), or "none".
+
+    Metrics are logged each `every_steps` outer steps.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    uri: str | None = None
+    experiment: str = "metatrain"
+    every_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise InputError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Recipe):
+    """A recipe file. `output` is the run's folder (default: runs/NAME/DATE-TIME)."""
+
+    workers: Workers = Workers()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    output: str | None = None
+
+    def recipe(self) -> Recipe:
+        """What is learnt, without where and how: what workers and bundles get."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})

@@ -1,0 +1,42 @@
+"""Scores by a pool: asks score tickets and summarises them in ticket order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cluster.requests import Requests
+from metatrain import evaluate
+from metatrain.core import Algorithm, Norm, Scores, Split, Ticket
+from metatrain.evaluate import Score
+from metatrain.recipe import Recipe
+
+
+def evaluate_split(recipe: Recipe, requests: Requests, split: Split, version: int) -> list[Score]:
+    """Score the published parameters, which are those of `version`, on a split's fixed tasks: one score per norm."""
+    setting = recipe.setting(split)
+    tickets = [Ticket("score", split, 0, i) for i in range(-(-setting.tasks // setting.tasks_per_ticket))]
+    requests.ask(tickets)
+    contributions = requests.collect(tickets, oldest_version=version)
+    parts = [c.result for c in contributions if isinstance(c.result, Scores)]
+    found = []
+    for i, norm in enumerate(setting.norm):
+        name = setting.family.metric + (f"[{norm}]" if i else "")
+        if name in parts[0].curves:
+            found.append(evaluate.summarise(parts, name, _protocol(recipe, split, norm, version)))
+    return found
+
+
+def _protocol(recipe: Recipe, split: Split, norm: Norm, version: int) -> str:
+    setting = recipe.setting(split)
+    statistics = norm if getattr(recipe.model, "norm", "none") != "none" else "none"
+    return (
+        f"{setting.family.describe()}, {split} split, bn={statistics}, {_describe(setting.algorithm)}, "
+        f"{setting.tasks} tasks of seed {setting.seed}; trained {version} steps of {recipe.outer.tasks_per_step} tasks "
+        f"({recipe.family.describe()}, {_describe(recipe.algorithm)}), seed {recipe.seed}; losses are means"
+    )
+
+
+def _describe(algorithm: Algorithm) -> str:
+    fields = dataclasses.asdict(algorithm)  # type: ignore[call-overload]
+    name = fields.pop("name")
+    return " ".join([name, *(f"{k}={v}" for k, v in fields.items() if v not in (None, False, ()))])

@@ -1,0 +1,92 @@
+"""The training loop. It knows a pool and a learner, and neither Ray, nor MLflow, nor the algorithm.
+
+    request(tickets of step v .. v + max_staleness) --> pool --> contributions of step v, in ticket order
+          ^                                                                    |
+          +------ publish(version v + 1) <------ learner.apply(updates) <------+---> validate, report, save
+
+With max_staleness 0 every update belongs to the newest parameters, so that who computed what changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cluster.evaluation import evaluate_split
+from cluster.pool import Pool, Snapshot
+from cluster.requests import Interrupted, Requests, WorkersLost
+from metatrain.core import Ticket, Update
+from metatrain.learner import Diverged, Learner
+from metatrain.recipe import Recipe
+
+Metrics = dict[str, float]
+
+
+class Hooks(NamedTuple):
+    """What the loop tells the outside."""
+
+    on_step: Callable[[int, Metrics], None]  # after each outer step, with its metrics
+    save: Callable[[], None]  # write a checkpoint of the learner as it is
+
+
+def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hooks: Hooks, save_every: int) -> None:
+    """Take the learner from its version to `outer.steps`.
+
+    Whatever ends it early (Interrupted, Diverged, WorkersLost) leaves a checkpoint of the last whole step.
+    """
+    outer, validation = recipe.outer, recipe.validation
+    pool.publish(Snapshot(learner.version, learner.meta()))
+    asked = learner.version  # steps below it have been asked for
+    saved = learner.version
+    try:
+        if validation.every_steps and learner.version == 0:
+            hooks.on_step(0, _validate(recipe, requests, 0))
+        while learner.version < outer.steps:
+            started, busy_s, waited_s = time.monotonic(), requests.busy_s, requests.waited_s
+            while asked < outer.steps and asked <= learner.version + outer.max_staleness:
+                requests.ask(update_tickets(recipe, asked))
+                asked += 1
+            oldest = learner.version - outer.max_staleness
+            contributions = requests.collect(update_tickets(recipe, learner.version), oldest)
+            updates = [c.result for c in contributions if isinstance(c.result, Update)]
+            staleness = max(learner.version - c.version for c in contributions)
+            learned = learner.apply(updates)
+            pool.publish(Snapshot(learner.version, learner.meta()))
+            seconds = time.monotonic() - started
+            metrics: Metrics = {
+                **{f"train/{name}": value for name, value in learned.items() if name.endswith(("_before", "_after"))},
+                "learner/gradient_norm": learned["gradient_norm"],
+                "learner/lr": learned["lr"],
+                "run/staleness": staleness,
+                "run/tasks_per_s": outer.tasks_per_step / seconds,
+                "run/worker_utilisation": (requests.busy_s - busy_s) / (seconds * max(pool.status().alive, 1)),
+                "run/driver_share": 1 - (requests.waited_s - waited_s) / seconds,
+                "run/lost_tickets": requests.lost,
+                "run/dropped_updates": requests.dropped,
+            }
+            last = learner.version == outer.steps
+            if validation.every_steps and (learner.version % validation.every_steps == 0 or last):
+                metrics |= _validate(recipe, requests, learner.version)
+            hooks.on_step(learner.version, metrics)
+            if learner.version % save_every == 0 or last:
+                hooks.save()
+                saved = learner.version
+    except (Interrupted, Diverged, WorkersLost):
+        if learner.version > saved:
+            hooks.save()
+        raise
+
+
+def update_tickets(recipe: Recipe, step: int) -> list[Ticket]:
+    """The tickets of one outer step, in the order in which their updates are added."""
+    return [Ticket("update", "train", step, index) for index in range(recipe.outer.tickets())]
+
+
+def _validate(recipe: Recipe, requests: Requests, version: int) -> Metrics:
+    score = evaluate_split(recipe, requests, "val", version)[0]
+    return {
+        f"val/{score.metric}_before": score.curve[0],
+        f"val/{score.metric}_after": score.mean,
+        f"val/{score.metric}_after_ci95": score.ci95,
+    }

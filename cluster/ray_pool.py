@@ -1,0 +1,256 @@
+"""A pool of Ray actors, one Worker each.
+
+    driver  --- compute(ticket, version, flat parameters) --->  actor      one call per ticket, at most DEPTH an actor
+            --- draw(the same ticket of the next step) ------>             computed while the actor would wait
+            <-- flat direction, tasks, metrics, seconds -------
+
+Parameters go out as one float32 numpy array, put into the object store once a version; the actor copies what it
+receives, because all actors of a node read the same memory. An actor that dies is restarted by Ray, its tickets are
+reported as failures, and it gets work again once it answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import RayActorError, RayTaskError
+
+from cluster.config import Workers
+from cluster.pool import Contribution, Failure, PoolStatus, Snapshot
+from cluster.worker import Layout, Plan, Worker, initial_meta
+from metatrain import recipe as recipes
+from metatrain.core import InputError, Scores, Ticket, Update
+from metatrain.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+DEPTH = 2  # tickets under way at one actor: the next is there when one is done
+INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[bool]:
+    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it was started here."""
+    if ray.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"no Ray cluster answers at {address} ({reason}): check --address") from error
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+class RayWorker:
+    """The actor: a Worker, and numpy on the way in and out."""
+
+    def __init__(self, recipe: recipes.Tree, plan: Plan) -> None:
+        self._refusal: str | None = None
+        try:
+            self._worker = Worker(recipes.parse(Recipe, recipe, "the driver's recipe"), plan)
+        except InputError as error:
+            self._refusal = str(error)
+
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    def ready(self) -> str | None:
+        """Why this worker cannot work; None where it can. Answers once a restart is over."""
+        return self._refusal
+
+    def draw(self, ticket: Ticket) -> None:
+        self._worker.draw(ticket)
+
+    def compute(self, ticket: Ticket, version: int, flat: NDArray[np.float32]) -> Any:
+        # torch writes through read-only numpy arrays without a word; load() copies and nothing else touches it.
+        if version != self._worker.version:
+            flat = flat if flat.flags.writeable else flat.copy()
+            self._worker.load(version, torch.from_numpy(flat))
+        result, seconds = self._worker.compute(ticket)
+        if isinstance(result, Update):
+            return self._worker.layout.flatten(result.direction).numpy(), result.tasks, result.metrics, seconds
+        arrays = ({name: values.numpy() for name, values in part.items()} for part in result[1:])
+        return result.steps, *arrays, seconds
+
+
+@dataclass
+class _Actor:
+    name: str
+    handle: Any
+    alive: bool = False
+    tickets: int = 0  # under way
+    drawn: set[tuple[str, str, int]] = field(default_factory=set)
+
+
+class RayPool:
+    """Implements cluster.pool.Pool."""
+
+    def __init__(self, recipe: Recipe, plan: Plan, workers: Workers, *, local: bool) -> None:
+        """Start the actors and wait for the first `workers.min`; InputError where they cannot be had."""
+        if local:
+            _check_capacity(workers)
+        self._layout = Layout(initial_meta(recipe))
+        self._actor_class = ray.remote(RayWorker).options(  # type: ignore[attr-defined]
+            num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=0
+        )
+        self._arguments = (recipes.dump(recipe), plan)
+        self._actors: list[_Actor] = []
+        self._under_way: dict[Any, tuple[_Actor, Ticket | None, int]] = {}  # ref -> actor, ticket, version
+        self._waiting: deque[Ticket] = deque()
+        self._since: dict[Ticket, float] = {}
+        self._version, self._parameters = -1, None
+        for i in range(workers.max):
+            self._start(_Actor(f"worker-{i}", None))
+        try:
+            self._wait_for(workers)
+        except BaseException:
+            self.close()
+            raise
+
+    def publish(self, snapshot: Snapshot) -> None:
+        flat = self._layout.flatten(snapshot.meta).numpy()
+        self._version = snapshot.version
+        self._parameters = flat if flat.nbytes <= INLINE_BYTES else ray.put(flat)
+
+    def request(self, ticket: Ticket) -> None:
+        self._waiting.append(ticket)
+        self._since[ticket] = time.monotonic()
+        self._dispatch()
+
+    def next(self, timeout_s: float) -> Contribution | Failure | None:
+        if not self._under_way:
+            return None
+        done, _ = ray.wait(list(self._under_way), num_returns=1, timeout=timeout_s)
+        if not done:
+            return None
+        actor, ticket, version = self._under_way.pop(done[0])
+        actor.tickets -= ticket is not None
+        try:
+            answer = ray.get(done[0])
+        except RayActorError as error:
+            return self._lost(actor, ticket, error)
+        except RayTaskError as error:
+            return Failure(ticket, actor.name, "error", str(error.cause))
+        if ticket is None:
+            if answer is not None:
+                return Failure(None, actor.name, "error", answer)
+            actor.alive = True
+            self._dispatch()
+            return None
+        del self._since[ticket]
+        self._dispatch()
+        return self._contribution(actor, ticket, version, answer)
+
+    def status(self) -> PoolStatus:
+        oldest = min(self._since, key=self._since.__getitem__, default=None)
+        waiting_s = time.monotonic() - self._since[oldest] if oldest else 0.0
+        alive = [actor for actor in self._actors if actor.alive]
+        return PoolStatus(len(alive), sum(actor.tickets == 0 for actor in alive), oldest, waiting_s)
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor.handle)
+        self._actors.clear()
+        self._under_way.clear()
+
+    def _wait_for(self, workers: Workers) -> None:
+        """Until enough actors are ready. A local cluster is known to have room; another may be growing."""
+        deadline = time.monotonic() + workers.wait_s
+        while self.status().alive < workers.min:
+            failure = self.next(timeout_s=1.0)
+            if isinstance(failure, Failure) and failure.kind == "error":
+                raise InputError(failure.cause)
+            if time.monotonic() > deadline:
+                there = _resources(ray.cluster_resources())
+                raise InputError(
+                    f"{self.status().alive} of workers.min = {workers.min} workers of {_wanted(workers)} could start in "
+                    f"workers.wait_s = {workers.wait_s:g} s; the cluster has {there}: ask for less or add nodes"
+                )
+
+    def _start(self, actor: _Actor) -> None:
+        actor.handle = self._actor_class.remote(*self._arguments)
+        if actor not in self._actors:
+            self._actors.append(actor)
+        self._await_ready(actor)
+
+    def _await_ready(self, actor: _Actor) -> None:
+        actor.alive = False
+        actor.drawn.clear()
+        self._under_way[actor.handle.ready.remote()] = (actor, None, -1)
+
+    def _lost(self, actor: _Actor, ticket: Ticket | None, error: RayActorError) -> Failure:
+        if ticket is None:
+            self._start(actor)  # Ray does not restart this one any more
+        elif actor.alive:
+            self._await_ready(actor)
+        return Failure(ticket, actor.name, "lost", type(error).__name__)
+
+    def _dispatch(self) -> None:
+        while self._waiting:
+            free = [actor for actor in self._actors if actor.alive and actor.tickets < DEPTH]
+            if not free:
+                return
+            ticket = self._waiting.popleft()
+            kind = (ticket.work, ticket.split, ticket.index)
+            # The least busy; among those, the one that has drawn these tasks already.
+            actor = min(free, key=lambda a: (a.tickets, kind not in a.drawn))
+            ref = actor.handle.compute.remote(ticket, self._version, self._parameters)
+            self._under_way[ref] = (actor, ticket, self._version)
+            actor.tickets += 1
+            if ticket.work == "update":
+                actor.handle.draw.remote(ticket._replace(step=ticket.step + 1))
+                for other in self._actors:
+                    other.drawn.discard(kind)
+                actor.drawn.add(kind)
+
+    def _contribution(self, actor: _Actor, ticket: Ticket, version: int, answer: Any) -> Contribution:
+        result: Update | Scores
+        if ticket.work == "update":
+            flat, tasks, metrics, seconds = answer
+            result = Update(self._layout.unflatten(torch.from_numpy(flat.copy())), tasks, metrics)
+        else:
+            steps, curves, baselines, seconds = answer
+            curves, baselines = (
+                {name: torch.from_numpy(values.copy()) for name, values in part.items()}
+                for part in (curves, baselines)
+            )
+            result = Scores(steps, curves, baselines)
+        return Contribution(ticket, version, actor.name, seconds, result)
+
+
+def _check_capacity(workers: Workers) -> None:
+    """Ray would leave actors that never fit pending for ever."""
+    there = ray.cluster_resources()
+    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        if each * workers.min > there.get(kind, 0.0):
+            raise InputError(
+                f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this machine, which has "
+                f"{_resources(there)}: lower workers.min, workers.cpus or workers.gpus, or give --address"
+            )
+
+
+def _wanted(workers: Workers) -> str:
+    return f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs"
+
+
+def _resources(found: dict[str, float]) -> str:
+    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"

@@ -1,0 +1,240 @@
+"""One run, put together: configuration, folder, pool, learner, tracking; then train, evaluate, and leave the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cluster import checkpoint, loop, tracking
+from cluster.config import RunConfig
+from cluster.evaluation import evaluate_split
+from cluster.pool import LocalPool, Pool, Snapshot
+from cluster.progress import ProgressLine
+from cluster.requests import Interrupted, Requests
+from cluster.worker import Plan, choose_plan, initial_meta
+from metatrain import bundle, figures
+from metatrain import recipe as recipes
+from metatrain.core import InputError, Meta
+from metatrain.evaluate import Score
+from metatrain.learner import Learner
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Path, list[Score]]:
+    """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
+
+    Returns the run's folder and a score for each norm. Leaves in the folder: config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and result.json.
+    Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
+    """
+    check_data(config)
+    recipe = config.recipe()
+    plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
+    folder, saved = _folder(config, resume)
+    if saved is not None:
+        checkpoint.check_resumable(saved, config, plan)
+    log.info("compute path %s: %s", plan.path, reason)
+    torch.set_num_threads(plan.threads)
+    learner = Learner(initial_meta(recipe), config.outer)
+    notes: dict[str, str] = {}
+    if saved is not None:
+        learner.load_state_dict(saved.tensors, saved.scalars)
+        notes = dict(saved.notes)
+        log.info("resuming %s after %d steps", saved.uri, learner.version)
+    with pool_for(config, plan, address) as pool:
+        tracker = tracking.start(config, notes.get("mlflow_run_id"))
+        if tracker.run_id:
+            notes["mlflow_run_id"] = tracker.run_id
+        status = "FAILED"
+        try:
+            with _metrics_file(folder, learner.version) as write, interruptible() as should_stop:
+                requests = Requests(pool, should_stop, config.workers.wait_s)
+                line = ProgressLine(config.family.metric, learner.version, config.outer.steps, config.outer.tasks_per_step)
+
+                def on_step(step: int, metrics: Mapping[str, float]) -> None:
+                    write(step, metrics)
+                    tracker.log(step, metrics)
+                    line(step, metrics)
+
+                root = config.checkpoint.uri or str(folder / "checkpoints")
+
+                def save() -> None:
+                    checkpoint.save(root, config, plan, learner, notes, config.checkpoint.keep)
+
+                (folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
+                with line:
+                    loop.train(recipe, learner, pool, requests, loop.Hooks(on_step, save), config.checkpoint.every_steps)
+                bundle.save(str(folder / "bundle"), recipe, learner.meta())
+                scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
+            for path in _leave_results(folder, config.name, scores):
+                tracker.artifact(path)
+            tracker.artifact(folder / "bundle")
+            tracker.artifact(folder / "config.yaml")
+            tracker.log(learner.version, {f"test/{s.metric}{_suffix(s, i)}": s.mean for i, s in enumerate(scores)})
+            status = "FINISHED"
+        except Interrupted:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)
+    return folder, scores
+
+
+def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:
+    """Score a run's folder, checkpoint or bundle on its evaluation tasks, with overrides of the recipe."""
+    config, meta, version = load_trained(uri, overrides)
+    check_data(config)
+    plan, _ = choose_plan(config.recipe(), config.workers.gpus, config.workers.threads)
+    with pool_for(config, plan, address) as pool, interruptible() as should_stop:
+        pool.publish(Snapshot(version, meta))
+        requests = Requests(pool, should_stop, config.workers.wait_s)
+        return evaluate_split(config.recipe(), requests, config.evaluation.split, version)
+
+
+def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
+    """The configuration, meta-parameters and number of outer steps of what was trained."""
+    where = next((u for u in (uri, f"{uri}/bundle") if bundle.is_complete(u)), None)
+    tree: dict[str, Any]
+    if where is not None and "recipe.yaml" in bundle.read_directory(where):
+        recipe, meta = bundle.load(where)
+        tree, version = recipes.dump(recipe), recipe.outer.steps
+    else:
+        saved = checkpoint.load(uri)
+        learner = Learner(initial_meta(saved.config.recipe()), saved.config.outer)
+        learner.load_state_dict(saved.tensors, saved.scalars)
+        tree, meta, version = recipes.dump(saved.config), learner.meta(), learner.version
+    return recipes.parse(RunConfig, recipes.apply_overrides(tree, overrides), uri), meta, version
+
+
+def check_data(config: RunConfig) -> None:
+    """Refuse tasks that the data cannot give, before anything is started."""
+    config.setting("train", "update").family.check("train")
+    if config.validation.every_steps:
+        config.setting("val").family.check("val")
+    config.setting(config.evaluation.split).family.check(config.evaluation.split)
+
+
+@contextmanager
+def pool_for(config: RunConfig, plan: Plan, address: str | None) -> Iterator[Pool]:
+    """The pool that the configuration asks for; Ray is imported only where it is used."""
+    pool: Pool
+    if config.workers.max == 0:
+        if address is not None:
+            raise InputError("workers.max is 0, which computes in this process: leave out --address or set workers.max")
+        pool = LocalPool(config.recipe(), plan)
+        yield pool
+        return
+    try:
+        from cluster import ray_pool
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
+        ) from error
+    with ray_pool.connected(address) as local:
+        pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local)
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second one acts at once."""
+    stop = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal stop
+        if stop:
+            raise KeyboardInterrupt
+        stop = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals belong to the main thread; whoever owns this one stops it otherwise
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _folder(config: RunConfig, resume: str | None) -> tuple[Path, checkpoint.Saved | None]:
+    """The run's folder, and the checkpoint to go on from."""
+    runs = Path("runs") / config.name
+    if resume == "auto":
+        if config.output is not None:
+            candidates = [Path(config.output)]
+        else:
+            candidates = sorted(runs.glob("*"), reverse=True)
+        for folder in candidates:
+            newest = checkpoint.latest(config.checkpoint.uri or str(folder / "checkpoints"))
+            if newest is not None:
+                return folder, checkpoint.load(newest)
+        log.info("there is nothing to resume for %s: starting afresh", config.name)
+    elif resume is not None:
+        saved = checkpoint.load(resume)
+        parents = Path(saved.uri).parents
+        return Path(config.output) if config.output else parents[1], saved
+    folder = Path(config.output) if config.output else runs / time.strftime("%Y%m%d-%H%M%S")
+    if resume is None and (folder / "config.yaml").exists():
+        raise InputError(f"{folder} already holds a run: pass --resume auto to continue it, or another output")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, None
+
+
+@contextmanager
+def _metrics_file(folder: Path, version: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """metrics.jsonl, one line per outer step; a resumed run forgets the lines after its checkpoint."""
+    path = folder / "metrics.jsonl"
+    kept = [line for line in path.read_text().splitlines() if _step(line) <= version] if path.exists() else []
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(temporary, path)
+    with path.open("a", buffering=1) as file:
+
+        def write(step: int, metrics: Mapping[str, float]) -> None:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+        yield write
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")  # the half line of a process that was killed while writing
+
+
+def _leave_results(folder: Path, name: str, scores: list[Score]) -> list[Path]:
+    """result.json and the pictures."""
+    result = folder / "result.json"
+    result.write_text(json.dumps({"scores": [dataclasses.asdict(score) for score in scores]}, indent=1))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metric = scores[0].metric
+    learning = figures.learning_curve(rows, metric, f"{name}: learning curve")
+    labelled = [(score.protocol.split("bn=")[1].split(",")[0], score) for score in scores]
+    labelled = [(f"statistics: {label}" if label != "none" else "adapted", score) for label, score in labelled]
+    adaptation = figures.adaptation_curve(labelled, f"{name}: adaptation to held-out tasks")
+    return [
+        result,
+        figures.save(learning, folder / "figures" / "learning_curve.png"),
+        figures.save(adaptation, folder / "figures" / "adaptation_curve.png"),
+    ]
+
+
+def _suffix(score: Score, index: int) -> str:
+    return f"_{index}" if index else ""

@@ -1,0 +1,185 @@
+"""Where a run's numbers go: MLflow, off the training thread, so that no server can slow or stop training."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from importlib import metadata, util
+from pathlib import Path
+from typing import Protocol
+
+from cluster.config import RunConfig, Tracking
+from metatrain import recipe as recipes
+from metatrain.core import InputError
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000  # metrics in one MLflow call
+DRAIN_S = 1.0  # between calls
+CLOSE_S = 60.0  # how long a finished run waits for what is still queued
+PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
+
+
+class Tracker(Protocol):
+    run_id: str | None  # to continue the run after a crash
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def artifact(self, path: Path) -> None:
+        """Keep a file or folder with the run."""
+        ...
+
+    def finish(self, status: str) -> None:
+        """FINISHED, KILLED or FAILED; waits for what is still under way."""
+        ...
+
+
+class NoTracker:
+    run_id = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def artifact(self, path: Path) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
+def start(config: RunConfig, run_id: str | None) -> Tracker:
+    """Start or continue a run in MLflow; InputError where its server does not answer."""
+    if config.tracking.uri == "none":
+        return NoTracker()
+    if util.find_spec("mlflow") is None:
+        if config.tracking.uri is not None:
+            raise InputError(f"tracking.uri is {config.tracking.uri} but mlflow is not installed: pip install mlflow")
+        log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
+        return NoTracker()
+    return MLflowTracker(config, run_id)
+
+
+def store(tracking: Tracking) -> str:
+    """The tracking URI that a run uses."""
+    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+class MLflowTracker:
+    """Queues metrics and logs them in batches from a thread of its own.
+
+    A batch that fails is tried again with the next one; errors are counted and end as a warning. Nothing is lost:
+    the run's folder holds the same metrics.
+    """
+
+    def __init__(self, config: RunConfig, run_id: str | None) -> None:
+        # MLflow's defaults retry for four minutes. These are read at each request.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow.tracking import MlflowClient
+
+        self.uri = store(config.tracking)
+        try:
+            self._client = MlflowClient(self.uri)
+            self.run_id: str = self._continue(run_id) if run_id else self._create(config)
+        except Exception as error:  # MLflow raises what its stores and requests raise
+            reason = str(error).strip().splitlines()[0][:200]
+            raise InputError(
+                f"MLflow does not answer at {self.uri} ({reason}): start it, or set tracking.uri"
+            ) from error
+        self.errors = 0
+        self._every = config.tracking.every_steps
+        self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        validated = {name: value for name, value in metrics.items() if name.startswith("val/")}
+        due = metrics if step % self._every == 0 else validated
+        if due:
+            self._queue.put((int(time.time() * 1000), step, due))
+
+    def artifact(self, path: Path) -> None:
+        try:
+            if path.is_dir():
+                self._client.log_artifacts(self.run_id, str(path), path.name)
+            else:
+                self._client.log_artifact(self.run_id, str(path))
+        except Exception as error:
+            self._count(error, f"{path} was not uploaded")
+
+    def finish(self, status: str) -> None:
+        self._closing.set()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            self._count(TimeoutError(f"still busy after {CLOSE_S:g} s"), "the last metrics are in metrics.jsonl only")
+        try:
+            self._client.set_terminated(self.run_id, status)
+        except Exception as error:
+            self._count(error, f"the run's end ({status}) was not recorded")
+        if self.errors:
+            log.warning("MLflow failed %d times in this run; metrics.jsonl is complete", self.errors)
+
+    def _create(self, config: RunConfig) -> str:
+        experiment = self._client.get_experiment_by_name(config.tracking.experiment)
+        if experiment is None:
+            local = str(Path("mlartifacts").absolute()) if self.uri.startswith("sqlite:") else None
+            experiment_id = self._client.create_experiment(config.tracking.experiment, artifact_location=local)
+        else:
+            experiment_id = experiment.experiment_id
+        run = self._client.create_run(experiment_id, run_name=config.name, tags=_tags())
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)) for key, value in recipes.flatten(recipes.dump(config))]
+        self._client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+    def _continue(self, run_id: str) -> str:
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def _drain(self) -> None:
+        from mlflow.entities import Metric
+
+        pending: list[Metric] = []
+        while True:
+            closing = self._closing.wait(DRAIN_S)
+            while not self._queue.empty():
+                at_ms, step, metrics = self._queue.get()
+                pending += [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
+            while pending:
+                try:
+                    self._client.log_batch(self.run_id, metrics=pending[:BATCH])
+                except Exception as error:
+                    self._count(error, f"{len(pending)} metrics wait")
+                    break
+                del pending[:BATCH]
+            if closing:
+                return
+
+    def _count(self, error: Exception, consequence: str) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            log.warning("MLflow failed (%s): %s", str(error).strip().splitlines()[0][:200], consequence)
+
+
+def _tags() -> dict[str, str]:
+    tags = {}
+    for package in PACKAGES:
+        try:
+            tags[f"version.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    here = Path(__file__).parent
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        tags["mlflow.source.git.commit"] = found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        log.debug("not a git checkout: the run has no commit")
+    return tags

@@ -1,0 +1,77 @@
+"""Reptile (Nichol, Achiam, Schulman 2018, arXiv 1803.02999)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metatrain.algorithms import inner_loop
+from metatrain.core import Context, InputError, Meta, Params, Problem, Update, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reptile:
+    """Move the initialisation towards the adapted parameters: theta <- theta + eps mean_i (phi_i - theta)  (algorithm 2).
+
+    phi_i is theta after `inner_steps` of an optimizer on mini-batches of `inner_batch` support examples (all of them
+    where it is None). "adam" is Adam with beta1 = 0, which starts fresh for each task; the authors' code carries its
+    second moments from task to task. The outer step eps is the learner's rate under SGD; `outer.schedule: linear`
+    anneals it to zero.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["reptile"] = "reptile"
+    inner_optimizer: Literal["sgd", "adam"] = "adam"
+    inner_lr: float
+    inner_steps: int
+    inner_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.inner_steps < 1:
+            raise InputError(f"inner_steps must be at least 1, got {self.inner_steps}")
+        if self.inner_lr <= 0:
+            raise InputError(f"inner_lr must be positive, got {self.inner_lr}")
+        if self.inner_batch is not None and self.inner_batch < 1:
+            raise InputError(f"inner_batch must be at least 1, got {self.inner_batch}")
+
+    def init(self, model: Params, generator: torch.Generator) -> Meta:
+        return Meta(model, {}, {})
+
+    def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
+        phi = {k: p.detach().clone() for k, p in inner_loop.expand(meta.model, count(task)).items()}
+        # Both optimizers work element by element, so that one on all tasks' parameters is one for each task.
+        optimizer = self._optimizer([p.requires_grad_() for p in phi.values()])
+        yield {k: p.detach() for k, p in phi.items()}
+        for batch in self._batches(problem, task, context):
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                problem.support_loss(phi, task, context, batch).sum().backward()
+            optimizer.step()
+            yield {k: p.detach() for k, p in phi.items()}
+
+    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+        *_, phi = self.adapt(problem, meta, tasks, context)
+        direction = {name: theta - phi[name].mean(0) for name, theta in meta.model.items()}
+        with torch.no_grad():
+            before = problem.query(inner_loop.expand(meta.model, count(tasks)), tasks, context)
+            after = problem.query(phi, tasks, context)
+        metrics = inner_loop.means([before], "before") | inner_loop.means([after], "after")
+        return Update(Meta(direction, {}, meta.state), count(tasks), metrics)
+
+    def _optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
+        if self.inner_optimizer == "sgd":
+            return torch.optim.SGD(params, lr=self.inner_lr)
+        return torch.optim.Adam(params, lr=self.inner_lr, betas=(0.0, 0.999))
+
+    def _batches(self, problem: Problem, task: Any, context: Context) -> list[Tensor | None]:
+        if self.inner_batch is None:
+            return [None] * self.inner_steps
+        drawn = inner_loop.minibatches(
+            problem.support_size(task), self.inner_batch, self.inner_steps, count(task), context.generator
+        )
+        return list(drawn.to(task[0].device))

@@ -1,0 +1,97 @@
+"""Directories of files that are complete or refused, and the bundle: meta-parameters and the recipe they came from.
+
+Files are tensors (safetensors), JSON and YAML; nothing is ever unpickled. `manifest.json`, written last, holds each
+file's size and checksum: a directory without it is not there yet, one that disagrees with it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from pyarrow import fs
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from metatrain import recipe as recipes
+from metatrain.core import InputError, Meta
+from metatrain.recipe import Recipe
+
+MANIFEST = "manifest.json"
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow filesystem and path of a local path or a URI such as s3://bucket/runs."""
+    if "://" not in uri:
+        return fs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot use {uri} as storage: {error}") from error
+    return system, path
+
+
+def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
+    """Write files and then their manifest."""
+    system, path = filesystem(uri)
+    manifest = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+    }
+    try:
+        system.create_dir(path, recursive=True)
+        for name, data in [*files.items(), (MANIFEST, json.dumps(manifest, indent=1).encode())]:
+            with system.open_output_stream(f"{path}/{name}.partial") as stream:
+                stream.write(data)
+            system.move(f"{path}/{name}.partial", f"{path}/{name}")
+    except OSError as error:
+        raise InputError(f"cannot write {uri}: {error}") from error
+
+
+def read_directory(uri: str) -> dict[str, bytes]:
+    """The files of a complete directory; InputError where something is missing or was changed."""
+    system, path = filesystem(uri)
+    if not is_complete(uri):
+        raise InputError(f"{uri} holds no complete checkpoint or bundle: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(_read(system, f"{path}/{MANIFEST}"))
+        files = {name: _read(system, f"{path}/{name}") for name in manifest}
+        changed = [n for n, data in files.items() if hashlib.sha256(data).hexdigest() != manifest[n]["sha256"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{uri} is damaged ({error}): use another checkpoint") from error
+    if changed:
+        raise InputError(f"{uri} is damaged: {changed[0]} is not what was saved; use another checkpoint")
+    return files
+
+
+def is_complete(uri: str) -> bool:
+    """Whether the directory has its manifest."""
+    system, path = filesystem(uri)
+    return bool(system.get_file_info(f"{path}/{MANIFEST}").type == fs.FileType.File)
+
+
+def save(uri: str, recipe: Recipe, meta: Meta) -> None:
+    """Write the bundle: what adapting, evaluating and exporting need."""
+    tensors = {f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()}
+    text = yaml.safe_dump(recipes.dump(recipe), sort_keys=False)
+    write_directory(uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode()})
+
+
+def load(uri: str) -> tuple[Recipe, Meta]:
+    """Read a bundle."""
+    files = read_directory(uri)
+    if set(files) != {"meta.safetensors", "recipe.yaml"}:
+        raise InputError(f"{uri} is not a bundle: it holds {', '.join(sorted(files))}")
+    meta = Meta({}, {}, {})
+    for full, tensor in load_tensors(files["meta.safetensors"]).items():
+        part, _, name = full.partition(".")
+        getattr(meta, part)[name] = tensor
+    return recipes.parse(Recipe, yaml.safe_load(files["recipe.yaml"]), f"{uri}/recipe.yaml"), meta
+
+
+def _read(system: fs.FileSystem, path: str) -> bytes:
+    with system.open_input_stream(path) as stream:
+        data: bytes = stream.read()
+    return data

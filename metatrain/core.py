@@ -1,0 +1,179 @@
+"""The vocabulary of the project: every name that two files share is defined here.
+
+A *ticket* names a chunk of tasks. Tasks are a pure function of (seed, ticket), so data never travels between
+processes: tickets go out, updates come back. An *update* is a direction for the meta-parameters to descend.
+
+Shapes: T tasks, S support examples, Q query examples, K inner steps. Everything that belongs to tasks has a leading T:
+the tasks themselves, adapted parameters, losses and metrics. Meta-parameters are shared by the tasks and have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]  # name -> tensor, named as Module.named_parameters names them
+Norm = Literal["transductive", "support", "support+1", "none"]  # whose statistics normalise a query example
+Path = Literal["reference", "batched"]  # how a ticket's tasks are computed; chosen once, by the driver
+Split = Literal["train", "val", "test"]
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message is one sentence: what, what was expected, what to do."""
+
+
+class Meta(NamedTuple):
+    """What is meta-learned: what the learner publishes and a checkpoint stores."""
+
+    model: Params  # the initialisation; goes to the forward pass
+    algorithm: Params  # the algorithm's own, such as learned inner rates; descended like `model`
+    state: Params  # not descended: replaced by the weighted mean of the updates' state; usually empty
+
+
+class Task(NamedTuple):
+    """Supervised tasks, T at once. Other kinds of families bring their own type."""
+
+    support_x: Tensor  # [T, S, *in]
+    support_y: Tensor  # [T, S, *out]
+    query_x: Tensor  # [T, Q, *in]
+    query_y: Tensor  # [T, Q, *out]
+
+
+class Ticket(NamedTuple):
+    """Names a chunk of tasks; together with a seed it determines them."""
+
+    work: Literal["update", "score"]
+    split: Split
+    step: int
+    index: int
+
+
+class Context(NamedTuple):
+    """All that a ticket fixes besides its tasks."""
+
+    ticket: Ticket
+    generator: torch.Generator  # for mini-batches, dropout, rollouts; a retry of the ticket repeats it
+
+
+class Update(NamedTuple):
+    """What a worker computes from a ticket's tasks."""
+
+    direction: Meta  # to descend; mean over the ticket's tasks
+    tasks: int  # its weight in the learner's mean
+    metrics: dict[str, float]  # means over the tasks, such as loss_before, loss_after
+
+
+class Scores(NamedTuple):
+    """What a worker measures on a ticket's tasks."""
+
+    steps: list[int]  # the inner steps measured; 0 is before adaptation, the last is the result
+    curves: dict[str, Tensor]  # metric -> [T, len(steps)]
+    baselines: dict[str, Tensor]  # name -> [T]: what needs no meta-learning, such as nearest neighbour
+
+
+class TaskFamily(Protocol):
+    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10) or FewShot(data="glyphs")."""
+
+    metric: str  # the metric people read: "accuracy", "mse"
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Any:
+        """Draw `count` tasks of a split."""
+        ...
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Problem:
+        """The problem of learning these tasks with a model. `norm[0]` also normalises training."""
+        ...
+
+    def check(self, split: Split) -> None:
+        """Raise InputError where the split cannot give such tasks."""
+        ...
+
+    def describe(self) -> str:
+        """The part of a protocol line that names the tasks."""
+        ...
+
+
+class Model(Protocol):
+    """A network's hyper-parameters: a frozen dataclass such as MLP(hidden=(40, 40))."""
+
+    def module(self, inputs: Sequence[int], outputs: int) -> nn.Module:
+        """Build the network for examples of shape `inputs`."""
+        ...
+
+
+class Problem(Protocol):
+    """A family bound to a model: all that an algorithm knows of data and network.
+
+    `params` are those of T tasks: each tensor has a leading T.
+    """
+
+    path: Path
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh parameters, without a leading T."""
+        ...
+
+    def support_loss(self, params: Params, task: Any, context: Context, batch: Tensor | None = None) -> Tensor:
+        """[T] mean loss on the support set, or on the mini-batch of it that `batch` [T, B] indexes."""
+        ...
+
+    def support_size(self, task: Any) -> int:
+        """S, from which mini-batches are drawn."""
+        ...
+
+    def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
+        """[T] each: "loss", which can be differentiated, and the family's metrics, which cannot."""
+        ...
+
+    def predict(self, params: Params, task: Any) -> Tensor:
+        """[T, Q, *out] predictions for the query examples."""
+        ...
+
+    def baselines(self, task: Any) -> dict[str, Tensor]:
+        """[T] each: the metric of methods that learn nothing."""
+        ...
+
+
+class Algorithm(Protocol):
+    """A meta-learning algorithm: a frozen dataclass such as MAML(inner_lr=0.4, inner_steps=1)."""
+
+    def init(self, model: Params, generator: torch.Generator) -> Meta:
+        """The meta-parameters to start from."""
+        ...
+
+    def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
+        """Yield the tasks' parameters before adaptation, then after each inner step. Keeps no graph."""
+        ...
+
+    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+        """The direction that makes adaptation to such tasks better."""
+        ...
+
+
+def generator_for(seed: int, ticket: Ticket, purpose: str) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    key = f"{seed}/{ticket.work}/{ticket.split}/{ticket.step}/{ticket.index}/{purpose}"
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def take(task: Any, index: int) -> Any:
+    """Task `index` of T, as T = 1."""
+    return type(task)(*(leaf[index : index + 1] for leaf in task))
+
+
+def count(task: Any) -> int:
+    """T."""
+    return int(task[0].shape[0])
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """A NamedTuple of tensors or of Params on another device."""
+    moved = (
+        {k: v.to(device) for k, v in leaf.items()} if isinstance(leaf, dict) else leaf.to(device) for leaf in tree
+    )
+    return type(tree)(*moved)

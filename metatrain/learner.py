@@ -1,0 +1,175 @@
+"""The central learner: meta-parameters, outer optimizer and schedule. The only place where meta-parameters change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metatrain.core import InputError, Meta, Params, Update
+
+Number = bool | int | float | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The outer loop: how updates become steps.
+
+    `optimizer` is a class of torch.optim, with `lr` and further `options`; `groups` gives parameters whose names match
+    a pattern (such as "algorithm.*") options of their own. The rate is held, or falls to zero over `steps` linearly or
+    as half a cosine. `clip_norm` bounds the norm of the meta-gradient, `clip_value` each of its entries.
+
+    A step takes `tasks_per_step` tasks, computed in tickets of `tasks_per_ticket`, which decides how sums are grouped:
+    the number of workers does not. With `max_staleness` 0 an update always belongs to the newest parameters.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    steps: int
+    tasks_per_step: int
+    tasks_per_ticket: int
+    optimizer: str = "Adam"
+    lr: float
+    options: dict[str, Number] = field(default_factory=dict)
+    groups: dict[str, dict[str, Number]] = field(default_factory=dict)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    max_staleness: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("tasks_per_step", 1), ("tasks_per_ticket", 1), ("max_staleness", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        found = getattr(torch.optim, self.optimizer, None)
+        if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+            raise InputError(f"optimizer must be a class of torch.optim such as Adam or SGD, got {self.optimizer!r}")
+
+    def tickets(self) -> int:
+        """Tickets in a step."""
+        return -(-self.tasks_per_step // self.tasks_per_ticket)
+
+    def rate(self, version: int) -> float:
+        """What part of `lr` the step from `version` to `version + 1` takes."""
+        done = min(version / self.steps, 1.0)
+        if self.schedule == "linear":
+            return 1.0 - done
+        if self.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 1.0
+
+
+class Diverged(RuntimeError):
+    """The mean update is not finite."""
+
+
+class Learner:
+    """Descends weighted means of updates; knows nothing of the algorithm they come from."""
+
+    def __init__(self, meta: Meta, outer: Outer) -> None:
+        self.version = 0  # outer steps applied
+        self._outer = outer
+        self._params = {f"model.{k}": p.detach().clone() for k, p in meta.model.items()}
+        self._params |= {f"algorithm.{k}": p.detach().clone() for k, p in meta.algorithm.items()}
+        self._state = {k: p.detach().clone() for k, p in meta.state.items()}
+        groups = self._groups()
+        try:
+            self._optimizer = getattr(torch.optim, outer.optimizer)(groups, lr=outer.lr, **outer.options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups: {error}") from error
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+
+    def apply(self, updates: Sequence[Update]) -> dict[str, float]:
+        """One outer step along the mean of the updates, weighted by their tasks and added in the order given.
+
+        Returns the mean of their metrics, and "gradient_norm" (before clipping) and "lr". Raises Diverged, with nothing
+        changed, where the mean is not finite.
+        """
+        total = sum(update.tasks for update in updates)
+        mean = _weighted_mean([(_named(update.direction), update.tasks / total) for update in updates])
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(mean[name]) for name in self._params]))
+        if not torch.isfinite(norm):
+            raise Diverged(
+                f"the mean update of outer step {self.version} is not finite: lower algorithm.inner_lr or outer.lr, "
+                "or bound the step with outer.clip_norm"
+            )
+        for name, p in self._params.items():
+            p.grad = mean[name]
+        if self._outer.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(self._params.values(), self._outer.clip_value)
+        if self._outer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._params.values(), self._outer.clip_norm)
+        rate = self._outer.rate(self.version)
+        for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * rate
+        self._optimizer.step()
+        self._state = {name: mean[f"state.{name}"] for name in self._state}
+        self.version += 1
+        metrics = {
+            name: sum(update.metrics[name] * update.tasks for update in updates) / total for name in updates[0].metrics
+        }
+        return metrics | {"gradient_norm": float(norm), "lr": self._outer.lr * rate}
+
+    def meta(self) -> Meta:
+        """The meta-parameters now. The tensors are the learner's own: read them before the next step."""
+        model = {k.removeprefix("model."): p for k, p in self._params.items() if k.startswith("model.")}
+        algorithm = {k.removeprefix("algorithm."): p for k, p in self._params.items() if k.startswith("algorithm.")}
+        return Meta(model, algorithm, dict(self._state))
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and scalars, flat, from which an equal learner continues exactly."""
+        tensors = {f"params.{k}": p for k, p in self._params.items()} | {f"state.{k}": p for k, p in self._state.items()}
+        scalars: dict[str, Any] = {"version": self.version}
+        for name, p in self._params.items():
+            for key, value in self._optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{key}.{name}"] = value
+                elif value is not None:
+                    scalars[f"optimizer.{key}.{name}"] = value
+        return tensors, scalars
+
+    def load_state_dict(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        """Continue from a state_dict of a learner with the same parameters and optimizer."""
+        with torch.no_grad():
+            for name, p in self._params.items():
+                p.copy_(tensors[f"params.{name}"])
+            for name, p in self._state.items():
+                p.copy_(tensors[f"state.{name}"])
+        self._optimizer.state.clear()
+        for full, value in (tensors | scalars).items():
+            if full.startswith("optimizer."):
+                _, key, name = full.split(".", 2)
+                copy = value.clone() if isinstance(value, Tensor) else value
+                self._optimizer.state[self._params[name]][key] = copy
+        self.version = int(scalars["version"])
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Each parameter goes to the first pattern that matches its name, or to the group without options."""
+        patterns = [*self._outer.groups, "*"]
+        members: dict[str, list[Tensor]] = {pattern: [] for pattern in patterns}
+        for name, p in self._params.items():
+            members[next(pattern for pattern in patterns if fnmatchcase(name, pattern))].append(p)
+        for pattern in self._outer.groups:
+            if not members[pattern]:
+                known = ", ".join(self._params)
+                raise InputError(f"outer.groups has a pattern {pattern!r} that matches no parameter of {known}")
+        options = {**self._outer.groups, "*": self._outer.groups.get("*", {})}
+        return [{"params": members[pattern], **options[pattern]} for pattern in members if members[pattern]]
+
+
+def _named(meta: Meta) -> Params:
+    return {f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()}
+
+
+def _weighted_mean(parts: Sequence[tuple[Params, float]]) -> Params:
+    first, weight = parts[0]
+    mean = {name: p * weight for name, p in first.items()}
+    for params, weight in parts[1:]:
+        for name, p in params.items():
+            mean[name].add_(p, alpha=weight)
+    return mean

@@ -1,0 +1,6 @@
+"""Networks: plain nn.Modules, used as pure functions of their parameters."""
+
+from metatrain.models.conv import Conv4
+from metatrain.models.mlp import MLP
+
+__all__ = ["MLP", "Conv4"]

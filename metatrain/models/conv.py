@@ -1,0 +1,106 @@
+"""The four-layer convolutional network of the few-shot papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metatrain.core import InputError
+
+
+class BatchStatistics(nn.Module):
+    """Normalise with the mean and variance of a batch, per channel; there are no running statistics.
+
+    y = scale * (x - mean) / sqrt(variance + 0.001) + shift. The 0.001 is that of both papers' TensorFlow code.
+    """
+
+    EPS = 1e-3
+
+    def __init__(self, channels: int, scale: bool) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels)) if scale else None
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
+        """x [N, C, H, W]; the statistics are those of x[:statistics_from]."""
+        if statistics_from is None:
+            return F.batch_norm(x, None, None, self.scale, self.shift, training=True, eps=self.EPS)
+        variance, mean = torch.var_mean(x[:statistics_from], dim=(0, 2, 3), correction=0)
+        return F.batch_norm(x, mean, variance, self.scale, self.shift, training=False, eps=self.EPS)
+
+
+class Block(nn.Module):
+    """3x3 convolution, normalisation, ReLU, and halving by max-pool or by the convolution's stride."""
+
+    def __init__(self, narrow: int, wide: int, pool: str, norm: str, norm_scale: bool) -> None:
+        super().__init__()
+        self.pool = pool == "max"
+        # Normalisation takes a bias away again: there is one only without it.
+        self.conv = nn.Conv2d(narrow, wide, 3, 1 if self.pool else 2, padding=1, bias=norm == "none")
+        self.norm = BatchStatistics(wide, norm_scale) if norm == "batch" else None
+
+    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x, statistics_from)
+        x = F.relu(x)
+        return F.max_pool2d(x, 2) if self.pool else x
+
+
+class ConvNet(nn.Module):
+    """Blocks, then a linear head on the flattened or spatially averaged features."""
+
+    def __init__(self, blocks: list[Block], features: int, outputs: int, head: str) -> None:
+        super().__init__()
+        self.body = nn.ModuleList(blocks)
+        self.mean = head == "mean"
+        self.head = nn.Linear(features, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
+        for block in self.body:
+            x = block(x, statistics_from)
+        return self.head(x.mean((2, 3)) if self.mean else x.flatten(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv4:
+    """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a linear head; Glorot-uniform weights.
+
+    MAML's Omniglot net (Finn et al. 2017): pool="stride", head="mean", norm_scale=False, and shifts that are not adapted
+    (MAML(frozen=("*.norm.*",))). Reptile's (Nichol et al. 2018): pool="stride", head="flatten", norm_scale=True. Both
+    papers' mini-ImageNet net: pool="max", head="flatten", filters=32.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["conv4"] = "conv4"
+    filters: int = 64
+    pool: Literal["max", "stride"] = "max"
+    head: Literal["flatten", "mean"] = "flatten"
+    norm: Literal["batch", "none"] = "batch"
+    norm_scale: bool = True
+
+    def module(self, inputs: Sequence[int], outputs: int) -> nn.Module:
+        """[N, C, H, W] -> [N, outputs]."""
+        if len(inputs) != 3:
+            raise InputError(f"conv4 needs images of shape [channels, height, width], got examples of {list(inputs)}")
+        channels, height, width = inputs
+        for _ in range(4):
+            height, width = (height // 2, width // 2) if self.pool == "max" else ((height + 1) // 2, (width + 1) // 2)
+        if min(height, width) < 1:
+            raise InputError(f"conv4 halves images four times and needs 16 pixels a side, got {inputs[1]}x{inputs[2]}")
+        widths = [channels, *[self.filters] * 4]
+        pairs = zip(widths, widths[1:], strict=False)
+        blocks = [Block(narrow, wide, self.pool, self.norm, self.norm_scale) for narrow, wide in pairs]
+        features = self.filters * (1 if self.head == "mean" else height * width)
+        return ConvNet(blocks, features, outputs, self.head)

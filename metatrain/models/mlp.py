@@ -1,0 +1,43 @@
+"""The multilayer perceptron of the sinusoid experiments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """Linear layers with ReLU between them.
+
+    With `init_std` the weights are drawn from N(0, init_std^2) truncated at two standard deviations and the biases are
+    zero, as in the code of Finn et al. 2017 (0.01); without it they are PyTorch's defaults.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["mlp"] = "mlp"
+    hidden: tuple[int, ...] = (40, 40)
+    init_std: float | None = None
+
+    def module(self, inputs: Sequence[int], outputs: int) -> nn.Module:
+        """[N, *inputs] -> [N, outputs]."""
+        widths = [math.prod(inputs), *self.hidden, outputs]
+        layers: list[nn.Module] = [nn.Flatten()] if len(inputs) > 1 else []
+        for i, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False)):
+            layers.append(self._linear(narrow, wide))
+            if i < len(self.hidden):
+                layers.append(nn.ReLU())
+        return nn.Sequential(*layers)
+
+    def _linear(self, narrow: int, wide: int) -> nn.Linear:
+        linear = nn.Linear(narrow, wide)
+        if self.init_std is not None:
+            std = self.init_std
+            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(linear.bias)
+        return linear

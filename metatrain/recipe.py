@@ -1,0 +1,221 @@
+"""What a run learns, as a YAML file: strict loading, dotted overrides, dumping, and errors of one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from metatrain.algorithms import MAML, Reptile
+from metatrain.core import Algorithm, InputError, Norm, Split, TaskFamily
+from metatrain.learner import Outer
+from metatrain.models import MLP, Conv4
+from metatrain.tasks import FewShot, Sinusoid
+
+AnyFamily = Annotated[Sinusoid | FewShot, Field(discriminator="name")]
+AnyModel = Annotated[MLP | Conv4, Field(discriminator="name")]
+AnyAlgorithm = Annotated[MAML | Reptile, Field(discriminator="name")]
+Tree = dict[str, Any]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured after training, and how that differs from training.
+
+    `family` and `algorithm` override keys of the recipe's, such as {queries: 15} and {inner_steps: 10}. `norm` may list
+    several modes; the first is the result. The tasks are a fixed list that `seed` determines.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    tasks: int = 600
+    seed: int = 1
+    split: Literal["val", "test"] = "test"
+    tasks_per_ticket: int = 20
+    norm: Norm | tuple[Norm, ...] = "transductive"
+    family: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tasks < 2 or self.tasks_per_ticket < 1:
+            raise InputError(
+                "an evaluation needs at least 2 tasks and 1 task a ticket, "
+                f"got tasks {self.tasks} and tasks_per_ticket {self.tasks_per_ticket}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What is measured in training, each `every_steps` outer steps (never where it is 0), as the evaluation says."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    every_steps: int = 0
+    tasks: int = 100
+    seed: int = 2
+
+
+class Setting(NamedTuple):
+    """What tickets of one split are computed with."""
+
+    family: TaskFamily
+    algorithm: Algorithm
+    norm: tuple[Norm, ...]
+    seed: int
+    tasks: int  # a step's, or an evaluation's
+    tasks_per_ticket: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what is learnt: with a seed it determines the parameters."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str
+    seed: int = 0
+    family: AnyFamily
+    model: AnyModel
+    algorithm: AnyAlgorithm
+    norm: Norm = "transductive"
+    outer: Outer
+    validation: Validation = Validation()
+    evaluation: Evaluation = Evaluation()
+
+    def setting(self, split: Split, work: Literal["update", "score"] = "score") -> Setting:
+        """How a ticket's tasks are drawn and computed."""
+        outer, evaluation, validation = self.outer, self.evaluation, self.validation
+        if work == "update":
+            norm: tuple[Norm, ...] = (self.norm,)
+            return Setting(self.family, self.algorithm, norm, self.seed, outer.tasks_per_step, outer.tasks_per_ticket)
+        family = override(self.family, evaluation.family, "evaluation.family")
+        algorithm = override(self.algorithm, evaluation.algorithm, "evaluation.algorithm")
+        norm = (evaluation.norm,) if isinstance(evaluation.norm, str) else evaluation.norm
+        if split == evaluation.split:
+            return Setting(family, algorithm, norm, evaluation.seed, evaluation.tasks, evaluation.tasks_per_ticket)
+        return Setting(
+            family, algorithm, norm[:1], validation.seed, validation.tasks, min(validation.tasks, evaluation.tasks_per_ticket)
+        )
+
+
+def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
+    """Read a YAML file as a dataclass tree, after overrides such as "algorithm.inner_lr=0.1"."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold keys and values, such as `name: my-run`")
+    return parse(kind, apply_overrides(tree, overrides), str(path))
+
+
+def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
+    """Set each "dotted.key=value" in the tree, the value being YAML."""
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--set takes key=value, such as algorithm.inner_lr=0.1; got {item!r}")
+        try:
+            put(tree, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise InputError(f"the value of --set {item!r} is not YAML") from error
+    return tree
+
+
+def parse(kind: type[C], tree: Any, source: str) -> C:
+    """Validate plain data as a dataclass; the first thing wrong is the error's sentence."""
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        # A misspelt key is also a missing one: name the one that is there.
+        found = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
+        raise InputError(f"{source}: {_sentence(kind, found[0])}") from error
+
+
+def dump(config: Any) -> Tree:
+    """The dataclass tree as plain data that `parse` reads back."""
+    found: Tree = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return found
+
+
+def override(component: C, changes: Mapping[str, Any], source: str) -> C:
+    """A component with some of its fields changed, validated again."""
+    return parse(type(component), dump(component) | dict(changes), source) if changes else component
+
+
+def put(tree: Tree, key: str, value: Any) -> None:
+    """Set a dotted key."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"{key!r} cannot be set: {parent!r} is a value, not a group of keys")
+    tree[last] = value
+
+
+def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) for each leaf: the keys that `put` sets."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _sentence(kind: Any, error: Any) -> str:
+    """What is wrong, what was expected, what to do: from the first of pydantic's errors."""
+    path: list[str] = []
+    here: Any = kind
+    for part in error["loc"]:
+        options = _dataclasses_of(here)
+        tagged = [option for option in options if getattr(option, "name", None) == part]
+        if len(options) > 1 and tagged:
+            here = tagged[0]  # pydantic names the union's chosen member; the file does not
+            continue
+        if not options and not isinstance(part, int):
+            break  # pydantic names the members of a plain union, too
+        path.append(str(part))
+        fields = typing.get_type_hints(options[0], include_extras=True) if len(options) == 1 else {}
+        here = fields.get(part)
+        if here is None and error["type"] == "unexpected_keyword_argument":
+            near = difflib.get_close_matches(str(part), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
+            return f"{'.'.join(path)} is not a key of a recipe; {hint}"
+    where = ".".join(path) or "the file"
+    value = error["input"]
+    if error["type"] == "missing":
+        return f"{where} is missing; give it a value"
+    if error["type"] == "union_tag_not_found":
+        return f"{where} needs a name: one of {_names(here)}"
+    if error["type"] == "union_tag_invalid":
+        given = value.get("name") if isinstance(value, dict) else value
+        near = difflib.get_close_matches(str(given), _names(here).split(", "), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{where}.name is {given!r}, expected one of {_names(here)}{hint}"
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
+    expected = error["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
+    return f"{where} is {value!r}, expected {expected}"
+
+
+def _dataclasses_of(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) is Annotated:
+        return _dataclasses_of(typing.get_args(hint)[0])
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return [found for option in typing.get_args(hint) for found in _dataclasses_of(option)]
+    return [hint] if dataclasses.is_dataclass(hint) else []
+
+
+def _names(hint: Any) -> str:
+    return ", ".join(str(getattr(option, "name", option.__name__)) for option in _dataclasses_of(hint))

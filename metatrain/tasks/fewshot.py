@@ -1,0 +1,138 @@
+"""N-way K-shot classification episodes over an ImageStore (Vinyals et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metatrain.core import InputError, Model, Norm, Path, Problem, Split, Task
+from metatrain.problem import Supervised
+from metatrain.tasks.images import ImageStore
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[T, N, ways], [T, N] -> [T], mean over the N examples."""
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return each.view(labels.shape).mean(1)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[T, N, ways], [T, N] -> [T] in 0..1."""
+    return (logits.argmax(-1) == labels).float().mean(1)
+
+
+def nearest_neighbour(task: Task) -> Tensor:
+    """[T] accuracy of giving each query image the label of the closest support image, in pixel space."""
+    distance = torch.cdist(task.query_x.flatten(2).float(), task.support_x.flatten(2).float())  # [T, Q, S]
+    return (task.support_y.gather(1, distance.argmin(-1)) == task.query_y).float().mean(1)
+
+
+def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:
+    """For each size n, k distinct numbers below n in random order: [*sizes.shape, k]."""
+    keys = torch.rand(*sizes.shape, int(sizes.max()), generator=generator)
+    keys.masked_fill_(torch.arange(keys.shape[-1]) >= sizes[..., None], -1.0)
+    return keys.topk(k, dim=-1).indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """Tell `ways` classes apart from `shots` images of each.
+
+    `data` names an imported data set and `splits` one of its splits into classes (default: its first). `queries` counts
+    query images per class. With `invert`, networks see paper as 1 and ink as 0.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    metric: ClassVar[str] = "accuracy"
+
+    name: Literal["fewshot"] = "fewshot"
+    data: str = "glyphs"
+    splits: str | None = None
+    ways: int = 5
+    shots: int = 1
+    queries: int = 1
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    @cached_property
+    def store(self) -> ImageStore:
+        return ImageStore.open(self.data)
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
+        """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels int64, class by class."""
+        store, scheme = self.store, self.store.scheme(self.splits)
+        rotations = scheme.rotations[split]
+        classes = torch.tensor(scheme.classes[split])
+        pool = len(classes) * (4 if rotations == "classes" else 1)
+        chosen = choose(generator, torch.full((count,), pool), self.ways)  # [T, W]
+        if rotations == "classes":
+            turns = chosen % 4
+            chosen = classes[chosen // 4]
+        else:
+            chosen = classes[chosen]
+            turns = torch.zeros_like(chosen)
+            if rotations == "per-task":
+                turns = torch.randint(4, chosen.shape, generator=generator)
+        examples = choose(generator, store.sizes[chosen], self.shots + self.queries)  # [T, W, K + Q]
+        images = store.images[store.offsets[chosen][..., None] + examples]  # [T, W, K + Q, C, H, W]
+        for turn in (1, 2, 3):
+            where = turns == turn
+            if where.any():
+                images[where] = torch.rot90(images[where], turn, dims=(-2, -1))
+        labels = torch.arange(self.ways).expand(count, self.ways)
+        return Task(
+            images[:, :, : self.shots].flatten(1, 2),
+            labels.repeat_interleave(self.shots, dim=1),
+            images[:, :, self.shots :].flatten(1, 2),
+            labels.repeat_interleave(self.queries, dim=1),
+        )
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Problem:
+        return Supervised(
+            model=model,
+            inputs=self.store.shape,
+            outputs=self.ways,
+            loss=cross_entropy,
+            metrics={"accuracy": accuracy},
+            norm=norm,
+            path=path,
+            to_float=self._to_float,
+            baseline_metrics={"nearest_neighbour": nearest_neighbour},
+        )
+
+    def check(self, split: Split) -> None:
+        scheme = self.store.scheme(self.splits)
+        classes = scheme.classes.get(split, [])
+        where = f"the {split} split of {self.data}/{scheme.name}"
+        if not classes:
+            raise InputError(f"{where} is empty: it has only {', '.join(scheme.classes)}; choose other splits")
+        available = len(classes) * (4 if scheme.rotations[split] == "classes" else 1)
+        if self.ways > available:
+            raise InputError(f"{self.ways} ways were asked for, but {where} has {available} classes: lower family.ways")
+        fewest, wanted = int(self.store.sizes[torch.tensor(classes)].min()), self.shots + self.queries
+        if wanted > fewest:
+            raise InputError(
+                f"{self.shots} shots and {self.queries} queries need {wanted} images of a class, "
+                f"but {where} has classes of {fewest}: lower family.shots or family.queries"
+            )
+
+    def describe(self) -> str:
+        synthetic = " (synthetic)" if self.store.synthetic else ""
+        return (
+            f"{self.data}/{self.store.scheme(self.splits).name}{synthetic} "
+            f"{self.ways}-way {self.shots}-shot {self.queries} query/class"
+        )
+
+    def _to_float(self, images: Tensor) -> Tensor:
+        x = images.float().div_(255)
+        return x.neg_().add_(1) if self.invert else x

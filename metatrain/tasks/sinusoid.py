@@ -1,0 +1,64 @@
+"""Sinusoid regression (Finn et al. 2017, section 5.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metatrain.core import InputError, Model, Norm, Path, Problem, Split, Task
+from metatrain.problem import Supervised
+
+
+def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """[T, N, 1], [T, N, 1] -> [T]."""
+    return (prediction - target).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoid:
+    """y = A sin(x - p), amplitude A ~ U[0.1, 5], phase p ~ U[0, pi], x ~ U[-5, 5].
+
+    All splits draw from the same distribution of functions; the ticket keeps their tasks apart.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    metric: ClassVar[str] = "mse"
+
+    name: Literal["sinusoid"] = "sinusoid"
+    shots: int = 10
+    queries: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "queries"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
+        """support [T, shots, 1], query [T, queries, 1], float32."""
+        amplitude = torch.empty(count, 1, 1).uniform_(0.1, 5.0, generator=generator)
+        phase = torch.empty(count, 1, 1).uniform_(0.0, math.pi, generator=generator)
+        x = torch.empty(count, self.shots + self.queries, 1).uniform_(-5.0, 5.0, generator=generator)
+        y = amplitude * torch.sin(x - phase)
+        return Task(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Problem:
+        return Supervised(
+            model=model,
+            inputs=(1,),
+            outputs=1,
+            loss=mean_squared_error,
+            metrics={"mse": mean_squared_error},
+            norm=norm,
+            path=path,
+        )
+
+    def check(self, split: Split) -> None:
+        """Any split can be drawn."""
+
+    def describe(self) -> str:
+        return f"sinusoid {self.shots}-shot {self.queries} query points"
