@@ -35,9 +35,9 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint each `every_steps` outer steps, of which the last `keep` stay; under the output unless `uri` is given.
+    """A checkpoint each `every_steps` outer steps, of which the last `keep` stay.
 
-    `uri` is a folder or anything pyarrow knows, such as s3://bucket/run.
+    They lie under the output, or in `uri`: a folder or anything pyarrow knows, such as s3://bucket/run.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

@@ -14,7 +14,7 @@ from metatrain.recipe import Recipe
 def evaluate_split(recipe: Recipe, requests: Requests, split: Split, version: int) -> list[Score]:
     """Score the published parameters, which are those of `version`, on a split's fixed tasks: one score per norm."""
     setting = recipe.setting(split)
-    tickets = [Ticket("score", split, 0, i) for i in range(-(-setting.tasks // setting.tasks_per_ticket))]
+    tickets = [Ticket("score", split, 0, part) for part in range(-(-setting.tasks // setting.tasks_per_ticket))]
     requests.ask(tickets)
     contributions = requests.collect(tickets, oldest_version=version)
     parts = [c.result for c in contributions if isinstance(c.result, Scores)]

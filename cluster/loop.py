@@ -80,7 +80,7 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
 
 def update_tickets(recipe: Recipe, step: int) -> list[Ticket]:
     """The tickets of one outer step, in the order in which their updates are added."""
-    return [Ticket("update", "train", step, index) for index in range(recipe.outer.tickets())]
+    return [Ticket("update", "train", step, part) for part in range(recipe.outer.tickets())]
 
 
 def _validate(recipe: Recipe, requests: Requests, version: int) -> Metrics:

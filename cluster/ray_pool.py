@@ -72,7 +72,7 @@ class RayWorker:
         except InputError as error:
             self._refusal = str(error)
 
-    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    @ray.method(max_task_retries=-1)
     def ready(self) -> str | None:
         """Why this worker cannot work; None where it can. Answers once a restart is over."""
         return self._refusal
@@ -109,7 +109,7 @@ class RayPool:
         if local:
             _check_capacity(workers)
         self._layout = Layout(initial_meta(recipe))
-        self._actor_class = ray.remote(RayWorker).options(  # type: ignore[attr-defined]
+        self._actor_class = ray.remote(RayWorker).options(
             num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=0
         )
         self._arguments = (recipes.dump(recipe), plan)
@@ -117,7 +117,8 @@ class RayPool:
         self._under_way: dict[Any, tuple[_Actor, Ticket | None, int]] = {}  # ref -> actor, ticket, version
         self._waiting: deque[Ticket] = deque()
         self._since: dict[Ticket, float] = {}
-        self._version, self._parameters = -1, None
+        self._version = -1
+        self._parameters: Any = None  # the array or a reference to it
         for i in range(workers.max):
             self._start(_Actor(f"worker-{i}", None))
         try:
@@ -182,8 +183,8 @@ class RayPool:
             if time.monotonic() > deadline:
                 there = _resources(ray.cluster_resources())
                 raise InputError(
-                    f"{self.status().alive} of workers.min = {workers.min} workers of {_wanted(workers)} could start in "
-                    f"workers.wait_s = {workers.wait_s:g} s; the cluster has {there}: ask for less or add nodes"
+                    f"{self.status().alive} of workers.min = {workers.min} workers of {_wanted(workers)} could start "
+                    f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}: ask for less or add nodes"
                 )
 
     def _start(self, actor: _Actor) -> None:
@@ -210,7 +211,7 @@ class RayPool:
             if not free:
                 return
             ticket = self._waiting.popleft()
-            kind = (ticket.work, ticket.split, ticket.index)
+            kind = (ticket.work, ticket.split, ticket.part)
             # The least busy; among those, the one that has drawn these tasks already.
             actor = min(free, key=lambda a: (a.tickets, kind not in a.drawn))
             ref = actor.handle.compute.remote(ticket, self._version, self._parameters)
@@ -230,8 +231,7 @@ class RayPool:
         else:
             steps, curves, baselines, seconds = answer
             curves, baselines = (
-                {name: torch.from_numpy(values.copy()) for name, values in part.items()}
-                for part in (curves, baselines)
+                {name: torch.from_numpy(values.copy()) for name, values in part.items()} for part in (curves, baselines)
             )
             result = Scores(steps, curves, baselines)
         return Contribution(ticket, version, actor.name, seconds, result)

@@ -1,11 +1,10 @@
-"""One run, put together: configuration, folder, pool, learner, tracking; then train, evaluate, and leave the results."""
+"""One run, put together: configuration, folder, pool, learner, tracking; train, evaluate, leave the results."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import os
 import signal
 import threading
 import time
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Path, list[Score]]:
     """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
 
-    Returns the run's folder and a score for each norm. Leaves in the folder: config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and result.json.
+    Returns the run's folder and a score for each norm. Leaves in the folder config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and result.json.
     Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
     """
     check_data(config)
@@ -61,7 +60,8 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
         try:
             with _metrics_file(folder, learner.version) as write, interruptible() as should_stop:
                 requests = Requests(pool, should_stop, config.workers.wait_s)
-                line = ProgressLine(config.family.metric, learner.version, config.outer.steps, config.outer.tasks_per_step)
+                outer = config.outer
+                line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
 
                 def on_step(step: int, metrics: Mapping[str, float]) -> None:
                     write(step, metrics)
@@ -75,7 +75,8 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
 
                 (folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
                 with line:
-                    loop.train(recipe, learner, pool, requests, loop.Hooks(on_step, save), config.checkpoint.every_steps)
+                    hooks = loop.Hooks(on_step, save)
+                    loop.train(recipe, learner, pool, requests, hooks, config.checkpoint.every_steps)
                 bundle.save(str(folder / "bundle"), recipe, learner.meta())
                 scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
             for path in _leave_results(folder, config.name, scores):
@@ -176,10 +177,7 @@ def _folder(config: RunConfig, resume: str | None) -> tuple[Path, checkpoint.Sav
     """The run's folder, and the checkpoint to go on from."""
     runs = Path("runs") / config.name
     if resume == "auto":
-        if config.output is not None:
-            candidates = [Path(config.output)]
-        else:
-            candidates = sorted(runs.glob("*"), reverse=True)
+        candidates = [Path(config.output)] if config.output else sorted(runs.glob("*"), reverse=True)
         for folder in candidates:
             newest = checkpoint.latest(config.checkpoint.uri or str(folder / "checkpoints"))
             if newest is not None:
@@ -203,7 +201,7 @@ def _metrics_file(folder: Path, version: int) -> Iterator[Callable[[int, Mapping
     kept = [line for line in path.read_text().splitlines() if _step(line) <= version] if path.exists() else []
     temporary = path.with_suffix(".partial")
     temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)
+    temporary.replace(path)
     with path.open("a", buffering=1) as file:
 
         def write(step: int, metrics: Mapping[str, float]) -> None:

@@ -26,7 +26,10 @@ PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
 
 
 class Tracker(Protocol):
-    run_id: str | None  # to continue the run after a crash
+    @property
+    def run_id(self) -> str | None:
+        """To continue the run after a crash."""
+        ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -40,7 +43,7 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    run_id = None
+    run_id: str | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 

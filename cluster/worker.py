@@ -128,7 +128,7 @@ class Worker:
 
     def _sample(self, ticket: Ticket) -> Any:
         setting, _ = self._bind(ticket)
-        first = ticket.index * setting.tasks_per_ticket
+        first = ticket.part * setting.tasks_per_ticket
         count = min(setting.tasks_per_ticket, setting.tasks - first)
         return setting.family.sample(generator_for(setting.seed, ticket, "tasks"), count, ticket.split)
 

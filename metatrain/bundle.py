@@ -37,9 +37,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
     """Write files and then their manifest."""
     system, path = filesystem(uri)
-    manifest = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
-    }
+    manifest = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     try:
         system.create_dir(path, recursive=True)
         for name, data in [*files.items(), (MANIFEST, json.dumps(manifest, indent=1).encode())]:

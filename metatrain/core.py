@@ -48,8 +48,8 @@ class Ticket(NamedTuple):
 
     work: Literal["update", "score"]
     split: Split
-    step: int
-    index: int
+    step: int  # outer step; 0 for scores, whose tasks are a fixed list
+    part: int  # which chunk of the step's tasks
 
 
 class Context(NamedTuple):
@@ -78,7 +78,10 @@ class Scores(NamedTuple):
 class TaskFamily(Protocol):
     """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10) or FewShot(data="glyphs")."""
 
-    metric: str  # the metric people read: "accuracy", "mse"
+    @property
+    def metric(self) -> str:
+        """The metric people read, such as "accuracy" or "mse"."""
+        ...
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Any:
         """Draw `count` tasks of a split."""
@@ -111,7 +114,8 @@ class Problem(Protocol):
     `params` are those of T tasks: each tensor has a leading T.
     """
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh parameters, without a leading T."""
@@ -156,7 +160,7 @@ class Algorithm(Protocol):
 
 def generator_for(seed: int, ticket: Ticket, purpose: str) -> torch.Generator:
     """A CPU generator that depends on nothing but its arguments."""
-    key = f"{seed}/{ticket.work}/{ticket.split}/{ticket.step}/{ticket.index}/{purpose}"
+    key = f"{seed}/{ticket.work}/{ticket.split}/{ticket.step}/{ticket.part}/{purpose}"
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -173,7 +177,5 @@ def count(task: Any) -> int:
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """A NamedTuple of tensors or of Params on another device."""
-    moved = (
-        {k: v.to(device) for k, v in leaf.items()} if isinstance(leaf, dict) else leaf.to(device) for leaf in tree
-    )
+    moved = ({k: v.to(device) for k, v in leaf.items()} if isinstance(leaf, dict) else leaf.to(device) for leaf in tree)
     return type(tree)(*moved)

@@ -47,7 +47,7 @@ def scores(problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, contex
             found.append(problem.query(params, task, context))
 
     step, params = 0, meta.model
-    for step, params in enumerate(algorithm.adapt(problem, meta, task, context)):  # noqa: B007
+    for step, params in enumerate(algorithm.adapt(problem, meta, task, context)):
         if step <= 10 or step % 10 == 0:
             measure(step, params)
     if steps[-1] != step:

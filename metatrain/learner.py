@@ -123,7 +123,8 @@ class Learner:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and scalars, flat, from which an equal learner continues exactly."""
-        tensors = {f"params.{k}": p for k, p in self._params.items()} | {f"state.{k}": p for k, p in self._state.items()}
+        tensors = {f"params.{k}": p for k, p in self._params.items()}
+        tensors |= {f"state.{k}": p for k, p in self._state.items()}
         scalars: dict[str, Any] = {"version": self.version}
         for name, p in self._params.items():
             for key, value in self._optimizer.state.get(p, {}).items():

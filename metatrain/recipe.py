@@ -102,9 +102,8 @@ class Recipe:
         norm = (evaluation.norm,) if isinstance(evaluation.norm, str) else evaluation.norm
         if split == evaluation.split:
             return Setting(family, algorithm, norm, evaluation.seed, evaluation.tasks, evaluation.tasks_per_ticket)
-        return Setting(
-            family, algorithm, norm[:1], validation.seed, validation.tasks, min(validation.tasks, evaluation.tasks_per_ticket)
-        )
+        chunk = min(validation.tasks, evaluation.tasks_per_ticket)
+        return Setting(family, algorithm, norm[:1], validation.seed, validation.tasks, chunk)
 
 
 def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:

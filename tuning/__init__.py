@@ -1,0 +1,1 @@
+"""The command line of all layers; what Ray Tune adds comes here."""

@@ -20,8 +20,8 @@ class MAML:
         phi_i = theta - inner_lr * grad_theta L_i(theta)                                          (equation 1)
 
     is taken `inner_steps` times. The losses are means over examples: the paper's code sums over the ways, so that its
-    inner rate is `inner_lr / ways`. `first_order` holds the inner gradient constant (section 5.2); the query gradient is
-    still taken at phi. `frozen` names what the inner loop leaves alone, by pattern: "*.norm.*" for the paper's nets,
+    inner rate is `inner_lr / ways`. `first_order` holds the inner gradient constant (section 5.2); the query gradient
+    is still taken at phi. `frozen` names what the inner loop leaves alone, by pattern: "*.norm.*" for the paper's nets,
     "body.*" for ANIL (Raghu et al. 2020).
     """
 

@@ -15,7 +15,7 @@ from metatrain.core import Context, InputError, Meta, Params, Problem, Update, c
 
 @dataclass(frozen=True, kw_only=True)
 class Reptile:
-    """Move the initialisation towards the adapted parameters: theta <- theta + eps mean_i (phi_i - theta)  (algorithm 2).
+    """Move towards the adapted parameters:  theta <- theta + eps mean_i (phi_i - theta)  (algorithm 2).
 
     phi_i is theta after `inner_steps` of an optimizer on mini-batches of `inner_batch` support examples (all of them
     where it is None). "adam" is Adam with beta1 = 0, which starts fresh for each task; the authors' code carries its

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -76,9 +77,9 @@ class ConvNet(nn.Module):
 class Conv4:
     """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a linear head; Glorot-uniform weights.
 
-    MAML's Omniglot net (Finn et al. 2017): pool="stride", head="mean", norm_scale=False, and shifts that are not adapted
-    (MAML(frozen=("*.norm.*",))). Reptile's (Nichol et al. 2018): pool="stride", head="flatten", norm_scale=True. Both
-    papers' mini-ImageNet net: pool="max", head="flatten", filters=32.
+    MAML's Omniglot net (Finn et al. 2017): pool="stride", head="mean", norm_scale=False, and shifts that are not
+    adapted (MAML(frozen=("*.norm.*",))). Reptile's (Nichol et al. 2018): pool="stride", head="flatten",
+    norm_scale=True. Both papers' mini-ImageNet net: pool="max", head="flatten", filters=32.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -100,7 +101,6 @@ class Conv4:
         if min(height, width) < 1:
             raise InputError(f"conv4 halves images four times and needs 16 pixels a side, got {inputs[1]}x{inputs[2]}")
         widths = [channels, *[self.filters] * 4]
-        pairs = zip(widths, widths[1:], strict=False)
-        blocks = [Block(narrow, wide, self.pool, self.norm, self.norm_scale) for narrow, wide in pairs]
+        blocks = [Block(*pair, self.pool, self.norm, self.norm_scale) for pair in pairwise(widths)]
         features = self.filters * (1 if self.head == "mean" else height * width)
         return ConvNet(blocks, features, outputs, self.head)

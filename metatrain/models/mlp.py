@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -28,7 +29,7 @@ class MLP:
         """[N, *inputs] -> [N, outputs]."""
         widths = [math.prod(inputs), *self.hidden, outputs]
         layers: list[nn.Module] = [nn.Flatten()] if len(inputs) > 1 else []
-        for i, (narrow, wide) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (narrow, wide) in enumerate(pairwise(widths)):
             layers.append(self._linear(narrow, wide))
             if i < len(self.hidden):
                 layers.append(nn.ReLU())

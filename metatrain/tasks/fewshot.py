@@ -69,7 +69,7 @@ class FewShot:
         return ImageStore.open(self.data)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
-        """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels int64, class by class."""
+        """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels int64, by class."""
         store, scheme = self.store, self.store.scheme(self.splits)
         rotations = scheme.rotations[split]
         classes = torch.tensor(scheme.classes[split])

@@ -37,7 +37,7 @@ def _draw_class(control: Ints, drawings: int, uniform: _Uniform) -> NDArray[np.u
     centre = SIDE * UNIT // 2
     wobble = sum(uniform(2 * UNIT + 1, drawings, *control.shape) - UNIT for _ in range(2))  # +-2 pixels, triangular
     points = control + wobble - centre
-    # A linear map near the identity, in units of 1/1024: scale 0.74 to 1.21, turn up to about 22 degrees, shear up to 0.3.
+    # A linear map near the identity, in units of 1/1024: scale 0.74 to 1.21, turn up to 22 degrees, shear up to 0.3.
     turn = uniform(801, drawings) - 400
     shear = uniform(601, drawings) - 300
     scale = 760 + uniform(480, drawings, 2)
