@@ -72,9 +72,8 @@ class RayWorker:
         except InputError as error:
             self._refusal = str(error)
 
-    @ray.method(max_task_retries=-1)
     def ready(self) -> str | None:
-        """Why this worker cannot work; None where it can. Answers once a restart is over."""
+        """Why this worker cannot work; None where it can."""
         return self._refusal
 
     def draw(self, ticket: Ticket) -> None:
@@ -196,7 +195,8 @@ class RayPool:
     def _await_ready(self, actor: _Actor) -> None:
         actor.alive = False
         actor.drawn.clear()
-        self._under_way[actor.handle.ready.remote()] = (actor, None, -1)
+        answers = actor.handle.ready.options(max_task_retries=-1).remote()  # waits until a restart is over
+        self._under_way[answers] = (actor, None, -1)
 
     def _lost(self, actor: _Actor, ticket: Ticket | None, error: RayActorError) -> Failure:
         if ticket is None:

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Path, list[Score]]:
     """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
 
-    Returns the run's folder and a score for each norm. Leaves in the folder config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and result.json.
+    Returns the run's folder and a score for each norm. The folder holds config.yaml, metrics.jsonl, checkpoints/,
+    bundle/, figures/ and result.json.
     Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
     """
     check_data(config)

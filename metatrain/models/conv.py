@@ -29,10 +29,12 @@ class BatchStatistics(nn.Module):
 
     def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
         """x [N, C, H, W]; the statistics are those of x[:statistics_from]."""
+        # Without a scale, batch_norm's second derivative fails in PyTorch: ones stand in for it.
+        scale = torch.ones_like(self.shift) if self.scale is None else self.scale
         if statistics_from is None:
-            return F.batch_norm(x, None, None, self.scale, self.shift, training=True, eps=self.EPS)
+            return F.batch_norm(x, None, None, scale, self.shift, training=True, eps=self.EPS)
         variance, mean = torch.var_mean(x[:statistics_from], dim=(0, 2, 3), correction=0)
-        return F.batch_norm(x, mean, variance, self.scale, self.shift, training=False, eps=self.EPS)
+        return F.batch_norm(x, mean, variance, scale, self.shift, training=False, eps=self.EPS)
 
 
 class Block(nn.Module):

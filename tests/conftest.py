@@ -1,0 +1,98 @@
+"""What several tests share: a private data cache, small recipes, one local Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.config import RunConfig
+from metatrain import recipe as recipes
+from metatrain.core import Context, Ticket, generator_for
+from metatrain.tasks.images import ImageStore, import_data
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's data cache, and none talks to an MLflow or Ray of theirs."""
+    os.environ["METATRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        os.environ.pop(name, None)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and stores that a test leaves in the working directory are its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with more CPU slots than this machine may have."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _omniglot_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Omniglot, imported once into a cache of its own."""
+    source = Path(os.environ.get("METATRAIN_DATA", "")) / "omniglot"
+    if not (source / "images_background.zip").exists():
+        pytest.skip("METATRAIN_DATA has no omniglot/images_background.zip")
+    folder = tmp_path_factory.mktemp("omniglot")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METATRAIN_CACHE", str(folder))
+        import_data("omniglot", source)
+    return folder
+
+
+@pytest.fixture
+def omniglot(_omniglot_cache: Path, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
+    monkeypatch.setenv("METATRAIN_CACHE", str(_omniglot_cache))
+    return ImageStore.open("omniglot")
+
+
+SINUSOID: dict[str, Any] = {
+    "name": "sinusoid",
+    "family": {"name": "sinusoid", "shots": 5, "queries": 5},
+    "model": {"name": "mlp", "hidden": [16, 16]},
+    "algorithm": {"name": "maml", "inner_lr": 0.01},
+    "outer": {"steps": 20, "tasks_per_step": 10, "tasks_per_ticket": 3, "lr": 0.001},
+    "evaluation": {"tasks": 30, "tasks_per_ticket": 7},
+    "workers": {"max": 0},
+    "tracking": {"uri": "none"},
+}
+GLYPHS: dict[str, Any] = SINUSOID | {
+    "name": "glyphs",
+    "family": {"name": "fewshot", "data": "glyphs"},
+    "model": {"name": "conv4", "filters": 8, "pool": "stride", "head": "mean"},
+    "algorithm": {"name": "maml", "inner_lr": 0.4},
+    "outer": {"steps": 20, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003},
+}
+REPTILE: dict[str, Any] = GLYPHS | {
+    "name": "reptile",
+    "family": {"name": "fewshot", "data": "glyphs", "shots": 4},
+    "algorithm": {"name": "reptile", "inner_lr": 0.001, "inner_steps": 3, "inner_batch": 7},
+    "outer": {"steps": 20, "tasks_per_step": 5, "tasks_per_ticket": 2, "optimizer": "SGD", "lr": 1.0},
+}
+
+
+def config(base: dict[str, Any], **overrides: Any) -> RunConfig:
+    """A run's configuration; overrides are dotted keys with __ for the dot."""
+    tree = recipes.dump(recipes.parse(RunConfig, base, "test"))
+    for key, value in overrides.items():
+        recipes.put(tree, key.replace("__", "."), value)
+    return recipes.parse(RunConfig, tree, "test")
+
+
+def context(seed: int = 0) -> Context:
+    ticket = Ticket("update", "train", 0, 0)
+    return Context(ticket, generator_for(seed, ticket, "adaptation"))

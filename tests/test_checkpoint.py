@@ -1,0 +1,162 @@
+"""Checkpoints resume exactly, are complete or not there, and are refused when they are not what was saved."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GLYPHS, REPTILE, SINUSOID, config
+from pyarrow import fs
+
+from cluster import checkpoint, run
+from cluster.worker import choose_plan, initial_meta
+from metatrain import bundle
+from metatrain.core import InputError
+from metatrain.learner import Learner
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    return bundle.load(str(folder / "bundle"))[1].model
+
+
+def save_steps(root: str, versions: list[int], keep: int = 2, base: dict[str, Any] = SINUSOID) -> None:
+    settings = config(base)
+    learner = Learner(initial_meta(settings.recipe()), settings.outer)
+    plan, _ = choose_plan(settings.recipe(), 0, 1)
+    for version in versions:
+        learner.version = version
+        checkpoint.save(root, settings, plan, learner, {"mlflow_run_id": "abc"}, keep)
+
+
+@pytest.mark.parametrize("base", [SINUSOID, REPTILE], ids=["maml-adam", "reptile-sgd"])
+def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path: Path) -> None:
+    """A process killed without warning after its fifth step, and another one that resumes."""
+    schedule = {"outer__steps": 10, "outer__schedule": "linear", "checkpoint__every_steps": 5}
+    straight, _ = run.train(config(base, output=str(tmp_path / "straight"), **schedule))
+    killed = tmp_path / "killed"
+    settings = json.dumps(checkpoint.recipes.dump(config(base, output=str(killed), **schedule)))
+    code = (
+        "import json, os, signal, sys\n"
+        "from cluster import checkpoint, run\n"
+        "from cluster.config import RunConfig\n"
+        "from metatrain import recipe as recipes\n"
+        "save = checkpoint.save\n"
+        "def save_and_die(*args):\n"
+        "    save(*args)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "checkpoint.save = save_and_die\n"
+        "run.train(recipes.parse(RunConfig, json.loads(sys.argv[1]), 'test'))\n"
+    )
+    died = subprocess.run([sys.executable, "-c", code, settings], capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (killed / "bundle").exists()
+    resumed, _ = run.train(config(base, output=str(killed), **schedule), resume="auto")
+    assert resumed == killed
+    for name, p in parameters(straight).items():
+        assert torch.equal(p, parameters(killed)[name]), name
+    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (straight, killed)]
+    assert [row["step"] for row in rows[1]] == list(range(1, 11))
+    assert [row["train/loss_after"] for row in rows[0]] == [row["train/loss_after"] for row in rows[1]]
+
+
+def test_only_the_newest_are_kept_and_an_unfinished_one_does_not_count(tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [1, 2, 3])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+    (tmp_path / "step-00000003" / bundle.MANIFEST).unlink()  # as if killed before the last write
+    newest = checkpoint.latest(str(tmp_path))
+    assert newest is not None
+    assert newest.endswith("step-00000002")
+    assert checkpoint.load(str(tmp_path)).scalars["version"] == 2
+    assert checkpoint.load(newest).notes == {"mlflow_run_id": "abc"}
+
+
+@pytest.mark.parametrize("name", sorted(checkpoint.FILES))
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_refused(name: str, damage: str, tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [4])
+    path = tmp_path / "step-00000004" / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-3])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"step-00000004 is damaged.*use another checkpoint"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [4])
+    (tmp_path / "step-00000004" / bundle.MANIFEST).write_text("[]x")
+    with pytest.raises(InputError, match="is damaged"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_a_folder_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no checkpoint: give a run's folder"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [4])
+    names = {p.name for p in (tmp_path / "step-00000004").iterdir()}
+    assert names == checkpoint.FILES | {bundle.MANIFEST}
+    assert {Path(name).suffix for name in names} == {".safetensors", ".json", ".yaml"}
+
+
+def test_any_pyarrow_filesystem_will_do(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/elsewhere"
+    save_steps(uri, [1, 2, 3])
+    assert checkpoint.load(uri).scalars["version"] == 3
+    assert isinstance(bundle.filesystem(uri)[0], fs.LocalFileSystem)
+    with pytest.raises(InputError, match="cannot use nonsense://x as storage"):
+        bundle.filesystem("nonsense://x")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("outer.lr", 0.5, True),
+        ("algorithm.inner_lr", 0.5, True),
+        ("outer.steps", 40, True),
+        ("workers.threads", 2, True),
+        ("output", "elsewhere", True),
+        ("outer.optimizer", "SGD", False),
+        ("family.shots", 9, False),
+        ("model.hidden", [3], False),
+        ("seed", 1, False),
+    ],
+)
+def test_only_numbers_of_outer_and_algorithm_may_change(key: str, value: Any, allowed: bool, tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [4])
+    saved = checkpoint.load(str(tmp_path))
+    changed = config(SINUSOID, **{key.replace(".", "__"): value})
+    plan, _ = choose_plan(changed.recipe(), 0, 1)
+    if allowed:
+        checkpoint.check_resumable(saved, changed, plan)
+        return
+    with pytest.raises(InputError, match=rf"was trained with {key} = .* and cannot go on with"):
+        checkpoint.check_resumable(saved, changed, plan)
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    settings = config(SINUSOID, outer__steps=2, output=str(tmp_path / "mine"))
+    run.train(settings)
+    with pytest.raises(InputError, match="already holds a run: pass --resume auto"):
+        run.train(settings)
+
+
+def test_a_bundle_is_read_back_and_evaluates_like_its_run(tmp_path: Path) -> None:
+    folder, (trained,) = run.train(config(GLYPHS, outer__steps=3, output=str(tmp_path / "g"), evaluation__tasks=10))
+    local = ["workers.max=0"]
+    for uri in (str(folder), str(folder / "bundle"), str(folder / "checkpoints" / "step-00000003")):
+        (again,) = run.evaluate(uri, local)
+        assert again == trained

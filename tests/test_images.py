@@ -1,0 +1,124 @@
+"""Data sets: verified before they are used, the same bytes everywhere, splits disjoint and of the published sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metatrain.core import InputError
+from metatrain.tasks import FewShot, glyphs
+from metatrain.tasks.images import ImageStore, Scheme, cache, import_data
+
+
+def test_glyphs_are_the_same_bytes_everywhere() -> None:
+    drawn = glyphs.draw(40, 20, seed=0)
+    assert drawn.shape == (40, 20, 28, 28)
+    assert drawn.dtype == np.uint8
+    digest = hashlib.sha256(drawn.tobytes()).hexdigest()
+    assert digest == "a8e2707c2aa0216b6e794f7a93610451ae39b4563d36b71fbeba5cbaf377faae"
+    assert not np.array_equal(drawn, glyphs.draw(40, 20, seed=1))
+
+
+def test_the_built_in_data_set_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ImageStore.open("glyphs")
+    assert store.images.shape == (20000, 1, 28, 28)
+    assert len(store.sizes) == 1000
+    assert store.synthetic
+    monkeypatch.setattr(glyphs, "draw", None)
+    assert torch.equal(ImageStore.open("glyphs").images, store.images)
+
+
+def test_splits_that_share_a_class_are_refused() -> None:
+    with pytest.raises(InputError, match="share classes"):
+        Scheme(name="bad", classes={"train": [0, 1], "test": [1]}, rotations={"train": "none", "test": "none"})
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_data_set_is_refused(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
+    import_data("glyphs")
+    path = cache() / "glyphs" / "images.arrow"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-1000])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match="is not what was imported: run `metatrain data import glyphs` again"):
+        ImageStore.open("glyphs")
+    import_data("glyphs")
+    ImageStore.open("glyphs")
+
+
+def test_a_source_without_omniglot_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"neither a folder images_background nor images_background\.zip"):
+        import_data("omniglot", tmp_path)
+    for part in ("images_background", "images_evaluation"):
+        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
+            archive.writestr(f"{part}/Greek/character01/0001_01.png", b"")
+    with pytest.raises(InputError, match="has 1 background and 1 evaluation characters; Omniglot has 964 and 659"):
+        import_data("omniglot", tmp_path)
+    assert not (cache() / "omniglot").exists()
+
+
+def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "Omniglot", offline)
+    with pytest.raises(InputError, match=r"could not be downloaded \(no route to host\): pass --source"):
+        import_data("omniglot")
+
+
+def test_omniglot_has_its_counts_splits_and_rotations(omniglot: ImageStore) -> None:
+    store = omniglot
+    assert store.images.shape == (1623 * 20, 1, 28, 28)
+    assert store.images.float().mean() < 60  # ink is bright
+    sizes = {s.name: [len(s.classes[k]) for k in ("train", "val", "test") if k in s.classes] for s in store.schemes}
+    assert sizes == {
+        "omni-rand1100": [1100, 100, 423],
+        "omni-rand1200": [1200, 423],
+        "omni-vinyals": [1028, 172, 423],
+        "omni-maml++": [1150, 50, 423],
+        "omni-torchvision": [964, 659],
+    }
+    vinyals = store.scheme("omni-vinyals")
+    alphabets = {
+        split: {store.class_names[c].split("/")[0] for c in vinyals.classes[split]} for split in vinyals.classes
+    }
+    assert [len(alphabets[split]) for split in ("train", "val", "test")] == [33, 5, 13]
+    assert alphabets["train"] & alphabets["test"] == {"Gurmukhi"}
+    # rotations as classes: at test time none, in training four times as many classes
+    family = FewShot(data="omniglot", splits="omni-rand1200", ways=400, queries=1)
+    family.check("test")
+    with pytest.raises(InputError, match="has 423 classes"):
+        FewShot(data="omniglot", splits="omni-rand1200", ways=424).check("test")
+    FewShot(data="omniglot", splits="omni-rand1200", ways=4800).check("train")
+    with pytest.raises(InputError, match="the val split of omniglot/omni-rand1200 is empty"):
+        FewShot(data="omniglot", splits="omni-rand1200").check("val")
+
+
+def test_support_and_query_of_a_class_turn_together(omniglot: ImageStore) -> None:
+    family = FewShot(data="omniglot", splits="omni-rand1100", ways=5, shots=2, queries=2)
+    task = family.sample(torch.Generator().manual_seed(0), 40, "train")
+    images = torch.cat([task.support_x.unflatten(1, (5, 2)), task.query_x.unflatten(1, (5, 2))], dim=2)[:4]
+    known = {image.numpy().tobytes(): i // 20 for i, image in enumerate(omniglot.images)}
+    turns = []
+    for way in images.flatten(0, 1):  # [4, 1, 28, 28]: the images of one class
+        found = [
+            {known.get(torch.rot90(image, -turn, dims=(-2, -1)).contiguous().numpy().tobytes()) for image in way}
+            for turn in range(4)
+        ]
+        matches = [turn for turn, classes in enumerate(found) if len(classes) == 1 and None not in classes]
+        assert matches, "no single rotation brings all images of a class back"
+        turns.append(matches[0])
+    assert set(turns) == {0, 1, 2, 3}

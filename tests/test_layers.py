@@ -1,0 +1,81 @@
+"""Arrows point down: metatrain knows neither Ray nor MLflow, and the loop neither of them nor what stands above it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ["metatrain", "cluster", "tuning"]
+FILES = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(found.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        (
+            "import metatrain.recipe, metatrain.bundle",
+            {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"},
+        ),
+        ("import cluster.loop, cluster.checkpoint", {"ray", "mlflow", "torchvision", "matplotlib", "tuning"}),
+        ("import cluster.run, cluster.tracking", {"ray", "mlflow", "torchvision", "tuning"}),
+        ("import cluster.ray_pool", {"mlflow", "torchvision", "matplotlib", "tuning"}),
+        ("import tuning.cli", {"ray", "mlflow", "torch", "torchvision", "matplotlib", "pydantic"}),
+    ],
+)
+def test_importing_brings_no_more_than_the_layer_knows(statement: str, absent: set[str]) -> None:
+    assert not loaded_by(statement) & absent
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """The project's own modules that a file imports at its top."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= modules or {node.module}
+    return found & known
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_down(path: Path) -> None:
+    layer = LAYERS.index(path.relative_to(ROOT).parts[0])
+    inside = {name for node in ast.walk(ast.parse(path.read_text())) for name in _names(node)}
+    assert not {name for name in inside if name in LAYERS[layer + 1 :]}
+
+
+def _names(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {node.module.split(".")[0]}
+    return set()
+
+
+def test_no_two_files_import_each_other() -> None:
+    known = {module(path) for path in FILES}
+    TopologicalSorter({module(path): imports(path, known) for path in FILES}).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_packages_are_those_of_this_checkout(layer: str) -> None:
+    code = f"import {layer}; print({layer}.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert Path(found.stdout.strip()).is_relative_to(ROOT)

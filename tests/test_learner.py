@@ -1,0 +1,114 @@
+"""The learner: weighted means in, outer steps out; checked on numbers one can do by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from metatrain.core import InputError, Meta, Update
+from metatrain.learner import Diverged, Learner, Outer
+
+
+def outer(**fields: Any) -> Outer:
+    return Outer(**({"steps": 10, "tasks_per_step": 2, "tasks_per_ticket": 1, "optimizer": "SGD", "lr": 3.0} | fields))
+
+
+def meta(value: float = 0.0) -> Meta:
+    return Meta({"w": torch.full((2,), value)}, {"lr": torch.tensor(value)}, {"mean": torch.tensor([value])})
+
+
+def update(value: float, tasks: int = 1) -> Update:
+    return Update(meta(value), tasks, {"loss": value})
+
+
+def test_updates_one_and_zero_under_sgd_three_give_minus_one_and_a_half() -> None:
+    learner = Learner(meta(), outer())
+    metrics = learner.apply([update(1.0), update(0.0)])
+    assert learner.meta().model["w"].tolist() == [-1.5, -1.5]
+    assert learner.meta().algorithm["lr"].item() == -1.5
+    assert learner.version == 1
+    assert metrics["loss"] == 0.5
+
+
+def test_updates_weigh_as_many_tasks_as_they_have() -> None:
+    learner = Learner(meta(), outer(lr=1.0))
+    learner.apply([update(1.0, tasks=3), update(0.0, tasks=1)])
+    assert learner.meta().model["w"].tolist() == [-0.75, -0.75]
+
+
+def test_state_is_replaced_by_the_mean_and_not_descended() -> None:
+    learner = Learner(meta(5.0), outer())
+    learner.apply([update(1.0), update(0.0)])
+    assert learner.meta().state["mean"].tolist() == [0.5]
+
+
+def test_groups_have_rates_of_their_own() -> None:
+    learner = Learner(meta(), outer(lr=1.0, groups={"algorithm.*": {"lr": 0.1}}))
+    learner.apply([update(1.0)])
+    assert learner.meta().model["w"].tolist() == [-1.0, -1.0]
+    assert learner.meta().algorithm["lr"].item() == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(("schedule", "rates"), [("linear", [1.0, 0.9, 0.1]), ("cosine", [1.0, 0.9755, 0.0245])])
+def test_schedules_fall_to_zero(schedule: Any, rates: list[float]) -> None:
+    assert [outer(schedule=schedule).rate(v) for v in (0, 1, 9)] == pytest.approx(rates, abs=1e-4)
+    learner = Learner(meta(), outer(lr=1.0, schedule=schedule))
+    learner.apply([update(1.0)])
+    learner.apply([update(1.0)])
+    assert learner.meta().model["w"][0].item() == pytest.approx(-1 - rates[1], abs=1e-4)
+
+
+def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
+    learner = Learner(meta(), outer(lr=1.0, clip_norm=1.0))
+    metrics = learner.apply([update(10.0)])
+    assert metrics["gradient_norm"] == pytest.approx(10 * 3**0.5)
+    assert learner.meta().model["w"].norm().item() == pytest.approx((2 / 3) ** 0.5, rel=1e-4)
+    learner = Learner(meta(), outer(lr=1.0, clip_value=0.25))
+    learner.apply([update(10.0)])
+    assert learner.meta().model["w"].tolist() == [-0.25, -0.25]
+
+
+def test_a_mean_that_is_not_finite_changes_nothing() -> None:
+    learner = Learner(meta(1.0), outer())
+    with pytest.raises(Diverged, match="outer step 0 is not finite"):
+        learner.apply([update(1.0), update(float("nan"))])
+    assert learner.version == 0
+    assert learner.meta().model["w"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_state_round_trip_continues_exactly(optimizer: str) -> None:
+    settings = outer(optimizer=optimizer, lr=0.1, options={"momentum": 0.9} if optimizer == "SGD" else {})
+    straight, first = Learner(meta(1.0), settings), Learner(meta(1.0), settings)
+    for value in (1.0, 2.0):
+        straight.apply([update(value)])
+        first.apply([update(value)])
+    second = Learner(meta(0.0), settings)
+    second.load_state_dict(*first.state_dict())
+    straight.apply([update(-3.0)])
+    second.apply([update(-3.0)])
+    assert torch.equal(straight.meta().model["w"], second.meta().model["w"])
+    assert torch.equal(straight.meta().state["mean"], second.meta().state["mean"])
+    assert second.version == 3
+
+
+def test_updates_are_not_changed() -> None:
+    given = update(1.0)
+    Learner(meta(), outer(clip_value=0.1)).apply([given, update(2.0)])
+    assert given.direction.model["w"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer": "Adamm"}, "class of torch.optim"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"options": {"nonsense": 1.0}}, "refuses outer.options"),
+        ({"groups": {"head.*": {"lr": 1.0}}}, "matches no parameter"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Learner(meta(), outer(**fields))

@@ -1,0 +1,174 @@
+"""The loop against a pool that reorders, delays, loses and fails by script: no Ray, no sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import SINUSOID, config
+
+from cluster import loop
+from cluster.pool import Contribution, Failure, LocalPool, PoolStatus, Snapshot
+from cluster.requests import MOST_LOSSES, Interrupted, Requests, WorkersLost, decide
+from cluster.worker import Layout, choose_plan, initial_meta
+from metatrain.core import Ticket
+from metatrain.learner import Diverged, Learner
+
+Event = Contribution | Failure | None
+
+
+class ScriptedPool:
+    """Computes on a LocalPool and hands the answers over as `script` arranges them."""
+
+    def __init__(self, recipe: Any, script: Callable[[list[Event]], list[Event]]) -> None:
+        self.inner = LocalPool(recipe, choose_plan(recipe, 0, 1)[0])
+        self.script = script
+        self.answers: list[Event] = []
+        self.requested: list[Ticket] = []
+        self.most_outstanding = 0
+
+    def publish(self, snapshot: Snapshot) -> None:
+        self.inner.publish(snapshot)
+
+    def request(self, ticket: Ticket) -> None:
+        self.requested.append(ticket)
+        self.inner.request(ticket)
+        self.answers.append(self.inner.next(0))
+        self.most_outstanding = max(self.most_outstanding, len(self.answers))
+
+    def next(self, timeout_s: float) -> Event:
+        self.answers = self.script(self.answers)
+        return self.answers.pop(0) if self.answers else None
+
+    def status(self) -> PoolStatus:
+        return PoolStatus(1, 0, None, 0.0)
+
+    def close(self) -> None: ...
+
+
+def run(
+    script: Callable[[list[Event]], list[Event]] = lambda answers: answers, **overrides: Any
+) -> tuple[torch.Tensor, Requests, ScriptedPool, list[dict[str, float]]]:
+    recipe = config(SINUSOID, **overrides).recipe()
+    pool, learner = ScriptedPool(recipe, script), Learner(initial_meta(recipe), recipe.outer)
+    requests, rows = Requests(pool), []
+    hooks = loop.Hooks(lambda step, metrics: rows.append({"step": step, **metrics}), lambda: None)
+    loop.train(recipe, learner, pool, requests, hooks, save_every=5)
+    return Layout(learner.meta()).flatten(learner.meta()), requests, pool, rows
+
+
+@pytest.fixture(scope="module")
+def straight() -> torch.Tensor:
+    return run()[0]
+
+
+def test_the_order_of_answers_changes_nothing(straight: torch.Tensor) -> None:
+    assert torch.equal(run(lambda answers: answers[::-1])[0], straight)
+    silent_first: list[Event] = [None]
+    assert torch.equal(run(lambda answers: [silent_first.pop(), *answers] if silent_first else answers)[0], straight)
+
+
+def test_lost_tickets_are_asked_again_and_change_nothing(straight: torch.Tensor) -> None:
+    count = 0
+
+    def lose_every_third(answers: list[Event]) -> list[Event]:
+        nonlocal count
+        count += 1
+        first = answers[0]
+        if count % 3 == 0 and isinstance(first, Contribution):
+            return [Failure(first.ticket, first.worker, "lost", "ActorDiedError"), *answers[1:]]
+        return answers
+
+    params, requests, pool, rows = run(lose_every_third)
+    assert torch.equal(params, straight)
+    assert requests.lost == len(pool.requested) - 20 * 4 > 20
+    assert rows[-1]["run/lost_tickets"] == requests.lost
+
+
+def test_staleness_keeps_more_steps_under_way_and_reports_how_old_updates_are() -> None:
+    _, requests, pool, rows = run(outer__max_staleness=2)
+    assert pool.most_outstanding == 3 * 4
+    assert max(row["run/staleness"] for row in rows) == 2
+    assert requests.dropped == 0
+
+
+def test_updates_that_are_too_old_are_dropped_and_asked_again(straight: torch.Tensor) -> None:
+    """A pool that answers a step's first ticket from the version before it."""
+    tampered = set()
+
+    def age(answers: list[Event]) -> list[Event]:
+        first = answers[0]
+        if isinstance(first, Contribution) and first.ticket.part == 0 and first.ticket.step not in tampered | {0}:
+            tampered.add(first.ticket.step)
+            return [first._replace(version=first.version - 1), *answers[1:]]
+        return answers
+
+    params, requests, _, _ = run(age)
+    assert requests.dropped == 19
+    assert torch.equal(params, straight)
+
+
+def test_validation_is_reported_at_its_steps_and_at_the_ends() -> None:
+    _, _, _, rows = run(validation={"every_steps": 8, "tasks": 6})
+    assert [row["step"] for row in rows if "val/mse_after" in row] == [0, 8, 16, 20]
+    validated = rows[-1]
+    assert {"val/mse_before", "val/mse_after", "val/mse_after_ci95"} <= validated.keys()
+
+
+def test_validation_does_not_change_what_is_learnt(straight: torch.Tensor) -> None:
+    assert torch.equal(run(validation={"every_steps": 3, "tasks": 6})[0], straight)
+
+
+def test_every_step_reports_what_the_tracking_promises() -> None:
+    _, _, _, rows = run()
+    assert len(rows) == 20
+    expected = {f"train/{name}_{when}" for name in ("loss", "mse") for when in ("before", "after")}
+    expected |= {"learner/gradient_norm", "learner/lr", "step"}
+    names = ("staleness", "tasks_per_s", "worker_utilisation", "driver_share", "lost_tickets", "dropped_updates")
+    assert rows[0].keys() == expected | {f"run/{name}" for name in names}
+    assert 0 <= rows[5]["run/driver_share"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "diverge", "lose"])
+def test_whatever_ends_a_run_early_leaves_the_last_whole_step_saved(kind: str) -> None:
+    recipe = config(SINUSOID).recipe()
+    saved, steps = [], []
+
+    def script(answers: list[Event]) -> list[Event]:
+        first = answers[0] if answers else None
+        if len(steps) == 7 and isinstance(first, Contribution):
+            if kind == "diverge":
+                bad = {name: p * float("nan") for name, p in first.result.direction.model.items()}
+                update = first.result._replace(direction=first.result.direction._replace(model=bad))
+                return [first._replace(result=update), *answers[1:]]
+            if kind == "lose":
+                return [Failure(first.ticket, "w", "lost", "gone")]
+        return answers
+
+    pool, learner = ScriptedPool(recipe, script), Learner(initial_meta(recipe), recipe.outer)
+    requests = Requests(pool, lambda: kind == "interrupt" and len(steps) == 7)
+    hooks = loop.Hooks(lambda step, metrics: steps.append(step), lambda: saved.append(learner.version))
+    expected = {"interrupt": Interrupted, "diverge": Diverged, "lose": WorkersLost}[kind]
+    with pytest.raises(expected):
+        loop.train(recipe, learner, pool, requests, hooks, save_every=5)
+    assert saved == [5, 7]
+
+
+def test_errors_stop_and_losses_are_retried_within_bounds() -> None:
+    lost, error = (Failure(None, "w", kind, "") for kind in ("lost", "error"))  # type: ignore[arg-type]
+    assert decide(error, 1) == "stop"
+    assert decide(lost, 1) == decide(lost, MOST_LOSSES) == "again"
+    assert decide(lost, MOST_LOSSES + 1) == "stop"
+
+
+def test_a_pool_without_workers_ends_in_a_sentence() -> None:
+    class Empty(ScriptedPool):
+        def status(self) -> PoolStatus:
+            return PoolStatus(0, 0, Ticket("update", "train", 0, 0), 99.0)
+
+    recipe = config(SINUSOID).recipe()
+    requests = Requests(Empty(recipe, lambda answers: []), wait_s=0.0)
+    with pytest.raises(WorkersLost, match="no worker has been alive"):
+        requests.collect([Ticket("update", "train", 0, 0)])

@@ -1,0 +1,99 @@
+"""Normalisation statistics are what their names say, on both compute paths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import context
+
+from metatrain.core import InputError, Norm, Path, Task
+from metatrain.models import MLP, Conv4
+from metatrain.problem import Supervised
+from metatrain.tasks.fewshot import accuracy, cross_entropy
+
+
+def problem(norm: tuple[Norm, ...], path: Path = "reference", model: Conv4 | MLP | None = None) -> Supervised:
+    return Supervised(
+        model=model or Conv4(filters=4, pool="stride"),
+        inputs=(1, 28, 28),
+        outputs=3,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        norm=norm,
+        path=path,
+    )
+
+
+def setup(bound: Supervised) -> tuple[dict[str, torch.Tensor], Task]:
+    g = torch.Generator().manual_seed(1)
+    x = torch.rand(2, 2, 6, 1, 28, 28, generator=g, dtype=torch.float64)
+    y = torch.arange(3).repeat_interleave(2).expand(2, 6)
+    params = bound.init(torch.Generator().manual_seed(0))
+    return {k: p.double().expand(2, *p.shape) for k, p in params.items()}, Task(x[0], y, x[1], y)
+
+
+@pytest.mark.parametrize("path", ["reference", "batched"])
+def test_support_plus_one_is_one_forward_pass_per_query_example(path: Path) -> None:
+    bound = problem(("support+1",), path)
+    params, task = setup(bound)
+    found = bound.predict(params, task)
+    transductive = problem(("transductive",))
+    for t in range(2):
+        one = {name: p[t : t + 1] for name, p in params.items()}
+        for q in range(6):
+            x = torch.cat([task.support_x[t], task.query_x[t, q : q + 1]])[None]
+            expected = transductive.predict(one, Task(x, x, x, x))[0, -1]
+            torch.testing.assert_close(found[t, q], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["reference", "batched"])
+def test_support_statistics_make_query_predictions_independent_of_each_other(path: Path) -> None:
+    bound = problem(("support",), path)
+    params, task = setup(bound)
+    everyone = bound.predict(params, task)
+    alone = bound.predict(params, task._replace(query_x=task.query_x[:, 2:3]))
+    torch.testing.assert_close(everyone[:, 2:3], alone, rtol=1e-9, atol=1e-12)
+    # and on the support set itself they are what adaptation saw
+    same = bound.predict(params, task._replace(query_x=task.support_x))
+    adapted = problem(("transductive",)).predict(params, task._replace(query_x=task.support_x))
+    torch.testing.assert_close(same, adapted, rtol=1e-9, atol=1e-12)
+
+
+def test_transductive_statistics_are_those_of_the_query_set() -> None:
+    bound = problem(("transductive",))
+    params, task = setup(bound)
+    changed = task.query_x.clone()
+    changed[:, 0] += 1.0
+    moved = bound.predict(params, task._replace(query_x=changed))[:, 1:] - bound.predict(params, task)[:, 1:]
+    assert moved.abs().max() > 1e-6
+
+
+def test_each_further_norm_adds_metrics_of_its_name() -> None:
+    bound = problem(("transductive", "support+1"))
+    params, task = setup(bound)
+    found = bound.query(params, task, context())
+    assert set(found) == {"loss", "accuracy", "loss[support+1]", "accuracy[support+1]"}
+    alone = problem(("support+1",)).query(params, task, context())
+    assert torch.equal(found["accuracy[support+1]"], alone["accuracy"])
+
+
+def test_paths_agree() -> None:
+    params, task = setup(problem(("transductive",)))
+    predictions = [problem(("transductive",), path).predict(params, task) for path in ("reference", "batched")]
+    torch.testing.assert_close(*predictions, rtol=1e-10, atol=1e-12)
+
+
+def test_no_statistics_where_the_model_has_none() -> None:
+    assert problem(("transductive",), model=MLP(hidden=(4,))).norm == ("none",)
+    assert problem(("none",), model=Conv4(norm="none")).norm == ("none",)
+    with pytest.raises(InputError, match="norm is 'none' but the model normalises"):
+        problem(("none",))
+
+
+def test_init_is_a_function_of_its_generator_and_leaves_global_randomness_alone() -> None:
+    bound = problem(("transductive",))
+    before = torch.get_rng_state()
+    first, second, other = (bound.init(torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,220 @@
+"""Real Ray actors: the same parameters whoever computes, lost workers replaced, refusals in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import GLYPHS, REPTILE, SINUSOID, config
+
+from cluster import loop
+from cluster.config import RunConfig
+from cluster.pool import Contribution, LocalPool, Pool, Snapshot
+from cluster.requests import Requests, WorkersLost
+from cluster.worker import Layout, choose_plan, initial_meta
+from metatrain.core import InputError, Ticket
+from metatrain.learner import Learner
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def ray_pool(settings: RunConfig, **workers: Any) -> Any:
+    from cluster.ray_pool import RayPool
+
+    asked = dataclasses.replace(settings.workers, **workers)
+    plan, _ = choose_plan(settings.recipe(), 0, 1)
+    return RayPool(settings.recipe(), plan, asked, local=False)
+
+
+def train(settings: RunConfig, pool: Pool, each_step: Callable[[int], None] = lambda step: None) -> torch.Tensor:
+    recipe = settings.recipe()
+    learner = Learner(initial_meta(recipe), recipe.outer)
+    requests = Requests(pool)
+    try:
+        loop.train(recipe, learner, pool, requests, loop.Hooks(lambda step, _: each_step(step), lambda: None), 100)
+    finally:
+        pool.close()
+    each_step(-requests.lost)
+    return Layout(learner.meta()).flatten(learner.meta())
+
+
+def local(settings: RunConfig) -> Pool:
+    return LocalPool(settings.recipe(), choose_plan(settings.recipe(), 0, 1)[0])
+
+
+def pid_of(actor: Any) -> int:
+    import ray
+
+    found: int = ray.get(actor.handle.__ray_call__.remote(lambda self: os.getpid()))
+    return found
+
+
+@pytest.mark.parametrize("base", [SINUSOID, GLYPHS, REPTILE], ids=["sinusoid", "maml-conv4", "reptile-conv4"])
+def test_twenty_steps_give_the_same_bits_in_process_and_on_one_and_three_actors(base: dict[str, Any]) -> None:
+    settings = config(base)
+    expected = train(settings, local(settings))
+    assert torch.equal(train(settings, ray_pool(settings, min=1, max=1)), expected)
+    assert torch.equal(train(settings, ray_pool(settings, min=3, max=3)), expected)
+
+
+@pytest.mark.parametrize("base", [SINUSOID, GLYPHS], ids=["sinusoid", "maml-conv4"])
+def test_a_worker_killed_in_mid_ticket_changes_nothing(base: dict[str, Any]) -> None:
+    settings = config(base)
+    expected = train(settings, local(settings))
+    pool = ray_pool(settings, min=2, max=2)
+    victim = pool._actors[0]
+    pids = [pid_of(victim)]
+    seen: list[int] = []
+
+    request = pool.request
+
+    def request_then_kill(ticket: Ticket) -> None:
+        request(ticket)
+        if ticket.step == 7 and victim.tickets and pids:
+            os.kill(pids.pop(), signal.SIGKILL)  # with a ticket under way
+
+    pool.request = request_then_kill
+    assert torch.equal(train(settings, pool, seen.append), expected)
+    assert not pids, "nobody was killed"
+    assert seen[-1] < 0, "no ticket was lost"
+
+
+def test_a_killed_worker_comes_back() -> None:
+    settings = config(SINUSOID)
+    pool = ray_pool(settings, min=2, max=2)
+    try:
+        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        before = [pid_of(actor) for actor in pool._actors]
+        os.kill(before[0], signal.SIGKILL)
+        requests = Requests(pool)
+        deadline = time.monotonic() + 60
+        step = 0
+        while requests.lost == 0 or pool.status().alive < 2:
+            assert time.monotonic() < deadline
+            tickets = loop.update_tickets(settings.recipe(), step)
+            requests.ask(tickets)
+            requests.collect(tickets)
+            step += 1
+        after = [pid_of(actor) for actor in pool._actors]
+        assert after[0] != before[0]
+        assert after[1] == before[1]
+    finally:
+        pool.close()
+
+
+def test_workers_do_not_write_to_the_parameters_they_share() -> None:
+    """The zero-copy trap: torch writes through read-only numpy arrays, which all workers of a node read."""
+    import ray
+
+    settings = config(GLYPHS, model__filters=64)  # more than Ray would send along with the call
+    pool = ray_pool(settings, min=2, max=2)
+    try:
+        meta = initial_meta(settings.recipe())
+        pool.publish(Snapshot(0, meta))
+        shared = pool._parameters
+        before = ray.get(shared).copy()
+        assert before.nbytes > 100_000
+        requests = Requests(pool)
+        tickets = loop.update_tickets(settings.recipe(), 0)
+        requests.ask(tickets)
+        requests.collect(tickets)
+
+        def scribble(worker: Any) -> None:
+            worker._worker._buffer.add_(1)  # the worst a worker could do to its own parameters
+
+        ray.get(pool._actors[0].handle.__ray_call__.remote(scribble))
+        assert (ray.get(shared) == before).all()
+        seen = ray.get(pool._actors[1].handle.__ray_call__.remote(lambda worker: worker._worker._buffer.numpy().copy()))
+        assert (seen == before).all()
+    finally:
+        pool.close()
+
+
+def test_the_next_tasks_are_drawn_while_a_worker_waits() -> None:
+    import ray
+
+    settings = config(SINUSOID)
+    pool = ray_pool(settings, min=2, max=2)
+    try:
+        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        requests = Requests(pool)
+        tickets = loop.update_tickets(settings.recipe(), 0)
+        requests.ask(tickets)
+        requests.collect(tickets)
+        drawn = {
+            ticket
+            for actor in pool._actors
+            for ticket in ray.get(actor.handle.__ray_call__.remote(lambda worker: list(worker._worker._drawn)))
+        }
+        assert drawn == set(loop.update_tickets(settings.recipe(), 1))
+    finally:
+        pool.close()
+
+
+def test_an_error_in_a_worker_ends_the_run_with_its_cause() -> None:
+    settings = config(SINUSOID)
+    pool = ray_pool(settings, min=1, max=1)
+    try:
+        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        requests = Requests(pool)
+        impossible = Ticket("update", "train", 0, 99)  # beyond the step's tasks
+        requests.ask([impossible])
+        with pytest.raises(WorkersLost, match=r"worker worker-0 failed on Ticket\(.*part=99\): .*negative"):
+            requests.collect([impossible])
+    finally:
+        pool.close()
+
+
+def test_a_worker_that_cannot_follow_refuses_with_the_reason() -> None:
+    from cluster.config import Workers
+    from cluster.ray_pool import RayPool
+
+    recipe = config(SINUSOID).recipe()
+    plan = choose_plan(recipe, 0, 1)[0]._replace(device="cuda")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InputError, match=r"workers.gpus asks for a GPU, but torch sees none"):
+        RayPool(recipe, plan, Workers(), local=False)
+
+
+@pytest.mark.parametrize(("local_cluster", "wait_s"), [(True, 1000.0), (False, 1.0)])
+def test_more_than_the_cluster_has_ends_in_one_sentence(local_cluster: bool, wait_s: float) -> None:
+    from cluster.config import Workers
+    from cluster.ray_pool import RayPool
+
+    recipe = config(SINUSOID).recipe()
+    asked = Workers(min=3, max=3, cpus=2, wait_s=wait_s)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"workers.min = 3 .*2 CPUs and 0 GPUs.* 4 CPUs and 0 GPUs"):
+        RayPool(recipe, choose_plan(recipe, 0, 1)[0], asked, local=local_cluster)
+    assert time.monotonic() - started < 30
+
+
+def test_fewer_than_max_workers_do() -> None:
+    settings = config(SINUSOID, outer__steps=3)
+    pool = ray_pool(settings, min=1, max=3, cpus=2.0)  # two of three fit into four CPUs
+    assert train(settings, pool).isfinite().all()
+
+
+def test_scores_travel_like_updates() -> None:
+    settings = config(GLYPHS, evaluation__norm=["transductive", "support+1"])
+    tickets = [Ticket("score", "test", 0, part) for part in range(3)]
+    results = []
+    for pool in (local(settings), ray_pool(settings, min=2, max=2)):
+        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        requests = Requests(pool)
+        requests.ask(tickets)
+        results.append(requests.collect(tickets))
+        pool.close()
+    for here, there in zip(*results, strict=True):
+        assert isinstance(there, Contribution)
+        assert here.result.steps == there.result.steps
+        for part in (1, 2):
+            assert here.result[part].keys() == there.result[part].keys()
+            assert all(torch.equal(values, there.result[part][name]) for name, values in here.result[part].items())

@@ -1,0 +1,110 @@
+"""Recipes: all of them load, nothing unknown is accepted, and what is wrong is said in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import GLYPHS, REPTILE, SINUSOID, config
+
+from cluster.config import RunConfig
+from metatrain import recipe as recipes
+from metatrain.core import InputError
+from metatrain.recipe import Recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_is_named_like_its_file(path: Path) -> None:
+    assert recipes.load(RunConfig, path).name == path.stem
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.endswith("_short")], ids=lambda path: path.stem)
+def test_a_short_recipe_differs_from_its_full_one_only_in_training(path: Path) -> None:
+    short = recipes.load(RunConfig, path)
+    full = recipes.load(RunConfig, path.with_name(path.name.replace("_short", "")))
+    assert short.outer.steps < full.outer.steps
+    assert short.family == full.family
+    assert short.evaluation.norm == full.evaluation.norm
+    assert short.evaluation.algorithm == full.evaluation.algorithm
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 7
+
+
+@pytest.mark.parametrize("base", [SINUSOID, GLYPHS, REPTILE])
+def test_dump_then_parse_is_identity(base: dict[str, Any]) -> None:
+    full = config(base)
+    text = yaml.safe_dump(recipes.dump(full))
+    assert recipes.parse(RunConfig, yaml.safe_load(text), "dumped") == full
+    assert recipes.parse(Recipe, recipes.dump(full.recipe()), "dumped") == full.recipe()
+
+
+def test_flatten_names_the_keys_that_put_sets() -> None:
+    tree = recipes.dump(config(SINUSOID))
+    flat = dict(recipes.flatten(tree))
+    assert flat["algorithm.inner_lr"] == 0.01
+    again: dict[str, Any] = {}
+    for key, value in flat.items():
+        recipes.put(again, key, value)
+    assert again == tree
+
+
+def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(SINUSOID))
+    sets = ["algorithm.inner_lr=1e-3", "workers.max=3", "evaluation.family.shots=7", "model.hidden=[8, 8, 8]"]
+    found = recipes.load(RunConfig, path, sets)
+    assert found.algorithm.inner_lr == 0.001  # YAML reads 1e-3 as text
+    assert found.workers.max == 3
+    assert found.setting("test").family.shots == 7  # type: ignore[attr-defined]
+    assert found.model.hidden == (8, 8, 8)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("algorithm.inner_rl", 0.1, "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'?"),
+        ("sed", 1, "sed is not a key of a recipe; did you mean 'seed'?"),
+        ("outer.step", 1, "outer.step is not a key of a recipe; did you mean 'steps'?"),
+        ("algorithm.name", "mamml", "algorithm.name is 'mamml', expected one of maml, reptile; did you mean 'maml'?"),
+        ("family.shots", "five", "family.shots is 'five', expected a valid integer"),
+        ("family.shots", 0, "family: shots must be at least 1, got 0"),
+        ("norm", "batch", "norm is 'batch', expected 'transductive', 'support', 'support+1' or 'none'"),
+        ("outer", 3, "outer is 3, expected a dictionary"),
+        ("outer.optimizer", "Adm", "outer: optimizer must be a class of torch.optim such as Adam or SGD, got 'Adm'"),
+        ("evaluation.tasks", 1, "evaluation: an evaluation needs at least 2 tasks"),
+        ("workers.min", 5, "workers: workers.min must be between 1 and workers.max = 2, got 5"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_path(key: str, value: Any, sentence: str) -> None:
+    tree = {name: dict(v) if isinstance(v, dict) else v for name, v in SINUSOID.items()} | {"workers": {}}
+    recipes.put(tree, key, value)
+    with pytest.raises(InputError) as caught:
+        recipes.parse(RunConfig, tree, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml: {sentence}")
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_of_the_evaluation_are_validated_too() -> None:
+    with pytest.raises(
+        InputError, match=r"evaluation.algorithm: inner_stepz is not a key .* did you mean 'inner_steps'"
+    ):
+        config(SINUSOID, evaluation__algorithm={"inner_stepz": 3}).setting("test")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("[1, 2]", "must hold keys and values"), ("a: [", "is not YAML"), ("name: x", "family is missing")],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        recipes.load(RunConfig, path)
+    with pytest.raises(InputError, match="cannot read recipe"):
+        recipes.load(RunConfig, tmp_path / "absent.yaml")

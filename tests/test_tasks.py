@@ -1,0 +1,135 @@
+"""Tasks are what the papers say, and a function of their ticket alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import GLYPHS, SINUSOID, config
+
+from cluster.worker import Worker, choose_plan
+from metatrain.core import InputError, Ticket, generator_for
+from metatrain.tasks import FewShot, Sinusoid
+from metatrain.tasks.fewshot import choose, nearest_neighbour
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_sinusoids_are_those_of_the_paper() -> None:
+    task = Sinusoid(shots=500, queries=20).sample(generator(), 300, "train")
+    assert task.support_x.shape == (300, 500, 1)
+    assert task.query_y.shape == (300, 20, 1)
+    assert -5 <= task.support_x.min() < -4.9
+    assert 4.9 < task.support_x.max() <= 5
+    amplitude = task.support_y.abs().amax(1)
+    assert 0.09 < amplitude.min() < 0.4
+    assert 4.8 < amplitude.max() < 5.0
+    # y = A sin(x - p): least squares on sin x and cos x gives back A and p in [0, pi]
+    basis = torch.cat([task.support_x.sin(), task.support_x.cos()], -1)
+    weights = torch.linalg.lstsq(basis, task.support_y).solution
+    assert (basis @ weights - task.support_y).abs().max() < 1e-3
+    phase = torch.atan2(-weights[:, 1, 0], weights[:, 0, 0])
+    assert phase.min() > -1e-3
+    assert phase.max() < math.pi + 1e-3
+
+
+def test_episodes_have_distinct_classes_and_disjoint_support_and_query() -> None:
+    family = FewShot(data="glyphs", ways=7, shots=3, queries=4)
+    task = family.sample(generator(), 50, "train")
+    assert task.support_x.shape == (50, 21, 1, 28, 28)
+    assert task.support_x.dtype == torch.uint8
+    assert task.support_y[0].tolist() == [way for way in range(7) for _ in range(3)]
+    assert task.query_y[0].tolist() == [way for way in range(7) for _ in range(4)]
+    flat = family.store.images.flatten(1).float()
+    for t in range(3):
+        drawn = torch.cat([task.support_x[t], task.query_x[t]]).flatten(1).float()
+        source = torch.cdist(drawn, flat).argmin(1)
+        classes = (source // 20)[:21].view(7, 3)
+        assert (classes == classes[:, :1]).all()
+        assert len(set(classes[:, 0].tolist())) == 7
+        assert torch.equal((source // 20)[21:].view(7, 4), classes[:, :1].expand(7, 4))
+        assert len(set(source.tolist())) == 49
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_episodes_stay_in_their_split(split: Any) -> None:
+    family = FewShot(data="glyphs", ways=20, queries=1)
+    task = family.sample(generator(), 5, split)
+    members = torch.tensor(family.store.scheme(None).classes[split])
+    rows = (family.store.offsets[members][:, None] + torch.arange(20)).flatten()
+    inside = torch.cdist(task.support_x.flatten(0, 1).flatten(1).float(), family.store.images[rows].flatten(1).float())
+    assert inside.amin(1).max() == 0
+
+
+def test_choose_is_distinct_and_uniform_below_each_size() -> None:
+    sizes = torch.tensor([[3, 10], [5, 4]]).repeat(5000, 1)
+    chosen = choose(generator(), sizes, 3)
+    assert (chosen < sizes[..., None]).all()
+    assert (chosen.sort(-1).values.diff(dim=-1) > 0).all()
+    share = torch.bincount(chosen[0::2, 1, 0]).float() / 5000
+    assert (share - 0.1).abs().max() < 0.02
+
+
+def test_nearest_neighbour_is_perfect_on_copies() -> None:
+    task = FewShot(data="glyphs").sample(generator(), 10, "test")
+    assert nearest_neighbour(task._replace(query_x=task.support_x)).min() == 1
+
+
+def test_glyphs_are_as_hard_as_omniglot() -> None:
+    task = FewShot(data="glyphs").sample(generator(), 600, "test")
+    assert 0.25 < nearest_neighbour(task).mean() < 0.60
+
+
+@pytest.mark.parametrize("base", [SINUSOID, GLYPHS])
+def test_tasks_are_a_function_of_seed_and_ticket(base: dict[str, Any]) -> None:
+    """Not of who draws them, when, or what was drawn before."""
+
+    def drawn(ticket: Ticket, seed: int = 0, before: tuple[Ticket, ...] = ()) -> Any:
+        recipe = config(base, seed=seed).recipe()
+        worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
+        for earlier in before:
+            worker.draw(earlier)
+        worker.draw(ticket)
+        return worker._drawn[ticket].support_x
+
+    ticket = Ticket("update", "train", 3, 1)
+    other = Ticket("update", "train", 3, 0)
+    assert torch.equal(drawn(ticket), drawn(ticket, before=(other, ticket)))
+    for different in (drawn(other), drawn(ticket._replace(step=4)), drawn(ticket, seed=1)):
+        assert not torch.equal(drawn(ticket), different)
+
+
+def test_generators_differ_by_purpose() -> None:
+    ticket = Ticket("score", "test", 0, 0)
+    values = [torch.rand(1, generator=generator_for(0, ticket, purpose)).item() for purpose in ("tasks", "adaptation")]
+    assert values[0] != values[1]
+
+
+def test_the_last_ticket_of_a_step_takes_what_is_left() -> None:
+    recipe = config(SINUSOID).recipe()  # 10 tasks in tickets of 3
+    worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
+    sizes = []
+    for part in range(recipe.outer.tickets()):
+        ticket = Ticket("update", "train", 0, part)
+        worker.draw(ticket)
+        sizes.append(len(worker._drawn[ticket].support_x))
+    assert sizes == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ways": 101}, "101 ways were asked for, but the val split of glyphs/glyphs has 100 classes"),
+        ({"shots": 20}, "20 shots and 1 queries need 21 images of a class"),
+        ({"splits": "omni-vinyals"}, "no splits 'omni-vinyals'; choose one of glyphs"),
+        ({"data": "omniglot"}, "data set 'omniglot' is not imported yet: run `metatrain data import omniglot`"),
+        ({"data": "nothing"}, "there is no data set 'nothing'"),
+    ],
+)
+def test_tasks_that_the_data_cannot_give_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FewShot(**fields).check("val")
