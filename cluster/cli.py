@@ -12,7 +12,6 @@ import typer
 from metatrain import cli
 
 app = typer.Typer(
-    name="metatrain",
     help=cli.app.info.help,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -36,6 +39,7 @@ from metatrain.recipe import Recipe
 log = logging.getLogger(__name__)
 
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
+PROBE_S = 15.0  # for a cluster to say that it is there
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
 
 
@@ -52,9 +56,10 @@ def connected(address: str | None) -> Iterator[bool]:
         ray.init(address="local", include_dashboard=False, **quiet)
     else:
         try:
+            _probe(address)
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().partition("\n")[0]
             raise InputError(f"no Ray cluster answers at {address} ({reason}): check --address") from error
     try:
         yield address is None
@@ -235,6 +240,20 @@ class RayPool:
             )
             result = Scores(steps, curves, baselines)
         return Contribution(ticket, version, actor.name, seconds, result)
+
+
+def _probe(address: str) -> None:
+    """Raise ConnectionError where no Ray answers at HOST:PORT; ray.init would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return  # "auto" and ray:// end soon by themselves
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        subprocess.run(command, capture_output=True, check=True, timeout=PROBE_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = error if isinstance(error, OSError) else "something else listens there, or it refuses the token"
+        raise ConnectionError(str(reason)) from error
 
 
 def _check_capacity(workers: Workers) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    name="metatrain",
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,0 +1,212 @@
+"""The commands as a person types them: results, interrupts, and errors of one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socketserver
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import GLYPHS, SINUSOID, config
+
+from metatrain import bundle
+from metatrain import recipe as recipes
+
+
+def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    full = [sys.executable, "-m", "tuning.cli", *arguments]
+    return subprocess.run(full, capture_output=True, text=True, check=False, env=os.environ | (env or {}), timeout=200)
+
+
+def write(base: dict[str, Any], path: Path, **overrides: Any) -> str:
+    path.write_text(yaml.safe_dump(recipes.dump(config(base, **overrides))))
+    return str(path)
+
+
+def refused(done: subprocess.CompletedProcess[str], sentence: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(sentence, line), line
+
+
+def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path: Path) -> None:
+    recipe = write(GLYPHS, tmp_path / "g.yaml", evaluation__norm=["transductive", "support+1"])
+    done = command(
+        "train", recipe, "--set", "outer.steps=4", "--set", "output=out", "--set", "validation.every_steps=2"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for line, norm in ((lines[-1], "transductive"), (lines[-2], r"support\+1")):
+        assert re.match(rf'^result: accuracy=\d+\.\d\d% ci95=\d+\.\d\d tasks=30 protocol=".*bn={norm},.*"$', line)
+    assert any(line.startswith("before adaptation: ") for line in lines)
+    assert any(line.startswith("nearest neighbour on pixels: ") for line in lines)
+    assert re.search(r"step 4/4  loss \d.*accuracy .*val .*tasks/s  ETA 0:00", done.stderr)
+    found = {str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file()}
+    assert {"config.yaml", "metrics.jsonl", "result.json", "bundle/meta.safetensors"} <= found
+    for picture in ("learning_curve.png", "adaptation_curve.png"):
+        assert (Path("out") / "figures" / picture).read_bytes().startswith(b"\x89PNG")
+    result = json.loads(Path("out/result.json").read_text())["scores"]
+    assert f"accuracy={100 * result[0]['mean']:.2f}%" in lines[-1]
+    again = command("evaluate", "out", "--set", "workers.max=0")
+    assert again.stdout.splitlines() == lines[-2:]
+
+
+def test_config_prints_a_recipe_that_trains_the_same(tmp_path: Path) -> None:
+    done = command("config", write(SINUSOID, tmp_path / "s.yaml"), "--set", "outer.lr=0.5")
+    assert done.returncode == 0
+    assert yaml.safe_load(done.stdout) == recipes.dump(config(SINUSOID, outer__lr=0.5))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=2000)
+    assert command("train", recipe, "--set", "output=straight").returncode == 0
+    arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=stopped"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    metrics = Path("stopped/metrics.jsonl")
+    deadline = time.monotonic() + 60
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 20:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "continue with --resume auto" in errors
+    assert not Path("stopped/bundle").exists()
+    done = command("train", recipe, "--set", "output=stopped", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resuming .*step-\d+ after \d+ steps", done.stderr)
+    models = [bundle.load(f"{folder}/bundle")[1].model for folder in ("straight", "stopped")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_resume_auto_finds_the_newest_run_of_the_recipe(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=3)
+    first = command("train", recipe, "--resume", "auto")
+    assert "nothing to resume" in first.stderr
+    (folder,) = Path("runs/sinusoid").iterdir()
+    more = command("train", recipe, "--resume", "auto", "--set", "outer.steps=5")
+    assert "after 3 steps" in more.stderr
+    assert [p.name for p in Path("runs/sinusoid").iterdir()] == [folder.name]
+    by_name = command("train", recipe, "--resume", str(folder), "--set", "outer.steps=6")
+    assert "after 5 steps" in by_name.stderr
+
+
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (["algorithm.inner_rl=1"], "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'"),
+        (["outer.lr=fast"], "outer.lr is 'fast', expected a valid number"),
+        (["outer.lr"], "--set takes key=value"),
+        (["seed.x=1"], "'seed.x' cannot be set: 'seed' is a value"),
+        (["family={name: fewshot, ways: 2000}", "model.name=mlp"], "2000 ways were asked for.* has 700 classes"),
+        (["family={name: fewshot, data: omniglot}"], "not imported yet: run `metatrain data import omniglot`"),
+        (["workers={max: 0, gpus: 1}"], "asks for a GPU, but torch sees none here: set workers.gpus to 0"),
+        (["tracking.uri=http://127.0.0.1:9"], "MLflow does not answer at http://127.0.0.1:9"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(sets: list[str], sentence: str, tmp_path: Path) -> None:
+    if "gpus" in sets[0] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    recipe = write(SINUSOID, tmp_path / "s.yaml")
+    refused(command("train", recipe, *[part for item in sets for part in ("--set", item)]), sentence)
+
+
+def test_a_run_that_diverges_says_what_to_lower_and_is_saved(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__lr=1e30, output="out")
+    refused(command("train", recipe), "is not finite: lower algorithm.inner_lr or outer.lr.*last whole step is saved")
+    assert list(Path("out/checkpoints").iterdir())
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=3, output="out")
+    assert command("train", recipe).returncode == 0
+    file = Path("out/checkpoints/step-00000003/learner.safetensors")
+    file.write_bytes(file.read_bytes()[:-8])
+    sentence = "is damaged: learner.safetensors is not what was saved; use another checkpoint"
+    refused(command("train", recipe, "--resume", "out", "--set", "outer.steps=5"), sentence)
+    bundled = Path("out/bundle/meta.safetensors")
+    bundled.write_bytes(b"x" + bundled.read_bytes()[1:])
+    refused(command("evaluate", "out/bundle"), "is damaged: meta.safetensors is not what was saved")
+    refused(command("evaluate", "nowhere"), "nowhere holds no checkpoint")
+
+
+@pytest.mark.ray
+def test_an_unreachable_cluster_is_one_sentence(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", workers__max=1)
+    sentence = "no Ray cluster answers at 127.0.0.1:%d .*check --address"
+    refused(command("train", recipe, "--address", "127.0.0.1:1"), sentence % 1)
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # listens, is no Ray
+        port = other.server_address[1]
+        refused(command("train", recipe, "--address", f"127.0.0.1:{port}"), sentence % port)
+
+
+@pytest.mark.ray
+def test_a_given_cluster_is_joined_and_left_running(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    recipe = write(SINUSOID, tmp_path / "s.yaml", workers__max=2, outer__steps=3)
+    address = ray.get_runtime_context().gcs_address
+    joined = command("train", recipe, "--set", "output=a", "--address", address)
+    assert joined.returncode == 0, joined.stderr
+    surrounding = command("train", recipe, "--set", "output=b", env={"RAY_ADDRESS": address})
+    assert surrounding.returncode == 0, surrounding.stderr
+    too_much = ("--set", "workers={min: 2, max: 2, cpus: 3, wait_s: 2}")
+    done = command("train", recipe, "--set", "output=c", *too_much, "--address", address)
+    refused(done, "1 of workers.min = 2 workers of 3 CPUs and 0 GPUs could start in workers.wait_s = 2 s")
+    assert ray.cluster_resources()["CPU"] == 4
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (["workers={min: 1, gpus: 1}"], "1 workers of 1 CPUs and 1 GPUs do not fit on this machine"),
+        (["workers={min: 1, cpus: 10000}"], "1 workers of 10000 CPUs and 0 GPUs do not fit on this machine"),
+    ],
+)
+def test_more_than_this_machine_has_is_one_sentence(sets: list[str], sentence: str, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    refused(command("train", write(SINUSOID, tmp_path / "s.yaml"), "--set", *sets), sentence)
+
+
+@pytest.mark.ray
+def test_two_ray_workers_learn_what_one_process_learns(tmp_path: Path) -> None:
+    recipe = write(GLYPHS, tmp_path / "g.yaml", outer__steps=5)
+    for output, most in (("local", 0), ("ray", 2)):
+        done = command("train", recipe, "--set", f"output={output}", "--set", f"workers.max={most}")
+        assert done.returncode == 0, done.stderr
+    models = [bundle.load(f"{folder}/bundle")[1].model for folder in ("local", "ray")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_data_commands(tmp_path: Path) -> None:
+    listed = command("data", "list", env={"METATRAIN_CACHE": str(tmp_path)})
+    assert "glyphs       drawn at first use" in listed.stdout
+    assert "omniglot     not imported: metatrain data import omniglot" in listed.stdout
+    drawn = command("data", "import", "glyphs", env={"METATRAIN_CACHE": str(tmp_path)})
+    assert drawn.stdout.startswith("imported glyphs: 1000 classes, 20000 images")
+    checked = command("data", "check", "glyphs", env={"METATRAIN_CACHE": str(tmp_path)})
+    assert "glyphs: train 700, val 100, test 200 classes, disjoint" in checked.stdout
+    refused(command("data", "import", "omniglut"), "there is no data set 'omniglut' to import; choose one of glyphs")
+    refused(command("data", "import", "omniglot", "--source", "nowhere"), "--source nowhere is not a folder")
+
+
+def test_help_answers_without_loading_torch() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for name in ("train", "evaluate", "config", "data"):
+        assert name in done.stdout

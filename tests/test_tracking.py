@@ -1,0 +1,190 @@
+"""MLflow holds every result, and can neither slow nor stop training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from conftest import GLYPHS, SINUSOID, config
+
+from cluster import run, tracking
+from cluster.config import RunConfig
+from metatrain.core import InputError
+
+pytestmark = pytest.mark.ray
+
+
+def store(path: Path) -> str:
+    return f"sqlite:///{path / 'mlflow.db'}"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def history(uri: str, run_id: str, name: str) -> dict[int, float]:
+    from mlflow.tracking import MlflowClient
+
+    return {m.step: m.value for m in MlflowClient(uri).get_metric_history(run_id, name)}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store(tmp_path), "--artifacts-destination", str(tmp_path / "artifacts")]
+    process = subprocess.Popen(
+        command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True, cwd=tmp_path
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            try:
+                with urlopen(f"{uri}/health", timeout=2) as answer:
+                    if answer.read() == b"OK":
+                        break
+            except OSError:
+                continue
+        else:
+            pytest.fail("the MLflow server did not start")
+        yield uri, process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = store(tmp_path)
+    settings = config(
+        GLYPHS,
+        tracking__uri=uri,
+        outer__steps=4,
+        validation={"every_steps": 2, "tasks": 4},
+        evaluation__tasks=8,
+        output=str(tmp_path / "g"),
+    )
+    _, (score,) = run.train(settings)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("metatrain")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "glyphs"
+    assert found.data.params["algorithm.inner_lr"] == "0.4"
+    assert found.data.params["family.data"] == "glyphs"
+    assert found.data.tags["version.torch"]
+    assert len(found.data.tags["mlflow.source.git.commit"]) == 40
+    assert found.data.metrics["test/accuracy"] == pytest.approx(score.mean)
+    run_id = found.info.run_id
+    for name in ("train/loss_before", "train/accuracy_after", "learner/gradient_norm", "run/tasks_per_s"):
+        assert sorted(history(uri, run_id, name)) == [1, 2, 3, 4]
+    assert sorted(history(uri, run_id, "val/accuracy_after")) == [0, 2, 4]
+    artifacts = {a.path for a in client.list_artifacts(run_id)}
+    assert artifacts == {"result.json", "learning_curve.png", "adaptation_curve.png", "bundle", "config.yaml"}
+    assert {Path(a.path).name for a in client.list_artifacts(run_id, "bundle")} == {
+        "manifest.json",
+        "meta.safetensors",
+        "recipe.yaml",
+    }
+
+
+def test_a_resumed_run_continues_its_mlflow_run(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = store(tmp_path)
+
+    def settings(steps: int) -> RunConfig:
+        return config(SINUSOID, tracking__uri=uri, outer__steps=steps, output=str(tmp_path / "s"))
+
+    run.train(settings(3))
+    run.train(settings(6), resume="auto")
+    client = MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    assert sorted(history(uri, found.info.run_id, "train/mse_after")) == [1, 2, 3, 4, 5, 6]
+    assert found.info.status == "FINISHED"
+
+
+def test_metrics_are_logged_as_often_as_asked(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = store(tmp_path)
+    settings = config(SINUSOID, tracking={"uri": uri, "every_steps": 5}, validation={"every_steps": 7, "tasks": 4})
+    run.train(settings)
+    client = MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    assert sorted(history(uri, found.info.run_id, "train/mse_after")) == [5, 10, 15, 20]
+    assert sorted(history(uri, found.info.run_id, "val/mse_after")) == [0, 7, 14, 20]
+
+
+def test_an_unreachable_server_is_one_sentence_at_the_start(tmp_path: Path) -> None:
+    started = time.monotonic()
+    settings = config(SINUSOID, tracking__uri=f"http://127.0.0.1:{free_port()}", output=str(tmp_path / "s"))
+    with pytest.raises(InputError, match=r"MLflow does not answer at http://127.0.0.1.*set tracking.uri"):
+        run.train(settings)
+    assert time.monotonic() - started < 30
+    assert not (tmp_path / "s" / "checkpoints").exists()
+
+
+def test_a_server_that_dies_neither_stops_nor_slows_training(
+    server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri, process = server
+    tracker = tracking.MLflowTracker(config(SINUSOID, tracking__uri=uri), None)
+    tracker.log(1, {"train/loss_after": 1.0})
+    deadline = time.monotonic() + 30
+    while not history(uri, tracker.run_id, "train/loss_after"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGSTOP)  # worse than dead: it accepts and never answers
+    started = time.monotonic()
+    for step in range(2, 2000):
+        tracker.log(step, {"train/loss_after": 1.0})
+    assert time.monotonic() - started < 1.0
+    os.killpg(process.pid, signal.SIGKILL)
+    tracker.finish("FINISHED")
+    assert tracker.errors >= 1
+    assert "metrics.jsonl is complete" in caplog.text
+
+
+def test_metrics_of_an_outage_arrive_once_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = store(tmp_path)
+    tracker = tracking.MLflowTracker(config(SINUSOID, tracking__uri=uri), None)
+    original, failures = MlflowClient.log_batch, [OSError("down"), OSError("down")]
+
+    def flaky(self: MlflowClient, *args: object, **kwargs: object) -> object:
+        if failures:
+            raise failures.pop()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    for step in range(1, 6):
+        tracker.log(step, {"train/loss_after": float(step)})
+    deadline = time.monotonic() + 30
+    while len(history(uri, tracker.run_id, "train/loss_after")) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    tracker.finish("FINISHED")
+    assert tracker.errors == 2
+
+
+def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from cluster.config import Tracking
+
+    assert tracking.store(Tracking()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere")
+    assert tracking.store(Tracking()) == "http://somewhere"
+    assert tracking.store(Tracking(uri="sqlite:///x.db")) == "sqlite:///x.db"
