@@ -54,7 +54,7 @@ def train(
         print(f"{name.replace('_', ' ')} on pixels: {_show(score.metric, value)}")
     print(f"pictures: {folder}/figures/learning_curve.png {folder}/figures/adaptation_curve.png")
     if config.tracking.uri != "none":
-        print(f"compare runs: mlflow ui --backend-store-uri {tracking.store(config.tracking)}")
+        print(f"compare runs: mlflow ui --backend-store-uri {tracking.shown(tracking.store(config.tracking))}")
     for score in scores[1:] + scores[:1]:
         print(score.line())
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
+
+
+def _refuse_secret(key: str, uri: str | None, instead: str) -> None:
+    """Recipes go to checkpoints, to MLflow and to colleagues."""
+    if uri is not None and urlsplit(uri).password is not None:
+        raise InputError(f"{key} holds a password, which would be written into every checkpoint: {instead}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep < 1:
             raise InputError("checkpoint.every_steps and checkpoint.keep must be at least 1")
+        _refuse_secret("checkpoint.uri", self.uri, "give storage keys in the environment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +75,7 @@ class Tracking:
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise InputError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
+        _refuse_secret("tracking.uri", self.uri, "give it in MLFLOW_TRACKING_URI or MLFLOW_TRACKING_PASSWORD")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,18 +19,16 @@ def evaluate_split(recipe: Recipe, requests: Requests, split: Split, version: in
     contributions = requests.collect(tickets, oldest_version=version)
     parts = [c.result for c in contributions if isinstance(c.result, Scores)]
     found = []
-    for i, norm in enumerate(setting.norm):
+    for i, norm in enumerate(parts[0].norms):
         name = setting.family.metric + (f"[{norm}]" if i else "")
-        if name in parts[0].curves:
-            found.append(evaluate.summarise(parts, name, _protocol(recipe, split, norm, version)))
+        found.append(evaluate.summarise(parts, name, _protocol(recipe, split, norm, version)))
     return found
 
 
 def _protocol(recipe: Recipe, split: Split, norm: Norm, version: int) -> str:
     setting = recipe.setting(split)
-    statistics = norm if getattr(recipe.model, "norm", "none") != "none" else "none"
     return (
-        f"{setting.family.describe()}, {split} split, bn={statistics}, {_describe(setting.algorithm)}, "
+        f"{setting.family.describe()}, {split} split, bn={norm}, {_describe(setting.algorithm)}, "
         f"{setting.tasks} tasks of seed {setting.seed}; trained {version} steps of {recipe.outer.tasks_per_step} tasks "
         f"({recipe.family.describe()}, {_describe(recipe.algorithm)}), seed {recipe.seed}; losses are means"
     )

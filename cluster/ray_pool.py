@@ -92,8 +92,10 @@ class RayWorker:
         result, seconds = self._worker.compute(ticket)
         if isinstance(result, Update):
             return self._worker.layout.flatten(result.direction).numpy(), result.tasks, result.metrics, seconds
-        arrays = ({name: values.numpy() for name, values in part.items()} for part in result[1:])
-        return result.steps, *arrays, seconds
+        curves, baselines = (
+            {name: values.numpy() for name, values in part.items()} for part in (result.curves, result.baselines)
+        )
+        return result.steps, curves, baselines, result.norms, seconds
 
 
 @dataclass
@@ -179,6 +181,7 @@ class RayPool:
 
     def _wait_for(self, workers: Workers) -> None:
         """Until enough actors are ready. A local cluster is known to have room; another may be growing."""
+        log.info("starting up to %d workers of %s", workers.max, _wanted(workers))
         deadline = time.monotonic() + workers.wait_s
         while self.status().alive < workers.min:
             failure = self.next(timeout_s=1.0)
@@ -234,11 +237,11 @@ class RayPool:
             flat, tasks, metrics, seconds = answer
             result = Update(self._layout.unflatten(torch.from_numpy(flat.copy())), tasks, metrics)
         else:
-            steps, curves, baselines, seconds = answer
+            steps, curves, baselines, norms, seconds = answer
             curves, baselines = (
                 {name: torch.from_numpy(values.copy()) for name, values in part.items()} for part in (curves, baselines)
             )
-            result = Scores(steps, curves, baselines)
+            result = Scores(steps, curves, baselines, norms)
         return Contribution(ticket, version, actor.name, seconds, result)
 
 

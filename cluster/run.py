@@ -58,6 +58,7 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
         if tracker.run_id:
             notes["mlflow_run_id"] = tracker.run_id
         status = "FAILED"
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             with _metrics_file(folder, learner.version) as write, interruptible() as should_stop:
                 requests = Requests(pool, should_stop, config.workers.wait_s)
@@ -186,12 +187,13 @@ def _folder(config: RunConfig, resume: str | None) -> tuple[Path, checkpoint.Sav
         log.info("there is nothing to resume for %s: starting afresh", config.name)
     elif resume is not None:
         saved = checkpoint.load(resume)
-        parents = Path(saved.uri).parents
-        return Path(config.output) if config.output else parents[1], saved
+        checkpoints = Path(saved.uri).parent
+        if config.output is None and checkpoints.name == "checkpoints":
+            return checkpoints.parent, saved
+        return Path(config.output) if config.output else runs / time.strftime("%Y%m%d-%H%M%S"), saved
     folder = Path(config.output) if config.output else runs / time.strftime("%Y%m%d-%H%M%S")
     if resume is None and (folder / "config.yaml").exists():
         raise InputError(f"{folder} already holds a run: pass --resume auto to continue it, or another output")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder, None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from cluster.config import RunConfig, Tracking
 from metatrain import recipe as recipes
@@ -69,6 +70,12 @@ def store(tracking: Tracking) -> str:
     return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
+def shown(uri: str) -> str:
+    """The URI without its password, for messages."""
+    password = urlsplit(uri).password
+    return uri.replace(f":{password}@", ":***@") if password else uri
+
+
 class MLflowTracker:
     """Queues metrics and logs them in batches from a thread of its own.
 
@@ -90,9 +97,8 @@ class MLflowTracker:
             self._client = MlflowClient(self.uri)
             self.run_id: str = self._continue(run_id) if run_id else self._create(config)
         except Exception as error:  # MLflow raises what its stores and requests raise
-            reason = str(error).strip().splitlines()[0][:200]
             raise InputError(
-                f"MLflow does not answer at {self.uri} ({reason}): start it, or set tracking.uri"
+                f"MLflow does not answer at {shown(self.uri)} ({self._reason(error)}): start it, or set tracking.uri"
             ) from error
         self.errors = 0
         self._every = config.tracking.every_steps
@@ -168,7 +174,11 @@ class MLflowTracker:
     def _count(self, error: Exception, consequence: str) -> None:
         self.errors += 1
         if self.errors == 1:
-            log.warning("MLflow failed (%s): %s", str(error).strip().splitlines()[0][:200], consequence)
+            log.warning("MLflow failed (%s): %s", self._reason(error), consequence)
+
+    def _reason(self, error: Exception) -> str:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first.replace(self.uri, shown(self.uri))[:200]
 
 
 def _tags() -> dict[str, str]:

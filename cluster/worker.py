@@ -123,7 +123,8 @@ class Worker:
         else:
             found = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
             curves = {name: values.cpu() for name, values in found.curves.items()}
-            result = Scores(found.steps, curves, {name: values.cpu() for name, values in found.baselines.items()})
+            baselines = {name: values.cpu() for name, values in found.baselines.items()}
+            result = found._replace(curves=curves, baselines=baselines)
         return result, time.perf_counter() - started
 
     def _sample(self, ticket: Ticket) -> Any:

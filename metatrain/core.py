@@ -73,6 +73,7 @@ class Scores(NamedTuple):
     steps: list[int]  # the inner steps measured; 0 is before adaptation, the last is the result
     curves: dict[str, Tensor]  # metric -> [T, len(steps)]
     baselines: dict[str, Tensor]  # name -> [T]: what needs no meta-learning, such as nearest neighbour
+    norms: tuple[Norm, ...]  # the problem's; the metrics of all but the first carry its name
 
 
 class TaskFamily(Protocol):
@@ -116,6 +117,11 @@ class Problem(Protocol):
 
     @property
     def path(self) -> Path: ...
+
+    @property
+    def norm(self) -> Sequence[Norm]:
+        """Whose statistics normalise query examples; ("none",) where nothing is normalised by statistics."""
+        ...
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh parameters, without a leading T."""

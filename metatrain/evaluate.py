@@ -53,7 +53,7 @@ def scores(problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, contex
     if steps[-1] != step:
         measure(step, params)
     curves = {name: torch.stack([f[name] for f in found], dim=1) for name in found[0]}
-    return Scores(steps, curves, problem.baselines(task))
+    return Scores(steps, curves, problem.baselines(task), tuple(problem.norm))
 
 
 def summarise(parts: Sequence[Scores], metric: str, protocol: str) -> Score:

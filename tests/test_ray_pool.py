@@ -214,7 +214,7 @@ def test_scores_travel_like_updates() -> None:
         pool.close()
     for here, there in zip(*results, strict=True):
         assert isinstance(there, Contribution)
-        assert here.result.steps == there.result.steps
+        assert (here.result.steps, here.result.norms) == (there.result.steps, there.result.norms)
         for part in (1, 2):
             assert here.result[part].keys() == there.result[part].keys()
             assert all(torch.equal(values, there.result[part][name]) for name, values in here.result[part].items())

@@ -181,6 +181,23 @@ def test_metrics_of_an_outage_arrive_once_it_is_over(tmp_path: Path, monkeypatch
     assert tracker.errors == 2
 
 
+def test_passwords_are_not_shown_and_not_recorded() -> None:
+    with pytest.raises(InputError, match=r"tracking\.uri holds a password") as caught:
+        config(SINUSOID, tracking__uri="https://me:hunter2@mlflow.example")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(InputError, match=r"checkpoint\.uri holds a password"):
+        config(SINUSOID, checkpoint__uri="s3://key:hunter2@bucket/run")
+    assert tracking.shown("https://me:hunter2@host/x") == "https://me:***@host/x"
+    assert tracking.shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_a_password_in_the_environment_does_not_reach_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{free_port()}")
+    with pytest.raises(InputError, match="MLflow does not answer") as caught:
+        run.train(config(SINUSOID, tracking__uri=None))
+    assert "hunter2" not in str(caught.value)
+
+
 def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from cluster.config import Tracking
 
