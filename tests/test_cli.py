@@ -67,19 +67,23 @@ def test_config_prints_a_recipe_that_trains_the_same(tmp_path: Path) -> None:
     assert yaml.safe_load(done.stdout) == recipes.dump(config(SINUSOID, outer__lr=0.5))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, tmp_path: Path) -> None:
-    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=2000)
-    assert command("train", recipe, "--set", "output=straight").returncode == 0
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGINT, 0), (signal.SIGTERM, 0), pytest.param(signal.SIGINT, 2, marks=pytest.mark.ray)],
+)
+def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, workers: int, tmp_path: Path) -> None:
+    """The signal goes to the whole process group, workers included, as from a terminal."""
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=1000, workers__max=workers)
+    assert command("train", recipe, "--set", "output=straight", "--set", "workers.max=0").returncode == 0
     arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=stopped"]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = Path("stopped/metrics.jsonl")
     deadline = time.monotonic() + 60
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 20:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
