@@ -185,8 +185,10 @@ class RayPool:
         deadline = time.monotonic() + workers.wait_s
         while self.status().alive < workers.min:
             failure = self.next(timeout_s=1.0)
-            if isinstance(failure, Failure) and failure.kind == "error":
-                raise InputError(failure.cause)
+            if isinstance(failure, Failure):
+                if failure.kind == "error":
+                    raise InputError(failure.cause)
+                log.warning("worker %s could not start: %s", failure.worker, failure.cause)
             if time.monotonic() > deadline:
                 there = _resources(ray.cluster_resources())
                 raise InputError(
@@ -211,7 +213,8 @@ class RayPool:
             self._start(actor)  # Ray does not restart this one any more
         elif actor.alive:
             self._await_ready(actor)
-        return Failure(ticket, actor.name, "lost", type(error).__name__)
+        last_line = str(error).strip().rpartition("\n")[2]
+        return Failure(ticket, actor.name, "lost", f"{type(error).__name__}: {last_line[:200]}")
 
     def _dispatch(self) -> None:
         while self._waiting:

@@ -43,6 +43,7 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
     recipe = config.recipe()
     plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     folder, saved = _folder(config, resume)
+    folder.mkdir(parents=True, exist_ok=True)
     if saved is not None:
         checkpoint.check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
@@ -58,7 +59,6 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
         if tracker.run_id:
             notes["mlflow_run_id"] = tracker.run_id
         status = "FAILED"
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             with _metrics_file(folder, learner.version) as write, interruptible() as should_stop:
                 requests = Requests(pool, should_stop, config.workers.wait_s)

@@ -29,6 +29,10 @@ def main(app: typer.Typer) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        logging.getLogger(__name__).debug("the operating system refused", exc_info=True)
+        print(f"error: {error.strerror or error}: {error.filename or 'see --help'}", file=sys.stderr)
+        sys.exit(2)
 
 
 @data.command("list")

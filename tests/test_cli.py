@@ -73,7 +73,7 @@ def test_config_prints_a_recipe_that_trains_the_same(tmp_path: Path) -> None:
 )
 def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, workers: int, tmp_path: Path) -> None:
     """The signal goes to the whole process group, workers included, as from a terminal."""
-    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=1000, workers__max=workers)
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=400, workers__max=workers)
     assert command("train", recipe, "--set", "output=straight", "--set", "workers.max=0").returncode == 0
     arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=stopped"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -126,6 +126,12 @@ def test_bad_input_ends_in_one_sentence(sets: list[str], sentence: str, tmp_path
         pytest.skip("this machine has a GPU")
     recipe = write(SINUSOID, tmp_path / "s.yaml")
     refused(command("train", recipe, *[part for item in sets for part in ("--set", item)]), sentence)
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    recipe = write(SINUSOID, tmp_path / "s.yaml", output=str(tmp_path / "taken" / "run"))
+    refused(command("train", recipe), "Not a directory: .*taken/run")
 
 
 def test_a_run_that_diverges_says_what_to_lower_and_is_saved(tmp_path: Path) -> None:
