@@ -62,7 +62,7 @@ def load(uri: str) -> Saved:
         uri = newest
     files = bundle.read_directory(uri)
     if set(files) != FILES:
-        raise InputError(f"{uri} is not a checkpoint to resume from: it holds {', '.join(sorted(files))}")
+        raise InputError(f"{uri} is no checkpoint, it holds {', '.join(sorted(files))}: give one of checkpoints/step-*")
     run = json.loads(files["run.json"])
     return Saved(
         uri,

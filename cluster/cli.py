@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import sys
+import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +36,7 @@ def train(
     ] = None,
 ) -> None:
     """Meta-train a recipe and evaluate it. Example: metatrain train recipes/demo.yaml --set outer.steps=100"""
-    from cluster import run, tracking
+    from cluster import run
     from cluster.config import RunConfig
     from cluster.requests import Interrupted, WorkersLost
     from metatrain import recipe as recipes
@@ -52,9 +55,9 @@ def train(
     print(f"before adaptation: {_show(score.metric, score.curve[0])}")
     for name, value in score.baselines.items():
         print(f"{name.replace('_', ' ')} on pixels: {_show(score.metric, value)}")
-    print(f"pictures: {folder}/figures/learning_curve.png {folder}/figures/adaptation_curve.png")
+    print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
     if config.tracking.uri != "none":
-        print(f"compare runs: mlflow ui --backend-store-uri {tracking.shown(tracking.store(config.tracking))}")
+        print(f"compare runs: metatrain ui {folder}")
     for score in scores[1:] + scores[:1]:
         print(score.line())
 
@@ -71,14 +74,31 @@ def evaluate(checkpoint: str, set_: Set = None, address: Address = None) -> None
 
 @app.command()
 def config(recipe: Path, set_: Set = None) -> None:
-    """Print a recipe with all defaults. Example: metatrain config recipes/demo.yaml --set outer.lr=0.01"""
-    import yaml
+    """Print a recipe with all its values, and where each comes from: default, recipe or --set.
 
+    Example: metatrain config recipes/demo.yaml --set outer.lr=0.01
+    """
     from cluster.config import RunConfig
     from metatrain import recipe as recipes
 
-    tree = recipes.dump(recipes.load(RunConfig, recipe, set_ or []))
-    print(yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False), end="")
+    print(recipes.explain(recipes.load(RunConfig, recipe, set_ or []), recipe, set_ or []))
+
+
+@app.command()
+def ui(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder; by default where runs here log to.")] = None,
+    port: Annotated[int, typer.Option(help="Port on this machine; another one where it is taken.")] = 5000,
+) -> None:
+    """Open the MLflow store that a run used. Example: metatrain ui runs/first"""
+    from cluster import tracking
+    from cluster.ui import served
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the server ends with this command
+    with suppress(KeyboardInterrupt), served(tracking.place_of(run), port) as (page, wait):
+        print(f"MLflow: {page}", flush=True)
+        if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
+            webbrowser.open(page)
+        wait()
 
 
 def _show(metric: str, value: float) -> str:

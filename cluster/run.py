@@ -23,11 +23,12 @@ from cluster.pool import LocalPool, Pool, Snapshot
 from cluster.progress import ProgressLine
 from cluster.requests import Interrupted, Requests
 from cluster.worker import Plan, choose_plan, initial_meta
-from metatrain import bundle, figures
+from metatrain import bundle, figures, inference
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Meta
 from metatrain.evaluate import Score
 from metatrain.learner import Learner
+from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
         log.info("resuming %s after %d steps", saved.uri, learner.version)
     with pool_for(config, plan, address) as pool:
         tracker = tracking.start(config, notes.get("mlflow_run_id"))
-        if tracker.run_id:
-            notes["mlflow_run_id"] = tracker.run_id
+        place = tracker.place()
+        if place is not None:
+            notes["mlflow_run_id"] = place.run_id
+            (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
         status = "FAILED"
         try:
             with _metrics_file(folder, learner.version) as write, interruptible() as should_stop:
@@ -81,10 +84,9 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
                     loop.train(recipe, learner, pool, requests, hooks, config.checkpoint.every_steps)
                 bundle.save(str(folder / "bundle"), recipe, learner.meta())
                 scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
-            for path in _leave_results(folder, config.name, scores):
-                tracker.artifact(path)
-            tracker.artifact(folder / "bundle")
-            tracker.artifact(folder / "config.yaml")
+            _leave_results(folder, recipe, learner.meta(), scores)
+            for name in ("figures", "bundle", "result.json", "config.yaml"):
+                tracker.artifact(folder / name)
             tracker.log(learner.version, {f"test/{s.metric}{_suffix(s, i)}": s.mean for i, s in enumerate(scores)})
             status = "FINISHED"
         except Interrupted:
@@ -220,21 +222,23 @@ def _step(line: str) -> float:
         return float("inf")  # the half line of a process that was killed while writing
 
 
-def _leave_results(folder: Path, name: str, scores: list[Score]) -> list[Path]:
+def _leave_results(folder: Path, recipe: Recipe, meta: Meta, scores: list[Score]) -> None:
     """result.json and the pictures."""
-    result = folder / "result.json"
-    result.write_text(json.dumps({"scores": [dataclasses.asdict(score) for score in scores]}, indent=1))
+    result = {"scores": [dataclasses.asdict(score) for score in scores]}
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    metric = scores[0].metric
-    learning = figures.learning_curve(rows, metric, f"{name}: learning curve")
-    labelled = [(score.protocol.split("bn=")[1].split(",")[0], score) for score in scores]
-    labelled = [(f"statistics: {label}" if label != "none" else "adapted", score) for label, score in labelled]
-    adaptation = figures.adaptation_curve(labelled, f"{name}: adaptation to held-out tasks")
-    return [
-        result,
-        figures.save(learning, folder / "figures" / "learning_curve.png"),
-        figures.save(adaptation, folder / "figures" / "adaptation_curve.png"),
+    labels = [score.protocol.split("bn=")[1].split(",")[0] for score in scores]
+    labelled = [
+        (f"statistics: {label}" if label != "none" else "adapted", score)
+        for label, score in zip(labels, scores, strict=True)
     ]
+    pictures = {
+        "learning_curve": figures.learning_curve(rows, scores[0].metric, f"{recipe.name}: learning curve"),
+        "adaptation_curve": figures.adaptation_curve(labelled, f"{recipe.name}: adaptation to held-out tasks"),
+        "example": inference.illustrate(recipe, meta),
+    }
+    for name, figure in pictures.items():
+        figures.save(figure, folder / "figures" / f"{name}.png")
 
 
 def _suffix(score: Score, index: int) -> str:

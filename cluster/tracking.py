@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -11,12 +12,15 @@ import time
 from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from cluster.config import RunConfig, Tracking
 from metatrain import recipe as recipes
 from metatrain.core import InputError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +31,14 @@ PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
 
 
 class Tracker(Protocol):
-    @property
-    def run_id(self) -> str | None:
-        """To continue the run after a crash."""
-        ...
-
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def artifact(self, path: Path) -> None:
         """Keep a file or folder with the run."""
+        ...
+
+    def place(self) -> Place | None:
+        """Where the run can be looked at, and continued after a crash."""
         ...
 
     def finish(self, status: str) -> None:
@@ -44,11 +47,12 @@ class Tracker(Protocol):
 
 
 class NoTracker:
-    run_id: str | None = None
-
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def artifact(self, path: Path) -> None: ...
+
+    def place(self) -> Place | None:
+        return None
 
     def finish(self, status: str) -> None: ...
 
@@ -63,6 +67,28 @@ def start(config: RunConfig, run_id: str | None) -> Tracker:
         log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
         return NoTracker()
     return MLflowTracker(config, run_id)
+
+
+class Place(NamedTuple):
+    """Where a run's numbers are: in mlflow.json of its folder."""
+
+    uri: str  # without its password
+    experiment_id: str = ""
+    run_id: str = ""
+
+
+def place_of(folder: Path | None) -> Place:
+    """The store that the run in `folder` logged to, or the one that a run started here would."""
+    if folder is None:
+        return Place(store(Tracking()))
+    try:
+        return Place(**json.loads((folder / "mlflow.json").read_text()))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no run that was logged to MLflow: give the folder that `train` named") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{folder}/mlflow.json is damaged ({error}): leave the folder out to open the store"
+        ) from error
 
 
 def store(tracking: Tracking) -> str:
@@ -95,7 +121,10 @@ class MLflowTracker:
         self.uri = store(config.tracking)
         try:
             self._client = MlflowClient(self.uri)
-            self.run_id: str = self._continue(run_id) if run_id else self._create(config)
+            run = self._client.get_run(run_id) if run_id else self._create(config)
+            self.run_id: str = run.info.run_id
+            self._experiment_id: str = run.info.experiment_id
+            self._client.update_run(self.run_id, status="RUNNING")
         except Exception as error:  # MLflow raises what its stores and requests raise
             raise InputError(
                 f"MLflow does not answer at {shown(self.uri)} ({self._reason(error)}): start it, or set tracking.uri"
@@ -122,6 +151,9 @@ class MLflowTracker:
         except Exception as error:
             self._count(error, f"{path} was not uploaded")
 
+    def place(self) -> Place | None:
+        return Place(shown(self.uri), self._experiment_id, self.run_id)
+
     def finish(self, status: str) -> None:
         self._closing.set()
         self._thread.join(CLOSE_S)
@@ -134,7 +166,7 @@ class MLflowTracker:
         if self.errors:
             log.warning("MLflow failed %d times in this run; metrics.jsonl is complete", self.errors)
 
-    def _create(self, config: RunConfig) -> str:
+    def _create(self, config: RunConfig) -> Run:
         experiment = self._client.get_experiment_by_name(config.tracking.experiment)
         if experiment is None:
             local = str(Path("mlartifacts").absolute()) if self.uri.startswith("sqlite:") else None
@@ -146,11 +178,7 @@ class MLflowTracker:
 
         params = [Param(key, str(value)) for key, value in recipes.flatten(recipes.dump(config))]
         self._client.log_batch(run.info.run_id, params=params)
-        return str(run.info.run_id)
-
-    def _continue(self, run_id: str) -> str:
-        self._client.update_run(run_id, status="RUNNING")
-        return run_id
+        return run
 
     def _drain(self) -> None:
         from mlflow.entities import Metric

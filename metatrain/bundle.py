@@ -6,6 +6,7 @@ file's size and checksum: a directory without it is not there yet, one that disa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -30,7 +31,9 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot use {uri} as storage: {error}") from error
+        raise InputError(
+            f"cannot use {uri} as storage ({error}): give a folder or a URI such as s3://bucket/runs"
+        ) from error
     return system, path
 
 
@@ -45,14 +48,16 @@ def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
                 stream.write(data)
             system.move(f"{path}/{name}.partial", f"{path}/{name}")
     except OSError as error:
-        raise InputError(f"cannot write {uri}: {error}") from error
+        raise InputError(f"cannot write {uri} ({error}): make room or give another folder") from error
 
 
 def read_directory(uri: str) -> dict[str, bytes]:
     """The files of a complete directory; InputError where something is missing or was changed."""
     system, path = filesystem(uri)
     if not is_complete(uri):
-        raise InputError(f"{uri} holds no complete checkpoint or bundle: it has no {MANIFEST}")
+        raise InputError(
+            f"{uri} holds no bundle or checkpoint (no {MANIFEST}): give a run's folder, or train it to its end"
+        )
     try:
         manifest = json.loads(_read(system, f"{path}/{MANIFEST}"))
         files = {name: _read(system, f"{path}/{name}") for name in manifest}
@@ -71,7 +76,8 @@ def is_complete(uri: str) -> bool:
 
 
 def save(uri: str, recipe: Recipe, meta: Meta) -> None:
-    """Write the bundle: what adapting, evaluating and exporting need."""
+    """Write the bundle: what adapting and evaluating need."""
+    recipe = dataclasses.replace(recipe, family=recipe.family.standalone())
     tensors = {f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()}
     text = yaml.safe_dump(recipes.dump(recipe), sort_keys=False)
     write_directory(uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode()})
@@ -81,7 +87,9 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     """Read a bundle."""
     files = read_directory(uri)
     if set(files) != {"meta.safetensors", "recipe.yaml"}:
-        raise InputError(f"{uri} is not a bundle: it holds {', '.join(sorted(files))}")
+        raise InputError(
+            f"{uri} is not a bundle: it holds {', '.join(sorted(files))}; give a run's folder or its bundle"
+        )
     meta = Meta({}, {}, {})
     for full, tensor in load_tensors(files["meta.safetensors"]).items():
         part, _, name = full.partition(".")

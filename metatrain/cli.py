@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from metatrain.inference import Predictions
+    from metatrain.tasks.images import ImageStore
+
+Norm = Literal["transductive", "support", "support+1"]
 
 app = typer.Typer(
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",
@@ -38,40 +45,171 @@ def main(app: typer.Typer) -> None:
 @data.command("list")
 def list_() -> None:
     """Show the data sets that can be used. Example: metatrain data list"""
-    from metatrain.tasks.images import SOURCES, ImageStore, cache
+    from metatrain.tasks.images import ImageStore, cache
+    from metatrain.tasks.sources import SOURCES
 
-    for name in SOURCES:
-        if not (cache() / name / "manifest.json").exists():
+    imported = {path.parent.name for path in cache().glob("*/manifest.json")}
+    for name in sorted(imported | set(SOURCES)):
+        if name in imported:
+            store = ImageStore.open(name)
+            splits = ", ".join(scheme.name for scheme in store.schemes)
+            print(f"{name:12} {len(store.sizes)} classes, {len(store.images)} images {_shape(store)}; splits {splits}")
+        else:
             how = "drawn at first use" if name == "glyphs" else f"not imported: metatrain data import {name}"
             print(f"{name:12} {how}")
-            continue
-        store = ImageStore.open(name)
-        splits = ", ".join(scheme.name for scheme in store.schemes)
-        print(f"{name:12} {len(store.sizes)} classes, {len(store.images)} images {list(store.shape)}; splits {splits}")
 
 
 @data.command("import")
 def import_(
     name: str,
-    source: Annotated[Path | None, typer.Option(help="Folder with the original files, instead of a download.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="A folder of class folders, or the original files of a known data set.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels a side. Default: the images' median, 84 at most.")] = None,
+    least: Annotated[int, typer.Option(help="Images a class must have to be taken.")] = 2,
 ) -> None:
-    """Bring a data set into the cache. Example: metatrain data import omniglot --source ~/omniglot"""
-    from metatrain.core import InputError
-    from metatrain.tasks.images import cache, import_data
+    """Bring a data set into the cache: a known one, or a folder of class folders of your own.
 
-    if source is not None and not source.is_dir():
-        raise InputError(f"--source {source} is not a folder")
-    store = import_data(name, source)
-    print(f"imported {name}: {len(store.sizes)} classes, {len(store.images)} images into {cache() / name}")
+    Example: metatrain data import flowers --source ~/photos/flowers
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from metatrain.core import InputError
+    from metatrain.tasks.folders import read_folder
+    from metatrain.tasks.images import folder_of
+    from metatrain.tasks.sources import SOURCES, import_data
+
+    folder = folder_of(name)
+    if name in SOURCES:
+        if size is not None or least != 2:
+            raise InputError(f"{name} comes in its published size: --size and --least are for folders of your own")
+        store = import_data(name, source)
+        print(f"imported {name}: {len(store.sizes)} classes, {len(store.images)} images {_shape(store)} into {folder}")
+        return
+    if source is None:
+        raise InputError(
+            f"{name!r} is none of {', '.join(SOURCES)}: "
+            "for images of your own give --source with a folder that holds a folder for each class"
+        )
+    console = Console(stderr=True)
+    store, report = read_folder(
+        name, source, size, least, lambda paths: track(paths, "reading", console=console, transient=True)
+    )
+    store.save()
+    for what, why in report.refused:
+        print(f"refused {what}: {why}")
+    print(
+        f"imported {name}: {len(store.sizes)} classes, {report.taken} images ({report.resized} resized) "
+        f"{_shape(store)} into {folder}"
+    )
+    for split, members in store.schemes[0].classes.items():
+        print(f"  {split} {len(members)} classes: {_some([store.class_names[c] for c in members])}")
+    print(f"next: metatrain train recipes/own_images.yaml --set family.data={name}")
 
 
 @data.command()
 def check(name: str) -> None:
-    """Verify a data set's checksum, counts and splits. Example: metatrain data check glyphs"""
-    from metatrain.tasks.images import ImageStore
+    """Verify a data set: checksum, counts, sizes, splits, duplicates. Example: metatrain data check glyphs"""
+    from metatrain.tasks.images import duplicates
+    from metatrain.tasks.sources import open_data
 
-    store = ImageStore.open(name)
-    print(f"{name}: checksum and counts are right; {len(store.sizes)} classes, {len(store.images)} images")
+    store = open_data(name)
+    sizes = store.sizes
+    print(f"{name}: the checksum is right; {len(sizes)} classes, {len(store.images)} images {_shape(store)}")
+    print(f"  {sizes.min()} to {sizes.max()} images a class, median {sizes.median()}")
     for scheme in store.schemes:
-        sizes = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
-        print(f"  {scheme.name}: {sizes} classes, disjoint")
+        counts = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
+        found = duplicates(store, scheme)
+        twice = f"{len(found)} images are in two splits: {_some(found)}" if found else "no image is in two of them"
+        print(f"  splits {scheme.name}: {counts} classes, disjoint; {twice}")
+
+
+@app.command()
+def adapt(
+    bundle: Annotated[str, typer.Argument(help="A run's folder or its bundle.")],
+    support: Annotated[Path, typer.Option(help="The labelled images: a folder with a folder for each class.")],
+    query: Annotated[
+        list[Path],
+        typer.Option(help="Images to predict: files or folders, in class folders where classes are known."),
+    ],
+    more: Annotated[list[Path] | None, typer.Argument(help="More images to predict, as after --query *.png.")] = None,
+    norm: Annotated[
+        Norm | None, typer.Option(help="Whose statistics normalise an image; by default what the run was tested with.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for predictions.json and predictions.png.")] = Path("adapted"),
+) -> None:
+    """Adapt a trained run to a few labelled images, and predict others.
+
+    Example: metatrain adapt runs/first --support my/support --query my/new
+    """
+    import json
+
+    from metatrain import figures, inference
+    from metatrain.core import InputError
+    from metatrain.tasks.folders import labelled_files
+
+    learned = inference.load(bundle)
+    examples = labelled_files(support)
+    if any(label is None for _, label in examples):
+        raise InputError(f"{support} has images outside of class folders: put each into a folder named after its class")
+    adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
+    queries = [found for path in [*query, *(more or [])] for found in labelled_files(path)]
+    files = [str(path) for path, _ in queries]
+    truth = [label if label in adapted.classes else None for _, label in queries]
+    found = adapted.predict(files)
+    known = [label == predicted for label, predicted in zip(truth, found.labels, strict=True) if label is not None]
+
+    _print_table(files, truth, found)
+    ms = 1000 * adapted.seconds
+    print(f"adapted to {len(examples)} images of {len(adapted.classes)} classes in {ms:.1f} ms")
+    if adapted.norm == "transductive":
+        print(
+            f"the {len(files)} query images are normalised by their common statistics (transductive): "
+            "pass --norm support+1 for predictions that do not depend on each other"
+        )
+    if known:
+        print(f"accuracy: {100 * sum(known) / len(known):.1f}% of {len(known)} images")
+    output.mkdir(parents=True, exist_ok=True)
+    predictions = [
+        {
+            "image": file,
+            "class": label,
+            "prediction": predicted,
+            "probabilities": dict(zip(adapted.classes, row, strict=True)),
+        }
+        for file, label, predicted, row in zip(files, truth, found.labels, found.probabilities.tolist(), strict=True)
+    ]
+    result = {
+        "bundle": bundle,
+        "trained": learned.protocol,
+        "norm": adapted.norm,
+        "adaptation_ms": ms,
+        "accuracy": sum(known) / len(known) if known else None,
+        "predictions": predictions,
+    }
+    (output / "predictions.json").write_text(json.dumps(result, indent=1))
+    title = f"Predictions of {bundle} for {len(files)} images"
+    picture = figures.save(adapted.picture(files, truth, title), output / "predictions.png")
+    print(f"written: {output}/predictions.json {picture}")
+
+
+def _print_table(files: list[str], truth: list[str | None], found: Predictions) -> None:
+    """A row for each image; a tick or a cross where its class is known."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "class", "prediction", *found.classes)
+    for file, label, predicted, row in zip(files, truth, found.labels, found.probabilities.tolist(), strict=True):
+        mark = "" if label is None else "✓ " if label == predicted else "✗ "
+        table.add_row(file, label or "", mark + predicted, *(f"{100 * p:.1f}%" for p in row))
+    Console(width=None if sys.stdout.isatty() else 60 + max(map(len, files)) + 16 * len(found.classes)).print(table)
+
+
+def _shape(store: ImageStore) -> str:
+    channels, height, width = store.shape
+    return f"of {width}x{height} pixels, {'grey' if channels == 1 else 'RGB'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -10,16 +10,20 @@ the tasks themselves, adapted parameters, losses and metrics. Meta-parameters ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Params = dict[str, Tensor]  # name -> tensor, named as Module.named_parameters names them
 Norm = Literal["transductive", "support", "support+1", "none"]  # whose statistics normalise a query example
 Path = Literal["reference", "batched"]  # how a ticket's tasks are computed; chosen once, by the driver
 Split = Literal["train", "val", "test"]
+Adapt = Callable[[Any], list[tuple[int, Params]]]  # tasks -> (inner step, their parameters), from step 0 to the last
 
 
 class InputError(ValueError):
@@ -96,6 +100,14 @@ class TaskFamily(Protocol):
         """Raise InputError where the split cannot give such tasks."""
         ...
 
+    def standalone(self) -> TaskFamily:
+        """The family as a bundle records it: able to `bind` where its data is not at hand."""
+        ...
+
+    def picture(self, problem: Problem, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        """Show what adaptation does on tasks of its own drawing."""
+        ...
+
     def describe(self) -> str:
         """The part of a protocol line that names the tasks."""
         ...
@@ -156,7 +168,7 @@ class Algorithm(Protocol):
         ...
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        """Yield the tasks' parameters before adaptation, then after each inner step. Keeps no graph."""
+        """Yield the tasks' parameters before adaptation, then after each inner step: values, without a graph."""
         ...
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, TypeVar
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
+from metatrain.core import Task
 from metatrain.evaluate import Score
 
+BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
+RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # told apart by a tick and a cross as well
+MOST_SUPPORT, MOST_QUERIES, MOST_COLUMNS = 20, 40, 10
+
 Row = Mapping[str, float]  # one line of metrics.jsonl
+Item = TypeVar("Item")
 
 
 def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
-    """The metric against outer steps, before and after adaptation, on training and on validation tasks."""
+    """The metric against outer steps on training and on validation tasks, before and after adaptation."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    _line(axes, rows, f"train/{metric}_before", "training tasks, before adaptation", color="tab:gray", smooth=True)
-    _line(axes, rows, f"train/{metric}_after", "training tasks, after adaptation", color="tab:blue", smooth=True)
-    before, after = f"val/{metric}_before", f"val/{metric}_after"
-    _line(axes, rows, before, "validation tasks, before", color="tab:gray", linestyle="--")
-    _line(axes, rows, after, "validation tasks, after (95 % interval)", color="tab:orange", marker="o")
-    validated = [row for row in rows if after in row]
+    for when, colour in (("before", "tab:gray"), ("after", "tab:blue")):
+        steps, means, widths = _blocks(rows, f"train/{metric}_{when}")
+        _band(axes, steps, means, widths, color=colour, label=f"training tasks, {when} adaptation")
+    validated = [row for row in rows if f"val/{metric}_after" in row]
     if validated:
         steps = [row["step"] for row in validated]
-        low = [row[after] - row[f"{after}_ci95"] for row in validated]
-        high = [row[after] + row[f"{after}_ci95"] for row in validated]
-        axes.fill_between(steps, low, high, color="tab:orange", alpha=0.25, linewidth=0)
-    axes.set(xlabel="outer step", ylabel=metric, title=title)
+        before, after, width = (
+            [row[f"val/{metric}_{name}"] for row in validated] for name in ("before", "after", "after_ci95")
+        )
+        axes.plot(steps, before, color="black", linestyle=":", label="validation tasks, before adaptation")
+        _band(axes, steps, after, width, color="tab:orange", marker="o", label="validation tasks, after adaptation")
+    axes.set(xlabel="outer step", ylabel=f"{metric} (shaded: 95 % interval)", title=title)
     _scale(axes, metric)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
@@ -44,10 +56,72 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     score = scores[0][1]
     for name, value in score.baselines.items():
         axes.axhline(value, color="tab:gray", linestyle="--", label=f"{name.replace('_', ' ')} on pixels")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="inner step", ylabel=f"{score.metric} (95 % interval, {score.tasks} tasks)", title=title)
     _scale(axes, score.metric)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
+    return figure
+
+
+def episode(
+    support: Sequence[tuple[Tensor, str]],
+    query: Sequence[tuple[Tensor, str | None]],
+    classes: Sequence[str],
+    before: Tensor,
+    after: Tensor,
+    title: str,
+) -> Figure:
+    """The images of one episode, [C, H, W] uint8 each, with their labels and what was predicted.
+
+    `before` and `after` adaptation are probabilities [Q, classes]. A prediction that is right has a tick, one that is
+    wrong a cross; where the label of a query image is None it has neither.
+    """
+    columns = min(max(len(classes), 4), MOST_COLUMNS)
+    all_queries = len(query)
+    support, query = support[:MOST_SUPPORT], query[:MOST_QUERIES]
+    rows = [math.ceil(len(images) / columns) for images in (support, query)]
+    figure = Figure(figsize=(1.55 * columns + 0.3, 1.75 * rows[0] + 2.15 * rows[1] + 0.95), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    grid = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows[0] + 0.3, 2.15 * rows[1] + 0.3])
+    upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+    some = "" if len(query) == all_queries else f" ({len(query)} of {all_queries})"
+    upper.suptitle("Support set: what the network adapts to", fontsize="small")
+    lower.suptitle(f"Query images: predictions before and after adaptation{some}", fontsize="small")
+    for axes, (image, label) in _tiles(upper, rows[0], columns, support):
+        _show(axes, image)
+        axes.set_title(_short(label), fontsize="small")
+    for i, (axes, (image, truth)) in enumerate(_tiles(lower, rows[1], columns, query)):
+        _show(axes, image)
+        if truth is not None:
+            axes.set_title(_short(truth), fontsize="small")
+        for line, (when, probabilities) in enumerate((("before", before[i]), ("after", after[i]))):
+            predicted = classes[int(probabilities.argmax())]
+            mark, colour = ("", UNKNOWN) if truth is None else ("✓ ", RIGHT) if predicted == truth else ("✗ ", WRONG)
+            text = f"{when}: {mark}{_short(predicted)} {100 * float(probabilities.max()):.0f}%"
+            weight = "bold" if when == "after" else "normal"
+            style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": colour, "weight": weight}
+            axes.text(0.5, -0.05 - 0.16 * line, text, transform=axes.transAxes, **style)
+    return figure
+
+
+def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
+    """Curves fitted to the support points of T functions of one variable; (inner step, [T, Q, 1]) each."""
+    tasks = len(task.support_x)
+    figure = Figure(figsize=(3.6 * tasks, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    styles = [(":", "tab:gray"), ("--", "tab:blue"), ("-", "tab:orange")]
+    for t, axes in enumerate(np.ravel(figure.subplots(1, tasks, sharey=True))):
+        axes.plot(task.query_x[t, :, 0], task.query_y[t, :, 0], color="0.75", linewidth=5, label="the function")
+        for (step, y), (line, colour) in zip(predictions, styles[-len(predictions) :], strict=True):
+            steps = {0: "before adaptation", 1: "after 1 inner step"}.get(step, f"after {step} inner steps")
+            axes.plot(task.query_x[t, :, 0], y[t, :, 0], color=colour, linestyle=line, label=steps)
+        axes.plot(task.support_x[t, :, 0], task.support_y[t, :, 0], "k^", markersize=7, label="support points")
+        axes.set_xlabel("x")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("y")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     return figure
 
 
@@ -58,16 +132,43 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _line(axes: Axes, rows: Sequence[Row], name: str, label: str, smooth: bool = False, **style: str) -> None:
-    steps = [row["step"] for row in rows if name in row]
-    values = [row[name] for row in rows if name in row]
-    if smooth and len(values) > 100:  # means over a hundredth of the run
-        size = len(values) // 100
-        whole = len(values) // size * size
-        steps = steps[size - 1 : whole : size]
-        values = [sum(values[i : i + size]) / size for i in range(0, whole, size)]
-    if values:
-        axes.plot(steps, values, label=label, **style)  # type: ignore[arg-type]
+def _blocks(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], list[float]]:
+    """Steps, means and half 95 % intervals over equal blocks of rows; 0 for blocks of fewer than four."""
+    found = [row for row in rows if name in row]
+    size = max(1 if len(found) < 40 else 4, len(found) // BLOCKS)
+    steps, means, widths = [], [], []
+    for start in range(0, len(found) - size + 1, size):
+        values = [row[name] for row in found[start : start + size]]
+        steps.append(found[start + size - 1]["step"])
+        means.append(mean(values))
+        widths.append(1.96 * stdev(values) / math.sqrt(size) if size >= 4 else 0.0)
+    return steps, means, widths
+
+
+def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color: str, **style: str) -> None:
+    low, high = ([a + sign * w for a, w in zip(y, width, strict=True)] for sign in (-1, 1))
+    axes.plot(x, y, color=color, **style)  # type: ignore[arg-type]
+    axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+
+
+def _tiles(figure: Any, rows: int, columns: int, items: Sequence[Item]) -> Iterator[tuple[Axes, Item]]:
+    """Each item with a place of a grid; the places left over are empty."""
+    places = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes in places:
+        axes.set_axis_off()
+    yield from zip(places, items, strict=False)
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    """[C, H, W] uint8 with a frame, so that white paper has an edge."""
+    pixels = image.permute(1, 2, 0).numpy()
+    axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[])
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 14 else f"{label[:13]}…"
 
 
 def _scale(axes: Axes, metric: str) -> None:

@@ -81,7 +81,9 @@ class Learner:
         try:
             self._optimizer = getattr(torch.optim, outer.optimizer)(groups, lr=outer.lr, **outer.options)
         except (TypeError, ValueError) as error:
-            raise InputError(f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups: {error}") from error
+            raise InputError(
+                f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error}): correct them"
+            ) from error
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def apply(self, updates: Sequence[Update]) -> dict[str, float]:
@@ -158,7 +160,9 @@ class Learner:
         for pattern in self._outer.groups:
             if not members[pattern]:
                 known = ", ".join(self._params)
-                raise InputError(f"outer.groups has a pattern {pattern!r} that matches no parameter of {known}")
+                raise InputError(
+                    f"outer.groups has a pattern {pattern!r} that matches no parameter: correct it to match {known}"
+                )
         options = {**self._outer.groups, "*": self._outer.groups.get("*", {})}
         return [{"params": members[pattern], **options[pattern]} for pattern in members if members[pattern]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,15 +109,21 @@ class Recipe:
 
 def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file as a dataclass tree, after overrides such as "algorithm.inner_lr=0.1"."""
+    return parse(kind, apply_overrides(read(path), overrides), str(path))
+
+
+def read(path: Path) -> Tree:
+    """A YAML file of keys and values, not yet validated."""
     try:
         tree = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read recipe {path}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read recipe {path}: {reason}; give a YAML file such as those in recipes/") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}; correct it there") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold keys and values, such as `name: my-run`")
-    return parse(kind, apply_overrides(tree, overrides), str(path))
+    return tree
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
@@ -128,7 +135,9 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
         try:
             put(tree, key.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
-            raise InputError(f"the value of --set {item!r} is not YAML") from error
+            raise InputError(
+                f"the value of --set {item!r} is not YAML: write it like --set 'model.hidden=[40, 40]'"
+            ) from error
     return tree
 
 
@@ -148,6 +157,29 @@ def dump(config: Any) -> Tree:
     return found
 
 
+def explain(config: Any, path: Path, overrides: Sequence[str]) -> str:
+    """The configuration as YAML, with a comment for each value: from the default, the recipe or --set."""
+    given = {key for key, _ in flatten(apply_overrides(read(path), overrides))}
+    prefixes = [item.partition("=")[0].strip() for item in overrides]
+
+    def source(key: str) -> str:
+        if key not in given:
+            return "default"
+        return "--set" if any(key == p or key.startswith(f"{p}.") for p in prefixes) else "recipe"
+
+    def lines(tree: Tree, prefix: str) -> Iterator[str]:
+        for key, value in tree.items():
+            indent = "  " * prefix.count(".")
+            if isinstance(value, dict) and value:
+                yield f"{indent}{key}:"
+                yield from lines(value, f"{prefix}{key}.")
+            else:
+                text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+                yield f"{f'{indent}{key}: {text}':<48}  # {source(f'{prefix}{key}')}"
+
+    return "\n".join(lines(dump(config), ""))
+
+
 def override(component: C, changes: Mapping[str, Any], source: str) -> C:
     """A component with some of its fields changed, validated again."""
     return parse(type(component), dump(component) | dict(changes), source) if changes else component
@@ -159,7 +191,9 @@ def put(tree: Tree, key: str, value: Any) -> None:
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise InputError(f"{key!r} cannot be set: {parent!r} is a value, not a group of keys")
+            raise InputError(
+                f"{key!r} cannot be set: {parent!r} is a value, not a group; `metatrain config` shows the keys"
+            )
     tree[last] = value
 
 

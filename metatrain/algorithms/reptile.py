@@ -46,13 +46,13 @@ class Reptile:
         phi = {k: p.detach().clone() for k, p in inner_loop.expand(meta.model, count(task)).items()}
         # Both optimizers work element by element, so that one on all tasks' parameters is one for each task.
         optimizer = self._optimizer([p.requires_grad_() for p in phi.values()])
-        yield {k: p.detach() for k, p in phi.items()}
+        yield {k: p.detach().clone() for k, p in phi.items()}
         for batch in self._batches(problem, task, context):
             optimizer.zero_grad()
             with torch.enable_grad():
                 problem.support_loss(phi, task, context, batch).sum().backward()
             optimizer.step()
-            yield {k: p.detach() for k, p in phi.items()}
+            yield {k: p.detach().clone() for k, p in phi.items()}
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         *_, phi = self.adapt(problem, meta, tasks, context)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metatrain.core import InputError, Model, Norm, Path, Problem, Split, Task
+from metatrain.core import Adapt, InputError, Model, Norm, Path, Problem, Split, Task
 from metatrain.problem import Supervised
 from metatrain.tasks.images import ImageStore
+from metatrain.tasks.pixels import Picture, stack
+from metatrain.tasks.sources import open_data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -45,7 +50,8 @@ class FewShot:
     """Tell `ways` classes apart from `shots` images of each.
 
     `data` names an imported data set and `splits` one of its splits into classes (default: its first). `queries` counts
-    query images per class. With `invert`, networks see paper as 1 and ink as 0.
+    query images per class. Networks see an image x in 0..1 as its files show it, or 1 - x with `invert`. `shape` is
+    that of the data set's images, [channels, height, width], recorded in bundles, which are used without the data set.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -58,6 +64,7 @@ class FewShot:
     shots: int = 1
     queries: int = 1
     invert: bool = False
+    shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
@@ -66,7 +73,7 @@ class FewShot:
 
     @cached_property
     def store(self) -> ImageStore:
-        return ImageStore.open(self.data)
+        return open_data(self.data)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
         """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels int64, by class."""
@@ -100,7 +107,7 @@ class FewShot:
     def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Problem:
         return Supervised(
             model=model,
-            inputs=self.store.shape,
+            inputs=self.shape or self.store.shape,
             outputs=self.ways,
             loss=cross_entropy,
             metrics={"accuracy": accuracy},
@@ -110,12 +117,47 @@ class FewShot:
             baseline_metrics={"nearest_neighbour": nearest_neighbour},
         )
 
+    def standalone(self) -> FewShot:
+        """With the images' shape and the name of the splits, so that `bind` and `examples` need no data set."""
+        if self.shape is not None and self.splits is not None:
+            return self
+        return replace(self, shape=self.store.shape, splits=self.store.scheme(self.splits).name)
+
+    def examples(self, pictures: Sequence[Picture]) -> Tensor:
+        """[N, C, H, W] uint8: pictures of any size and mode as this data set's images."""
+        return stack(pictures, self.shape or self.store.shape)
+
+    def picture(self, problem: Problem, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        """One episode: its images, and each query's predictions before and after adaptation."""
+        from metatrain import figures
+
+        task = self.sample(generator, 1, split)
+        adapted = adapt(task)
+        before, after = (problem.predict(params, task)[0].softmax(-1) for _, params in (adapted[0], adapted[-1]))
+        names = [chr(ord("A") + i) if self.ways <= 26 else str(i) for i in range(self.ways)]
+        return figures.episode(
+            support=[(image, names[label]) for image, label in zip(task.support_x[0], task.support_y[0], strict=True)],
+            query=[(image, names[label]) for image, label in zip(task.query_x[0], task.query_y[0], strict=True)],
+            classes=names,
+            before=before,
+            after=after,
+            title=f"A {split} episode of {self.data}: {self.ways}-way {self.shots}-shot, {adapted[-1][0]} inner steps",
+        )
+
     def check(self, split: Split) -> None:
+        if self.shape is not None and self.shape != self.store.shape:
+            raise InputError(
+                f"family.shape is {list(self.shape)}, but the images of {self.data} are {list(self.store.shape)}: "
+                "import it with that --size, or leave family.shape out in a new run"
+            )
         scheme = self.store.scheme(self.splits)
         classes = scheme.classes.get(split, [])
         where = f"the {split} split of {self.data}/{scheme.name}"
         if not classes:
-            raise InputError(f"{where} is empty: it has only {', '.join(scheme.classes)}; choose other splits")
+            raise InputError(
+                f"{where} is empty: it has only {', '.join(scheme.classes)}; "
+                "choose other splits, or validation.every_steps=0 where it is val that is missing"
+            )
         available = len(classes) * (4 if scheme.rotations[split] == "classes" else 1)
         if self.ways > available:
             raise InputError(f"{self.ways} ways were asked for, but {where} has {available} classes: lower family.ways")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from metatrain.core import InputError, Model, Norm, Path, Problem, Split, Task
+from metatrain.core import Adapt, InputError, Model, Norm, Path, Problem, Split, Task
 from metatrain.problem import Supervised
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -55,6 +58,25 @@ class Sinusoid:
             metrics={"mse": mean_squared_error},
             norm=norm,
             path=path,
+        )
+
+    def standalone(self) -> Sinusoid:
+        """Needs nothing else."""
+        return self
+
+    def picture(self, problem: Problem, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        """Three sinusoids and the curves that are fitted to them, inner step by inner step."""
+        from metatrain import figures
+
+        task = replace(self, queries=400).sample(generator, 3, split)
+        order = task.query_x.argsort(1)
+        task = task._replace(query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order))
+        adapted = adapt(task)
+        shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]]
+        return figures.fits(
+            task,
+            [(step, problem.predict(params, task)) for step, params in shown],
+            f"Sinusoids fitted to {self.shots} points",
         )
 
     def check(self, split: Split) -> None:

@@ -1,0 +1,87 @@
+"""MLflow's pages for the store that a run used."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import util
+from pathlib import Path
+from typing import IO
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+from cluster.tracking import Place
+from metatrain.core import InputError
+
+START_S = 120.0  # for a server to start
+ANSWER_S = 10.0
+
+
+@contextmanager
+def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The page of the run, or of all runs, and a function that waits until whoever serves it ends.
+
+    A store that is a database is served on the loopback interface, on `port` or another free one, until the end of the
+    context. Raises InputError where there is nothing to serve.
+    """
+    page = f"/#/experiments/{place.experiment_id}/runs/{place.run_id}" if place.run_id else "/"
+    if place.uri.startswith("http"):
+        parts = urlsplit(place.uri)
+        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        if not _answers(f"{address}/health"):
+            raise InputError(f"MLflow does not answer at {address}: start it, or check the address")
+        yield f"{address}{page}", lambda: None
+        return
+    if place.uri.startswith("sqlite:") and not Path(place.uri.partition(":///")[2]).exists():
+        raise InputError(f"there is no MLflow store {place.uri} yet: train first, or name the run's folder")
+    if util.find_spec("mlflow") is None:
+        raise InputError("mlflow is not installed: pip install mlflow")
+    address = f"http://127.0.0.1:{_free_port(port)}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.uri, "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts faster
+    with tempfile.TemporaryFile() as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            _await_start(server, f"{address}/health", output)
+            yield f"{address}{page}", server.wait
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_S):
+            return True
+    except HTTPError:
+        return True  # it asks for a password: the browser will, too
+    except OSError:
+        return False
+
+
+def _free_port(wanted: int) -> int:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _await_start(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        if _answers(url):
+            return
+        time.sleep(0.2)
+    output.seek(0)
+    last = output.read().decode(errors="replace").strip().rpartition("\n")[2]
+    raise InputError(f"MLflow's server did not start ({last}): try `mlflow server` yourself")

@@ -1,0 +1,155 @@
+"""What was meta-learned, put to use: adapt to a few labelled images, predict others. Needs only a bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metatrain import bundle
+from metatrain.core import Context, InputError, Meta, Norm, Params, Problem, Task, Ticket, generator_for
+from metatrain.recipe import Recipe
+from metatrain.tasks import FewShot
+from metatrain.tasks.pixels import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Pictures = Sequence[Picture] | Tensor  # N of them: a list, or an array or tensor with a leading N
+
+
+class Predictions(NamedTuple):
+    """Of N images."""
+
+    classes: list[Any]  # the labels of the support set, sorted
+    probabilities: Tensor  # [N, classes]
+
+    @property
+    def labels(self) -> list[Any]:
+        """[N] the most probable ones."""
+        return [self.classes[i] for i in self.probabilities.argmax(-1).tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """A network that was adapted to a support set."""
+
+    classes: list[Any]  # the labels of the support set, sorted
+    norm: Norm  # whose statistics normalise an image that is predicted; "transductive": of all given at once
+    seconds: float  # that the inner loop took
+    problem: Problem
+    family: FewShot
+    support: Task  # T = 1
+    before: Params  # of the one task, before and after the inner loop
+    after: Params
+
+    def predict(self, images: Pictures) -> Predictions:
+        """Probabilities of the classes for each image, [N, classes]."""
+        return Predictions(self.classes, self._probabilities(self.after, self.family.examples(list(images))))
+
+    def picture(self, images: Pictures, labels: Sequence[str | None] | None, title: str) -> Figure:
+        """The support set, and the images with their predictions before and after adaptation."""
+        from metatrain import figures
+
+        x = self.family.examples(list(images))
+        names = [str(self.classes[y]) for y in self.support.support_y[0].tolist()]
+        return figures.episode(
+            support=list(zip(self.support.support_x[0], names, strict=True)),
+            query=[(image, None if labels is None else labels[i]) for i, image in enumerate(x)],
+            classes=[str(c) for c in self.classes],
+            before=self._probabilities(self.before, x),
+            after=self._probabilities(self.after, x),
+            title=title,
+        )
+
+    def _probabilities(self, params: Params, x: Tensor) -> Tensor:
+        if not len(x):
+            raise InputError("there are no images to predict: give at least one")
+        with torch.no_grad():
+            return self.problem.predict(params, self.support._replace(query_x=x[None]))[0].softmax(-1)
+
+
+class Learned:
+    """Meta-parameters with the recipe that they were learned by, ready to adapt to images."""
+
+    @property
+    def protocol(self) -> str:
+        """How they were learned."""
+        family, outer = self._family, self.recipe.outer
+        return (
+            f"{self.recipe.name}: {family.data}/{family.splits} {family.ways}-way {family.shots}-shot, "
+            f"{self.recipe.algorithm.name}, {outer.steps} steps of {outer.tasks_per_step} tasks"
+        )
+
+    def __init__(self, recipe: Recipe, meta: Meta, source: str) -> None:
+        self.recipe, self.meta, self._source = recipe, meta, source
+        self._setting = recipe.setting(recipe.evaluation.split)
+        if not isinstance(self._setting.family, FewShot):
+            raise InputError(
+                f"{source} learned from {recipe.family.name} tasks: give a bundle that learned from images"
+            )
+        self._family = self._setting.family
+
+    def adapt(self, images: Pictures, labels: Sequence[Any] | Tensor, norm: Norm | None = None) -> Adapted:
+        """Adapt, as the recipe's evaluation does, to S images and their S labels, which may be of any kind.
+
+        An image is a path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or in 0..1. `norm`
+        says whose statistics normalise an image that is predicted, by default the evaluation's. Raises InputError where
+        the classes are not as many as the network was trained for.
+        """
+        y = [label.item() if hasattr(label, "item") else label for label in labels]
+        if len(y) != len(images):
+            raise InputError(f"there are {len(images)} images but {len(y)} labels: give one label for each image")
+        try:
+            classes = sorted(set(y))
+        except TypeError as error:
+            raise InputError(f"labels must be numbers or strings, all of one kind ({error}): convert them") from error
+        family = replace(self._family, ways=max(len(classes), 2))
+        problem = family.bind(self.recipe.model, (norm or self._setting.norm[0],), "reference")
+        fresh = problem.init(torch.Generator().manual_seed(0))
+        if len(classes) < 2 or any(fresh[name].shape != p.shape for name, p in self.meta.model.items()):
+            raise InputError(
+                f"{self._source} tells {self._family.ways} classes apart, got labels of {len(classes)}: "
+                f"give images of {self._family.ways} classes"
+            )
+        x, targets = family.examples(list(images))[None], torch.tensor([[classes.index(label) for label in y]])
+        support = Task(x, targets, x[:, :0], targets[:, :0])
+        ticket = Ticket("score", self.recipe.evaluation.split, 0, 0)
+        context = Context(ticket, generator_for(self._setting.seed, ticket, "adaptation"))
+        started = time.perf_counter()
+        before, *_, after = self._setting.algorithm.adapt(problem, self.meta, support, context)
+        return Adapted(
+            classes=classes,
+            norm=problem.norm[0],
+            seconds=time.perf_counter() - started,
+            problem=problem,
+            family=family,
+            support=support,
+            before=before,
+            after=after,
+        )
+
+
+def illustrate(recipe: Recipe, meta: Meta) -> Figure:
+    """The family's picture of what adaptation does, on tasks of the evaluation's split."""
+    split = recipe.evaluation.split
+    setting = recipe.setting(split)
+    problem = setting.family.bind(recipe.model, setting.norm[:1], "reference")
+    ticket = Ticket("score", split, 0, 0)
+    context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
+
+    def adapt(task: Any) -> list[tuple[int, Params]]:
+        return list(enumerate(setting.algorithm.adapt(problem, meta, task, context)))
+
+    return setting.family.picture(problem, adapt, generator_for(setting.seed, ticket, "picture"), split)
+
+
+def load(path: str | Path) -> Learned:
+    """What a run's folder or bundle holds; InputError where it is missing, incomplete or damaged."""
+    folder = next((f for f in (str(path), f"{path}/bundle") if bundle.is_complete(f)), str(path))
+    return Learned(*bundle.load(folder), str(path))

@@ -1,0 +1,157 @@
+"""Any folder of class folders as a data set: one's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metatrain.core import InputError, Split
+from metatrain.tasks import pixels
+from metatrain.tasks.images import ImageStore, Rotations, Scheme
+
+FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FEWEST_PIXELS, MOST_PIXELS = 16, 84  # a side, where no size is asked for; 84 is that of mini-ImageNet
+FEWEST_CLASSES = 4  # two to train on and two to test on
+GREY = 16  # how far apart the channels of a grey image may be, of 255: JPEG colours greys a little
+
+
+class Report(NamedTuple):
+    """What an import did with the files it found."""
+
+    taken: int
+    resized: int
+    refused: list[tuple[str, str]]  # (file or folder, why)
+
+
+class _Found(NamedTuple):
+    path: Path
+    width: int
+    height: int
+    coloured: bool
+
+
+def read_folder(
+    name: str,
+    source: Path,
+    size: int | None = None,
+    least: int = 2,
+    watch: Callable[[list[Path]], Iterable[Path]] = iter,
+) -> tuple[ImageStore, Report]:
+    """The images of all folders in `source` that hold some: each is a class, named by its path.
+
+    They become `size` x `size` pixels (by default the median of their shorter sides, between 16 and 84), grey where no
+    image has colours. Classes of fewer than `least` images are refused, as are files that cannot be read. Where
+    `source` has folders train, test and perhaps val, these are the splits; otherwise the classes are shuffled into
+    them. `watch` sees the files go by.
+    """
+    if size is not None and size < FEWEST_PIXELS:
+        raise InputError(f"--size must be at least {FEWEST_PIXELS} pixels, got {size}")
+    if least < 2:
+        raise InputError(f"--least must be at least 2 images, one to learn from and one to test on; got {least}")
+    classes, refused = _scan(source, watch)
+    for class_name in [c for c, found in classes.items() if len(found) < least]:
+        refused.append((class_name, f"has {len(classes.pop(class_name))} images, at least {least} are needed"))
+    if len(classes) < FEWEST_CLASSES:
+        because = f"; refused: {'; '.join(f'{what} {why}' for what, why in refused[:3])}" if refused else ""
+        raise InputError(
+            f"{source} has {len(classes)} class folders of {least} or more images and at least {FEWEST_CLASSES} are "
+            f"needed: give a folder with a folder of images for each class{because}"
+        )
+    given = _given_splits(list(classes))
+    everything = [found for members in classes.values() for found in members]
+    side = size or int(np.clip(median(min(f.width, f.height) for f in everything), FEWEST_PIXELS, MOST_PIXELS))
+    shape = (3 if any(f.coloured for f in everything) else 1, side, side)
+    names = [n.partition("/")[2] for n in classes] if given else list(classes)
+    none: dict[Split, Rotations] = {"train": "none", "val": "none", "test": "none"}
+    splits = given or shuffled_splits(len(classes))
+    store = ImageStore(
+        name=name,
+        images=pixels.stack(list(watch([f.path for f in everything])), shape),
+        class_names=names,
+        sizes=torch.tensor([len(members) for members in classes.values()]),
+        schemes=[Scheme(name="folders" if given else "shuffled", classes=splits, rotations=none)],
+        synthetic=False,
+    )
+    resized = sum((f.width, f.height) != (side, side) for f in everything)
+    return store, Report(len(everything), resized, refused)
+
+
+def shuffled_splits(classes: int) -> dict[Split, list[int]]:
+    """A fifth of the classes, but at least five, each for validation and test; below 15 half of them for test only."""
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(0)).tolist()
+    if classes < 15:
+        return {"train": sorted(order[classes // 2 :]), "test": sorted(order[: classes // 2])}
+    held = max(5, classes // 5)
+    return {"train": sorted(order[2 * held :]), "val": sorted(order[held : 2 * held]), "test": sorted(order[:held])}
+
+
+def labelled_files(path: Path) -> list[tuple[Path, str | None]]:
+    """An image file, or all of a folder, each with its class: the name of the folder in there that it lies in."""
+    if path.is_file():
+        return [(path, None)]
+    found = [file for file in _files(path) if file.suffix.lower() in FORMATS]
+    if not found:
+        raise InputError(f"{path} holds no images: give image files, or a folder of {', '.join(sorted(FORMATS))}")
+    names = [file.parent.relative_to(path).as_posix() for file in found]
+    return [(file, None if name == "." else name) for file, name in zip(found, names, strict=True)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files, sorted, but hidden ones."""
+    paths = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    return sorted(path for path in paths if path.is_file())
+
+
+def _scan(
+    source: Path, watch: Callable[[list[Path]], Iterable[Path]]
+) -> tuple[dict[str, list[_Found]], list[tuple[str, str]]]:
+    """The readable images of each class, sorted, and what was refused and why."""
+    if not source.is_dir():
+        raise InputError(f"--source {source} is not a folder: give one that holds a folder of images for each class")
+    classes: dict[str, list[_Found]] = {}
+    refused = []
+    for path in watch(_files(source)):
+        name, file = path.parent.relative_to(source).as_posix(), path.relative_to(source).as_posix()
+        if path.suffix.lower() not in FORMATS:
+            refused.append((file, f"is none of {', '.join(sorted(FORMATS))}"))
+        elif name == ".":
+            refused.append((file, "lies in no class folder"))
+        else:
+            try:
+                image = pixels.read(path)
+            except InputError as error:
+                refused.append((file, str(error).removeprefix(f"{path} ").partition(":")[0]))
+                classes.setdefault(name, [])
+            else:
+                classes.setdefault(name, []).append(_Found(path, *image.size, _is_coloured(image)))
+    return classes, refused
+
+
+def _given_splits(names: list[str]) -> dict[Split, list[int]] | None:
+    """The splits, where all classes lie in folders train, val and test."""
+    tops = [name.partition("/") for name in names]
+    if {top for top, _, _ in tops} - {"train", "val", "test"} or "train" not in {top for top, _, _ in tops}:
+        return None
+    splits: dict[Split, list[int]] = {}
+    for i, (top, _, name) in enumerate(tops):
+        if not name:
+            return None  # a class that is called train
+        for split in ("train", "val", "test"):
+            if split == top:
+                splits.setdefault(split, []).append(i)
+    seen: dict[str, str] = {}
+    for top, _, name in tops:
+        if name in seen:
+            raise InputError(f"class {name!r} is in {seen[name]} and in {top}: every class must be in one split")
+        seen[name] = top
+    return splits
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    return image.mode not in ("1", "L") and int(np.ptp(np.asarray(image.convert("RGB")), axis=-1).max()) > GREY

@@ -1,0 +1,151 @@
+"""Where the known data sets come from: the built-in glyphs, and Omniglot."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from metatrain.core import InputError, Split
+from metatrain.tasks import glyphs, pixels
+from metatrain.tasks.images import ImageStore, Rotations, Scheme, folder_of
+
+
+def open_data(name: str) -> ImageStore:
+    """An imported data set; the built-in one is drawn first where it is not there yet."""
+    if name == "glyphs" and not (folder_of(name) / "manifest.json").exists():
+        import_data(name)
+    return ImageStore.open(name)
+
+
+def import_data(name: str, source: Path | None = None) -> ImageStore:
+    """Bring a known data set into the cache, verifying its counts."""
+    SOURCES[name](source).save()
+    return ImageStore.open(name)
+
+
+def _glyphs(source: Path | None) -> ImageStore:
+    if source is not None:
+        raise InputError("glyphs are drawn, not read: leave out --source")
+    images = torch.from_numpy(glyphs.draw(glyphs.CLASSES, glyphs.DRAWINGS, seed=0))
+    order = list(range(glyphs.CLASSES))
+    train, val = glyphs.CLASSES * 7 // 10, glyphs.CLASSES * 8 // 10
+    none: dict[Split, Rotations] = {"train": "none", "val": "none", "test": "none"}
+    splits: dict[Split, list[int]] = {"train": order[:train], "val": order[train:val], "test": order[val:]}
+    return ImageStore(
+        name="glyphs",
+        images=images.flatten(0, 1)[:, None],
+        class_names=[f"glyph{i:04d}" for i in order],
+        sizes=torch.full((glyphs.CLASSES,), glyphs.DRAWINGS),
+        schemes=[Scheme(name="glyphs", classes=splits, rotations=none)],
+        synthetic=True,
+    )
+
+
+def _omniglot(source: Path | None) -> ImageStore:
+    """Omniglot (Lake et al. 2015), 28x28 as in Vinyals et al. 2016, with the splits of the papers."""
+    with tempfile.TemporaryDirectory() as temporary:
+        if source is None:
+            source = Path(temporary)
+            _download_omniglot(source)
+        files: dict[str, dict[str, list[bytes]]] = {"images_background": {}, "images_evaluation": {}}
+        for part, members in files.items():
+            for (alphabet, character, _), data in sorted(_pngs(source, part)):
+                members.setdefault(f"{alphabet}/{character}", []).append(data)
+    counts = [len(members) for members in files.values()]
+    if counts != [964, 659]:
+        raise InputError(
+            f"{source} has {counts[0]} background and {counts[1]} evaluation characters; "
+            "Omniglot has 964 and 659 in images_background and images_evaluation (folders or zips): get it again"
+        )
+    names = [name for members in files.values() for name in members]
+    drawings = [drawing for members in files.values() for character in members.values() for drawing in character]
+    if any(len(character) != 20 for members in files.values() for character in members.values()):
+        raise InputError(f"{source} is incomplete: every Omniglot character has 20 drawings; get it again")
+    images = pixels.stack([Image.open(io.BytesIO(drawing)) for drawing in drawings], (1, 28, 28))
+    return ImageStore(
+        name="omniglot",
+        images=images,
+        class_names=names,
+        sizes=torch.full((len(names),), 20),
+        schemes=omniglot_schemes(names),
+        synthetic=False,
+    )
+
+
+def omniglot_schemes(names: list[str]) -> list[Scheme]:
+    """The published divisions of the 1623 characters, which come sorted: 964 background, then 659 evaluation.
+
+    The papers' shuffles depend on a directory order that was never recorded: only the sizes can be repeated.
+    """
+    everything = list(range(len(names)))
+    shuffled = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+    vinyals_val_alphabets = {"Hebrew", "Mkhedruli_(Georgian)", "Armenian", "Early_Aramaic", "Bengali"}
+    val = [c for c in everything[:1200] if names[c].split("/")[0] in vinyals_val_alphabets]
+    train = sorted(set(everything[:1200]) - set(val))
+    return [
+        Scheme(
+            name="omni-rand1100",  # Finn et al. 2017
+            classes={"train": shuffled[:1100], "val": shuffled[1100:1200], "test": shuffled[1200:]},
+            rotations={"train": "per-task", "val": "per-task", "test": "per-task"},
+        ),
+        Scheme(
+            name="omni-rand1200",  # Nichol et al. 2018
+            classes={"train": shuffled[:1200], "test": shuffled[1200:]},
+            rotations={"train": "classes", "test": "none"},
+        ),
+        Scheme(
+            name="omni-vinyals",  # Snell et al. 2017: contiguous alphabets; the last 423 characters are the test set
+            classes={"train": train, "val": val, "test": everything[1200:]},
+            rotations={"train": "classes", "val": "classes", "test": "classes"},
+        ),
+        Scheme(
+            name="omni-maml++",  # Antoniou et al. 2019; its 1151 + 50 + 423 is one more than there are
+            classes={"train": shuffled[:1150], "val": shuffled[1150:1200], "test": shuffled[1200:]},
+            rotations={"train": "per-task", "val": "none", "test": "none"},
+        ),
+        Scheme(
+            name="omni-torchvision",  # background=True / False
+            classes={"train": everything[:964], "test": everything[964:]},
+            rotations={"train": "none", "test": "none"},
+        ),
+    ]
+
+
+def _download_omniglot(folder: Path) -> None:
+    from torchvision.datasets import Omniglot
+
+    try:
+        for background in (True, False):
+            Omniglot(str(folder), background=background, download=True)
+    except Exception as error:
+        raise InputError(
+            f"Omniglot could not be downloaded ({error}): pass --source with a folder that holds "
+            "images_background and images_evaluation, as folders or zips"
+        ) from error
+    for part in ("images_background", "images_evaluation"):
+        shutil.move(folder / "omniglot-py" / part, folder / part)
+
+
+def _pngs(source: Path, part: str) -> Iterator[tuple[tuple[str, str, str], bytes]]:
+    """((alphabet, character, file), bytes) of all drawings in the folder or zip `source/part`."""
+    if (source / part).is_dir():
+        for path in (source / part).glob("*/*/*.png"):
+            yield (path.parts[-3], path.parts[-2], path.name), path.read_bytes()
+    elif (source / f"{part}.zip").is_file():
+        with zipfile.ZipFile(source / f"{part}.zip") as archive:
+            for name in archive.namelist():
+                parts = name.split("/")
+                if name.endswith(".png") and len(parts) >= 3:
+                    yield (parts[-3], parts[-2], parts[-1]), archive.read(name)
+    else:
+        raise InputError(f"{source} holds neither a folder {part} nor {part}.zip: pass --source with one that does")
+
+
+SOURCES: dict[str, Callable[[Path | None], ImageStore]] = {"glyphs": _glyphs, "omniglot": _omniglot}
