@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -93,9 +93,11 @@ def import_(
             "for images of your own give --source with a folder that holds a folder for each class"
         )
     console = Console(stderr=True)
-    store, report = read_folder(
-        name, source, size, least, lambda paths: track(paths, "reading", console=console, transient=True)
-    )
+
+    def watch(paths: list[Path]) -> Iterable[Path]:
+        return track(paths, "reading", console=console, transient=True, disable=not console.is_terminal)
+
+    store, report = read_folder(name, source, size, least, watch)
     store.save()
     for what, why in report.refused:
         print(f"refused {what}: {why}")

@@ -80,7 +80,7 @@ class Learned:
     @property
     def protocol(self) -> str:
         """How they were learned."""
-        family, outer = self._family, self.recipe.outer
+        family, outer = self._trained_on, self.recipe.outer
         return (
             f"{self.recipe.name}: {family.data}/{family.splits} {family.ways}-way {family.shots}-shot, "
             f"{self.recipe.algorithm.name}, {outer.steps} steps of {outer.tasks_per_step} tasks"
@@ -89,11 +89,11 @@ class Learned:
     def __init__(self, recipe: Recipe, meta: Meta, source: str) -> None:
         self.recipe, self.meta, self._source = recipe, meta, source
         self._setting = recipe.setting(recipe.evaluation.split)
-        if not isinstance(self._setting.family, FewShot):
+        if not isinstance(recipe.family, FewShot) or not isinstance(self._setting.family, FewShot):
             raise InputError(
                 f"{source} learned from {recipe.family.name} tasks: give a bundle that learned from images"
             )
-        self._family = self._setting.family
+        self._trained_on, self._family = recipe.family, self._setting.family
 
     def adapt(self, images: Pictures, labels: Sequence[Any] | Tensor, norm: Norm | None = None) -> Adapted:
         """Adapt, as the recipe's evaluation does, to S images and their S labels, which may be of any kind.

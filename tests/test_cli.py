@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import GLYPHS, SINUSOID, config
+from conftest import GLYPHS, SINUSOID, Done, command, config
 
 from metatrain import bundle
 from metatrain import recipe as recipes
 
 
-def command(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def spawned(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which may start or join a Ray of its own."""
     full = [sys.executable, "-m", "tuning.cli", *arguments]
     return subprocess.run(full, capture_output=True, text=True, check=False, env=os.environ | (env or {}), timeout=200)
 
@@ -32,7 +33,7 @@ def write(base: dict[str, Any], path: Path, **overrides: Any) -> str:
     return str(path)
 
 
-def refused(done: subprocess.CompletedProcess[str], sentence: str) -> None:
+def refused(done: Done | subprocess.CompletedProcess[str], sentence: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -157,10 +158,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_an_unreachable_cluster_is_one_sentence(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "s.yaml", workers__max=1)
     sentence = "no Ray cluster answers at 127.0.0.1:%d .*check --address"
-    refused(command("train", recipe, "--address", "127.0.0.1:1"), sentence % 1)
+    refused(spawned("train", recipe, "--address", "127.0.0.1:1"), sentence % 1)
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # listens, is no Ray
         port = other.server_address[1]
-        refused(command("train", recipe, "--address", f"127.0.0.1:{port}"), sentence % port)
+        refused(spawned("train", recipe, "--address", f"127.0.0.1:{port}"), sentence % port)
 
 
 @pytest.mark.ray
@@ -169,12 +170,12 @@ def test_a_given_cluster_is_joined_and_left_running(ray_cluster: None, tmp_path:
 
     recipe = write(SINUSOID, tmp_path / "s.yaml", workers__max=2, outer__steps=3)
     address = ray.get_runtime_context().gcs_address
-    joined = command("train", recipe, "--set", "output=a", "--address", address)
+    joined = spawned("train", recipe, "--set", "output=a", "--address", address)
     assert joined.returncode == 0, joined.stderr
-    surrounding = command("train", recipe, "--set", "output=b", env={"RAY_ADDRESS": address})
+    surrounding = spawned("train", recipe, "--set", "output=b", env={"RAY_ADDRESS": address})
     assert surrounding.returncode == 0, surrounding.stderr
     too_much = ("--set", "workers={min: 2, max: 2, cpus: 3, wait_s: 2}")
-    done = command("train", recipe, "--set", "output=c", *too_much, "--address", address)
+    done = spawned("train", recipe, "--set", "output=c", *too_much, "--address", address)
     refused(done, "1 of workers.min = 2 workers of 3 CPUs and 0 GPUs could start in workers.wait_s = 2 s")
     assert ray.cluster_resources()["CPU"] == 4
 
@@ -190,33 +191,40 @@ def test_a_given_cluster_is_joined_and_left_running(ray_cluster: None, tmp_path:
 def test_more_than_this_machine_has_is_one_sentence(sets: list[str], sentence: str, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    refused(command("train", write(SINUSOID, tmp_path / "s.yaml"), "--set", *sets), sentence)
+    refused(spawned("train", write(SINUSOID, tmp_path / "s.yaml"), "--set", *sets), sentence)
 
 
 @pytest.mark.ray
 def test_two_ray_workers_learn_what_one_process_learns(tmp_path: Path) -> None:
     recipe = write(GLYPHS, tmp_path / "g.yaml", outer__steps=5)
     for output, most in (("local", 0), ("ray", 2)):
-        done = command("train", recipe, "--set", f"output={output}", "--set", f"workers.max={most}")
+        done = spawned("train", recipe, "--set", f"output={output}", "--set", f"workers.max={most}")
         assert done.returncode == 0, done.stderr
     models = [bundle.load(f"{folder}/bundle")[1].model for folder in ("local", "ray")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_data_commands(tmp_path: Path) -> None:
-    listed = command("data", "list", env={"METATRAIN_CACHE": str(tmp_path)})
+def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
+    listed = command("data", "list")
     assert "glyphs       drawn at first use" in listed.stdout
     assert "omniglot     not imported: metatrain data import omniglot" in listed.stdout
-    drawn = command("data", "import", "glyphs", env={"METATRAIN_CACHE": str(tmp_path)})
-    assert drawn.stdout.startswith("imported glyphs: 1000 classes, 20000 images")
-    checked = command("data", "check", "glyphs", env={"METATRAIN_CACHE": str(tmp_path)})
-    assert "glyphs: train 700, val 100, test 200 classes, disjoint" in checked.stdout
-    refused(command("data", "import", "omniglut"), "there is no data set 'omniglut' to import; choose one of glyphs")
-    refused(command("data", "import", "omniglot", "--source", "nowhere"), "--source nowhere is not a folder")
+    drawn = command("data", "import", "glyphs")
+    assert drawn.stdout.startswith("imported glyphs: 1000 classes, 20000 images of 28x28 pixels, grey into ")
+    checked = command("data", "check", "glyphs").stdout.splitlines()
+    assert checked[0] == "glyphs: the checksum is right; 1000 classes, 20000 images of 28x28 pixels, grey"
+    assert checked[1] == "  20 to 20 images a class, median 20"
+    assert checked[2].startswith("  splits glyphs: train 700, val 100, test 200 classes, disjoint; ")
+    listed = command("data", "list")
+    assert "glyphs       1000 classes, 20000 images of 28x28 pixels, grey; splits glyphs" in listed.stdout
+    refused(command("data", "import", "omniglut"), "'omniglut' is none of glyphs, omniglot: .*give --source")
+    refused(command("data", "import", "omniglot", "--size", "28"), "omniglot comes in its published size")
+    refused(command("data", "import", "a/b"), "'a/b' cannot name a data set")
+    refused(command("data", "import", "omniglot", "--source", "nowhere"), "nowhere holds neither a folder images_back")
 
 
 def test_help_answers_without_loading_torch() -> None:
-    done = command("--help")
+    done = spawned("--help")
     assert done.returncode == 0
-    for name in ("train", "evaluate", "config", "data"):
+    for name in ("train", "evaluate", "adapt", "config", "ui", "data"):
         assert name in done.stdout

@@ -127,7 +127,7 @@ def test_the_last_ticket_of_a_step_takes_what_is_left() -> None:
         ({"shots": 20}, "20 shots and 1 queries need 21 images of a class"),
         ({"splits": "omni-vinyals"}, "no splits 'omni-vinyals'; choose one of glyphs"),
         ({"data": "omniglot"}, "data set 'omniglot' is not imported yet: run `metatrain data import omniglot`"),
-        ({"data": "nothing"}, "there is no data set 'nothing'"),
+        ({"data": "nothing"}, "data set 'nothing' is not imported yet: .*with --source where it is your own"),
     ],
 )
 def test_tasks_that_the_data_cannot_give_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -92,7 +92,12 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
         assert sorted(history(uri, run_id, name)) == [1, 2, 3, 4]
     assert sorted(history(uri, run_id, "val/accuracy_after")) == [0, 2, 4]
     artifacts = {a.path for a in client.list_artifacts(run_id)}
-    assert artifacts == {"result.json", "learning_curve.png", "adaptation_curve.png", "bundle", "config.yaml"}
+    assert artifacts == {"result.json", "figures", "bundle", "config.yaml"}
+    assert {Path(a.path).name for a in client.list_artifacts(run_id, "figures")} == {
+        "adaptation_curve.png",
+        "example.png",
+        "learning_curve.png",
+    }
     assert {Path(a.path).name for a in client.list_artifacts(run_id, "bundle")} == {
         "manifest.json",
         "meta.safetensors",

@@ -1,0 +1,233 @@
+"""One's own images: taken whatever their size, mode and format; what is refused is told with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+from photos import album, photo, save
+from PIL import Image
+
+from metatrain.core import InputError
+from metatrain.tasks import FewShot
+from metatrain.tasks.folders import labelled_files, read_folder, shuffled_splits
+from metatrain.tasks.images import ImageStore, duplicates
+from metatrain.tasks.pixels import stack, to_pixels
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 kinds, one of them with a file that is broken and one too small, and files that are no images."""
+    folder = album(tmp_path_factory.mktemp("mine") / "photos", range(29), 5)
+    album(folder, range(29, 30), 1)
+    (folder / "kind 03" / "00.jpg").write_bytes(b"\xff\xd8 broken")
+    (folder / "readme.txt").write_text("mine")
+    (folder / "loose.png").write_bytes((folder / "kind 04" / "01.png").read_bytes())
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "thumbnail.png").write_bytes(b"")
+    return folder
+
+
+def test_mixed_images_become_one_shape_and_the_rest_is_refused_with_its_reason(mixed: Path) -> None:
+    store, report = read_folder("mine", mixed)
+    assert store.images.dtype == torch.uint8
+    assert store.shape[0] == 3
+    assert store.shape[1] == store.shape[2] == 40  # the median of the shorter sides
+    assert store.class_names == [f"kind {i:02d}" for i in range(29)]
+    assert store.sizes.tolist() == [5, 5, 5, 4] + 25 * [5]
+    assert report.taken == len(store.images) == 144
+    sizes = [photo(kind, number).size for kind in range(29) for number in range(5) if (kind, number) != (3, 0)]
+    assert report.resized == sum(size != (40, 40) for size in sizes) > 0
+    assert dict(report.refused) == {
+        "kind 03/00.jpg": "cannot be read as an image (not an image)",
+        "kind 29": "has 1 images, at least 2 are needed",
+        "loose.png": "lies in no class folder",
+        "readme.txt": "is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+    }
+    assert not store.synthetic
+
+
+def test_a_truncated_image_is_refused_when_its_pixels_are_read(tmp_path: Path) -> None:
+    album(tmp_path, range(4), 3)
+    whole = tmp_path / "kind 00" / "00.jpg"
+    whole.write_bytes(whole.read_bytes()[:-200])
+    store, report = read_folder("mine", tmp_path)
+    assert len(store.images) == 11
+    ((what, why),) = report.refused
+    assert what == "kind 00/00.jpg"
+    assert "truncated" in why
+
+
+def test_the_splits_are_disjoint_cover_everything_and_are_told(mixed: Path) -> None:
+    done = command("data", "import", "mine", "--source", str(mixed), "--size", "20")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:4] == [
+        "refused kind 03/00.jpg: cannot be read as an image (not an image)",
+        "refused loose.png: lies in no class folder",
+        "refused readme.txt: is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "refused kind 29: has 1 images, at least 2 are needed",
+    ]
+    assert lines[4].startswith("imported mine: 29 classes, 144 images (144 resized) of 20x20 pixels, RGB into ")
+    assert [line.split(" classes: ")[0] for line in lines[5:8]] == ["  train 19", "  val 5", "  test 5"]
+    assert lines[8] == "next: metatrain train recipes/own_images.yaml --set family.data=mine"
+    store = ImageStore.open("mine")
+    splits = store.scheme("shuffled").classes
+    assert sorted(c for members in splits.values() for c in members) == list(range(29))
+    assert store.scheme("shuffled").classes == read_folder("mine", mixed)[0].schemes[0].classes  # always the same
+    checked = command("data", "check", "mine").stdout.splitlines()
+    assert checked[1:] == [
+        "  4 to 5 images a class, median 5",
+        "  splits shuffled: train 19, val 5, test 5 classes, disjoint; no image is in two of them",
+    ]
+    FewShot(data="mine", ways=5, shots=1, queries=1).check("test")
+
+
+@pytest.mark.parametrize(
+    ("classes", "sizes"),
+    [
+        (4, {"train": 2, "test": 2}),
+        (14, {"train": 7, "test": 7}),
+        (15, {"train": 5, "val": 5, "test": 5}),
+        (100, {"train": 60, "val": 20, "test": 20}),
+    ],
+)
+def test_small_folders_have_no_validation_split(classes: int, sizes: dict[str, int]) -> None:
+    splits = shuffled_splits(classes)
+    assert {split: len(members) for split, members in splits.items()} == sizes
+    assert sorted(c for members in splits.values() for c in members) == list(range(classes))
+
+
+def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
+    for split, kinds in (("train", range(3)), ("val", range(3, 5)), ("test", range(5, 8))):
+        album(tmp_path / split, kinds, 2)
+    store, _ = read_folder("mine", tmp_path)
+    names = {split: [store.class_names[c] for c in members] for split, members in store.schemes[0].classes.items()}
+    assert store.schemes[0].name == "folders"
+    assert names == {
+        "train": ["kind 00", "kind 01", "kind 02"],
+        "val": ["kind 03", "kind 04"],
+        "test": ["kind 05", "kind 06", "kind 07"],
+    }
+    album(tmp_path / "test", range(1), 2)
+    with pytest.raises(InputError, match="class 'kind 00' is in test and in train: every class must be in one split"):
+        read_folder("mine", tmp_path)
+
+
+def test_images_that_are_in_two_splits_are_found(tmp_path: Path) -> None:
+    for split, kinds in (("train", range(2)), ("test", range(2, 4))):
+        album(tmp_path / split, kinds, 2)
+    (tmp_path / "test" / "kind 02" / "copy.png").write_bytes((tmp_path / "train" / "kind 00" / "01.png").read_bytes())
+    (tmp_path / "test" / "kind 02" / "again.png").write_bytes((tmp_path / "test" / "kind 03" / "01.png").read_bytes())
+    store, _ = read_folder("mine", tmp_path)
+    assert duplicates(store, store.schemes[0]) == ["kind 02 (test) = kind 00 (train)"]
+    store.save()
+    assert "1 images are in two splits: kind 02 (test) = kind 00 (train)" in command("data", "check", "mine").stdout
+
+
+def test_grey_folders_stay_grey(tmp_path: Path) -> None:
+    for kind in range(4):
+        for number in range(2):
+            save(photo(kind, number).convert("L"), tmp_path / str(kind) / str(number), number)
+    assert read_folder("grey", tmp_path)[0].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--source", "nowhere"], "--source nowhere is not a folder: give one that holds a folder of images"),
+        (["--source", "few"], "few has 3 class folders of 2 or more images and at least 4 are needed"),
+        (["--source", "few", "--size", "4"], "--size must be at least 16 pixels, got 4"),
+        (["--source", "few", "--least", "1"], "--least must be at least 2 images"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_one_sentence_and_leaves_nothing(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path / "cache"))
+    album(tmp_path / "few", range(3), 2)
+    done = command("data", "import", "new", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sentence}")
+    assert done.stdout == ""
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_import_that_fails_keeps_the_earlier_one(tmp_path: Path) -> None:
+    album(tmp_path / "good", range(4), 2)
+    assert command("data", "import", "kept", "--source", str(tmp_path / "good")).returncode == 0
+    before = ImageStore.open("kept").images.clone()
+    assert command("data", "import", "kept", "--source", str(tmp_path / "good" / "kind 00")).returncode == 2
+    assert torch.equal(ImageStore.open("kept").images, before)
+
+
+def test_one_picture_gives_the_same_pixels_in_every_form(tmp_path: Path) -> None:
+    image = photo(1, 2)
+    image.save(tmp_path / "p.png")
+    array = np.asarray(image)
+    forms = [
+        tmp_path / "p.png",
+        str(tmp_path / "p.png"),
+        image,
+        image.convert("RGBA"),
+        array,
+        array.transpose(2, 0, 1),
+        array.astype(np.float32) / 255,
+        array.astype(np.float64) / 255,
+        torch.from_numpy(array.copy()).permute(2, 0, 1),
+        torch.from_numpy(array.copy()).float() / 255,
+    ]
+    pixels = stack(forms, (3, 32, 32))
+    assert pixels.shape == (len(forms), 3, 32, 32)
+    assert all(torch.equal(p, pixels[0]) for p in pixels)
+
+
+def test_modes_mean_what_a_viewer_shows() -> None:
+    def shown(image: Image.Image) -> list[int]:
+        return [int(v) for v in to_pixels(image, (3, 8, 8))[:, 4, 4]]
+
+    assert shown(Image.new("RGBA", (8, 8), (200, 10, 10, 0))) == [255, 255, 255]  # transparent is paper
+    assert shown(Image.new("LA", (8, 8), (0, 0))) == [255, 255, 255]
+    assert shown(Image.new("1", (8, 8), 1)) == [255, 255, 255]
+    assert shown(Image.fromarray(np.full((8, 8), 0x8080, np.uint16))) == [128, 128, 128]
+    sideways = Image.new("RGB", (16, 8), "white")
+    sideways.paste((0, 0, 0), (0, 0, 8, 8))  # dark left half; turned upright: dark upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sideways.info["exif"] = exif.tobytes()
+    sideways.getexif()[0x0112] = 6
+    upright = to_pixels(sideways, (1, 16, 8))[0]
+    assert upright[:6].max() < 20
+    assert upright[-6:].min() > 235
+
+
+@pytest.mark.parametrize(
+    ("picture", "sentence"),
+    [
+        (np.zeros((4, 4), np.int64), "must be uint8 in 0..255 or floating point in 0..1, got int64"),
+        (np.full((4, 4), 200.0), r"an image of float64 must lie in 0..1, got 200..200"),
+        (np.full((4, 4), np.nan), "must lie in 0..1"),
+        (np.zeros((5, 5, 7), np.uint8), r"with 1, 3 or 4 channels, got \(5, 5, 7\)"),
+        ("nowhere.png", "nowhere.png cannot be read as an image .*: replace or remove it"),
+    ],
+)
+def test_what_is_no_image_is_said(picture: object, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        stack([picture], (1, 4, 4))
+
+
+def test_query_files_are_labelled_by_the_folder_they_lie_in(tmp_path: Path) -> None:
+    album(tmp_path, range(2), 1)
+    loose = save(photo(0, 9), tmp_path / "loose", 1)
+    found = labelled_files(tmp_path)
+    assert [(path.name, label) for path, label in found] == [
+        ("00.jpg", "kind 00"),
+        ("00.jpg", "kind 01"),
+        ("loose.png", None),
+    ]
+    assert labelled_files(loose) == [(loose, None)]
+    with pytest.raises(InputError, match="holds no images: give image files, or a folder"):
+        labelled_files(tmp_path / "nowhere")

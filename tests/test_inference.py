@@ -1,0 +1,242 @@
+"""What was learned, put to use: the same probabilities from Python, from the command line and in the evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import GLYPHS, REPTILE, SINUSOID, Done, command, config
+from PIL import Image
+from torch import Tensor
+
+import metatrain
+from cluster import run
+from cluster.worker import Plan, Worker
+from metatrain import bundle
+from metatrain.core import InputError, Ticket, generator_for
+from metatrain.tasks import FewShot
+
+
+class Trained(NamedTuple):
+    folder: Path
+    task: list[tuple[Tensor, str, str]]  # of the evaluation's first ticket: image, label, "support" or "query"
+    probabilities: dict[str, Tensor]  # by norm, what the evaluation gives each query image: [Q, classes]
+
+
+NORMS = ("transductive", "support+1")
+
+
+@pytest.fixture(scope="module", params=["maml", "reptile"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A short run, one test episode of it, and the probabilities that its evaluation computes there."""
+    base = {"maml": GLYPHS, "reptile": REPTILE}[request.param]
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    settings = config(
+        base,
+        output=str(folder),
+        outer__steps=5,
+        evaluation={
+            "tasks": 4,
+            "tasks_per_ticket": 1,
+            "family": {"shots": 3, "queries": 2},
+            "algorithm": {"inner_steps": 4},
+            "norm": NORMS,
+        },
+    )
+    run.train(settings)
+    recipe, meta = bundle.load(str(folder / "bundle"))
+    worker = Worker(recipe, Plan("reference", "cpu", 1))
+    worker.load(0, worker.layout.flatten(meta))
+    ticket = Ticket("score", "test", 0, 0)
+    setting, problem = worker._bind(ticket)
+    problem.metrics["probabilities"] = lambda prediction, _: prediction.softmax(-1)  # type: ignore[attr-defined]
+    found, _ = worker.compute(ticket)
+    curves = found.curves  # type: ignore[union-attr]
+    task = setting.family.sample(generator_for(setting.seed, ticket, "tasks"), 1, "test")
+    support = [(x, f"class {y}", "support") for x, y in zip(task.support_x[0], task.support_y[0], strict=True)]
+    query = [(x, f"class {y}", "query") for x, y in zip(task.query_x[0], task.query_y[0], strict=True)]
+    names = {"transductive": "probabilities", "support+1": "probabilities[support+1]"}
+    return Trained(folder, support + query, {norm: curves[name][0, -1] for norm, name in names.items()})
+
+
+def part(trained: Trained, which: str) -> tuple[list[Tensor], list[str]]:
+    return [x for x, _, p in trained.task if p == which], [label for _, label, p in trained.task if p == which]
+
+
+def files(trained: Trained, folder: Path) -> Path:
+    """The episode as folders support/ and query/ of class folders."""
+    for i, (image, label, which) in enumerate(trained.task):
+        path = folder / which / label / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    return folder
+
+
+def adapt(trained: Trained, folder: Path, *more: str) -> tuple[Done, Any]:
+    arguments = ["--support", str(folder / "support"), "--query", str(folder / "query"), *more]
+    done = command("adapt", str(trained.folder), *arguments)
+    return done, json.loads(Path("adapted/predictions.json").read_text()) if done.returncode == 0 else None
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_python_the_command_and_the_evaluation_give_equal_probabilities(
+    trained: Trained, norm: Any, tmp_path: Path
+) -> None:
+    expected = trained.probabilities[norm]
+    query, truth = part(trained, "query")
+    adapted = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm=norm)
+    found = adapted.predict(query)
+    assert found.classes == [f"class {i}" for i in range(5)]
+    assert torch.equal(found.probabilities, expected)
+    assert found.labels == [found.classes[i] for i in expected.argmax(-1)]
+    done, written = adapt(trained, files(trained, tmp_path), "--norm", norm)
+    assert done.returncode == 0, done.stderr
+    rows = written["predictions"]
+    assert [row["class"] for row in rows] == truth
+    assert [row["prediction"] for row in rows] == found.labels
+    assert torch.equal(torch.tensor([list(row["probabilities"].values()) for row in rows]), expected)
+    assert written["norm"] == norm
+    assert written["adaptation_ms"] > 0
+    right = sum(label == predicted for label, predicted in zip(truth, found.labels, strict=True))
+    assert written["accuracy"] == right / len(truth)
+    assert f"accuracy: {100 * right / len(truth):.1f}% of {len(truth)} images" in done.stdout
+    assert done.stdout.count("✓") == right
+    assert done.stdout.count("✗") == len(truth) - right
+    assert Path("adapted/predictions.png").read_bytes().startswith(b"\x89PNG")
+    assert ("pass --norm support+1" in done.stdout) == (norm == "transductive")
+
+
+def test_images_may_be_arrays_tensors_pictures_or_paths_and_labels_of_any_kind(
+    trained: Trained, tmp_path: Path
+) -> None:
+    images, labels = part(trained, "support")
+    query, _ = part(trained, "query")
+    learned = metatrain.load(str(trained.folder / "bundle"))
+    expected = learned.adapt(images, labels).predict(query).probabilities
+    numbers = [int(label.split()[1]) for label in labels]
+    pictures = [Image.fromarray(image[0].numpy()) for image in images]
+    paths = sorted(files(trained, tmp_path).glob("support/*/*"))
+    for x, y in [
+        (torch.stack(images), torch.tensor(numbers)),
+        (torch.stack(images).numpy()[:, 0], np.array(numbers)),
+        (torch.stack(images).float() / 255, labels),
+        (pictures, numbers),
+        (paths, labels),
+    ]:
+        adapted = learned.adapt(x, y)
+        assert torch.equal(adapted.predict(torch.stack(query)).probabilities, expected)
+    assert adapted.predict(query[0]).probabilities.shape == (1, 5)
+
+
+def test_without_common_statistics_a_prediction_does_not_depend_on_the_others(trained: Trained) -> None:
+    query, _ = part(trained, "query")
+    adapted = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="support+1")
+    together = adapted.predict(query).probabilities
+    for image, expected in zip(query, together, strict=True):
+        torch.testing.assert_close(adapted.predict([image]).probabilities[0], expected)
+    transductive = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="transductive")
+    assert not torch.allclose(transductive.predict(query[:1]).probabilities, transductive.predict(query).probabilities)
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+import metatrain
+learned = metatrain.load(sys.argv[1])
+images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+adapted = learned.adapt(images, [0, 1, 2, 3, 4])
+assert adapted.predict(images).probabilities.shape == (5, 5)
+memory = dict(line.split(":", 1) for line in open("/proc/self/status"))
+unwanted = {"ray", "mlflow", "matplotlib", "torchvision", "cluster", "tuning"} & {m.split(".")[0] for m in sys.modules}
+print(int(memory["RssAnon"].split()[0]) // 1024, *sorted(unwanted))
+"""
+
+
+def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
+    """No data set, no Ray, no MLflow: a conv4 of 64 filters adapts to 5-way 1-shot in a process of its own.
+
+    Counted is the memory that the process holds; the pages of PyTorch's libraries belong to the file cache.
+    """
+    settings = config(GLYPHS, model__filters=64, output=str(tmp_path / "run"), outer__steps=1, evaluation__tasks=2)
+    run.train(settings)
+    alone = shutil.copytree(tmp_path / "run" / "bundle", tmp_path / "alone")
+    environment = os.environ | {"METATRAIN_CACHE": str(tmp_path / "empty")}
+    arguments = [sys.executable, "-c", SCRIPT, str(alone)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    megabytes, *unwanted = done.stdout.split()
+    assert not unwanted
+    assert int(megabytes) < 500
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "sentence"),
+    [
+        (3, [0, 1, 2], "tells 5 classes apart, got labels of 3: give images of 5 classes"),
+        (1, [0], "tells 5 classes apart, got labels of 1"),
+        (5, [0, 1], "there are 5 images but 2 labels"),
+        (2, [0, "a"], "labels must be numbers or strings, all of one kind"),
+    ],
+)
+def test_a_support_set_that_does_not_fit_is_one_sentence(
+    trained: Trained, images: int, labels: list[Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        metatrain.load(trained.folder).adapt(torch.zeros(images, 28, 28), labels)
+
+
+def test_the_command_says_what_is_wrong_and_leaves_nothing(trained: Trained, tmp_path: Path) -> None:
+    folder = files(trained, tmp_path)
+
+    def refused(sentence: str, bundle: str, support: str, query: str) -> None:
+        done = command("adapt", bundle, "--support", support, "--query", query)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert sentence in done.stderr
+        assert not Path("adapted").exists()
+
+    ours, support, query = str(trained.folder), str(folder / "support"), str(folder / "query")
+    (folder / "empty").mkdir()
+    refused("nowhere holds no bundle or checkpoint", "nowhere", support, query)
+    refused("nowhere holds no images", ours, "nowhere", query)
+    refused("empty holds no images", ours, support, str(folder / "empty"))
+    refused("tells 5 classes apart, got labels of 6", ours, str(album_of_six(folder)), query)
+    (folder / "support" / "loose.png").write_bytes(next((folder / "query").rglob("*.png")).read_bytes())
+    refused("has images outside of class folders: put each into a folder named after its class", ours, support, query)
+    (folder / "support" / "loose.png").unlink()
+    (folder / "query" / "broken.png").write_bytes(b"no image")
+    refused("broken.png cannot be read as an image", ours, support, query)
+
+
+def album_of_six(folder: Path) -> Path:
+    six = shutil.copytree(folder / "support", folder / "six")
+    shutil.copytree(six / "class 0", six / "class 5")
+    return six
+
+
+def test_a_damaged_bundle_and_one_without_images_are_refused(trained: Trained, tmp_path: Path) -> None:
+    damaged = shutil.copytree(trained.folder / "bundle", tmp_path / "damaged")
+    tensors = damaged / "meta.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-4])
+    with pytest.raises(InputError, match=r"damaged is damaged: meta\.safetensors is not what was saved"):
+        metatrain.load(damaged)
+    run.train(config(SINUSOID, output=str(tmp_path / "sinusoid"), outer__steps=1))
+    with pytest.raises(InputError, match="learned from sinusoid tasks: give a bundle that learned from images"):
+        metatrain.load(tmp_path / "sinusoid")
+
+
+def test_a_bundle_knows_its_images(trained: Trained) -> None:
+    recipe, _ = bundle.load(str(trained.folder / "bundle"))
+    assert isinstance(recipe.family, FewShot)
+    assert recipe.family.shape == (1, 28, 28)
+    assert recipe.family.splits == "glyphs"
+    assert f"glyphs/glyphs 5-way {recipe.family.shots}-shot, " in metatrain.load(trained.folder).protocol
