@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 from conftest import GLYPHS, SINUSOID, Done, command, config
 
 from metatrain import bundle
 from metatrain import recipe as recipes
+from tuning.cli import app
 
 
 def spawned(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -62,10 +64,31 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
     assert again.stdout.splitlines() == lines[-2:]
 
 
-def test_config_prints_a_recipe_that_trains_the_same(tmp_path: Path) -> None:
-    done = command("config", write(SINUSOID, tmp_path / "s.yaml"), "--set", "outer.lr=0.5")
+def test_config_prints_a_recipe_that_trains_the_same_and_where_each_value_is_from(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(SINUSOID))
+    done = command("config", str(tmp_path / "s.yaml"), "--set", "outer.lr=0.5", "--set", "model={name: mlp}")
     assert done.returncode == 0
-    assert yaml.safe_load(done.stdout) == recipes.dump(config(SINUSOID, outer__lr=0.5))
+    assert yaml.safe_load(done.stdout) == recipes.dump(config(SINUSOID | {"model": {"name": "mlp"}}, outer__lr=0.5))
+    lines = dict(line.strip().split(": ", 1) for line in done.stdout.splitlines() if "#" in line)
+    sources = {key: (value.split("#")[0].strip(), value.split("# ")[1]) for key, value in lines.items()}
+    assert sources["inner_lr"] == ("0.01", "recipe")
+    assert sources["first_order"] == ("false", "default")
+    assert sources["lr"] == ("0.5", "--set")
+    assert sources["hidden"] == ("[40, 40]", "default")  # --set replaced the whole model
+
+
+def every_command(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, below in group.commands.items():
+        found += every_command(below, (*path, name)) if hasattr(below, "commands") else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("path", every_command(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_has_help_with_a_worked_example(path: tuple[str, ...]) -> None:
+    done = command(*path, "--help")
+    assert done.returncode == 0
+    assert re.search(rf"Example:\s+metatrain {' '.join(path)}\b", done.stdout), done.stdout
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ def loaded_by(statement: str) -> set[str]:
             "import metatrain.recipe, metatrain.bundle",
             {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"},
         ),
+        ("import metatrain.inference", {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"}),
+        ("import metatrain", {"torch"}),
         ("import cluster.loop, cluster.checkpoint", {"ray", "mlflow", "torchvision", "matplotlib", "tuning"}),
         ("import cluster.run, cluster.tracking", {"ray", "mlflow", "torchvision", "tuning"}),
         ("import cluster.ray_pool", {"mlflow", "torchvision", "matplotlib", "tuning"}),

@@ -1,0 +1,149 @@
+"""Pictures show the numbers they are given: lines, intervals, and each prediction told right or wrong by a mark."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GLYPHS, SINUSOID, config
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from cluster.worker import initial_meta
+from metatrain import figures, inference
+from metatrain.core import Task, Ticket, generator_for
+from metatrain.evaluate import Score
+
+
+def line(axes: Axes, label: str) -> tuple[list[float], list[float]]:
+    """The points of the line of that label."""
+    (found,) = [drawn for drawn in axes.get_lines() if drawn.get_label() == label]
+    x, y = np.asarray(found.get_xdata()), np.asarray(found.get_ydata())
+    return x.tolist(), y.tolist()
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.findobj(Axes) for text in axes.texts]  # type: ignore[attr-defined]
+
+
+def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_path: Path) -> None:
+    noise = torch.rand(2400, generator=torch.Generator().manual_seed(0)).tolist()
+    rows: list[dict[str, float]] = [
+        {"step": i, "train/accuracy_before": 0.2, "train/accuracy_after": 0.5 + noise[i - 1] / 4}
+        for i in range(1, 2401)
+    ]
+    rows[1199] |= {"val/accuracy_before": 0.21, "val/accuracy_after": 0.6, "val/accuracy_after_ci95": 0.05}
+    figure = figures.learning_curve(rows, "accuracy", "a title")
+    (axes,) = figure.axes
+    assert axes.get_title() == "a title"
+    assert axes.get_ylabel() == "accuracy (shaded: 95 % interval)"
+    steps, means = line(axes, "training tasks, after adaptation")
+    assert steps == [40.0 * i for i in range(1, 61)]
+    blocks = torch.tensor([row["train/accuracy_after"] for row in rows]).double().view(60, 40)
+    assert means == pytest.approx(blocks.mean(1).tolist())
+    bands = [band for band in axes.collections if isinstance(band, PolyCollection)]
+    heights = bands[1].get_paths()[0].vertices[:, 1]
+    half = (1.96 * blocks.std(1) / math.sqrt(40)).tolist()
+    assert heights.max() == pytest.approx(max(m + h for m, h in zip(means, half, strict=True)))
+    assert line(axes, "validation tasks, before adaptation") == ([1200], [0.21])
+    assert line(axes, "validation tasks, after adaptation") == ([1200], [0.6])
+    assert sorted(set(bands[2].get_paths()[0].vertices[:, 1])) == pytest.approx([0.55, 0.65])
+    assert figures.save(figure, tmp_path / "new" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
+    score = Score(
+        metric="accuracy",
+        mean=0.9,
+        ci95=0.02,
+        tasks=600,
+        protocol="p",
+        steps=[0, 1, 3],
+        curve=[0.2, 0.8, 0.9],
+        curve_ci95=[0.01, 0.03, 0.02],
+        baselines={"nearest_neighbour": 0.5},
+    )
+    (axes,) = figures.adaptation_curve([("statistics: support", score)], "t").axes
+    (bars,) = axes.containers
+    assert bars.get_label() == "statistics: support"
+    points, _, (intervals,) = bars.lines  # type: ignore[attr-defined]
+    assert points.get_xydata().tolist() == [[0, 0.2], [1, 0.8], [3, 0.9]]
+    assert [segment[:, 1].tolist() for segment in intervals.get_segments()] == [
+        pytest.approx([0.19, 0.21]),
+        pytest.approx([0.77, 0.83]),
+        pytest.approx([0.88, 0.92]),
+    ]
+    assert line(axes, "nearest neighbour on pixels")[1] == [0.5, 0.5]
+    assert axes.get_ylabel() == "accuracy (95 % interval, 600 tasks)"
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def test_an_episode_tells_right_from_wrong_without_colour() -> None:
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 6, 6)
+    before = torch.tensor([[0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])
+    after = torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.75, 0.25]])
+    figure = figures.episode(
+        support=[(images[0], "cat"), (images[1], "dog")],
+        query=[(images[2], "dog"), (images[3], "cat"), (images[0], None)],
+        classes=["cat", "dog"],
+        before=before,
+        after=after,
+        title="mine",
+    )
+    assert texts(figure) == [
+        "before: ✗ cat 60%",
+        "after: ✓ dog 90%",
+        "before: ✗ dog 70%",
+        "after: ✗ dog 80%",
+        "before: cat 55%",  # its class is not known
+        "after: cat 75%",
+    ]
+    shown = [axes for axes in figure.findobj(Axes) if axes.get_images()]  # type: ignore[attr-defined]
+    assert [axes.get_title() for axes in shown] == ["cat", "dog", "dog", "cat", ""]
+    assert [int(axes.get_images()[0].get_array()[0, 0]) for axes in shown] == [0, 1, 2, 3, 0]
+
+
+def test_fits_show_the_function_the_points_and_the_curves() -> None:
+    x = torch.linspace(-5, 5, 20).expand(2, 20)[..., None]
+    task = Task(x[:, :3], x[:, :3] ** 2, x, x**2)
+    figure = figures.fits(task, [(0, 0 * x), (1, x), (10, x**2 + 1)], "t")
+    for t, axes in enumerate(figure.axes):
+        assert line(axes, "support points") == (task.support_x[t, :, 0].tolist(), task.support_y[t, :, 0].tolist())
+        for label, y in (
+            ("the function", x**2),
+            ("before adaptation", 0 * x),
+            ("after 1 inner step", x),
+            ("after 10 inner steps", x**2 + 1),
+        ):
+            assert line(axes, label) == (x[t, :, 0].tolist(), y[t, :, 0].tolist())
+
+
+def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predictions() -> None:
+    recipe = config(GLYPHS, evaluation__family={"queries": 2}).recipe()
+    meta = initial_meta(recipe)
+    figure = inference.illustrate(recipe, meta)
+    setting, ticket = recipe.setting("test"), Ticket("score", "test", 0, 0)
+    task = setting.family.sample(generator_for(setting.seed, ticket, "picture"), 1, "test")
+    problem = setting.family.bind(recipe.model, setting.norm, "reference")
+    one = {name: p[None] for name, p in meta.model.items()}
+    predicted = problem.predict(one, task)[0].softmax(-1)
+    expected = [
+        f"before: {'✓' if p.argmax() == y else '✗'} {'ABCDE'[p.argmax()]} {100 * float(p.max()):.0f}%"
+        for p, y in zip(predicted, task.query_y[0], strict=True)
+    ]
+    assert texts(figure)[::2] == expected
+    assert len(expected) == 10
+
+
+def test_a_sinusoids_example_shows_what_was_fitted() -> None:
+    figure = inference.illustrate(config(SINUSOID).recipe(), initial_meta(config(SINUSOID).recipe()))
+    assert [len(axes.get_lines()) for axes in figure.axes] == [4, 4, 4]  # function, before, after one step, points
+    for axes in figure.axes:
+        points, function = line(axes, "support points"), line(axes, "the function")
+        assert len(points[0]) == 5
+        nearest = np.interp(points[0], *function)
+        assert np.abs(nearest - points[1]).max() < 0.05

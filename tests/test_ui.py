@@ -1,0 +1,67 @@
+"""`metatrain ui` shows the run, its curves and its pictures, and leaves no server behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import pytest
+from conftest import GLYPHS, SINUSOID, command, config
+
+from cluster import run
+
+pytestmark = pytest.mark.ray
+
+
+def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run.train(config(GLYPHS, tracking__uri=None, outer__steps=3, evaluation__tasks=4, output=str(folder)))
+    arguments = [sys.executable, "-m", "tuning.cli", "ui", str(folder), "--port", "0"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/")
+    try:
+        assert process.stdout is not None
+        page = process.stdout.readline()
+        found = re.fullmatch(r"MLflow: (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs/(\w{32})\n", page)
+        assert found, page
+        address, experiment_id, run_id = found.groups()
+        with urlopen(address, timeout=30) as answer:
+            assert b"<title>MLflow</title>" in answer.read()
+        with urlopen(f"{address}/api/2.0/mlflow/runs/get?run_id={run_id}", timeout=30) as answer:
+            shown = json.loads(answer.read())["run"]
+        assert shown["info"]["experiment_id"] == experiment_id
+        assert {"train/accuracy_after", "test/accuracy"} <= {metric["key"] for metric in shown["data"]["metrics"]}
+        for picture in ("learning_curve", "adaptation_curve", "example"):
+            query = urlencode({"path": f"figures/{picture}.png", "run_uuid": run_id})
+            with urlopen(f"{address}/get-artifact?{query}", timeout=30) as answer:
+                assert answer.read() == (folder / "figures" / f"{picture}.png").read_bytes()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        with pytest.raises(URLError):
+            urlopen(address, timeout=5)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ui_says_what_is_missing(tmp_path: Path) -> None:
+    def refused(sentence: str, *arguments: str) -> None:
+        done = command("ui", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.match(f"error: {sentence}", done.stderr), done.stderr
+
+    refused(r"there is no MLflow store sqlite:////.*/mlflow\.db yet: train first, or name the run's folder")
+    refused("nowhere is no run that was logged to MLflow: give the folder that `train` named", "nowhere")
+    run.train(config(SINUSOID, outer__steps=1, output=str(tmp_path / "untracked")))
+    refused("untracked is no run that was logged to MLflow", "untracked")
+    (tmp_path / "untracked" / "mlflow.json").write_text("{")
+    refused(r"untracked/mlflow\.json is damaged", "untracked")
+    (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": "http://127.0.0.1:9"}))
+    refused("MLflow does not answer at http://127.0.0.1:9: start it, or check the address", "untracked")
