@@ -57,7 +57,7 @@ def train(
         print(f"{name.replace('_', ' ')} on pixels: {_show(score.metric, value)}")
     print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
     if config.tracking.uri != "none":
-        print(f"compare runs: metatrain ui {folder}")
+        print(f"compare runs: {cli.program()} ui {folder}")
     for score in scores[1:] + scores[:1]:
         print(score.line())
 

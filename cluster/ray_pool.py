@@ -258,7 +258,8 @@ def _probe(address: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
         subprocess.run(command, capture_output=True, check=True, timeout=PROBE_S)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = error if isinstance(error, OSError) else "something else listens there, or it refuses the token"
+        what = "something else listens there, or it asks for a token: set RAY_AUTH_MODE=token"
+        reason = error if isinstance(error, OSError) else what
         raise ConnectionError(str(reason)) from error
 
 

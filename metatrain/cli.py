@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -40,6 +41,12 @@ def main(app: typer.Typer) -> None:
         logging.getLogger(__name__).debug("the operating system refused", exc_info=True)
         print(f"error: {error.strerror or error}: {error.filename or 'see --help'}", file=sys.stderr)
         sys.exit(2)
+
+
+def program() -> str:
+    """What to type for this command again: its name where it is on the PATH, else its path as it was typed."""
+    typed = sys.argv[0]
+    return typed if Path(typed).name == "metatrain" and shutil.which("metatrain") != typed else "metatrain"
 
 
 @data.command("list")
@@ -107,7 +114,7 @@ def import_(
     )
     for split, members in store.schemes[0].classes.items():
         print(f"  {split} {len(members)} classes: {_some([store.class_names[c] for c in members])}")
-    print(f"next: metatrain train recipes/own_images.yaml --set family.data={name}")
+    print(f"next: {program()} train recipes/own_images.yaml --set family.data={name}")
 
 
 @data.command()

@@ -184,6 +184,7 @@ def test_an_unreachable_cluster_is_one_sentence(tmp_path: Path) -> None:
     refused(spawned("train", recipe, "--address", "127.0.0.1:1"), sentence % 1)
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # listens, is no Ray
         port = other.server_address[1]
+        sentence = "no Ray cluster answers at 127.0.0.1:%d .*asks for a token: set RAY_AUTH_MODE=token.*check --address"
         refused(spawned("train", recipe, "--address", f"127.0.0.1:{port}"), sentence % port)
 
 

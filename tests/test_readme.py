@@ -1,0 +1,156 @@
+"""Every command and every line of Python in the README runs as it stands there, in its order, only smaller."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from photos import album
+
+ROOT = Path(__file__).parent.parent
+LESS = (
+    "--set outer.steps=2 --set outer.tasks_per_step=4 --set outer.tasks_per_ticket=2 "
+    "--set validation.tasks=2 --set evaluation.tasks=4"
+)
+PORT = "6379"  # of the README's cluster
+
+
+def blocks(name: str, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind == language and "-->" not in text]  # the drawing is no command
+
+
+def commands(name: str) -> list[str]:
+    lines = [line for block in blocks(name, "") for line in block.splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines]
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+class Home:
+    """A checkout with its environment, and the pictures that the README talks of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        for name in ("recipes", "Makefile", "pyproject.toml", "constraints.txt"):
+            (folder / name).symlink_to(ROOT / name)
+        (folder / ".venv").symlink_to(sys.prefix)
+        photos = album(folder / "photos", range(29), 6)
+        album(photos, range(29, 30), 1)
+        (photos / "kind 03" / "00.jpg").write_bytes(b"\xff\xd8 broken")
+        album(folder / "few", range(30, 35), 1)
+        album(folder / "new", range(30, 35), 2, first=1)
+        here = {"PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}", "METATRAIN_CACHE": str(folder / "cache")}
+        self.environment = os.environ | here
+        self.environment.pop("RAY_AUTH_MODE", None)  # which another test's Ray has set
+        self.head: subprocess.Popen[bytes] | None = None
+
+    def run(self, command: str) -> str:
+        options = {"shell": True, "executable": "/bin/bash", "cwd": self.folder, "env": self.environment}
+        done = subprocess.run(command, **options, capture_output=True, text=True, check=False, timeout=280)  # type: ignore[call-overload]
+        assert done.returncode == 0, done.stderr
+        found: str = done.stdout
+        return found
+
+    def start(self, command: str, until: str) -> subprocess.Popen[bytes]:
+        """In a process group of its own, which `end` ends, as soon as it has said `until`."""
+        path = self.folder / "started.log"
+        with path.open("wb") as log:
+            options = {"cwd": self.folder, "env": self.environment, "stdout": log, "stderr": log}
+            process = subprocess.Popen(command.split(), **options, start_new_session=True)  # type: ignore[call-overload]
+        deadline = time.monotonic() + 120
+        while until not in path.read_text():
+            assert time.monotonic() < deadline, path.read_text()
+            assert process.poll() is None, path.read_text()
+            time.sleep(0.2)
+        return process
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    home = Home(tmp_path_factory.mktemp("readme"))
+    yield home
+    if home.head is not None:
+        end(home.head)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("command", commands("README.md"))
+def test_every_command_runs(command: str, home: Home) -> None:
+    if command.startswith("make"):
+        make = f"make -o .venv/.installed {command.removeprefix('make ')}"  # this environment, whatever its age
+        if command == "make demo":
+            assert home.run(f"{make} ARGS='{LESS}'").splitlines()[-1].startswith("result: accuracy=")
+        else:
+            assert "/bin/pytest" in home.run(f"{make} -n")  # which is what runs this
+    elif command.startswith("ray start"):
+        command = command.replace(PORT, home.port)
+        # --block: to be ended without ending all other Rays of this machine
+        home.head = home.start(f"{command} --block --num-cpus=2", until="Ray runtime started")
+    elif command.startswith("metatrain ui"):
+        assert end(home.start(command, until="MLflow: http://127.0.0.1:")) == 0
+    else:
+        if "omniglot" in command:
+            source = Path(os.environ.get("METATRAIN_DATA", "")) / "omniglot"
+            if not (source / "images_background.zip").exists():
+                pytest.skip("METATRAIN_DATA has no omniglot/images_background.zip")
+            if "import" in command:
+                command = f"{command} --source {source}"  # not downloaded
+        out = home.run(re.sub(r"(metatrain train [^;]*)", rf"\1 {LESS} ", command)).splitlines()
+        if "metatrain train" in command or "metatrain evaluate" in command:
+            assert out[-1].startswith("result: ")
+        if "metatrain adapt" in command:
+            assert out[-1] == "written: adapted/predictions.json adapted/predictions.png"
+            assert (home.folder / "adapted" / "predictions.png").exists()
+        assert out
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_python_example_runs(name: str, home: Home) -> None:
+    (code,) = blocks(name, "python")
+    (home.folder / "example.py").write_text(code)
+    labels, *rows = home.run("python example.py").splitlines()
+    assert len(eval(labels)) == 5
+    assert len(rows) == 5
+    statements = [line for line in code.splitlines() if line and not line.startswith("#")]
+    assert len(statements) <= 10
+
+
+def test_the_other_pages_have_no_other_commands() -> None:
+    assert set(commands("README.zh.md")) < set(commands("README.md"))
+    makefile = (ROOT / "Makefile").read_text()
+    assert [line.split()[:1] for line in commands("CONTRIBUTING.md")] == 4 * [["make"]]
+    for command in commands("CONTRIBUTING.md"):
+        assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_files_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    paths = re.findall(r"`((?:metatrain|cluster|tuning|tests|recipes)/[\w./]*)`", text)
+    assert all((ROOT / path).exists() for path in links + paths)
+    for recipe in re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE):
+        assert (ROOT / "recipes" / f"{recipe}.yaml").exists()
