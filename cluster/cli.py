@@ -56,7 +56,7 @@ def train(
     for name, value in score.baselines.items():
         print(f"{name.replace('_', ' ')} on pixels: {_show(score.metric, value)}")
     print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
-    if config.tracking.uri != "none":
+    if (folder / "mlflow.json").exists():
         print(f"compare runs: {cli.program()} ui {folder}")
     for score in scores[1:] + scores[:1]:
         print(score.line())
@@ -87,7 +87,9 @@ def config(recipe: Path, set_: Set = None) -> None:
 @app.command()
 def ui(
     run: Annotated[Path | None, typer.Argument(help="A run's folder; by default where runs here log to.")] = None,
-    port: Annotated[int, typer.Option(help="Port on this machine; another one where it is taken.")] = 5000,
+    port: Annotated[
+        int, typer.Option(help="Port on this machine; another one where it is taken.", min=0, max=65535)
+    ] = 5000,
 ) -> None:
     """Open the MLflow store that a run used. Example: metatrain ui runs/first"""
     from cluster import tracking

@@ -82,7 +82,10 @@ def place_of(folder: Path | None) -> Place:
     if folder is None:
         return Place(store(Tracking()))
     try:
-        return Place(**json.loads((folder / "mlflow.json").read_text()))
+        place = Place(**json.loads((folder / "mlflow.json").read_text()))
+        if not all(isinstance(value, str) for value in place):
+            raise TypeError("its values are not text")
+        return place
     except FileNotFoundError:
         raise InputError(f"{folder} is no run that was logged to MLflow: give the folder that `train` named") from None
     except (ValueError, TypeError) as error:
@@ -92,8 +95,10 @@ def place_of(folder: Path | None) -> Place:
 
 
 def store(tracking: Tracking) -> str:
-    """The tracking URI that a run uses."""
-    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    """The tracking URI that a run uses; a local database by its whole path, which holds in other folders, too."""
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    scheme, separator, path = uri.partition(":///")
+    return f"{scheme}{separator}{Path(path).absolute()}" if scheme == "sqlite" and path else uri
 
 
 def shown(uri: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -35,31 +36,38 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
     if place.uri.startswith("http"):
         parts = urlsplit(place.uri)
         address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
-        if not _answers(f"{address}/health"):
+        if not _answers(f"{address}/health", urllib.request.build_opener()):
             raise InputError(f"MLflow does not answer at {address}: start it, or check the address")
         yield f"{address}{page}", lambda: None
         return
+    if "***" in place.uri:
+        raise InputError(
+            "the store's password is not recorded: give its address in MLFLOW_TRACKING_URI, without a folder"
+        )
     if place.uri.startswith("sqlite:") and not Path(place.uri.partition(":///")[2]).exists():
         raise InputError(f"there is no MLflow store {place.uri} yet: train first, or name the run's folder")
     if util.find_spec("mlflow") is None:
         raise InputError("mlflow is not installed: pip install mlflow")
     address = f"http://127.0.0.1:{_free_port(port)}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.uri, "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts faster
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += ["--port", address.rpartition(":")[2]]
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": place.uri,  # not an argument: it may hold a password, and `ps` shows arguments
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # starts faster
+    }
     with tempfile.TemporaryFile() as output:
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             _await_start(server, f"{address}/health", output)
-            yield f"{address}{page}", server.wait
+            yield f"{address}{page}", lambda: _await_end(server, output)
         finally:
             server.terminate()
             server.wait()
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, opener: urllib.request.OpenerDirector) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_S):
+        with opener.open(url, timeout=ANSWER_S):
             return True
     except HTTPError:
         return True  # it asks for a password: the browser will, too
@@ -77,11 +85,21 @@ def _free_port(wanted: int) -> int:
 
 
 def _await_start(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.poll() is None:
-        if _answers(url):
+        if _answers(url, direct):
             return
         time.sleep(0.2)
+    raise InputError(f"MLflow's server did not start ({_last(output)}): try `mlflow server` yourself")
+
+
+def _await_end(server: subprocess.Popen[bytes], output: IO[bytes]) -> None:
+    server.wait()
+    raise InputError(f"MLflow's server ended ({_last(output)}): start it again")
+
+
+def _last(output: IO[bytes]) -> str:
+    """The last line that the server wrote, which may name the store."""
     output.seek(0)
-    last = output.read().decode(errors="replace").strip().rpartition("\n")[2]
-    raise InputError(f"MLflow's server did not start ({last}): try `mlflow server` yourself")
+    return re.sub(r":[^:/@]+@", ":***@", output.read().decode(errors="replace").strip().rpartition("\n")[2])

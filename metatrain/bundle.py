@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 from pyarrow import fs
@@ -28,6 +29,10 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem and path of a local path or a URI such as s3://bucket/runs."""
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).absolute())
+    if urlsplit(uri).password is not None:
+        raise InputError(
+            "a storage address holds a password, which would be shown and recorded: give its keys in the environment"
+        )
     try:
         system, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:

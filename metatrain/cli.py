@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from metatrain.inference import Predictions
     from metatrain.tasks.images import ImageStore
 
-Norm = Literal["transductive", "support", "support+1"]
+WAYS = 5  # of recipes/own_images.yaml
+Statistics = Literal["transductive", "support", "support+1"]
 
 app = typer.Typer(
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",
@@ -52,13 +53,18 @@ def program() -> str:
 @data.command("list")
 def list_() -> None:
     """Show the data sets that can be used. Example: metatrain data list"""
+    from metatrain.core import InputError
     from metatrain.tasks.images import ImageStore, cache
     from metatrain.tasks.sources import SOURCES
 
     imported = {path.parent.name for path in cache().glob("*/manifest.json")}
     for name in sorted(imported | set(SOURCES)):
         if name in imported:
-            store = ImageStore.open(name)
+            try:
+                store = ImageStore.open(name)
+            except InputError as error:
+                print(f"{name:12} {error}")
+                continue
             splits = ", ".join(scheme.name for scheme in store.schemes)
             print(f"{name:12} {len(store.sizes)} classes, {len(store.images)} images {_shape(store)}; splits {splits}")
         else:
@@ -112,9 +118,14 @@ def import_(
         f"imported {name}: {len(store.sizes)} classes, {report.taken} images ({report.resized} resized) "
         f"{_shape(store)} into {folder}"
     )
-    for split, members in store.schemes[0].classes.items():
+    splits = store.schemes[0].classes
+    for split, members in splits.items():
         print(f"  {split} {len(members)} classes: {_some([store.class_names[c] for c in members])}")
-    print(f"next: {program()} train recipes/own_images.yaml --set family.data={name}")
+    sets = [f"family.data={name}"]
+    fewest = min(map(len, splits.values()))
+    sets += [f"family.ways={fewest}"] if fewest < WAYS else []
+    sets += ["validation.every_steps=0"] if "val" not in splits else []
+    print(f"next: {program()} train recipes/own_images.yaml", *(f"--set {item}" for item in sets))
 
 
 @data.command()
@@ -144,7 +155,7 @@ def adapt(
     ],
     more: Annotated[list[Path] | None, typer.Argument(help="More images to predict, as after --query *.png.")] = None,
     norm: Annotated[
-        Norm | None, typer.Option(help="Whose statistics normalise an image; by default what the run was tested with.")
+        Statistics | None, typer.Option(help="Whose statistics normalise an image; default: as the run was tested.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for predictions.json and predictions.png.")] = Path("adapted"),
 ) -> None:
@@ -165,11 +176,14 @@ def adapt(
     adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
     queries = [found for path in [*query, *(more or [])] for found in labelled_files(path)]
     files = [str(path) for path, _ in queries]
-    truth = [label if label in adapted.classes else None for _, label in queries]
+    classes = [label for _, label in queries]
+    truth = [label if label in adapted.classes else None for label in classes]
     found = adapted.predict(files)
     known = [label == predicted for label, predicted in zip(truth, found.labels, strict=True) if label is not None]
+    title = f"Predictions of {bundle} for {len(files)} images"
+    picture = adapted.picture(files, truth, title)
 
-    _print_table(files, truth, found)
+    _print_table(files, classes, truth, found)
     ms = 1000 * adapted.seconds
     print(f"adapted to {len(examples)} images of {len(adapted.classes)} classes in {ms:.1f} ms")
     if adapted.norm == "transductive":
@@ -179,6 +193,9 @@ def adapt(
         )
     if known:
         print(f"accuracy: {100 * sum(known) / len(known):.1f}% of {len(known)} images")
+    others = sorted({label for label in classes if label is not None and label not in adapted.classes})
+    if others:
+        print(f"not counted: images of classes that the support set does not have ({_some(others)})")
     output.mkdir(parents=True, exist_ok=True)
     predictions = [
         {
@@ -187,7 +204,7 @@ def adapt(
             "prediction": predicted,
             "probabilities": dict(zip(adapted.classes, row, strict=True)),
         }
-        for file, label, predicted, row in zip(files, truth, found.labels, found.probabilities.tolist(), strict=True)
+        for file, label, predicted, row in zip(files, classes, found.labels, found.probabilities.tolist(), strict=True)
     ]
     result = {
         "bundle": bundle,
@@ -198,21 +215,22 @@ def adapt(
         "predictions": predictions,
     }
     (output / "predictions.json").write_text(json.dumps(result, indent=1))
-    title = f"Predictions of {bundle} for {len(files)} images"
-    picture = figures.save(adapted.picture(files, truth, title), output / "predictions.png")
-    print(f"written: {output}/predictions.json {picture}")
+    figures.save(picture, output / "predictions.png")
+    print(f"written: {output}/predictions.json {output}/predictions.png")
 
 
-def _print_table(files: list[str], truth: list[str | None], found: Predictions) -> None:
+def _print_table(files: list[str], classes: list[str | None], truth: list[str | None], found: Predictions) -> None:
     """A row for each image; a tick or a cross where its class is known."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("image", "class", "prediction", *found.classes)
-    for file, label, predicted, row in zip(files, truth, found.labels, found.probabilities.tolist(), strict=True):
-        mark = "" if label is None else "✓ " if label == predicted else "✗ "
+    rows = zip(files, classes, truth, found.labels, found.probabilities.tolist(), strict=True)
+    for file, label, true, predicted, row in rows:
+        mark = "" if true is None else "✓ " if true == predicted else "✗ "
         table.add_row(file, label or "", mark + predicted, *(f"{100 * p:.1f}%" for p in row))
-    Console(width=None if sys.stdout.isatty() else 60 + max(map(len, files)) + 16 * len(found.classes)).print(table)
+    width = None if sys.stdout.isatty() else 10_000  # no wrapping in files and pipes
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
 
 
 def _shape(store: ImageStore) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from matplotlib import font_manager, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,14 +22,32 @@ from torch import Tensor
 from metatrain.core import Task
 from metatrain.evaluate import Score
 
+log = logging.getLogger(__name__)
+
 BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # told apart by a tick and a cross as well
 MOST_SUPPORT, MOST_QUERIES, MOST_COLUMNS = 20, 40, 10
+WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
 
 Row = Mapping[str, float]  # one line of metrics.jsonl
 Item = TypeVar("Item")
+P = ParamSpec("P")
 
 
+def _as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Names are shown as they are: a $ is no formula, and other scripts get a font that has them, if there is one."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        installed = font_manager.get_font_names()
+        families = [*rcParams["font.family"], *(name for name in WIDE_FONTS if name in installed)]
+        with rc_context({"text.parse_math": False, "font.family": families}):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@_as_written
 def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
     """The metric against outer steps on training and on validation tasks, before and after adaptation."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -47,6 +70,7 @@ def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
     return figure
 
 
+@_as_written
 def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     """The metric on held-out tasks after each inner step, one line per (label, score)."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -64,6 +88,7 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     return figure
 
 
+@_as_written
 def episode(
     support: Sequence[tuple[Tensor, str]],
     query: Sequence[tuple[Tensor, str | None]],
@@ -75,23 +100,25 @@ def episode(
     """The images of one episode, [C, H, W] uint8 each, with their labels and what was predicted.
 
     `before` and `after` adaptation are probabilities [Q, classes]. A prediction that is right has a tick, one that is
-    wrong a cross; where the label of a query image is None it has neither.
+    wrong a cross; where the label of a query image is None it has neither. Of many images some, evenly spaced, are
+    shown.
     """
     columns = min(max(len(classes), 4), MOST_COLUMNS)
-    all_queries = len(query)
-    support, query = support[:MOST_SUPPORT], query[:MOST_QUERIES]
+    shown = _spaced(len(query), MOST_QUERIES)
+    of_support = _part(len(support), MOST_SUPPORT)
+    of_query = _part(len(query), MOST_QUERIES)
+    support, query = [support[i] for i in _spaced(len(support), MOST_SUPPORT)], [query[i] for i in shown]
     rows = [math.ceil(len(images) / columns) for images in (support, query)]
     figure = Figure(figsize=(1.55 * columns + 0.3, 1.75 * rows[0] + 2.15 * rows[1] + 0.95), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     grid = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows[0] + 0.3, 2.15 * rows[1] + 0.3])
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    some = "" if len(query) == all_queries else f" ({len(query)} of {all_queries})"
-    upper.suptitle("Support set: what the network adapts to", fontsize="small")
-    lower.suptitle(f"Query images: predictions before and after adaptation{some}", fontsize="small")
+    upper.suptitle(f"Support set: what the network adapts to{of_support}", fontsize="small")
+    lower.suptitle(f"Query images: predictions before and after adaptation{of_query}", fontsize="small")
     for axes, (image, label) in _tiles(upper, rows[0], columns, support):
         _show(axes, image)
         axes.set_title(_short(label), fontsize="small")
-    for i, (axes, (image, truth)) in enumerate(_tiles(lower, rows[1], columns, query)):
+    for i, (axes, (image, truth)) in zip(shown, _tiles(lower, rows[1], columns, query), strict=True):
         _show(axes, image)
         if truth is not None:
             axes.set_title(_short(truth), fontsize="small")
@@ -105,6 +132,7 @@ def episode(
     return figure
 
 
+@_as_written
 def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
     """Curves fitted to the support points of T functions of one variable; (inner step, [T, Q, 1]) each."""
     tasks = len(task.support_x)
@@ -128,24 +156,31 @@ def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> F
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, dpi=120)
+    if any("missing from font" in str(warning.message) for warning in caught):
+        log.warning("%s lacks characters that no font here has: install one such as %s", path, WIDE_FONTS[0])
     return path
 
 
 def _blocks(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], list[float]]:
-    """Steps, means and half 95 % intervals over equal blocks of rows; 0 for blocks of fewer than four."""
+    """Steps, means and half 95 % intervals over blocks of as many rows, the last one longer; 0 for fewer than four."""
     found = [row for row in rows if name in row]
     size = max(1 if len(found) < 40 else 4, len(found) // BLOCKS)
     steps, means, widths = [], [], []
-    for start in range(0, len(found) - size + 1, size):
-        values = [row[name] for row in found[start : start + size]]
-        steps.append(found[start + size - 1]["step"])
+    ends = [*range(size, len(found) - size + 1, size), len(found)] if found else []
+    for start, end in pairwise([0, *ends]):
+        values = [row[name] for row in found[start:end]]
+        steps.append(found[end - 1]["step"])
         means.append(mean(values))
-        widths.append(1.96 * stdev(values) / math.sqrt(size) if size >= 4 else 0.0)
+        widths.append(1.96 * stdev(values) / math.sqrt(len(values)) if len(values) >= 4 else 0.0)
     return steps, means, widths
 
 
 def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color: str, **style: str) -> None:
+    if len(x) == 1:
+        style = {"marker": "o"} | style
     low, high = ([a + sign * w for a, w in zip(y, width, strict=True)] for sign in (-1, 1))
     axes.plot(x, y, color=color, **style)  # type: ignore[arg-type]
     axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
@@ -165,6 +200,15 @@ def _show(axes: Axes, image: Tensor) -> None:
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=255)
     axes.set_axis_on()
     axes.set(xticks=[], yticks=[])
+
+
+def _spaced(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices, evenly spaced."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
+
+
+def _part(count: int, most: int) -> str:
+    return f" ({most} of {count})" if count > most else ""
 
 
 def _short(label: str) -> str:

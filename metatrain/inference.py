@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pictures = Sequence[Picture] | Tensor  # N of them: a list, or an array or tensor with a leading N
+
+CHUNK = 100  # images that are predicted at once where they do not depend on each other: bounds the memory
 
 
 class Predictions(NamedTuple):
@@ -49,14 +51,17 @@ class Adapted:
     after: Params
 
     def predict(self, images: Pictures) -> Predictions:
-        """Probabilities of the classes for each image, [N, classes]."""
-        return Predictions(self.classes, self._probabilities(self.after, self.family.examples(list(images))))
+        """Probabilities of the classes for each image, [N, classes].
+
+        With norm "transductive" they depend on all images that are given together; else each on its own image only.
+        """
+        return Predictions(self.classes, self._probabilities(self.after, self.family.examples(images)))
 
     def picture(self, images: Pictures, labels: Sequence[str | None] | None, title: str) -> Figure:
         """The support set, and the images with their predictions before and after adaptation."""
         from metatrain import figures
 
-        x = self.family.examples(list(images))
+        x = self.family.examples(images)
         names = [str(self.classes[y]) for y in self.support.support_y[0].tolist()]
         return figures.episode(
             support=list(zip(self.support.support_x[0], names, strict=True)),
@@ -70,8 +75,10 @@ class Adapted:
     def _probabilities(self, params: Params, x: Tensor) -> Tensor:
         if not len(x):
             raise InputError("there are no images to predict: give at least one")
+        at_once = len(x) if self.norm == "transductive" else CHUNK
         with torch.no_grad():
-            return self.problem.predict(params, self.support._replace(query_x=x[None]))[0].softmax(-1)
+            tasks = [self.support._replace(query_x=part[None]) for part in x.split(at_once)]
+            return torch.cat([self.problem.predict(params, task)[0] for task in tasks]).softmax(-1)
 
 
 class Learned:
@@ -99,12 +106,18 @@ class Learned:
         """Adapt, as the recipe's evaluation does, to S images and their S labels, which may be of any kind.
 
         An image is a path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or in 0..1. `norm`
-        says whose statistics normalise an image that is predicted, by default the evaluation's. Raises InputError where
-        the classes are not as many as the network was trained for.
+        says whose statistics normalise an image that is predicted, by default the evaluation's. What the inner loop
+        draws at random is what it draws for the evaluation's first task. Raises InputError where the classes are not as
+        many as the network was trained for.
         """
+        if norm is not None and norm not in get_args(Norm):
+            raise InputError(f"norm is {norm!r}, expected one of {', '.join(get_args(Norm))}")
+        x = self._family.examples(images)
+        if any(getattr(label, "ndim", 0) for label in labels):
+            raise InputError("labels must be one number or string for each image, not vectors: pass class indices")
         y = [label.item() if hasattr(label, "item") else label for label in labels]
-        if len(y) != len(images):
-            raise InputError(f"there are {len(images)} images but {len(y)} labels: give one label for each image")
+        if len(y) != len(x):
+            raise InputError(f"there are {len(x)} images but {len(y)} labels: give one label for each image")
         try:
             classes = sorted(set(y))
         except TypeError as error:
@@ -117,7 +130,7 @@ class Learned:
                 f"{self._source} tells {self._family.ways} classes apart, got labels of {len(classes)}: "
                 f"give images of {self._family.ways} classes"
             )
-        x, targets = family.examples(list(images))[None], torch.tensor([[classes.index(label) for label in y]])
+        x, targets = x[None], torch.tensor([[classes.index(label) for label in y]])
         support = Task(x, targets, x[:, :0], targets[:, :0])
         ticket = Ticket("score", self.recipe.evaluation.split, 0, 0)
         context = Context(ticket, generator_for(self._setting.seed, ticket, "adaptation"))

@@ -167,17 +167,18 @@ def explain(config: Any, path: Path, overrides: Sequence[str]) -> str:
             return "default"
         return "--set" if any(key == p or key.startswith(f"{p}.") for p in prefixes) else "recipe"
 
-    def lines(tree: Tree, prefix: str) -> Iterator[str]:
-        for key, value in tree.items():
-            indent = "  " * prefix.count(".")
-            if isinstance(value, dict) and value:
-                yield f"{indent}{key}:"
-                yield from lines(value, f"{prefix}{key}.")
-            else:
-                text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
-                yield f"{f'{indent}{key}: {text}':<48}  # {source(f'{prefix}{key}')}"
+    def text(value: Any) -> str:
+        return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
 
-    return "\n".join(lines(dump(config), ""))
+    def lines(tree: Tree, prefix: str, indent: str) -> Iterator[str]:
+        for key, value in tree.items():
+            if isinstance(value, dict) and value:
+                yield f"{indent}{text(key)}:"
+                yield from lines(value, f"{prefix}{key}.", f"{indent}  ")
+            else:
+                yield f"{f'{indent}{text(key)}: {text(value)}':<48}  # {source(f'{prefix}{key}')}"
+
+    return "\n".join(lines(dump(config), "", ""))
 
 
 def override(component: C, changes: Mapping[str, Any], source: str) -> C:

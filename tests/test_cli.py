@@ -18,6 +18,7 @@ import torch
 import typer
 import yaml
 from conftest import GLYPHS, SINUSOID, Done, command, config
+from photos import album
 
 from metatrain import bundle
 from metatrain import recipe as recipes
@@ -69,6 +70,8 @@ def test_config_prints_a_recipe_that_trains_the_same_and_where_each_value_is_fro
     done = command("config", str(tmp_path / "s.yaml"), "--set", "outer.lr=0.5", "--set", "model={name: mlp}")
     assert done.returncode == 0
     assert yaml.safe_load(done.stdout) == recipes.dump(config(SINUSOID | {"model": {"name": "mlp"}}, outer__lr=0.5))
+    groups = command("config", str(tmp_path / "s.yaml"), "--set", "outer.groups={'*.0.*': {lr: 0.1}}")
+    assert yaml.safe_load(groups.stdout)["outer"]["groups"] == {"*.0.*": {"lr": 0.1}}
     lines = dict(line.strip().split(": ", 1) for line in done.stdout.splitlines() if "#" in line)
     sources = {key: (value.split("#")[0].strip(), value.split("# ")[1]) for key, value in lines.items()}
     assert sources["inner_lr"] == ("0.01", "recipe")
@@ -244,10 +247,17 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(command("data", "import", "omniglut"), "'omniglut' is none of glyphs, omniglot: .*give --source")
     refused(command("data", "import", "omniglot", "--size", "28"), "omniglot comes in its published size")
     refused(command("data", "import", "a/b"), "'a/b' cannot name a data set")
+    refused(command("data", "import", "2024", "--source", "."), "'2024' cannot name a data set: .* not a number")
+    (tmp_path / "glyphs" / "images.arrow").write_bytes(b"")
+    album(tmp_path / "photos", range(4), 2)
+    assert command("data", "import", "mine", "--source", str(tmp_path / "photos")).returncode == 0
+    damaged, mine, _ = command("data", "list").stdout.splitlines()
+    assert "is not what was imported: run `metatrain data import glyphs` again" in damaged
+    assert mine.startswith("mine         4 classes")
     refused(command("data", "import", "omniglot", "--source", "nowhere"), "nowhere holds neither a folder images_back")
 
 
-def test_help_answers_without_loading_torch() -> None:
+def test_help_lists_the_commands() -> None:
     done = spawned("--help")
     assert done.returncode == 0
     for name in ("train", "evaluate", "adapt", "config", "ui", "data"):

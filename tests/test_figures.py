@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GLYPHS, SINUSOID, config
+from conftest import GLYPHS, SINUSOID, config, context
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -122,26 +123,70 @@ def test_fits_show_the_function_the_points_and_the_curves() -> None:
             assert line(axes, label) == (x[t, :, 0].tolist(), y[t, :, 0].tolist())
 
 
+def test_of_many_images_some_of_each_class_are_shown() -> None:
+    images = torch.zeros(75, 1, 4, 4, dtype=torch.uint8)
+    labels = ["ABCDE"[i // 15] for i in range(75)]
+    pairs = list(zip(images, labels, strict=True))
+    probabilities = torch.eye(5)[[i // 15 for i in range(75)]]
+    figure = figures.episode(
+        support=pairs, query=pairs, classes=list("ABCDE"), before=probabilities, after=probabilities, title="t"
+    )
+    titles = [axes.get_title() for axes in figure.findobj(Axes) if axes.get_images()]  # type: ignore[attr-defined]
+    assert titles == sorted(titles[:20]) + sorted(titles[20:])
+    assert [titles[:20].count(c) for c in "ABCDE"] == 5 * [4]
+    assert [titles[20:].count(c) for c in "ABCDE"] == 5 * [8]
+    assert all("✓" in text for text in texts(figure))  # each prediction stands under its own image
+    above = [sub._suptitle.get_text() for sub in figure.subfigs]
+    assert above[0].endswith("(20 of 75)")
+    assert above[1].endswith("(40 of 75)")
+
+
+def test_the_last_block_of_a_curve_has_the_last_step() -> None:
+    rows = [{"step": i, "train/mse_before": 1.0, "train/mse_after": float(i)} for i in range(1, 1200)]
+    steps, means = line(figures.learning_curve(rows, "mse", "t").axes[0], "training tasks, after adaptation")
+    assert steps[-1] == 1199
+    assert means[-1] == pytest.approx(sum(range(1179, 1200)) / 21)
+    (point,) = line(figures.learning_curve(rows[:1], "mse", "t").axes[0], "training tasks, after adaptation")[0]
+    assert point == 1
+
+
 def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predictions() -> None:
-    recipe = config(GLYPHS, evaluation__family={"queries": 2}).recipe()
+    recipe = config(GLYPHS, evaluation__family={"queries": 2}, evaluation__algorithm={"inner_steps": 3}).recipe()
     meta = initial_meta(recipe)
     figure = inference.illustrate(recipe, meta)
     setting, ticket = recipe.setting("test"), Ticket("score", "test", 0, 0)
     task = setting.family.sample(generator_for(setting.seed, ticket, "picture"), 1, "test")
     problem = setting.family.bind(recipe.model, setting.norm, "reference")
-    one = {name: p[None] for name, p in meta.model.items()}
-    predicted = problem.predict(one, task)[0].softmax(-1)
-    expected = [
-        f"before: {'✓' if p.argmax() == y else '✗'} {'ABCDE'[p.argmax()]} {100 * float(p.max()):.0f}%"
-        for p, y in zip(predicted, task.query_y[0], strict=True)
-    ]
-    assert texts(figure)[::2] == expected
-    assert len(expected) == 10
+    before, *_, after = setting.algorithm.adapt(problem, meta, task, context())
+    expected = []
+    for y, *predictions in zip(
+        task.query_y[0], *(problem.predict(p, task)[0].softmax(-1) for p in (before, after)), strict=True
+    ):
+        for when, p in zip(("before", "after"), predictions, strict=True):
+            mark = "✓" if p.argmax() == y else "✗"
+            expected.append(f"{when}: {mark} {'ABCDE'[p.argmax()]} {100 * float(p.max()):.0f}%")
+    assert texts(figure) == expected
+    assert len(expected) == 20
+    assert expected[::2] != [text.replace("after", "before") for text in expected[1::2]]
 
 
 def test_a_sinusoids_example_shows_what_was_fitted() -> None:
-    figure = inference.illustrate(config(SINUSOID).recipe(), initial_meta(config(SINUSOID).recipe()))
-    assert [len(axes.get_lines()) for axes in figure.axes] == [4, 4, 4]  # function, before, after one step, points
+    recipe = config(SINUSOID, evaluation__algorithm={"inner_steps": 4}).recipe()
+    meta = initial_meta(recipe)
+    figure = inference.illustrate(recipe, meta)
+    setting, ticket = recipe.setting("test"), Ticket("score", "test", 0, 0)
+    family = replace(setting.family, queries=400)  # type: ignore[type-var]
+    task = family.sample(generator_for(setting.seed, ticket, "picture"), 3, "test")
+    problem = family.bind(recipe.model, setting.norm, "reference")
+    phi = list(setting.algorithm.adapt(problem, meta, task, context()))
+    for step, label in ((0, "before adaptation"), (1, "after 1 inner step"), (4, "after 4 inner steps")):
+        y = problem.predict(phi[step], task)
+        for t, axes in enumerate(figure.axes):
+            x, drawn = line(axes, label)
+            by_x = sorted(zip(task.query_x[t, :, 0].tolist(), y[t, :, 0].tolist(), strict=True))
+            assert x == [point[0] for point in by_x]
+            assert drawn == pytest.approx([point[1] for point in by_x], rel=1e-4, abs=1e-5)
+    assert [len(axes.get_lines()) for axes in figure.axes] == [5, 5, 5]  # function, before, after 1 and 4 steps, points
     for axes in figure.axes:
         points, function = line(axes, "support points"), line(axes, "the function")
         assert len(points[0]) == 5

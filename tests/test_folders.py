@@ -42,7 +42,7 @@ def test_mixed_images_become_one_shape_and_the_rest_is_refused_with_its_reason(m
     sizes = [photo(kind, number).size for kind in range(29) for number in range(5) if (kind, number) != (3, 0)]
     assert report.resized == sum(size != (40, 40) for size in sizes) > 0
     assert dict(report.refused) == {
-        "kind 03/00.jpg": "cannot be read as an image (not an image)",
+        "kind 03/00.jpg": "cannot be read as an image (not one of BMP, GIF, JPEG, PNG, TIFF, WEBP)",
         "kind 29": "has 1 images, at least 2 are needed",
         "loose.png": "lies in no class folder",
         "readme.txt": "is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
@@ -65,8 +65,9 @@ def test_the_splits_are_disjoint_cover_everything_and_are_told(mixed: Path) -> N
     done = command("data", "import", "mine", "--source", str(mixed), "--size", "20")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert len(lines) == 9
     assert lines[:4] == [
-        "refused kind 03/00.jpg: cannot be read as an image (not an image)",
+        "refused kind 03/00.jpg: cannot be read as an image (not one of BMP, GIF, JPEG, PNG, TIFF, WEBP)",
         "refused loose.png: lies in no class folder",
         "refused readme.txt: is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
         "refused kind 29: has 1 images, at least 2 are needed",
@@ -101,6 +102,37 @@ def test_small_folders_have_no_validation_split(classes: int, sizes: dict[str, i
     assert sorted(c for members in splits.values() for c in members) == list(range(classes))
 
 
+@pytest.mark.parametrize(
+    ("classes", "more"),
+    [(4, " --set family.ways=2 --set validation.every_steps=0"), (10, " --set validation.every_steps=0"), (15, "")],
+)
+def test_what_the_import_says_to_do_next_works(classes: int, more: str, tmp_path: Path) -> None:
+    album(tmp_path / "photos", range(classes), 2)
+    done = command("data", "import", f"of{classes}", "--source", str(tmp_path / "photos"), "--size", "16")
+    following = done.stdout.splitlines()[-1]
+    assert following == f"next: metatrain train recipes/own_images.yaml --set family.data=of{classes}{more}"
+    _, _, *arguments = following.split()
+    arguments[1] = str(Path(__file__).parent.parent / arguments[1])
+    small = "outer.steps=1 workers.max=0 tracking.uri=none evaluation.tasks=4 model.filters=2 outer.tasks_per_step=2"
+    trained = command(*arguments, *(part for item in small.split() for part in ("--set", item)))
+    assert trained.returncode == 0, trained.stderr
+
+
+def test_linked_folders_and_files_count_and_loops_end(tmp_path: Path) -> None:
+    album(tmp_path / "elsewhere", range(4), 2)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for kind in range(4):
+        (photos / f"kind {kind}").symlink_to(tmp_path / "elsewhere" / f"kind {kind:02d}")
+    (photos / "kind 0" / "round").symlink_to(photos)
+    (photos / "kind 1" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    store, report = read_folder("mine", photos)
+    assert store.class_names == [f"kind {kind}" for kind in range(4)]
+    assert len(store.images) == 8
+    assert report.refused == [("kind 1/gone.png", "cannot be read as an image (No such file or directory)")]
+    assert len(labelled_files(photos)) == 9
+
+
 def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
     for split, kinds in (("train", range(3)), ("val", range(3, 5)), ("test", range(5, 8))):
         album(tmp_path / split, kinds, 2)
@@ -112,6 +144,19 @@ def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
         "val": ["kind 03", "kind 04"],
         "test": ["kind 05", "kind 06", "kind 07"],
     }
+    (tmp_path / "test").rename(tmp_path / "Test")
+    assert read_folder("mine", tmp_path)[0].schemes[0].classes == store.schemes[0].classes
+    (tmp_path / "Test").rename(tmp_path / "test")
+    (tmp_path / "val").rename(tmp_path / "valid")
+    with pytest.raises(
+        InputError, match="folders test, train and beside them valid: every class must lie in train, val"
+    ):
+        read_folder("mine", tmp_path)
+    (tmp_path / "valid").rename(tmp_path / "val")
+    (tmp_path / "val" / "kind 04").rename(tmp_path / "test" / "kind 04")
+    with pytest.raises(InputError, match="and val 2 or none: train has 3, val has 1, test has 4; move some"):
+        read_folder("mine", tmp_path)
+    (tmp_path / "test" / "kind 04").rename(tmp_path / "val" / "kind 04")
     album(tmp_path / "test", range(1), 2)
     with pytest.raises(InputError, match="class 'kind 00' is in test and in train: every class must be in one split"):
         read_folder("mine", tmp_path)
@@ -128,6 +173,14 @@ def test_images_that_are_in_two_splits_are_found(tmp_path: Path) -> None:
     assert "1 images are in two splits: kind 02 (test) = kind 00 (train)" in command("data", "check", "mine").stdout
 
 
+def test_least_leaves_out_smaller_classes(tmp_path: Path) -> None:
+    album(tmp_path, range(4), 4)
+    album(tmp_path, range(4, 6), 3)
+    store, report = read_folder("mine", tmp_path, least=4)
+    assert len(store.sizes) == 4
+    assert report.refused == [(f"kind {kind:02d}", "has 3 images, at least 4 are needed") for kind in (4, 5)]
+
+
 def test_grey_folders_stay_grey(tmp_path: Path) -> None:
     for kind in range(4):
         for number in range(2):
@@ -140,7 +193,7 @@ def test_grey_folders_stay_grey(tmp_path: Path) -> None:
     [
         (["--source", "nowhere"], "--source nowhere is not a folder: give one that holds a folder of images"),
         (["--source", "few"], "few has 3 class folders of 2 or more images and at least 4 are needed"),
-        (["--source", "few", "--size", "4"], "--size must be at least 16 pixels, got 4"),
+        (["--source", "few", "--size", "4"], "--size must be between 16 and 1024 pixels, got 4"),
         (["--source", "few", "--least", "1"], "--least must be at least 2 images"),
     ],
 )
@@ -193,11 +246,13 @@ def test_modes_mean_what_a_viewer_shows() -> None:
     assert shown(Image.new("LA", (8, 8), (0, 0))) == [255, 255, 255]
     assert shown(Image.new("1", (8, 8), 1)) == [255, 255, 255]
     assert shown(Image.fromarray(np.full((8, 8), 0x8080, np.uint16))) == [128, 128, 128]
+    assert shown(Image.fromarray(np.full((8, 8), 128, np.int32))) == [128, 128, 128]
+    assert shown(Image.fromarray(np.full((8, 8), 0.5, np.float32))) == [128, 128, 128]
+    assert shown(Image.fromarray(np.full((8, 8), 128, np.float32))) == [128, 128, 128]
+    assert shown(Image.new("CMYK", (8, 8), (0, 255, 255, 0)))[0] > 200  # red
+    assert shown(Image.new("HSV", (8, 8), (0, 255, 255))) == [255, 0, 0]
     sideways = Image.new("RGB", (16, 8), "white")
     sideways.paste((0, 0, 0), (0, 0, 8, 8))  # dark left half; turned upright: dark upper half
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    sideways.info["exif"] = exif.tobytes()
     sideways.getexif()[0x0112] = 6
     upright = to_pixels(sideways, (1, 16, 8))[0]
     assert upright[:6].max() < 20
@@ -211,7 +266,12 @@ def test_modes_mean_what_a_viewer_shows() -> None:
         (np.full((4, 4), 200.0), r"an image of float64 must lie in 0..1, got 200..200"),
         (np.full((4, 4), np.nan), "must lie in 0..1"),
         (np.zeros((5, 5, 7), np.uint8), r"with 1, 3 or 4 channels, got \(5, 5, 7\)"),
-        ("nowhere.png", "nowhere.png cannot be read as an image .*: replace or remove it"),
+        ("nowhere.png", r"nowhere\.png cannot be read as an image \(No such file or directory\): replace or remove it"),
+        (
+            Image.fromarray(np.full((4, 4), 70000, np.int32)),
+            r"its values are 70000\.\.70000, which is neither 0\.\.255 nor",
+        ),
+        (Image.new("La", (4, 4)), "an image of mode La cannot be read as an image"),
     ],
 )
 def test_what_is_no_image_is_said(picture: object, sentence: str) -> None:
@@ -229,5 +289,29 @@ def test_query_files_are_labelled_by_the_folder_they_lie_in(tmp_path: Path) -> N
         ("loose.png", None),
     ]
     assert labelled_files(loose) == [(loose, None)]
-    with pytest.raises(InputError, match="holds no images: give image files, or a folder"):
+    with pytest.raises(InputError, match="nowhere does not exist: give image files, or a folder of them"):
         labelled_files(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("single", ["a.png", Path("a.png"), photo(0, 0), np.zeros((8, 9, 3)), torch.zeros(8, 9)])
+def test_a_single_image_is_not_taken_apart(single: object) -> None:
+    with pytest.raises(InputError, match=r"a single image was given .*: put it into a list, as \[image\]"):
+        FewShot(data="none", shape=(3, 8, 9)).examples(single)  # type: ignore[arg-type]
+
+
+def test_one_image_of_three_channels_is_no_three_grey_ones() -> None:
+    with pytest.raises(InputError, match="a single image was given"):
+        FewShot(data="none", shape=(3, 8, 9)).examples(torch.zeros(3, 8, 9))
+    assert FewShot(data="none", shape=(1, 8, 9)).examples(torch.zeros(3, 8, 9)).shape == (3, 1, 8, 9)
+
+
+def test_no_program_is_run_for_a_file_that_says_it_is_another(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(InputError, match="not one of BMP, GIF, JPEG, PNG, TIFF, WEBP"):
+        stack([tmp_path / "a.png"], (1, 8, 8))
+
+
+def test_the_first_picture_of_an_animation_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("L", (8, 8), shade) for shade in (10, 250)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert int(stack([tmp_path / "a.gif"], (1, 8, 8))[0, 0, 4, 4]) < 20

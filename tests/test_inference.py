@@ -20,7 +20,7 @@ from torch import Tensor
 import metatrain
 from cluster import run
 from cluster.worker import Plan, Worker
-from metatrain import bundle
+from metatrain import bundle, figures, inference
 from metatrain.core import InputError, Ticket, generator_for
 from metatrain.tasks import FewShot
 
@@ -185,6 +185,7 @@ def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
         (1, [0], "tells 5 classes apart, got labels of 1"),
         (5, [0, 1], "there are 5 images but 2 labels"),
         (2, [0, "a"], "labels must be numbers or strings, all of one kind"),
+        (5, torch.eye(5), "labels must be one number or string for each image, not vectors"),
     ],
 )
 def test_a_support_set_that_does_not_fit_is_one_sentence(
@@ -207,7 +208,8 @@ def test_the_command_says_what_is_wrong_and_leaves_nothing(trained: Trained, tmp
     ours, support, query = str(trained.folder), str(folder / "support"), str(folder / "query")
     (folder / "empty").mkdir()
     refused("nowhere holds no bundle or checkpoint", "nowhere", support, query)
-    refused("nowhere holds no images", ours, "nowhere", query)
+    refused("nowhere does not exist: give image files, or a folder of them", ours, "nowhere", query)
+    refused("new.png does not exist", ours, support, "new.png")
     refused("empty holds no images", ours, support, str(folder / "empty"))
     refused("tells 5 classes apart, got labels of 6", ours, str(album_of_six(folder)), query)
     (folder / "support" / "loose.png").write_bytes(next((folder / "query").rglob("*.png")).read_bytes())
@@ -232,6 +234,60 @@ def test_a_damaged_bundle_and_one_without_images_are_refused(trained: Trained, t
     run.train(config(SINUSOID, output=str(tmp_path / "sinusoid"), outer__steps=1))
     with pytest.raises(InputError, match="learned from sinusoid tasks: give a bundle that learned from images"):
         metatrain.load(tmp_path / "sinusoid")
+
+
+def test_a_norm_that_does_not_exist_is_refused(trained: Trained) -> None:
+    with pytest.raises(InputError, match="norm is 'suport', expected one of transductive, support, support"):
+        metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="suport")  # type: ignore[arg-type]
+
+
+def test_many_images_are_predicted_in_parts(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, _ = part(trained, "query")
+    adapted = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="support+1")
+    whole = adapted.predict(query).probabilities
+    monkeypatch.setattr(inference, "CHUNK", 3)
+    assert torch.equal(adapted.predict(query).probabilities, whole)
+
+
+def test_the_picture_is_of_the_images_and_their_predictions(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    original = figures.episode
+
+    def spy(**kwargs: Any) -> Any:
+        drawn.update(kwargs)
+        return original(**kwargs)
+
+    monkeypatch.setattr(figures, "episode", spy)
+    adapt(trained, files(trained, tmp_path), "--norm", "support+1")
+    (images, labels), (queries, truth) = part(trained, "support"), part(trained, "query")
+    for pictures, x, y in ((drawn["support"], images, labels), (drawn["query"], queries, truth)):
+        assert [label for _, label in pictures] == y
+        assert all(torch.equal(image, expected) for (image, _), expected in zip(pictures, x, strict=True))
+    assert torch.equal(drawn["after"], trained.probabilities["support+1"])
+    learned = metatrain.load(trained.folder)
+    before = learned.adapt(images, labels, norm="support+1").before
+    assert all(torch.equal(before[name][0], p) for name, p in learned.meta.model.items())
+    assert not torch.allclose(drawn["before"], drawn["after"])
+
+
+def test_names_are_shown_as_they_are_and_unknown_classes_are_told(trained: Trained, tmp_path: Path) -> None:
+    folder = files(trained, tmp_path)
+    names = {"class 0": "[red]", "class 1": "$_$", "class 2": "[b]x[", "class 3": ":cat:", "class 4": "类别"}
+    for which in ("support", "query"):
+        for old, new in names.items():
+            (folder / which / old).rename(folder / which / new)
+    (folder / "query" / "[red]").rename(folder / "query" / "Red")
+    done, written = adapt(trained, folder)
+    assert done.returncode == 0, done.stderr
+    header = next(line for line in done.stdout.splitlines() if "prediction" in line)
+    assert all(name in header for name in names.values())
+    assert "of 8 images" in done.stdout
+    assert "not counted: images of classes that the support set does not have (Red)" in done.stdout
+    assert [row["class"] for row in written["predictions"]].count("Red") == 2
+    assert done.stderr.count("\n") <= 1  # where no font has the characters, one line says so
+    assert Path("adapted/predictions.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_bundle_knows_its_images(trained: Trained) -> None:

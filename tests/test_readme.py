@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import signal
@@ -132,7 +133,7 @@ def test_the_python_example_runs(name: str, home: Home) -> None:
     (code,) = blocks(name, "python")
     (home.folder / "example.py").write_text(code)
     labels, *rows = home.run("python example.py").splitlines()
-    assert len(eval(labels)) == 5
+    assert len(ast.literal_eval(labels)) == 5
     assert len(rows) == 5
     statements = [line for line in code.splitlines() if line and not line.startswith("#")]
     assert len(statements) <= 10

@@ -17,6 +17,7 @@ from conftest import GLYPHS, SINUSOID, config
 
 from cluster import run, tracking
 from cluster.config import RunConfig
+from cluster.ui import served
 from metatrain.core import InputError
 
 pytestmark = pytest.mark.ray
@@ -152,6 +153,11 @@ def test_a_server_that_dies_neither_stops_nor_slows_training(
     while not history(uri, tracker.run_id, "train/loss_after"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    place = tracker.place()
+    assert place is not None
+    with served(place, 0) as (page, wait):  # `metatrain ui`: the server is there already
+        assert page == f"{uri}/#/experiments/{place.experiment_id}/runs/{tracker.run_id}"
+        wait()
     os.killpg(process.pid, signal.SIGSTOP)  # worse than dead: it accepts and never answers
     started = time.monotonic()
     for step in range(2, 2000):
@@ -209,4 +215,5 @@ def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert tracking.store(Tracking()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere")
     assert tracking.store(Tracking()) == "http://somewhere"
-    assert tracking.store(Tracking(uri="sqlite:///x.db")) == "sqlite:///x.db"
+    assert tracking.store(Tracking(uri="sqlite:///x.db")) == f"sqlite:///{tmp_path / 'x.db'}"
+    assert tracking.store(Tracking(uri="sqlite:////srv/x.db")) == "sqlite:////srv/x.db"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,14 +25,20 @@ pytestmark = pytest.mark.ray
 def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run.train(config(GLYPHS, tracking__uri=None, outer__steps=3, evaluation__tasks=4, output=str(folder)))
-    arguments = [sys.executable, "-m", "tuning.cli", "ui", str(folder), "--port", "0"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/")
-    try:
+    with socket.create_server(("127.0.0.1", 0)) as other:  # its port is taken
+        port = other.getsockname()[1]
+        arguments = [sys.executable, "-m", "tuning.cli", "ui", str(folder), "--port", str(port)]
+        proxied = os.environ | {"http_proxy": "http://127.0.0.1:9"}  # which loopback needs not
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/", env=proxied
+        )
         assert process.stdout is not None
         page = process.stdout.readline()
+    try:
         found = re.fullmatch(r"MLflow: (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs/(\w{32})\n", page)
         assert found, page
         address, experiment_id, run_id = found.groups()
+        assert not address.endswith(f":{port}")
         with urlopen(address, timeout=30) as answer:
             assert b"<title>MLflow</title>" in answer.read()
         with urlopen(f"{address}/api/2.0/mlflow/runs/get?run_id={run_id}", timeout=30) as answer:
@@ -65,3 +72,7 @@ def test_ui_says_what_is_missing(tmp_path: Path) -> None:
     refused(r"untracked/mlflow\.json is damaged", "untracked")
     (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": "http://127.0.0.1:9"}))
     refused("MLflow does not answer at http://127.0.0.1:9: start it, or check the address", "untracked")
+    (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": "postgresql://me:***@host/db"}))
+    refused("the store's password is not recorded: give its address in MLFLOW_TRACKING_URI", "untracked")
+    (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": None}))
+    refused(r"untracked/mlflow\.json is damaged \(its values are not text\)", "untracked")

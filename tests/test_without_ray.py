@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SINUSOID
+from conftest import GLYPHS, SINUSOID, config
+from photos import album
+
+from cluster import run
 
 HIDE = """
 import sys
@@ -56,6 +59,15 @@ def test_training_and_evaluation_in_process_work(hidden: dict[str, str], tmp_pat
     assert result.startswith("result: mse=")
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 20
     assert command(hidden, "evaluate", "out", "--set", "workers.max=0").stdout.splitlines()[-1] == result
+
+
+def test_a_run_adapts_to_images_and_predicts(hidden: dict[str, str], tmp_path: Path) -> None:
+    run.train(config(GLYPHS, outer__steps=1, evaluation__tasks=2, output=str(tmp_path / "run")))
+    album(tmp_path / "few", range(5), 1)
+    album(tmp_path / "new", range(5), 2, first=1)
+    done = command(hidden, "adapt", "run", "--support", "few", "--query", "new")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("written: adapted/predictions.json adapted/predictions.png\n")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Problem, Split, Task
 from metatrain.problem import Supervised
 from metatrain.tasks.images import ImageStore
-from metatrain.tasks.pixels import Picture, stack
+from metatrain.tasks.pixels import Picture, listed, stack
 from metatrain.tasks.sources import open_data
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ class FewShot:
             return self
         return replace(self, shape=self.store.shape, splits=self.store.scheme(self.splits).name)
 
-    def examples(self, pictures: Sequence[Picture]) -> Tensor:
-        """[N, C, H, W] uint8: pictures of any size and mode as this data set's images."""
-        return stack(pictures, self.shape or self.store.shape)
+    def examples(self, pictures: Sequence[Picture] | Tensor) -> Tensor:
+        """[N, C, H, W] uint8: N pictures of any size and mode as this data set's images."""
+        shape = self.shape or self.store.shape
+        return stack(listed(pictures, shape[0]), shape)
 
     def picture(self, problem: Problem, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
         """One episode: its images, and each query's predictions before and after adaptation."""

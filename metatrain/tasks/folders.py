@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
@@ -14,9 +15,10 @@ from PIL import Image
 from metatrain.core import InputError, Split
 from metatrain.tasks import pixels
 from metatrain.tasks.images import ImageStore, Rotations, Scheme
+from metatrain.tasks.pixels import FORMATS
 
-FORMATS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 FEWEST_PIXELS, MOST_PIXELS = 16, 84  # a side, where no size is asked for; 84 is that of mini-ImageNet
+MOST_ASKED = 1024
 FEWEST_CLASSES = 4  # two to train on and two to test on
 GREY = 16  # how far apart the channels of a grey image may be, of 255: JPEG colours greys a little
 
@@ -47,11 +49,11 @@ def read_folder(
 
     They become `size` x `size` pixels (by default the median of their shorter sides, between 16 and 84), grey where no
     image has colours. Classes of fewer than `least` images are refused, as are files that cannot be read. Where
-    `source` has folders train, test and perhaps val, these are the splits; otherwise the classes are shuffled into
-    them. `watch` sees the files go by.
+    `source` has folders train, test and perhaps val with the classes in them, these are the splits; otherwise the
+    classes are shuffled into them. `watch` sees the files go by.
     """
-    if size is not None and size < FEWEST_PIXELS:
-        raise InputError(f"--size must be at least {FEWEST_PIXELS} pixels, got {size}")
+    if size is not None and not FEWEST_PIXELS <= size <= MOST_ASKED:
+        raise InputError(f"--size must be between {FEWEST_PIXELS} and {MOST_ASKED} pixels, got {size}")
     if least < 2:
         raise InputError(f"--least must be at least 2 images, one to learn from and one to test on; got {least}")
     classes, refused = _scan(source, watch)
@@ -93,6 +95,8 @@ def shuffled_splits(classes: int) -> dict[Split, list[int]]:
 
 def labelled_files(path: Path) -> list[tuple[Path, str | None]]:
     """An image file, or all of a folder, each with its class: the name of the folder in there that it lies in."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give image files, or a folder of them")
     if path.is_file():
         return [(path, None)]
     found = [file for file in _files(path) if file.suffix.lower() in FORMATS]
@@ -103,9 +107,14 @@ def labelled_files(path: Path) -> list[tuple[Path, str | None]]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files, sorted, but hidden ones."""
-    paths = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    return sorted(path for path in paths if path.is_file())
+    """All files but hidden ones, sorted; links are followed, but not into a folder that they lie in."""
+    found = []
+    for name, folders, files in os.walk(folder, followlinks=True):
+        here = Path(name)
+        inside = {parent.resolve() for parent in (here, *here.parents)}
+        folders[:] = [f for f in folders if not f.startswith(".") and (here / f).resolve() not in inside]
+        found += [here / file for file in files if not file.startswith(".")]
+    return sorted(found)
 
 
 def _scan(
@@ -126,7 +135,7 @@ def _scan(
             try:
                 image = pixels.read(path)
             except InputError as error:
-                refused.append((file, str(error).removeprefix(f"{path} ").partition(":")[0]))
+                refused.append((file, str(error).removeprefix(f"{path} ").removesuffix(": replace or remove it")))
                 classes.setdefault(name, [])
             else:
                 classes.setdefault(name, []).append(_Found(path, *image.size, _is_coloured(image)))
@@ -134,23 +143,28 @@ def _scan(
 
 
 def _given_splits(names: list[str]) -> dict[Split, list[int]] | None:
-    """The splits, where all classes lie in folders train, val and test."""
+    """The splits, where the classes lie in folders train, test and perhaps val; None where in none of these."""
     tops = [name.partition("/") for name in names]
-    if {top for top, _, _ in tops} - {"train", "val", "test"} or "train" not in {top for top, _, _ in tops}:
+    split_folders = {top for top, _, name in tops if name and top.lower() in ("train", "val", "test")}
+    if not split_folders:
         return None
-    splits: dict[Split, list[int]] = {}
+    splits: dict[Split, list[int]] = {"train": [], "val": [], "test": []}
     for i, (top, _, name) in enumerate(tops):
-        if not name:
-            return None  # a class that is called train
-        for split in ("train", "val", "test"):
-            if split == top:
-                splits.setdefault(split, []).append(i)
+        if not name or top.lower() not in splits:
+            raise InputError(
+                f"there are folders {', '.join(sorted(split_folders))} and beside them {top}: every class must lie in "
+                "train, val or test; rename or move it, or give one folder of classes without splits"
+            )
+        splits[top.lower()].append(i)  # type: ignore[index]
+    if min(len(splits["train"]), len(splits["test"]), len(splits["val"]) or 2) < 2:
+        sizes = ", ".join(f"{split} has {len(members)}" for split, members in splits.items())
+        raise InputError(f"train and test need at least 2 classes each, and val 2 or none: {sizes}; move some")
     seen: dict[str, str] = {}
     for top, _, name in tops:
         if name in seen:
             raise InputError(f"class {name!r} is in {seen[name]} and in {top}: every class must be in one split")
         seen[name] = top
-    return splits
+    return {split: members for split, members in splits.items() if members}
 
 
 def _is_coloured(image: Image.Image) -> bool:

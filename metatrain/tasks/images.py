@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import torch
+import yaml
 from torch import Tensor
 
 from metatrain.core import InputError, Split
@@ -83,15 +84,15 @@ class ImageStore:
         folder = folder_of(name)
         if not (folder / "manifest.json").exists():
             raise InputError(
-                f"data set {name!r} is not imported yet: run `metatrain data import {name}`, "
-                "with --source where it is your own; `metatrain data list` shows those that are there"
+                f"data set {name!r} is not imported yet: run `metatrain data import {name}`, with --source where it is "
+                "your own; `metatrain data list` shows those that are there"
             )
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.get("format") != FORMAT:
-            raise InputError(f"{folder} was written by another version: run `metatrain data import {name}` again")
+            raise InputError(f"{folder} was written by another version: {_again(name)}")
         path = folder / "images.arrow"
         if not path.exists() or path.stat().st_size != manifest["bytes"] or _sha256(path) != manifest["sha256"]:
-            raise InputError(f"{path} is not what was imported: run `metatrain data import {name}` again")
+            raise InputError(f"{path} is not what was imported: {_again(name)}")
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         header = json.loads(batch.schema.metadata[b"metatrain"])
         sizes = torch.tensor(header["sizes"])
@@ -100,7 +101,7 @@ class ImageStore:
             warnings.filterwarnings("ignore", message=".*not writable.*")  # nothing writes to it
             images = torch.from_numpy(pixels).view(-1, *header["shape"])
         if len(images) != sizes.sum() or [len(images), len(sizes)] != [manifest["images"], manifest["classes"]]:
-            raise InputError(f"{path} has other counts than its manifest: run `metatrain data import {name}` again")
+            raise InputError(f"{path} has other counts than its manifest: {_again(name)}")
         return cls(
             name=name,
             images=images,
@@ -166,9 +167,13 @@ def cache() -> Path:
 
 def folder_of(name: str) -> Path:
     """Where the data set of that name is kept."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"{name!r} cannot name a data set: use letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"\w[\w.-]*", name) or yaml.safe_load(name) != name:  # recipes name it, too
+        raise InputError(f"{name!r} cannot name a data set: use letters, digits, '_', '-' and '.', and not a number")
     return cache() / name
+
+
+def _again(name: str) -> str:
+    return f"run `metatrain data import {name}` again, with --source where it is your own"
 
 
 def _sha256(path: Path) -> str:

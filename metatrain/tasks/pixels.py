@@ -16,7 +16,28 @@ from metatrain.core import InputError
 
 Picture = Any  # a file's path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or 0..1
 
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}  # and no others, whatever a file calls itself: some of PIL's run programs
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for files it cannot read
+
+
+def listed(pictures: Any, channels: int) -> list[Picture]:
+    """N pictures, one by one. InputError for a single one: its rows or channels would be taken for pictures."""
+    shape = getattr(pictures, "shape", None)
+    single = isinstance(pictures, str | Path | Image.Image)
+    if shape is not None and len(shape) <= 3:
+        single = len(shape) < 3 or shape[2] in (3, 4) or shape[0] == channels == 3
+    if single:
+        raise InputError("a single image was given where several are expected: put it into a list, as [image]")
+    return list(pictures)
 
 
 def stack(pictures: Sequence[Picture], shape: Sequence[int]) -> Tensor:
@@ -33,40 +54,56 @@ def to_pixels(picture: Picture, shape: Sequence[int]) -> NDArray[np.uint8]:
     Raises InputError where it cannot be read as an image.
     """
     channels, height, width = shape
-    image = read(picture).convert("L" if channels == 1 else "RGB")
+    image = read(picture)
+    image = image.convert("L" if channels == 1 else "RGB")
     image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
 def read(picture: Picture) -> Image.Image:
-    """An upright image without transparency, of 8 bits a channel."""
-    if isinstance(picture, str | Path):
-        try:
-            with Image.open(picture) as opened:
-                return _plain(opened)
-        except BROKEN as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-            raise InputError(f"{picture} cannot be read as an image ({reason}): replace or remove it") from error
-    if isinstance(picture, Image.Image):
-        return _plain(picture)
-    return _plain(Image.fromarray(_from_array(picture)))
+    """An upright image of mode 1, L or RGB."""
+    is_file = isinstance(picture, str | Path)
+    if not is_file and not isinstance(picture, Image.Image):
+        picture = Image.fromarray(_from_array(picture))
+    try:
+        if not is_file:
+            return _plain(picture)
+        with Image.open(picture, formats=sorted(set(FORMATS.values()))) as opened:
+            return _plain(opened)
+    except BROKEN as error:
+        name = picture if is_file else f"an image of mode {picture.mode}"
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"not one of {', '.join(sorted(set(FORMATS.values())))}"
+        raise InputError(f"{name} cannot be read as an image ({reason}): replace or remove it") from error
 
 
 def _plain(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip
+    if image.mode.startswith("I;16"):  # convert() would clip them
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        values = np.asarray(image, np.float64)
+        if image.mode == "F" and values.max() <= 1:
+            values = values * 255
+        if not (values.min() >= 0 and values.max() <= 255):
+            raise ValueError(f"its values are {values.min():g}..{values.max():g}, which is neither 0..255 nor 0..1")
+        return Image.fromarray(np.rint(values).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         paper.alpha_composite(image)
         return paper.convert("RGB")
-    return image.copy()  # reads the whole file
+    return image.copy() if image.mode in ("1", "L", "RGB") else image.convert("RGB")  # either reads the whole file
 
 
 def _from_array(picture: Any) -> NDArray[np.uint8]:
     """[H, W] or [H, W, C] uint8."""
-    array = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else np.asarray(picture)
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu()
+        array = (picture.float() if picture.is_floating_point() else picture).numpy()
+    else:
+        array = np.asarray(picture)
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
