@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/metatrain train recipes/demo.yaml --set output=runs/demo --resume auto $(ARGS)
+	$(BIN)/metatrain train recipes/demo.yaml --set output=runs/first --resume auto $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

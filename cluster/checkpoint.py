@@ -83,7 +83,8 @@ def latest(root: str) -> str | None:
 def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
     """Refuse to continue a run as another one: numbers under outer and algorithm may change, where it runs may, too."""
     before, now = dict(recipes.flatten(recipes.dump(saved.config))), dict(recipes.flatten(recipes.dump(config)))
-    for key in sorted(before.keys() | now.keys()):
+    changed = []
+    for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):
         old, new = before.get(key), now.get(key)
         group = key.split(".")[0]
         scalar = group in ("outer", "algorithm") and all(isinstance(v, int | float) for v in (old, new))
@@ -92,6 +93,13 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
                 f"{saved.uri} was trained with {key} = {old!r} and cannot go on with {new!r}: "
                 "only numbers under outer and algorithm may change; start a new run"
             )
+        changed += [key] if old != new and scalar else []
+    version = saved.scalars["version"]
+    if changed and version >= config.outer.steps:
+        raise InputError(
+            f"{saved.uri} has made {version} outer steps, so that {changed[0]} = {now[changed[0]]} would change "
+            "nothing: ask for more outer.steps, or start a new run with another output"
+        )
     if saved.plan.path != plan.path:
         raise InputError(
             f"{saved.uri} was computed on the {saved.plan.path} path and this run would use {plan.path}: "

@@ -23,12 +23,13 @@ app = typer.Typer(
 app.add_typer(cli.app)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML file such as those in recipes/.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster to join, instead of a local one.")]
 
 
 @app.command()
 def train(
-    recipe: Path,
+    recipe: RecipeFile,
     set_: Set = None,
     address: Address = None,
     resume: Annotated[
@@ -46,8 +47,9 @@ def train(
     config = recipes.load(RunConfig, recipe, set_ or [])
     try:
         folder, scores = run.train(config, address, resume)
-    except Interrupted:
-        print("stopped; a checkpoint is saved: continue with --resume auto", file=sys.stderr)
+    except Interrupted as stopped:
+        again = "run the same command again to go on" if resume == "auto" else "continue with --resume auto"
+        print(f"{stopped}; {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     except (Diverged, WorkersLost) as error:
         raise InputError(f"{error}; the last whole step is saved") from error
@@ -63,17 +65,29 @@ def train(
 
 
 @app.command()
-def evaluate(checkpoint: str, set_: Set = None, address: Address = None) -> None:
-    """Score a run, checkpoint or bundle. Example: metatrain evaluate runs/demo/20261121-101500"""
-    from cluster import run
+def evaluate(
+    trained: Annotated[str, typer.Argument(help="A run's folder, one of its checkpoints, or a bundle.")],
+    set_: Set = None,
+    address: Address = None,
+) -> None:
+    """Score what was trained on its evaluation tasks.
 
-    scores = run.evaluate(checkpoint, set_ or [], address)
+    Example: metatrain evaluate runs/first --set evaluation.tasks=1000
+    """
+    from cluster import run
+    from cluster.requests import Interrupted
+
+    try:
+        scores = run.evaluate(trained, set_ or [], address)
+    except Interrupted:
+        print("stopped; nothing is kept of an evaluation that did not end", file=sys.stderr)
+        raise typer.Exit(130) from None
     for score in scores[1:] + scores[:1]:
         print(score.line())
 
 
 @app.command()
-def config(recipe: Path, set_: Set = None) -> None:
+def config(recipe: RecipeFile, set_: Set = None) -> None:
     """Print a recipe with all its values, and where each comes from: default, recipe or --set.
 
     Example: metatrain config recipes/demo.yaml --set outer.lr=0.01

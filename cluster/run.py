@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -32,6 +33,13 @@ from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
+NORMALISED = {
+    "transductive": "query images normalised together (transductive)",
+    "support": "query images normalised with the support set",
+    "support+1": "each query image normalised with the support set and itself (support+1)",
+    "none": "after adaptation",
+}
+
 
 def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Path, list[Score]]:
     """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
@@ -40,8 +48,17 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
     bundle/, figures/ and result.json.
     Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
     """
+    with interruptible() as should_stop:
+        return _train(config, address, resume, should_stop)
+
+
+def _train(
+    config: RunConfig, address: str | None, resume: str | None, should_stop: Callable[[], bool]
+) -> tuple[Path, list[Score]]:
     check_data(config)
+    config = dataclasses.replace(config, family=config.family.standalone())
     recipe = config.recipe()
+    check_fit(recipe, initial_meta(recipe))
     plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     folder, saved = _folder(config, resume)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +80,7 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
             (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
         status = "FAILED"
         try:
-            with _metrics_file(folder, learner.version) as write, interruptible() as should_stop:
+            with _metrics_file(folder, learner.version) as write:
                 requests = Requests(pool, should_stop, config.workers.wait_s)
                 outer = config.outer
                 line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
@@ -87,11 +104,11 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
             _leave_results(folder, recipe, learner.meta(), scores)
             for name in ("figures", "bundle", "result.json", "config.yaml"):
                 tracker.artifact(folder / name)
-            tracker.log(learner.version, {f"test/{s.metric}{_suffix(s, i)}": s.mean for i, s in enumerate(scores)})
+            tracker.log(learner.version, _as_metrics(scores))
             status = "FINISHED"
-        except Interrupted:
+        except Interrupted as stopped:
             status = "KILLED"
-            raise
+            raise Interrupted(f"stopped after {learner.version} of {config.outer.steps} outer steps") from stopped
         finally:
             tracker.finish(status)
     return folder, scores
@@ -101,8 +118,9 @@ def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list
     """Score a run's folder, checkpoint or bundle on its evaluation tasks, with overrides of the recipe."""
     config, meta, version = load_trained(uri, overrides)
     check_data(config)
+    check_fit(config.recipe(), meta)
     plan, _ = choose_plan(config.recipe(), config.workers.gpus, config.workers.threads)
-    with pool_for(config, plan, address) as pool, interruptible() as should_stop:
+    with interruptible() as should_stop, pool_for(config, plan, address) as pool:
         pool.publish(Snapshot(version, meta))
         requests = Requests(pool, should_stop, config.workers.wait_s)
         return evaluate_split(config.recipe(), requests, config.evaluation.split, version)
@@ -110,6 +128,8 @@ def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list
 
 def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
     """The configuration, meta-parameters and number of outer steps of what was trained."""
+    if Path(uri).is_file():
+        raise InputError(f"{uri} is a file: give a run's folder, a checkpoint's or a bundle's")
     where = next((u for u in (uri, f"{uri}/bundle") if bundle.is_complete(u)), None)
     tree: dict[str, Any]
     if where is not None and "recipe.yaml" in bundle.read_directory(where):
@@ -129,6 +149,19 @@ def check_data(config: RunConfig) -> None:
     if config.validation.every_steps:
         config.setting("val").family.check("val")
     config.setting(config.evaluation.split).family.check(config.evaluation.split)
+
+
+def check_fit(recipe: Recipe, meta: Meta) -> None:
+    """Refuse to evaluate meta-parameters on a network that they are not of."""
+    needed = initial_meta(recipe, recipe.evaluation.split, "score")
+    for have, need in zip(meta, needed, strict=True):
+        for name in need:
+            shapes = [list(params[name].shape) if name in params else None for params in (have, need)]
+            if shapes[0] != shapes[1]:
+                raise InputError(
+                    f"the evaluation needs {name} of shape {shapes[1]}, but the training is of shape {shapes[0]}: "
+                    "evaluate with the model and family.ways of training"
+                )
 
 
 @contextmanager
@@ -165,6 +198,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if stop:
             raise KeyboardInterrupt
         stop = True
+        os.write(2, b"\nstopping; a second Ctrl-C ends at once\n")  # print() might be what was interrupted
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals belong to the main thread; whoever owns this one stops it otherwise
@@ -194,7 +228,8 @@ def _folder(config: RunConfig, resume: str | None) -> tuple[Path, checkpoint.Sav
             return checkpoints.parent, saved
         return Path(config.output) if config.output else runs / time.strftime("%Y%m%d-%H%M%S"), saved
     folder = Path(config.output) if config.output else runs / time.strftime("%Y%m%d-%H%M%S")
-    if resume is None and (folder / "config.yaml").exists():
+    metrics = folder / "metrics.jsonl"
+    if resume is None and ((folder / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size)):
         raise InputError(f"{folder} already holds a run: pass --resume auto to continue it, or another output")
     return folder, None
 
@@ -227,19 +262,23 @@ def _leave_results(folder: Path, recipe: Recipe, meta: Meta, scores: list[Score]
     result = {"scores": [dataclasses.asdict(score) for score in scores]}
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    labels = [score.protocol.split("bn=")[1].split(",")[0] for score in scores]
-    labelled = [
-        (f"statistics: {label}" if label != "none" else "adapted", score)
-        for label, score in zip(labels, scores, strict=True)
-    ]
+    labels = [NORMALISED[score.protocol.split("bn=")[1].split(",")[0]] for score in scores]
     pictures = {
         "learning_curve": figures.learning_curve(rows, scores[0].metric, f"{recipe.name}: learning curve"),
-        "adaptation_curve": figures.adaptation_curve(labelled, f"{recipe.name}: adaptation to held-out tasks"),
+        "adaptation_curve": figures.adaptation_curve(
+            list(zip(labels, scores, strict=True)), f"{recipe.name}: adaptation to held-out tasks"
+        ),
         "example": inference.illustrate(recipe, meta),
     }
     for name, figure in pictures.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
 
 
-def _suffix(score: Score, index: int) -> str:
-    return f"_{index}" if index else ""
+def _as_metrics(scores: list[Score]) -> dict[str, float]:
+    """The scores as MLflow has them: test/accuracy, test/accuracy_ci95 and so on, numbered where there are several."""
+    found: dict[str, float] = {}
+    for i, score in enumerate(scores):
+        name = f"test/{score.metric}" + (f"_{i}" if i else "")
+        found |= {name: score.mean, f"{name}_ci95": score.ci95, f"{name}_before": score.curve[0]}
+        found |= {f"test/{baseline}": value for baseline, value in score.baselines.items()}
+    return found

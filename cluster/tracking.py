@@ -135,15 +135,15 @@ class MLflowTracker:
                 f"MLflow does not answer at {shown(self.uri)} ({self._reason(error)}): start it, or set tracking.uri"
             ) from error
         self.errors = 0
-        self._every = config.tracking.every_steps
+        self._every, self._last = config.tracking.every_steps, config.outer.steps
         self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        validated = {name: value for name, value in metrics.items() if name.startswith("val/")}
-        due = metrics if step % self._every == 0 else validated
+        scores = {name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))}
+        due = metrics if step % self._every == 0 or step == self._last else scores
         if due:
             self._queue.put((int(time.time() * 1000), step, due))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from metatrain.core import (
     Path,
     Problem,
     Scores,
+    Split,
     Ticket,
     Update,
     generator_for,
@@ -63,20 +64,21 @@ class Layout:
         return [flat[start : start + shape.numel()].view(shape) for _, _, start, shape in self._slots]
 
 
-def initial_meta(recipe: Recipe) -> Meta:
-    """The meta-parameters that a run starts from."""
+def initial_meta(recipe: Recipe, split: Split = "train", work: Literal["update", "score"] = "update") -> Meta:
+    """The meta-parameters that a run starts from; those that a split's scores would start from have their shapes."""
     generator = generator_for(recipe.seed, Ticket("update", "train", 0, 0), "init")
-    problem = recipe.family.bind(recipe.model, (recipe.norm,), "reference")
-    return recipe.algorithm.init(problem.init(generator), generator)
+    setting = recipe.setting(split, work)
+    problem = setting.family.bind(recipe.model, setting.norm, "reference")
+    return setting.algorithm.init(problem.init(generator), generator)
 
 
 def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
     """The compute path for a recipe, and why."""
     if gpus > 0:
-        return Plan("batched", "cuda", threads), "on a GPU a ticket's tasks share each kernel"
+        return Plan("batched", "cuda", threads), "a GPU computes a ticket's tasks together"
     if any(p.dim() > 2 for p in initial_meta(recipe).model.values()):
-        return Plan("reference", "cpu", threads), "convolutions with weights of their own per task run one by one"
-    return Plan("batched", "cpu", threads), "a ticket's tasks share each matrix product"
+        return Plan("reference", "cpu", threads), "a CPU computes convolutions faster one task after the other"
+    return Plan("batched", "cpu", threads), "a CPU computes a small net faster for a ticket's tasks together"
 
 
 class Worker:

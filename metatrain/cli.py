@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from metatrain.inference import Predictions
     from metatrain.tasks.images import ImageStore
 
-WAYS = 5  # of recipes/own_images.yaml
+WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
 Statistics = Literal["transductive", "support", "support+1"]
 
 app = typer.Typer(
@@ -29,13 +30,21 @@ app.add_typer(data, name="data")
 
 
 def main(app: typer.Typer) -> None:
-    """Run a command; what the user can mend is one sentence and exit code 2."""
-    from metatrain.core import InputError
+    """Run a command; what the user can mend is one sentence and exit code 2, and Ctrl-C is exit code 130."""
 
+    def stop(number: int, frame: object) -> None:
+        print("stopped", file=sys.stderr)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         app()
-    except InputError as error:
+    except ValueError as error:
+        from metatrain.core import InputError  # here, since it brings torch
+
+        if not isinstance(error, InputError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, a folder that cannot be written
@@ -83,7 +92,7 @@ def import_(
 ) -> None:
     """Bring a data set into the cache: a known one, or a folder of class folders of your own.
 
-    Example: metatrain data import flowers --source ~/photos/flowers
+    Example: metatrain data import mine --source photos
     """
     from rich.console import Console
     from rich.progress import track
@@ -111,6 +120,8 @@ def import_(
         return track(paths, "reading", console=console, transient=True, disable=not console.is_terminal)
 
     store, report = read_folder(name, source, size, least, watch)
+    if (folder / "manifest.json").exists():
+        print(f"replaces the data set {name} that was there: what was trained on that one cannot go on with this one")
     store.save()
     for what, why in report.refused:
         print(f"refused {what}: {why}")
@@ -121,8 +132,8 @@ def import_(
     splits = store.schemes[0].classes
     for split, members in splits.items():
         print(f"  {split} {len(members)} classes: {_some([store.class_names[c] for c in members])}")
-    sets = [f"family.data={name}"]
     fewest = min(map(len, splits.values()))
+    sets = [f"family.data={name}"] if name != "mine" else []
     sets += [f"family.ways={fewest}"] if fewest < WAYS else []
     sets += ["validation.every_steps=0"] if "val" not in splits else []
     print(f"next: {program()} train recipes/own_images.yaml", *(f"--set {item}" for item in sets))
@@ -161,30 +172,45 @@ def adapt(
 ) -> None:
     """Adapt a trained run to a few labelled images, and predict others.
 
-    Example: metatrain adapt runs/first --support my/support --query my/new
+    Example: metatrain adapt runs/mine --support few --query new
     """
     import json
+
+    import torch
 
     from metatrain import figures, inference
     from metatrain.core import InputError
     from metatrain.tasks.folders import labelled_files
 
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is a file: give a folder")
     learned = inference.load(bundle)
     examples = labelled_files(support)
     if any(label is None for _, label in examples):
         raise InputError(f"{support} has images outside of class folders: put each into a folder named after its class")
     adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
-    queries = [found for path in [*query, *(more or [])] for found in labelled_files(path)]
-    files = [str(path) for path, _ in queries]
-    classes = [label for _, label in queries]
+    files, classes, images = [], [], []
+    for file, label in [found for path in [*query, *(more or [])] for found in labelled_files(path)]:
+        try:
+            images.append(adapted.family.examples([file]))
+        except InputError as error:
+            print(f"refused {error}")
+        else:
+            files.append(str(file))
+            classes.append(label)
+    if not images:
+        raise InputError("none of the query images can be read: give others")
+    pictures = torch.cat(images)
     truth = [label if label in adapted.classes else None for label in classes]
-    found = adapted.predict(files)
+    found = adapted.predict(pictures)
     known = [label == predicted for label, predicted in zip(truth, found.labels, strict=True) if label is not None]
     title = f"Predictions of {bundle} for {len(files)} images"
-    picture = adapted.picture(files, truth, title)
+    captions = [label or Path(file).name for file, label in zip(files, truth, strict=True)]
+    picture = adapted.picture(pictures, truth, title, captions)
 
     _print_table(files, classes, truth, found)
     ms = 1000 * adapted.seconds
+    print(f"learned from {learned.protocol}")
     print(f"adapted to {len(examples)} images of {len(adapted.classes)} classes in {ms:.1f} ms")
     if adapted.norm == "transductive":
         print(

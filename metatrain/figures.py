@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # told apart by a tick and a cross as well
-MOST_SUPPORT, MOST_QUERIES, MOST_COLUMNS = 20, 40, 10
+MOST_SUPPORT, MOST_QUERIES = 20, 40
+WIDEST = 12.0  # inches
 WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
 
 Row = Mapping[str, float]  # one line of metrics.jsonl
@@ -91,7 +92,7 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
 @_as_written
 def episode(
     support: Sequence[tuple[Tensor, str]],
-    query: Sequence[tuple[Tensor, str | None]],
+    query: Sequence[tuple[Tensor, str | None, str]],
     classes: Sequence[str],
     before: Tensor,
     after: Tensor,
@@ -99,29 +100,30 @@ def episode(
 ) -> Figure:
     """The images of one episode, [C, H, W] uint8 each, with their labels and what was predicted.
 
-    `before` and `after` adaptation are probabilities [Q, classes]. A prediction that is right has a tick, one that is
-    wrong a cross; where the label of a query image is None it has neither. Of many images some, evenly spaced, are
-    shown.
+    `support` are (image, label), `query` (image, label or None, what stands above it). `before` and `after` adaptation
+    are probabilities [Q, classes]. A prediction that is right has a tick, one that is wrong a cross; where the label of
+    a query image is None it has neither. Of many images some, evenly spaced, are shown.
     """
-    columns = min(max(len(classes), 4), MOST_COLUMNS)
+    longest = max(len(_short(name)) for name in classes)
+    width = max(1.55, 0.075 * (longest + len("before: ✗  100%")))  # inches, of a column
+    columns = min(max(len(classes), 4), int(WIDEST / width))
     shown = _spaced(len(query), MOST_QUERIES)
     of_support = _part(len(support), MOST_SUPPORT)
     of_query = _part(len(query), MOST_QUERIES)
     support, query = [support[i] for i in _spaced(len(support), MOST_SUPPORT)], [query[i] for i in shown]
     rows = [math.ceil(len(images) / columns) for images in (support, query)]
-    figure = Figure(figsize=(1.55 * columns + 0.3, 1.75 * rows[0] + 2.15 * rows[1] + 0.95), layout="constrained")
+    figure = Figure(figsize=(width * columns + 0.3, 1.75 * rows[0] + 2.3 * rows[1] + 0.95), layout="constrained")
     figure.suptitle(title, fontsize="medium")
-    grid = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows[0] + 0.3, 2.15 * rows[1] + 0.3])
+    grid = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows[0] + 0.3, 2.3 * rows[1] + 0.3])
     upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     upper.suptitle(f"Support set: what the network adapts to{of_support}", fontsize="small")
     lower.suptitle(f"Query images: predictions before and after adaptation{of_query}", fontsize="small")
     for axes, (image, label) in _tiles(upper, rows[0], columns, support):
         _show(axes, image)
         axes.set_title(_short(label), fontsize="small")
-    for i, (axes, (image, truth)) in zip(shown, _tiles(lower, rows[1], columns, query), strict=True):
+    for i, (axes, (image, truth, caption)) in zip(shown, _tiles(lower, rows[1], columns, query), strict=True):
         _show(axes, image)
-        if truth is not None:
-            axes.set_title(_short(truth), fontsize="small")
+        axes.set_title(_short(caption), fontsize="small", style="normal" if truth is not None else "italic")
         for line, (when, probabilities) in enumerate((("before", before[i]), ("after", after[i]))):
             predicted = classes[int(probabilities.argmax())]
             mark, colour = ("", UNKNOWN) if truth is None else ("✓ ", RIGHT) if predicted == truth else ("✗ ", WRONG)
@@ -212,7 +214,7 @@ def _part(count: int, most: int) -> str:
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= 14 else f"{label[:13]}…"
+    return label if len(label) <= 16 else f"{label[:15]}…"
 
 
 def _scale(axes: Axes, metric: str) -> None:

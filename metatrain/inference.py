@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -44,11 +44,11 @@ class Adapted:
     classes: list[Any]  # the labels of the support set, sorted
     norm: Norm  # whose statistics normalise an image that is predicted; "transductive": of all given at once
     seconds: float  # that the inner loop took
-    problem: Problem
-    family: FewShot
-    support: Task  # T = 1
-    before: Params  # of the one task, before and after the inner loop
-    after: Params
+    problem: Problem = field(repr=False)
+    family: FewShot = field(repr=False)
+    support: Task = field(repr=False)  # T = 1
+    before: Params = field(repr=False)  # of the one task, before and after the inner loop
+    after: Params = field(repr=False)
 
     def predict(self, images: Pictures) -> Predictions:
         """Probabilities of the classes for each image, [N, classes].
@@ -57,15 +57,21 @@ class Adapted:
         """
         return Predictions(self.classes, self._probabilities(self.after, self.family.examples(images)))
 
-    def picture(self, images: Pictures, labels: Sequence[str | None] | None, title: str) -> Figure:
-        """The support set, and the images with their predictions before and after adaptation."""
+    def picture(
+        self, images: Pictures, labels: Sequence[str | None], title: str, captions: Sequence[str] | None = None
+    ) -> Figure:
+        """The support set, and the images with their predictions before and after adaptation.
+
+        Of an image whose label is None it is not told whether a prediction is right. `captions` stand above the images,
+        by default the labels.
+        """
         from metatrain import figures
 
         x = self.family.examples(images)
         names = [str(self.classes[y]) for y in self.support.support_y[0].tolist()]
         return figures.episode(
             support=list(zip(self.support.support_x[0], names, strict=True)),
-            query=[(image, None if labels is None else labels[i]) for i, image in enumerate(x)],
+            query=list(zip(x, labels, captions or [label or "" for label in labels], strict=True)),
             classes=[str(c) for c in self.classes],
             before=self._probabilities(self.before, x),
             after=self._probabilities(self.after, x),
@@ -88,9 +94,11 @@ class Learned:
     def protocol(self) -> str:
         """How they were learned."""
         family, outer = self._trained_on, self.recipe.outer
+        channels, height, width = family.shape or family.store.shape
         return (
-            f"{self.recipe.name}: {family.data}/{family.splits} {family.ways}-way {family.shots}-shot, "
-            f"{self.recipe.algorithm.name}, {outer.steps} steps of {outer.tasks_per_step} tasks"
+            f"{family.data}/{family.splits} {family.ways}-way {family.shots}-shot, {width}x{height} "
+            f"{'grey' if channels == 1 else 'RGB'}, {self.recipe.algorithm.name}, {outer.steps} steps of "
+            f"{outer.tasks_per_step} tasks ({self.recipe.name})"
         )
 
     def __init__(self, recipe: Recipe, meta: Meta, source: str) -> None:
@@ -127,8 +135,8 @@ class Learned:
         fresh = problem.init(torch.Generator().manual_seed(0))
         if len(classes) < 2 or any(fresh[name].shape != p.shape for name, p in self.meta.model.items()):
             raise InputError(
-                f"{self._source} tells {self._family.ways} classes apart, got labels of {len(classes)}: "
-                f"give images of {self._family.ways} classes"
+                f"{self._source} tells {self._family.ways} classes apart, got labels of {len(classes)} "
+                f"({', '.join(map(str, classes[:10]))}): give images of {self._family.ways} classes"
             )
         x, targets = x[None], torch.tensor([[classes.index(label) for label in y]])
         support = Task(x, targets, x[:, :0], targets[:, :0])

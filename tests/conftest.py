@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -114,7 +115,7 @@ class Done(NamedTuple):
 def command(*arguments: str) -> Done:
     """What `metatrain ARGUMENTS` does, in this process: a second less than a process of its own."""
     out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
-    handlers, level, code = root.handlers[:], root.level, 0
+    handlers, level, code, on_sigint = root.handlers[:], root.level, 0, signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["metatrain", *arguments])
         root.handlers.clear()
@@ -125,4 +126,5 @@ def command(*arguments: str) -> Done:
         finally:
             root.handlers[:] = handlers
             root.setLevel(level)
+            signal.signal(signal.SIGINT, on_sigint)
     return Done(code, out.getvalue(), err.getvalue())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socketserver
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 import typer
 import yaml
-from conftest import GLYPHS, SINUSOID, Done, command, config
+from conftest import GLYPHS, REPTILE, SINUSOID, Done, command, config
 from photos import album
 
 from metatrain import bundle
@@ -114,13 +115,49 @@ def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "continue with --resume auto" in errors
+    assert re.search(r"^stopped after \d+ of 400 outer steps; continue with --resume auto$", errors, re.MULTILINE)
     assert not Path("stopped/bundle").exists()
     done = command("train", recipe, "--set", "output=stopped", "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert re.search(r"resuming .*step-\d+ after \d+ steps", done.stderr)
     models = [bundle.load(f"{folder}/bundle")[1].model for folder in ("straight", "stopped")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_ctrl_c_before_the_first_step_ends_in_a_sentence_too(tmp_path: Path) -> None:
+    recipe = write(GLYPHS, tmp_path / "g.yaml", outer__steps=10**6)
+    arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=out"]
+    for seconds in (0.0, 0.3, 0.8, 1.5):
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        loaded = Path(f"/proc/{process.pid}/maps")
+        while "libtorch" not in loaded.read_text():  # Python itself has started by then
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
+        assert "stopped" in errors
+        shutil.rmtree("out", ignore_errors=True)
+
+
+def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> None:
+    recipe = write(GLYPHS, tmp_path / "g.yaml", outer__steps=2, evaluation__tasks=4)
+    assert command("train", recipe, "--set", "output=out").returncode == 0
+    for item in ("family.ways=3", "model.filters=4", "evaluation.family.ways=3"):
+        done = command("evaluate", "out", "--set", "workers.max=0", "--set", item)
+        refused(done, "the evaluation needs .* of shape .*: evaluate with the model and family.ways of training")
+    done = command("train", recipe, "--set", "evaluation.family.ways=3", "--set", "output=other")
+    refused(done, "evaluate with the model and family.ways of training")
+    refused(command("evaluate", recipe), "is a file: give a run's folder, a checkpoint's or a bundle's")
+    faster = ("--set", "output=out", "--set", "outer.lr=0.1")
+    done = command("train", recipe, *faster, "--resume", "auto")
+    refused(done, "has made 2 outer steps, so that outer.lr = 0.1 would change nothing: ask for more outer.steps")
+    assert yaml.safe_load(Path("out/config.yaml").read_text())["outer"]["lr"] == 0.003
+    other = write(REPTILE, tmp_path / "r.yaml", outer__steps=4)
+    done = command("train", other, "--set", "output=out", "--resume", "auto")
+    refused(done, "was trained with algorithm.name = 'maml' and cannot go on with 'reptile'")
 
 
 def test_resume_auto_finds_the_newest_run_of_the_recipe(tmp_path: Path) -> None:

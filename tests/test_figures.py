@@ -89,7 +89,7 @@ def test_an_episode_tells_right_from_wrong_without_colour() -> None:
     after = torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.75, 0.25]])
     figure = figures.episode(
         support=[(images[0], "cat"), (images[1], "dog")],
-        query=[(images[2], "dog"), (images[3], "cat"), (images[0], None)],
+        query=[(images[2], "dog", "dog"), (images[3], "cat", "cat"), (images[0], None, "file.png")],
         classes=["cat", "dog"],
         before=before,
         after=after,
@@ -104,7 +104,7 @@ def test_an_episode_tells_right_from_wrong_without_colour() -> None:
         "after: cat 75%",
     ]
     shown = [axes for axes in figure.findobj(Axes) if axes.get_images()]  # type: ignore[attr-defined]
-    assert [axes.get_title() for axes in shown] == ["cat", "dog", "dog", "cat", ""]
+    assert [axes.get_title() for axes in shown] == ["cat", "dog", "dog", "cat", "file.png"]
     assert [int(axes.get_images()[0].get_array()[0, 0]) for axes in shown] == [0, 1, 2, 3, 0]
 
 
@@ -129,7 +129,12 @@ def test_of_many_images_some_of_each_class_are_shown() -> None:
     pairs = list(zip(images, labels, strict=True))
     probabilities = torch.eye(5)[[i // 15 for i in range(75)]]
     figure = figures.episode(
-        support=pairs, query=pairs, classes=list("ABCDE"), before=probabilities, after=probabilities, title="t"
+        support=pairs,
+        query=[(image, label, label) for image, label in pairs],
+        classes=list("ABCDE"),
+        before=probabilities,
+        after=probabilities,
+        title="t",
     )
     titles = [axes.get_title() for axes in figure.findobj(Axes) if axes.get_images()]  # type: ignore[attr-defined]
     assert titles == sorted(titles[:20]) + sorted(titles[20:])

@@ -74,7 +74,7 @@ def test_the_splits_are_disjoint_cover_everything_and_are_told(mixed: Path) -> N
     ]
     assert lines[4].startswith("imported mine: 29 classes, 144 images (144 resized) of 20x20 pixels, RGB into ")
     assert [line.split(" classes: ")[0] for line in lines[5:8]] == ["  train 19", "  val 5", "  test 5"]
-    assert lines[8] == "next: metatrain train recipes/own_images.yaml --set family.data=mine"
+    assert lines[8] == "next: metatrain train recipes/own_images.yaml"
     store = ImageStore.open("mine")
     splits = store.scheme("shuffled").classes
     assert sorted(c for members in splits.values() for c in members) == list(range(29))
@@ -211,10 +211,36 @@ def test_a_folder_that_cannot_be_used_is_one_sentence_and_leaves_nothing(
 
 def test_an_import_that_fails_keeps_the_earlier_one(tmp_path: Path) -> None:
     album(tmp_path / "good", range(4), 2)
-    assert command("data", "import", "kept", "--source", str(tmp_path / "good")).returncode == 0
+    first = command("data", "import", "kept", "--source", str(tmp_path / "good"))
+    assert "replaces" not in first.stdout
     before = ImageStore.open("kept").images.clone()
     assert command("data", "import", "kept", "--source", str(tmp_path / "good" / "kind 00")).returncode == 2
     assert torch.equal(ImageStore.open("kept").images, before)
+    again = command("data", "import", "kept", "--source", str(tmp_path / "good"))
+    assert again.stdout.startswith(
+        "replaces the data set kept that was there: what was trained on that one cannot go on"
+    )
+
+
+def test_a_run_knows_the_data_set_that_it_was_trained_on(tmp_path: Path) -> None:
+    small = ["workers.max=0", "tracking.uri=none", "outer.steps=2", "evaluation.tasks=4", "model.filters=2"]
+    small += ["family.data=changing", "family.ways=2", "validation.every_steps=0", "output=run"]
+    sets = [part for item in small for part in ("--set", item)]
+    recipe = str(Path(__file__).parent.parent / "recipes" / "own_images.yaml")
+    for kinds in (range(4), range(2, 6)):
+        photos = album(tmp_path / f"from{kinds[0]}", kinds, 2)
+        assert command("data", "import", "changing", "--source", str(photos)).returncode == 0
+        if kinds[0] == 0:
+            assert command("train", recipe, *sets).returncode == 0
+            assert command("evaluate", "run").returncode == 0
+    for arguments in (("evaluate", "run"), ("train", "run/config.yaml", "--set", "output=other")):
+        refused = command(*arguments)
+        assert refused.returncode == 2
+        assert "changing is not the data set that this was trained on (checksum " in refused.stderr
+    assert command("evaluate", "run", "--set", "family.checksum=null").returncode == 0
+    resumed = command("train", recipe, *sets, "--set", "outer.steps=3", "--resume", "auto")
+    assert resumed.returncode == 2
+    assert "was trained with family.checksum = " in resumed.stderr
 
 
 def test_one_picture_gives_the_same_pixels_in_every_form(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from cluster import run
 from cluster.worker import Plan, Worker
 from metatrain import bundle, figures, inference
 from metatrain.core import InputError, Ticket, generator_for
-from metatrain.tasks import FewShot
+from metatrain.tasks import FewShot, open_data
 
 
 class Trained(NamedTuple):
@@ -181,7 +182,7 @@ def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "sentence"),
     [
-        (3, [0, 1, 2], "tells 5 classes apart, got labels of 3: give images of 5 classes"),
+        (3, [0, 1, 2], r"tells 5 classes apart, got labels of 3 \(0, 1, 2\): give images of 5 classes"),
         (1, [0], "tells 5 classes apart, got labels of 1"),
         (5, [0, 1], "there are 5 images but 2 labels"),
         (2, [0, "a"], "labels must be numbers or strings, all of one kind"),
@@ -211,12 +212,22 @@ def test_the_command_says_what_is_wrong_and_leaves_nothing(trained: Trained, tmp
     refused("nowhere does not exist: give image files, or a folder of them", ours, "nowhere", query)
     refused("new.png does not exist", ours, support, "new.png")
     refused("empty holds no images", ours, support, str(folder / "empty"))
-    refused("tells 5 classes apart, got labels of 6", ours, str(album_of_six(folder)), query)
+    refused(
+        "tells 5 classes apart, got labels of 6 (class 0, class 1, class 2, class 3, class 4, class 5)",
+        ours,
+        str(album_of_six(folder)),
+        query,
+    )
     (folder / "support" / "loose.png").write_bytes(next((folder / "query").rglob("*.png")).read_bytes())
     refused("has images outside of class folders: put each into a folder named after its class", ours, support, query)
     (folder / "support" / "loose.png").unlink()
-    (folder / "query" / "broken.png").write_bytes(b"no image")
-    refused("broken.png cannot be read as an image", ours, support, query)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "a.png").write_bytes(b"no image")
+    refused("none of the query images can be read: give others", ours, support, str(folder / "broken"))
+    Path("taken").write_text("")
+    done = command("adapt", ours, "--support", support, "--query", query, "--output", "taken")
+    assert done.returncode == 2
+    assert "--output taken is a file: give a folder" in done.stderr
 
 
 def album_of_six(folder: Path) -> Path:
@@ -263,8 +274,9 @@ def test_the_picture_is_of_the_images_and_their_predictions(
     adapt(trained, files(trained, tmp_path), "--norm", "support+1")
     (images, labels), (queries, truth) = part(trained, "support"), part(trained, "query")
     for pictures, x, y in ((drawn["support"], images, labels), (drawn["query"], queries, truth)):
-        assert [label for _, label in pictures] == y
-        assert all(torch.equal(image, expected) for (image, _), expected in zip(pictures, x, strict=True))
+        assert [label for _, label, *_ in pictures] == y
+        assert all(torch.equal(image, expected) for (image, *_), expected in zip(pictures, x, strict=True))
+    assert [caption for *_, caption in drawn["query"]] == truth
     assert torch.equal(drawn["after"], trained.probabilities["support+1"])
     learned = metatrain.load(trained.folder)
     before = learned.adapt(images, labels, norm="support+1").before
@@ -295,4 +307,19 @@ def test_a_bundle_knows_its_images(trained: Trained) -> None:
     assert isinstance(recipe.family, FewShot)
     assert recipe.family.shape == (1, 28, 28)
     assert recipe.family.splits == "glyphs"
-    assert f"glyphs/glyphs 5-way {recipe.family.shots}-shot, " in metatrain.load(trained.folder).protocol
+    assert recipe.family.checksum == open_data("glyphs").checksum
+    protocol = metatrain.load(trained.folder).protocol
+    assert protocol.startswith(
+        f"glyphs/glyphs 5-way {recipe.family.shots}-shot, 28x28 grey, {recipe.algorithm.name}, 5"
+    )
+    assert len(repr(metatrain.load(trained.folder).adapt(*part(trained, "support")))) < 200
+
+
+def test_a_query_image_that_is_broken_is_told_and_left_out(trained: Trained, tmp_path: Path) -> None:
+    folder = files(trained, tmp_path)
+    (folder / "query" / "broken.png").write_bytes(b"no image")
+    done, written = adapt(trained, folder)
+    assert done.returncode == 0
+    assert re.match(r"refused .*/query/broken\.png cannot be read as an image .*: replace or remove it\n", done.stdout)
+    assert len(written["predictions"]) == len(part(trained, "query")[0])
+    assert f"learned from {metatrain.load(trained.folder).protocol}" in done.stdout

@@ -11,7 +11,7 @@ from conftest import context
 from torch import Tensor
 
 from metatrain.algorithms import MAML
-from metatrain.core import Context, Meta, Params, Path, Task
+from metatrain.core import Context, Meta, Norm, Params, Path, Task
 from metatrain.models import Conv4
 from metatrain.problem import Supervised
 from metatrain.tasks.fewshot import accuracy, cross_entropy
@@ -52,14 +52,14 @@ def test_meta_gradient_of_a_quadratic_is_its_closed_form(path: Path, steps: int,
     assert update.tasks == 2
 
 
-def supervised(net: Conv4, path: Path) -> Supervised:
+def supervised(net: Conv4, path: Path, norm: Norm = "transductive") -> Supervised:
     return Supervised(
         model=net,
         inputs=(1, 28, 28),
         outputs=3,
         loss=cross_entropy,
         metrics={"accuracy": accuracy},
-        norm=("transductive",),
+        norm=(norm,),
         path=path,
     )
 
@@ -122,11 +122,11 @@ def test_meta_gradient_equals_a_handwritten_loop(net: str, first_order: bool, pa
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("net", ["maml", "reptile"])
-def test_meta_gradient_agrees_with_finite_differences(net: str, first_order: bool) -> None:
+@pytest.mark.parametrize(("net", "norm"), [("maml", "transductive"), ("reptile", "support"), ("reptile", "support+1")])
+def test_meta_gradient_agrees_with_finite_differences(net: str, norm: Norm, first_order: bool) -> None:
     """Along random directions: of the query loss after adaptation, as a function of theta; with the inner gradient held
     constant in the first-order case."""
-    problem, task = supervised(NETS[net], "reference"), tasks()
+    problem, task = supervised(NETS[net], "reference", norm), tasks()
     meta = start(problem)
     maml = MAML(inner_lr=0.4, inner_steps=2, first_order=first_order)
     gradient = maml.update(problem, meta, task, context()).direction.model

@@ -19,6 +19,7 @@ from cluster import run, tracking
 from cluster.config import RunConfig
 from cluster.ui import served
 from metatrain.core import InputError
+from metatrain.tasks import open_data
 
 pytestmark = pytest.mark.ray
 
@@ -87,7 +88,16 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
     assert found.data.params["family.data"] == "glyphs"
     assert found.data.tags["version.torch"]
     assert len(found.data.tags["mlflow.source.git.commit"]) == 40
-    assert found.data.metrics["test/accuracy"] == pytest.approx(score.mean)
+    tested = {name: value for name, value in found.data.metrics.items() if name.startswith("test/")}
+    assert tested == pytest.approx(
+        {
+            "test/accuracy": score.mean,
+            "test/accuracy_ci95": score.ci95,
+            "test/accuracy_before": score.curve[0],
+            "test/nearest_neighbour": score.baselines["nearest_neighbour"],
+        }
+    )
+    assert found.data.params["family.checksum"] == open_data("glyphs").checksum
     run_id = found.info.run_id
     for name in ("train/loss_before", "train/accuracy_after", "learner/gradient_norm", "run/tasks_per_s"):
         assert sorted(history(uri, run_id, name)) == [1, 2, 3, 4]

@@ -34,7 +34,9 @@ class BatchStatistics(nn.Module):
         if statistics_from is None:
             return F.batch_norm(x, None, None, scale, self.shift, training=True, eps=self.EPS)
         variance, mean = torch.var_mean(x[:statistics_from], dim=(0, 2, 3), correction=0)
-        return F.batch_norm(x, mean, variance, scale, self.shift, training=False, eps=self.EPS)
+        # batch_norm cannot be differentiated with respect to statistics that it is given.
+        factor = scale * torch.rsqrt(variance + self.EPS)
+        return x * factor[:, None, None] + (self.shift - mean * factor)[:, None, None]
 
 
 class Block(nn.Module):

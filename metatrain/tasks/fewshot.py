@@ -50,8 +50,9 @@ class FewShot:
     """Tell `ways` classes apart from `shots` images of each.
 
     `data` names an imported data set and `splits` one of its splits into classes (default: its first). `queries` counts
-    query images per class. Networks see an image x in 0..1 as its files show it, or 1 - x with `invert`. `shape` is
-    that of the data set's images, [channels, height, width], recorded in bundles, which are used without the data set.
+    query images per class. Networks see an image x in 0..1 as its files show it, or 1 - x with `invert`. Runs and
+    bundles, which are used without the data set and with no other one, record its images' `shape`, [channels, height,
+    width], and its `checksum`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -65,6 +66,7 @@ class FewShot:
     queries: int = 1
     invert: bool = False
     shape: tuple[int, int, int] | None = None
+    checksum: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
@@ -121,7 +123,8 @@ class FewShot:
         """With the images' shape and the name of the splits, so that `bind` and `examples` need no data set."""
         if self.shape is not None and self.splits is not None:
             return self
-        return replace(self, shape=self.store.shape, splits=self.store.scheme(self.splits).name)
+        store = self.store
+        return replace(self, shape=store.shape, splits=store.scheme(self.splits).name, checksum=store.checksum)
 
     def examples(self, pictures: Sequence[Picture] | Tensor) -> Tensor:
         """[N, C, H, W] uint8: N pictures of any size and mode as this data set's images."""
@@ -137,8 +140,8 @@ class FewShot:
         before, after = (problem.predict(params, task)[0].softmax(-1) for _, params in (adapted[0], adapted[-1]))
         names = [chr(ord("A") + i) if self.ways <= 26 else str(i) for i in range(self.ways)]
         return figures.episode(
-            support=[(image, names[label]) for image, label in zip(task.support_x[0], task.support_y[0], strict=True)],
-            query=[(image, names[label]) for image, label in zip(task.query_x[0], task.query_y[0], strict=True)],
+            support=[(x, names[y]) for x, y in zip(task.support_x[0], task.support_y[0], strict=True)],
+            query=[(x, names[y], names[y]) for x, y in zip(task.query_x[0], task.query_y[0], strict=True)],
             classes=names,
             before=before,
             after=after,
@@ -150,6 +153,11 @@ class FewShot:
             raise InputError(
                 f"family.shape is {list(self.shape)}, but the images of {self.data} are {list(self.store.shape)}: "
                 "import it with that --size, or leave family.shape out in a new run"
+            )
+        if self.checksum not in (None, self.store.checksum):
+            raise InputError(
+                f"{self.data} is not the data set that this was trained on (checksum {self.store.checksum}, expected "
+                f"{self.checksum}): import that one again, or use this one with --set family.checksum=null"
             )
         scheme = self.store.scheme(self.splits)
         classes = scheme.classes.get(split, [])

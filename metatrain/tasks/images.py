@@ -56,6 +56,7 @@ class ImageStore:
     sizes: Tensor  # [classes] images of each
     schemes: list[Scheme]
     synthetic: bool
+    checksum: str = ""  # of all of it, whatever wrote the file; empty before it is saved
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -109,6 +110,7 @@ class ImageStore:
             sizes=sizes,
             schemes=[Scheme(**scheme) for scheme in header["schemes"]],
             synthetic=header["synthetic"],
+            checksum=manifest["content"],
         )
 
     def save(self) -> Path:
@@ -132,8 +134,11 @@ class ImageStore:
             path.parent.mkdir()
             with pa.ipc.new_file(str(path), schema) as writer:
                 writer.write_batch(pa.record_batch([pixels], schema=schema))
+            content = hashlib.sha256(json.dumps(header).encode())
+            content.update(self.images.contiguous().numpy().data)
             manifest = {
                 "format": FORMAT,
+                "content": content.hexdigest()[:16],
                 "bytes": path.stat().st_size,
                 "sha256": _sha256(path),
                 "images": len(self.images),
