@@ -55,7 +55,8 @@ class Home:
         album(folder / "new", range(30, 35), 2, first=1)
         here = {"PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}", "METATRAIN_CACHE": str(folder / "cache")}
         self.environment = os.environ | here
-        self.environment.pop("RAY_AUTH_MODE", None)  # which another test's Ray has set
+        for name in ("RAY_AUTH_MODE", "MAKEFLAGS", "MAKELEVEL", "VENV"):  # of another test's Ray, of `make test`
+            self.environment.pop(name, None)
         self.head: subprocess.Popen[bytes] | None = None
 
     def run(self, command: str) -> str:
