@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec
 
 import numpy as np
 from matplotlib import font_manager, rc_context, rcParams
@@ -31,7 +31,6 @@ WIDEST = 12.0  # inches
 WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
 
 Row = Mapping[str, float]  # one line of metrics.jsonl
-Item = TypeVar("Item")
 P = ParamSpec("P")
 
 
@@ -104,24 +103,38 @@ def episode(
     are probabilities [Q, classes]. A prediction that is right has a tick, one that is wrong a cross; where the label of
     a query image is None it has neither. Of many images some, evenly spaced, are shown.
     """
-    longest = max(len(_short(name)) for name in classes)
-    width = max(1.55, 0.075 * (longest + len("before: ✗  100%")))  # inches, of a column
-    columns = min(max(len(classes), 4), int(WIDEST / width))
     shown = _spaced(len(query), MOST_QUERIES)
-    of_support = _part(len(support), MOST_SUPPORT)
-    of_query = _part(len(query), MOST_QUERIES)
+    headings = (
+        f"Support set: what the network adapts to{_part(len(support), MOST_SUPPORT)}",
+        f"Query images: predictions before and after adaptation{_part(len(query), MOST_QUERIES)}",
+    )
     support, query = [support[i] for i in _spaced(len(support), MOST_SUPPORT)], [query[i] for i in shown]
+    # All in inches: matplotlib's own layouts cut off or overlap texts of this many images.
+    longest = max(len(_short(name)) for name in classes)
+    side, heading, above, below = 1.4, 0.35, 0.3, 0.5  # of an image, and of the texts around it
+    step = max(side + 0.15, 0.075 * (longest + len("before: ✗  100%")))
+    columns = min(max(len(classes), 4), int(WIDEST / step))
     rows = [math.ceil(len(images) / columns) for images in (support, query)]
-    figure = Figure(figsize=(width * columns + 0.3, 1.75 * rows[0] + 2.3 * rows[1] + 0.95), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
-    grid = figure.add_gridspec(2, 1, height_ratios=[1.75 * rows[0] + 0.3, 2.3 * rows[1] + 0.3])
-    upper, lower = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
-    upper.suptitle(f"Support set: what the network adapts to{of_support}", fontsize="small")
-    lower.suptitle(f"Query images: predictions before and after adaptation{of_query}", fontsize="small")
-    for axes, (image, label) in _tiles(upper, rows[0], columns, support):
+    width = columns * step + 0.2
+    height = 0.4 + 2 * heading + rows[0] * (above + side) + 0.1 + rows[1] * (above + side + below)
+    figure = Figure(figsize=(width, height))
+    figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", fontsize="medium")
+
+    def tiles(top: float, text: str, count: int, row_height: float) -> list[Axes]:
+        """Places for images, under a heading at `top` inches."""
+        figure.text(0.5, 1 - (top + heading / 2) / height, text, ha="center", va="center", fontsize="small")
+        corners = [
+            (0.1 + (i % columns) * step + (step - side) / 2, top + heading + i // columns * row_height + above + side)
+            for i in range(count)
+        ]
+        return [figure.add_axes((x / width, 1 - y / height, side / width, side / height)) for x, y in corners]
+
+    for axes, (image, label) in zip(tiles(0.4, headings[0], len(support), above + side), support, strict=True):
         _show(axes, image)
         axes.set_title(_short(label), fontsize="small")
-    for i, (axes, (image, truth, caption)) in zip(shown, _tiles(lower, rows[1], columns, query), strict=True):
+    top = 0.4 + heading + rows[0] * (above + side) + 0.1
+    lower = tiles(top, headings[1], len(query), above + side + below)
+    for i, axes, (image, truth, caption) in zip(shown, lower, query, strict=True):
         _show(axes, image)
         axes.set_title(_short(caption), fontsize="small", style="normal" if truth is not None else "italic")
         for line, (when, probabilities) in enumerate((("before", before[i]), ("after", after[i]))):
@@ -130,7 +143,7 @@ def episode(
             text = f"{when}: {mark}{_short(predicted)} {100 * float(probabilities.max()):.0f}%"
             weight = "bold" if when == "after" else "normal"
             style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": colour, "weight": weight}
-            axes.text(0.5, -0.05 - 0.16 * line, text, transform=axes.transAxes, **style)
+            axes.text(0.5, -0.05 - 0.14 * line, text, transform=axes.transAxes, **style)
     return figure
 
 
@@ -188,19 +201,10 @@ def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color:
     axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
 
 
-def _tiles(figure: Any, rows: int, columns: int, items: Sequence[Item]) -> Iterator[tuple[Axes, Item]]:
-    """Each item with a place of a grid; the places left over are empty."""
-    places = np.ravel(figure.subplots(rows, columns, squeeze=False))
-    for axes in places:
-        axes.set_axis_off()
-    yield from zip(places, items, strict=False)
-
-
 def _show(axes: Axes, image: Tensor) -> None:
     """[C, H, W] uint8 with a frame, so that white paper has an edge."""
     pixels = image.permute(1, 2, 0).numpy()
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", vmin=0, vmax=255)
-    axes.set_axis_on()
     axes.set(xticks=[], yticks=[])
 
 

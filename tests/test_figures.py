@@ -11,8 +11,10 @@ import pytest
 import torch
 from conftest import GLYPHS, SINUSOID, config, context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cluster.worker import initial_meta
 from metatrain import figures, inference
@@ -141,9 +143,32 @@ def test_of_many_images_some_of_each_class_are_shown() -> None:
     assert [titles[:20].count(c) for c in "ABCDE"] == 5 * [4]
     assert [titles[20:].count(c) for c in "ABCDE"] == 5 * [8]
     assert all("✓" in text for text in texts(figure))  # each prediction stands under its own image
-    above = [sub._suptitle.get_text() for sub in figure.subfigs]
-    assert above[0].endswith("(20 of 75)")
-    assert above[1].endswith("(40 of 75)")
+    title, *headings = [text.get_text() for text in figure.texts]
+    assert title == "t"
+    assert [heading[-10:] for heading in headings] == ["(20 of 75)", "(40 of 75)"]
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [f"a long class name {i}" for i in range(7)]])
+@pytest.mark.parametrize("queries", [1, 23])
+def test_no_text_of_an_episode_is_cut_off_or_lies_over_another(names: list[str], queries: int) -> None:
+    image, probabilities = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.eye(len(names))[[0] * queries]
+    figure = figures.episode(
+        support=[(image, name) for name in names],
+        query=[(image, names[-1], names[-1])] * queries,
+        classes=names,
+        before=probabilities,
+        after=probabilities,
+        title="Predictions of a run for some images",
+    )
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = [text for text in figure.findobj(Text) if text.get_text()]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in drawn]
+    assert len(boxes) == 3 + len(names) + 3 * queries
+    for i, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i]), drawn[i].get_text()
 
 
 def test_the_last_block_of_a_curve_has_the_last_step() -> None:
