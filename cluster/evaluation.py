@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from cluster.requests import Requests
 from metatrain import evaluate
 from metatrain.core import Algorithm, Norm, Scores, Split, Ticket
@@ -21,7 +19,7 @@ def evaluate_split(recipe: Recipe, requests: Requests, split: Split, version: in
     found = []
     for i, norm in enumerate(parts[0].norms):
         name = setting.family.metric + (f"[{norm}]" if i else "")
-        found.append(evaluate.summarise(parts, name, _protocol(recipe, split, norm, version)))
+        found.append(evaluate.summarise(parts, name, norm, _protocol(recipe, split, norm, version)))
     return found
 
 
@@ -35,6 +33,6 @@ def _protocol(recipe: Recipe, split: Split, norm: Norm, version: int) -> str:
 
 
 def _describe(algorithm: Algorithm) -> str:
-    fields = dataclasses.asdict(algorithm)  # type: ignore[call-overload]
+    fields = dict(vars(algorithm))
     name = fields.pop("name")
     return " ".join([name, *(f"{k}={v}" for k, v in fields.items() if v not in (None, False, ()))])

@@ -130,7 +130,7 @@ def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
     """The configuration, meta-parameters and number of outer steps of what was trained."""
     if Path(uri).is_file():
         raise InputError(f"{uri} is a file: give a run's folder, a checkpoint's or a bundle's")
-    where = next((u for u in (uri, f"{uri}/bundle") if bundle.is_complete(u)), None)
+    where = bundle.find(uri)
     tree: dict[str, Any]
     if where is not None and "recipe.yaml" in bundle.read_directory(where):
         recipe, meta = bundle.load(where)
@@ -159,7 +159,7 @@ def check_fit(recipe: Recipe, meta: Meta) -> None:
             shapes = [list(params[name].shape) if name in params else None for params in (have, need)]
             if shapes[0] != shapes[1]:
                 raise InputError(
-                    f"the evaluation needs {name} of shape {shapes[1]}, but the training is of shape {shapes[0]}: "
+                    f"the evaluation needs {name} of shape {shapes[1]}, and what was trained has {shapes[0]}: "
                     "evaluate with the model and family.ways of training"
                 )
 
@@ -262,7 +262,7 @@ def _leave_results(folder: Path, recipe: Recipe, meta: Meta, scores: list[Score]
     result = {"scores": [dataclasses.asdict(score) for score in scores]}
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    labels = [NORMALISED[score.protocol.split("bn=")[1].split(",")[0]] for score in scores]
+    labels = [NORMALISED[score.norm] for score in scores]
     pictures = {
         "learning_curve": figures.learning_curve(rows, scores[0].metric, f"{recipe.name}: learning curve"),
         "adaptation_curve": figures.adaptation_curve(

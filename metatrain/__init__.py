@@ -2,7 +2,7 @@
 
 import metatrain
 
-learned = metatrain.load("runs/demo/20261121-101500")
+learned = metatrain.load("runs/first")
 adapted = learned.adapt(support_images, support_labels)
 print(adapted.predict(query_images).labels)
 """

@@ -80,6 +80,11 @@ def is_complete(uri: str) -> bool:
     return bool(system.get_file_info(f"{path}/{MANIFEST}").type == fs.FileType.File)
 
 
+def find(uri: str) -> str | None:
+    """The complete directory at `uri`, or else the bundle of the run whose folder that is."""
+    return next((place for place in (uri, f"{uri}/bundle") if is_complete(place)), None)
+
+
 def save(uri: str, recipe: Recipe, meta: Meta) -> None:
     """Write the bundle: what adapting and evaluating need."""
     recipe = dataclasses.replace(recipe, family=recipe.family.standalone())

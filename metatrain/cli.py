@@ -99,7 +99,7 @@ def import_(
 
     from metatrain.core import InputError
     from metatrain.tasks.folders import read_folder
-    from metatrain.tasks.images import folder_of
+    from metatrain.tasks.images import checksum_of, folder_of
     from metatrain.tasks.sources import SOURCES, import_data
 
     folder = folder_of(name)
@@ -120,9 +120,10 @@ def import_(
         return track(paths, "reading", console=console, transient=True, disable=not console.is_terminal)
 
     store, report = read_folder(name, source, size, least, watch)
-    if (folder / "manifest.json").exists():
-        print(f"replaces the data set {name} that was there: what was trained on that one cannot go on with this one")
+    earlier = checksum_of(name)
     store.save()
+    if earlier not in (None, checksum_of(name)):
+        print(f"replaces the data set {name} that was there: what was trained on that one cannot go on with this one")
     for what, why in report.refused:
         print(f"refused {what}: {why}")
     print(

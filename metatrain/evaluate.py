@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatrain.core import Algorithm, Context, Meta, Params, Problem, Scores
+from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Score:
     mean: float
     ci95: float  # 1.96 * standard deviation / sqrt(tasks)
     tasks: int
+    norm: Norm  # whose statistics normalised query examples
     protocol: str
     steps: list[int]  # inner steps; 0 is before adaptation
     curve: list[float]  # mean after each of `steps`
@@ -56,7 +57,7 @@ def scores(problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, contex
     return Scores(steps, curves, problem.baselines(task), tuple(problem.norm))
 
 
-def summarise(parts: Sequence[Scores], metric: str, protocol: str) -> Score:
+def summarise(parts: Sequence[Scores], metric: str, norm: Norm, protocol: str) -> Score:
     """One score from the measurements of all tickets, in ticket order."""
     curve = torch.cat([part.curves[metric] for part in parts]).double()  # [tasks, steps]
     tasks = len(curve)
@@ -67,6 +68,7 @@ def summarise(parts: Sequence[Scores], metric: str, protocol: str) -> Score:
         mean=mean[-1],
         ci95=ci95[-1],
         tasks=tasks,
+        norm=norm,
         protocol=protocol,
         steps=parts[0].steps,
         curve=mean,

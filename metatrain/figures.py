@@ -27,8 +27,14 @@ log = logging.getLogger(__name__)
 BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # told apart by a tick and a cross as well
 MOST_SUPPORT, MOST_QUERIES = 20, 40
-WIDEST = 12.0  # inches
-WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC", "Microsoft YaHei")
+WIDEST = 12.0  # inches, of an episode
+WIDE_FONTS = (  # that have Chinese and Japanese characters
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Microsoft YaHei",
+)
 
 Row = Mapping[str, float]  # one line of metrics.jsonl
 P = ParamSpec("P")
@@ -180,7 +186,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def _blocks(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], list[float]]:
-    """Steps, means and half 95 % intervals over blocks of as many rows, the last one longer; 0 for fewer than four."""
+    """Last step, mean and half its 95 % interval (0 of fewer than four rows) of blocks, the last one being longer."""
     found = [row for row in rows if name in row]
     size = max(1 if len(found) < 40 else 4, len(found) // BLOCKS)
     steps, means, widths = [], [], []
@@ -193,11 +199,11 @@ def _blocks(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], l
     return steps, means, widths
 
 
-def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color: str, **style: str) -> None:
+def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color: str, **style: Any) -> None:
     if len(x) == 1:
         style = {"marker": "o"} | style
     low, high = ([a + sign * w for a, w in zip(y, width, strict=True)] for sign in (-1, 1))
-    axes.plot(x, y, color=color, **style)  # type: ignore[arg-type]
+    axes.plot(x, y, color=color, **style)
     axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
 
 

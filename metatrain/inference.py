@@ -90,6 +90,15 @@ class Adapted:
 class Learned:
     """Meta-parameters with the recipe that they were learned by, ready to adapt to images."""
 
+    def __init__(self, recipe: Recipe, meta: Meta, source: str) -> None:
+        self.recipe, self.meta, self._source = recipe, meta, source
+        self._setting = recipe.setting(recipe.evaluation.split)
+        if not isinstance(recipe.family, FewShot) or not isinstance(self._setting.family, FewShot):
+            raise InputError(
+                f"{source} learned from {recipe.family.name} tasks: give a bundle that learned from images"
+            )
+        self._trained_on, self._family = recipe.family, self._setting.family
+
     @property
     def protocol(self) -> str:
         """How they were learned."""
@@ -100,15 +109,6 @@ class Learned:
             f"{'grey' if channels == 1 else 'RGB'}, {self.recipe.algorithm.name}, {outer.steps} steps of "
             f"{outer.tasks_per_step} tasks ({self.recipe.name})"
         )
-
-    def __init__(self, recipe: Recipe, meta: Meta, source: str) -> None:
-        self.recipe, self.meta, self._source = recipe, meta, source
-        self._setting = recipe.setting(recipe.evaluation.split)
-        if not isinstance(recipe.family, FewShot) or not isinstance(self._setting.family, FewShot):
-            raise InputError(
-                f"{source} learned from {recipe.family.name} tasks: give a bundle that learned from images"
-            )
-        self._trained_on, self._family = recipe.family, self._setting.family
 
     def adapt(self, images: Pictures, labels: Sequence[Any] | Tensor, norm: Norm | None = None) -> Adapted:
         """Adapt, as the recipe's evaluation does, to S images and their S labels, which may be of any kind.
@@ -172,5 +172,4 @@ def illustrate(recipe: Recipe, meta: Meta) -> Figure:
 
 def load(path: str | Path) -> Learned:
     """What a run's folder or bundle holds; InputError where it is missing, incomplete or damaged."""
-    folder = next((f for f in (str(path), f"{path}/bundle") if bundle.is_complete(f)), str(path))
-    return Learned(*bundle.load(folder), str(path))
+    return Learned(*bundle.load(bundle.find(str(path)) or str(path)), str(path))

@@ -24,7 +24,7 @@ def test_summary_is_the_mean_with_1_96_standard_errors() -> None:
         [0, 1], {"accuracy": torch.tensor([[0.2, 0.4], [0.2, 0.6]])}, {"nn": torch.tensor([0.5, 0.3])}, ("none",)
     )
     second = Scores([0, 1], {"accuracy": torch.tensor([[0.5, 0.8]])}, {"nn": torch.tensor([0.1])}, ("none",))
-    score = summarise([first, second], "accuracy", "a protocol")
+    score = summarise([first, second], "accuracy", "none", "a protocol")
     assert score.tasks == 3
     assert score.curve == pytest.approx([0.3, 0.6])
     assert score.mean == pytest.approx(0.6)

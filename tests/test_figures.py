@@ -30,7 +30,7 @@ def line(axes: Axes, label: str) -> tuple[list[float], list[float]]:
 
 
 def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for axes in figure.findobj(Axes) for text in axes.texts]  # type: ignore[attr-defined]
+    return [text.get_text() for axes in figure.findobj(Axes) for text in axes.texts]
 
 
 def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_path: Path) -> None:
@@ -64,6 +64,7 @@ def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
         mean=0.9,
         ci95=0.02,
         tasks=600,
+        norm="support",
         protocol="p",
         steps=[0, 1, 3],
         curve=[0.2, 0.8, 0.9],
@@ -73,7 +74,7 @@ def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
     (axes,) = figures.adaptation_curve([("statistics: support", score)], "t").axes
     (bars,) = axes.containers
     assert bars.get_label() == "statistics: support"
-    points, _, (intervals,) = bars.lines  # type: ignore[attr-defined]
+    points, _, (intervals,) = bars.lines
     assert points.get_xydata().tolist() == [[0, 0.2], [1, 0.8], [3, 0.9]]
     assert [segment[:, 1].tolist() for segment in intervals.get_segments()] == [
         pytest.approx([0.19, 0.21]),
@@ -105,7 +106,7 @@ def test_an_episode_tells_right_from_wrong_without_colour() -> None:
         "before: cat 55%",  # its class is not known
         "after: cat 75%",
     ]
-    shown = [axes for axes in figure.findobj(Axes) if axes.get_images()]  # type: ignore[attr-defined]
+    shown = [axes for axes in figure.findobj(Axes) if axes.get_images()]
     assert [axes.get_title() for axes in shown] == ["cat", "dog", "dog", "cat", "file.png"]
     assert [int(axes.get_images()[0].get_array()[0, 0]) for axes in shown] == [0, 1, 2, 3, 0]
 
@@ -138,7 +139,7 @@ def test_of_many_images_some_of_each_class_are_shown() -> None:
         after=probabilities,
         title="t",
     )
-    titles = [axes.get_title() for axes in figure.findobj(Axes) if axes.get_images()]  # type: ignore[attr-defined]
+    titles = [axes.get_title() for axes in figure.findobj(Axes) if axes.get_images()]
     assert titles == sorted(titles[:20]) + sorted(titles[20:])
     assert [titles[:20].count(c) for c in "ABCDE"] == 5 * [4]
     assert [titles[20:].count(c) for c in "ABCDE"] == 5 * [8]
@@ -205,7 +206,7 @@ def test_a_sinusoids_example_shows_what_was_fitted() -> None:
     meta = initial_meta(recipe)
     figure = inference.illustrate(recipe, meta)
     setting, ticket = recipe.setting("test"), Ticket("score", "test", 0, 0)
-    family = replace(setting.family, queries=400)  # type: ignore[type-var]
+    family = replace(setting.family, queries=400)
     task = family.sample(generator_for(setting.seed, ticket, "picture"), 3, "test")
     problem = family.bind(recipe.model, setting.norm, "reference")
     phi = list(setting.algorithm.adapt(problem, meta, task, context()))

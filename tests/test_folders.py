@@ -216,7 +216,9 @@ def test_an_import_that_fails_keeps_the_earlier_one(tmp_path: Path) -> None:
     before = ImageStore.open("kept").images.clone()
     assert command("data", "import", "kept", "--source", str(tmp_path / "good" / "kind 00")).returncode == 2
     assert torch.equal(ImageStore.open("kept").images, before)
-    again = command("data", "import", "kept", "--source", str(tmp_path / "good"))
+    same = command("data", "import", "kept", "--source", str(tmp_path / "good"))
+    assert "replaces" not in same.stdout
+    again = command("data", "import", "kept", "--source", str(album(tmp_path / "other", range(4, 8), 2)))
     assert again.stdout.startswith(
         "replaces the data set kept that was there: what was trained on that one cannot go on"
     )
@@ -326,7 +328,7 @@ def test_query_files_are_labelled_by_the_folder_they_lie_in(tmp_path: Path) -> N
 @pytest.mark.parametrize("single", ["a.png", Path("a.png"), photo(0, 0), np.zeros((8, 9, 3)), torch.zeros(8, 9)])
 def test_a_single_image_is_not_taken_apart(single: object) -> None:
     with pytest.raises(InputError, match=r"a single image was given .*: put it into a list, as \[image\]"):
-        FewShot(data="none", shape=(3, 8, 9)).examples(single)  # type: ignore[arg-type]
+        FewShot(data="none", shape=(3, 8, 9)).examples(single)
 
 
 def test_one_image_of_three_channels_is_no_three_grey_ones() -> None:

@@ -157,7 +157,7 @@ def test_whatever_ends_a_run_early_leaves_the_last_whole_step_saved(kind: str) -
 
 
 def test_errors_stop_and_losses_are_retried_within_bounds() -> None:
-    lost, error = (Failure(None, "w", kind, "") for kind in ("lost", "error"))  # type: ignore[arg-type]
+    lost, error = (Failure(None, "w", kind, "") for kind in ("lost", "error"))
     assert decide(error, 1) == "stop"
     assert decide(lost, 1) == decide(lost, MOST_LOSSES) == "again"
     assert decide(lost, MOST_LOSSES + 1) == "stop"

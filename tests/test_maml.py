@@ -45,7 +45,7 @@ def test_meta_gradient_of_a_quadratic_is_its_closed_form(path: Path, steps: int,
     problem = Quadratic()
     problem.path = path
     maml = MAML(inner_lr=0.1, inner_steps=steps, first_order=first_order)
-    update = maml.update(problem, Meta({"x": theta}, {}, {}), Task(a, c, a, c), context())  # type: ignore[arg-type]
+    update = maml.update(problem, Meta({"x": theta}, {}, {}), Task(a, c, a, c), context())
     shrink = (1 - 0.1 * a) ** (steps if first_order else 2 * steps)
     expected = (shrink * a * (theta - c)).mean(0)
     torch.testing.assert_close(update.direction.model["x"], expected, rtol=1e-12, atol=0)

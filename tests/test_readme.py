@@ -61,7 +61,7 @@ class Home:
 
     def run(self, command: str) -> str:
         options = {"shell": True, "executable": "/bin/bash", "cwd": self.folder, "env": self.environment}
-        done = subprocess.run(command, **options, capture_output=True, text=True, check=False, timeout=280)  # type: ignore[call-overload]
+        done = subprocess.run(command, **options, capture_output=True, text=True, check=False, timeout=280)
         assert done.returncode == 0, done.stderr
         found: str = done.stdout
         return found
@@ -71,7 +71,7 @@ class Home:
         path = self.folder / "started.log"
         with path.open("wb") as log:
             options = {"cwd": self.folder, "env": self.environment, "stdout": log, "stderr": log}
-            process = subprocess.Popen(command.split(), **options, start_new_session=True)  # type: ignore[call-overload]
+            process = subprocess.Popen(command.split(), **options, start_new_session=True)
         deadline = time.monotonic() + 120
         while until not in path.read_text():
             assert time.monotonic() < deadline, path.read_text()

@@ -61,8 +61,8 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
     found = recipes.load(RunConfig, path, sets)
     assert found.algorithm.inner_lr == 0.001  # YAML reads 1e-3 as text
     assert found.workers.max == 3
-    assert found.setting("test").family.shots == 7  # type: ignore[attr-defined]
-    assert found.model.hidden == (8, 8, 8)  # type: ignore[union-attr]
+    assert found.setting("test").family.shots == 7
+    assert found.model.hidden == (8, 8, 8)
 
 
 @pytest.mark.parametrize(

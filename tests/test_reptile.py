@@ -18,7 +18,7 @@ from metatrain.tasks import Sinusoid
 FAMILY = Sinusoid(shots=8, queries=2)
 
 
-def setup(path: Path = "batched"):  # type: ignore[no-untyped-def]
+def setup(path: Path = "batched"):
     problem = FAMILY.bind(MLP(hidden=(7,)), ("none",), path)
     meta = Meta(problem.init(torch.Generator().manual_seed(0)), {}, {})
     return problem, meta, FAMILY.sample(torch.Generator().manual_seed(1), 3, "train")
@@ -40,7 +40,7 @@ def test_one_sgd_step_with_outer_step_one_is_one_sgd_step() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_steps_on_minibatches_equal_a_handwritten_loop(optimizer: str, path: Path) -> None:
     problem, meta, task = setup(path)
-    reptile = Reptile(inner_optimizer=optimizer, inner_lr=0.01, inner_steps=4, inner_batch=3)  # type: ignore[arg-type]
+    reptile = Reptile(inner_optimizer=optimizer, inner_lr=0.01, inner_steps=4, inner_batch=3)
     update = reptile.update(problem, meta, task, context())
     drawn = minibatches(8, 3, 4, 3, context().generator)
     mean = {name: torch.zeros_like(p) for name, p in meta.model.items()}

@@ -19,6 +19,7 @@ from metatrain.tasks.pixels import FORMATS
 
 FEWEST_PIXELS, MOST_PIXELS = 16, 84  # a side, where no size is asked for; 84 is that of mini-ImageNet
 MOST_ASKED = 1024
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FEWEST_CLASSES = 4  # two to train on and two to test on
 GREY = 16  # how far apart the channels of a grey image may be, of 255: JPEG colours greys a little
 
@@ -70,7 +71,7 @@ def read_folder(
     side = size or int(np.clip(median(min(f.width, f.height) for f in everything), FEWEST_PIXELS, MOST_PIXELS))
     shape = (3 if any(f.coloured for f in everything) else 1, side, side)
     names = [n.partition("/")[2] for n in classes] if given else list(classes)
-    none: dict[Split, Rotations] = {"train": "none", "val": "none", "test": "none"}
+    none: dict[Split, Rotations] = dict.fromkeys(SPLITS, "none")
     splits = given or shuffled_splits(len(classes))
     store = ImageStore(
         name=name,
@@ -145,17 +146,16 @@ def _scan(
 def _given_splits(names: list[str]) -> dict[Split, list[int]] | None:
     """The splits, where the classes lie in folders train, test and perhaps val; None where in none of these."""
     tops = [name.partition("/") for name in names]
-    split_folders = {top for top, _, name in tops if name and top.lower() in ("train", "val", "test")}
+    split_folders = {top for top, _, name in tops if name and top.lower() in SPLITS}
     if not split_folders:
         return None
-    splits: dict[Split, list[int]] = {"train": [], "val": [], "test": []}
-    for i, (top, _, name) in enumerate(tops):
-        if not name or top.lower() not in splits:
+    for top, _, name in tops:
+        if not name or top.lower() not in SPLITS:
             raise InputError(
                 f"there are folders {', '.join(sorted(split_folders))} and beside them {top}: every class must lie in "
                 "train, val or test; rename or move it, or give one folder of classes without splits"
             )
-        splits[top.lower()].append(i)  # type: ignore[index]
+    splits = {split: [i for i, (top, _, _) in enumerate(tops) if top.lower() == split] for split in SPLITS}
     if min(len(splits["train"]), len(splits["test"]), len(splits["val"]) or 2) < 2:
         sizes = ", ".join(f"{split} has {len(members)}" for split, members in splits.items())
         raise InputError(f"train and test need at least 2 classes each, and val 2 or none: {sizes}; move some")

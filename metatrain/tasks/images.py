@@ -177,6 +177,12 @@ def folder_of(name: str) -> Path:
     return cache() / name
 
 
+def checksum_of(name: str) -> str | None:
+    """That of an imported data set's content, as recorded; None where there is none."""
+    manifest = folder_of(name) / "manifest.json"
+    return str(json.loads(manifest.read_text()).get("content")) if manifest.exists() else None
+
+
 def _again(name: str) -> str:
     return f"run `metatrain data import {name}` again, with --source where it is your own"
 
