@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -32,8 +34,12 @@ app.add_typer(data, name="data")
 def main(app: typer.Typer) -> None:
     """Run a command; what the user can mend is one sentence and exit code 2, and Ctrl-C is exit code 130."""
 
-    def stop(number: int, frame: object) -> None:
-        print("stopped", file=sys.stderr)
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"stopped\n")  # print() might be what was interrupted
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(130)  # C extensions swallow an exception in their import, or abort on it
+            frame = frame.f_back
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
