@@ -54,9 +54,10 @@ def train(
     except (Diverged, WorkersLost) as error:
         raise InputError(f"{error}; the last whole step is saved") from error
     score = scores[0]
-    print(f"before adaptation: {_show(score.metric, score.curve[0])}")
+    if len(score.curve) > 1:
+        print(f"before adaptation: {_show(score.metric, score.curve[0])}")
     for name, value in score.baselines.items():
-        print(f"{name.replace('_', ' ')} on pixels: {_show(score.metric, value)}")
+        print(f"{name.replace('_', ' ')}: {_show(score.metric, value)}")
     print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
     if (folder / "mlflow.json").exists():
         print(f"compare runs: {cli.program()} ui {folder}")

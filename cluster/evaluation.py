@@ -8,6 +8,8 @@ from metatrain.core import Algorithm, Norm, Scores, Split, Ticket
 from metatrain.evaluate import Score
 from metatrain.recipe import Recipe
 
+NOTHING = (None, False, (), ("*",))  # values that say nothing in a protocol line
+
 
 def evaluate_split(recipe: Recipe, requests: Requests, split: Split, version: int) -> list[Score]:
     """Score the published parameters, which are those of `version`, on a split's fixed tasks: one score per norm."""
@@ -35,4 +37,4 @@ def _protocol(recipe: Recipe, split: Split, norm: Norm, version: int) -> str:
 def _describe(algorithm: Algorithm) -> str:
     fields = dict(vars(algorithm))
     name = fields.pop("name")
-    return " ".join([name, *(f"{k}={v}" for k, v in fields.items() if v not in (None, False, ()))])
+    return " ".join([name, *(f"{k}={v}" for k, v in fields.items() if v not in NOTHING)])

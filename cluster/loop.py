@@ -58,6 +58,7 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
                 **{f"train/{name}": value for name, value in learned.items() if name.endswith(("_before", "_after"))},
                 "learner/gradient_norm": learned["gradient_norm"],
                 "learner/lr": learned["lr"],
+                **{f"algorithm/{name}": float(p.mean()) for name, p in learner.meta().algorithm.items()},
                 "run/staleness": staleness,
                 "run/tasks_per_s": outer.tasks_per_step / seconds,
                 "run/worker_utilisation": (requests.busy_s - busy_s) / (seconds * max(pool.status().alive, 1)),
@@ -85,8 +86,6 @@ def update_tickets(recipe: Recipe, step: int) -> list[Ticket]:
 
 def _validate(recipe: Recipe, requests: Requests, version: int) -> Metrics:
     score = evaluate_split(recipe, requests, "val", version)[0]
-    return {
-        f"val/{score.metric}_before": score.curve[0],
-        f"val/{score.metric}_after": score.mean,
-        f"val/{score.metric}_after_ci95": score.ci95,
-    }
+    name = f"val/{score.metric}"
+    before = {f"{name}_before": value for value in score.curve[:-1][:1]}  # none where adapting is no step at all
+    return {**before, f"{name}_after": score.mean, f"{name}_after_ci95": score.ci95}

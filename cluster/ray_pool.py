@@ -18,9 +18,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,18 @@ INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the cal
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[bool]:
-    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it was started here."""
+def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
+    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it was started here.
+
+    Workers get `code`, files and package folders to import from; those of a surrounding job have what that job ships.
+    """
     if ray.is_initialized():
         yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if code:
+        quiet["runtime_env"] = {"py_modules": [str(path) for path in code]}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", include_dashboard=False, **quiet)

@@ -37,6 +37,7 @@ NORMALISED = {
     "transductive": "query images normalised together (transductive)",
     "support": "query images normalised with the support set",
     "support+1": "each query image normalised with the support set and itself (support+1)",
+    "running": "query images normalised with training's moving averages (running)",
     "none": "after adaptation",
 }
 
@@ -160,7 +161,7 @@ def check_fit(recipe: Recipe, meta: Meta) -> None:
             if shapes[0] != shapes[1]:
                 raise InputError(
                     f"the evaluation needs {name} of shape {shapes[1]}, and what was trained has {shapes[0]}: "
-                    "evaluate with the model and family.ways of training"
+                    "evaluate with the model, algorithm, norm and family.ways of training"
                 )
 
 
@@ -180,7 +181,7 @@ def pool_for(config: RunConfig, plan: Plan, address: str | None) -> Iterator[Poo
         raise InputError(
             f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
         ) from error
-    with ray_pool.connected(address) as local:
+    with ray_pool.connected(address, recipes.own_code(config.recipe())) as local:
         pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local)
         try:
             yield pool
@@ -270,6 +271,8 @@ def _leave_results(folder: Path, recipe: Recipe, meta: Meta, scores: list[Score]
         ),
         "example": inference.illustrate(recipe, meta),
     }
+    if meta.algorithm:
+        pictures["learned"] = figures.learned_parameters(rows, f"{recipe.name}: what the algorithm learned")
     for name, figure in pictures.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
 
@@ -279,6 +282,7 @@ def _as_metrics(scores: list[Score]) -> dict[str, float]:
     found: dict[str, float] = {}
     for i, score in enumerate(scores):
         name = f"test/{score.metric}" + (f"_{i}" if i else "")
-        found |= {name: score.mean, f"{name}_ci95": score.ci95, f"{name}_before": score.curve[0]}
+        found |= {name: score.mean, f"{name}_ci95": score.ci95}
+        found |= {f"{name}_before": value for value in score.curve[:-1][:1]}
         found |= {f"test/{baseline}": value for baseline, value in score.baselines.items()}
     return found

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import queue
+import re
 import subprocess
 import threading
 import time
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 BATCH = 1000  # metrics in one MLflow call
 DRAIN_S = 1.0  # between calls
 CLOSE_S = 60.0  # how long a finished run waits for what is still queued
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
 PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
 
 
@@ -181,7 +183,8 @@ class MLflowTracker:
         run = self._client.create_run(experiment_id, run_name=config.name, tags=_tags())
         from mlflow.entities import Param
 
-        params = [Param(key, str(value)) for key, value in recipes.flatten(recipes.dump(config))]
+        values = recipes.flatten(recipes.dump(config))
+        params = [Param(NOT_IN_NAMES.sub("_", key), str(value)) for key, value in values]
         self._client.log_batch(run.info.run_id, params=params)
         return run
 

@@ -68,8 +68,7 @@ def initial_meta(recipe: Recipe, split: Split = "train", work: Literal["update",
     """The meta-parameters that a run starts from; those that a split's scores would start from have their shapes."""
     generator = generator_for(recipe.seed, Ticket("update", "train", 0, 0), "init")
     setting = recipe.setting(split, work)
-    problem = setting.family.bind(recipe.model, setting.norm, "reference")
-    return setting.algorithm.init(problem.init(generator), generator)
+    return setting.algorithm.init(setting.family.bind(recipe.model, setting.norm, "reference"), generator)
 
 
 def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:

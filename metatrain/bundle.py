@@ -1,6 +1,7 @@
 """Directories of files that are complete or refused, and the bundle: meta-parameters and the recipe they came from.
 
-Files are tensors (safetensors), JSON and YAML; nothing is ever unpickled. `manifest.json`, written last, holds each
+Files are tensors (safetensors), JSON and YAML; nothing is ever unpickled, and no code is run but that of a module which
+the recipe names as the user's own ("package.module:Class"). `manifest.json`, written last, holds each
 file's size and checksum: a directory without it is not there yet, one that disagrees with it is refused.
 """
 

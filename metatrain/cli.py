@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from metatrain.tasks.images import ImageStore
 
 WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
-Statistics = Literal["transductive", "support", "support+1"]
+Statistics = Literal["transductive", "support", "support+1", "running"]
 
 app = typer.Typer(
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Params = dict[str, Tensor]  # name -> tensor, named as Module.named_parameters names them
-Norm = Literal["transductive", "support", "support+1", "none"]  # whose statistics normalise a query example
+Norm = Literal["transductive", "support", "support+1", "running", "none"]  # whose statistics normalise a query example
+Targets = Literal["classes", "numbers", "rewards"]
 Path = Literal["reference", "batched"]  # how a ticket's tasks are computed; chosen once, by the driver
 Split = Literal["train", "val", "test"]
 Adapt = Callable[[Any], list[tuple[int, Params]]]  # tasks -> (inner step, their parameters), from step 0 to the last
@@ -35,7 +36,7 @@ class Meta(NamedTuple):
 
     model: Params  # the initialisation; goes to the forward pass
     algorithm: Params  # the algorithm's own, such as learned inner rates; descended like `model`
-    state: Params  # not descended: replaced by the weighted mean of the updates' state; usually empty
+    state: Params  # not descended: replaced by the weighted mean of the updates' state, such as running statistics
 
 
 class Task(NamedTuple):
@@ -104,8 +105,8 @@ class TaskFamily(Protocol):
         """The family as a bundle records it: able to `bind` where its data is not at hand."""
         ...
 
-    def picture(self, problem: Problem, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
-        """Show what adaptation does on tasks of its own drawing."""
+    def picture(self, problem: Any, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        """Show what adaptation does on tasks of its own drawing; `problem` is one that it bound."""
         ...
 
     def describe(self) -> str:
@@ -116,15 +117,20 @@ class TaskFamily(Protocol):
 class Model(Protocol):
     """A network's hyper-parameters: a frozen dataclass such as MLP(hidden=(40, 40))."""
 
-    def module(self, inputs: Sequence[int], outputs: int) -> nn.Module:
-        """Build the network for examples of shape `inputs`."""
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
+        """Build the network for examples of shape `inputs`: a `body` that gives features [N, F], and a `head` on them.
+
+        What a network with a memory is told after each example that it reads has `feedback` numbers: the target, or
+        the action and the reward. Other networks do not use it.
+        """
         ...
 
 
 class Problem(Protocol):
     """A family bound to a model: all that an algorithm knows of data and network.
 
-    `params` are those of T tasks: each tensor has a leading T.
+    `params` are all that a network needs to predict for T tasks: each tensor has a leading T. Among them may be what is
+    no weight: the state of a memory, or running statistics.
     """
 
     @property
@@ -135,8 +141,21 @@ class Problem(Protocol):
         """Whose statistics normalise query examples; ("none",) where nothing is normalised by statistics."""
         ...
 
+    @property
+    def targets(self) -> Targets:
+        """What a task is learned from: examples of classes or with numbers, or the rewards of episodes."""
+        ...
+
     def init(self, generator: torch.Generator) -> Params:
         """Fresh parameters, without a leading T."""
+        ...
+
+    def state(self) -> Params:
+        """What training does not descend but tracks, as it is at the start: running statistics, if `norm` says so."""
+        ...
+
+    def statistics(self, params: Params, tasks: Any) -> Params:
+        """What the tasks say that `state` should be, by shared parameters, which have no leading T."""
         ...
 
     def support_loss(self, params: Params, task: Any, context: Context, batch: Tensor | None = None) -> Tensor:
@@ -144,15 +163,19 @@ class Problem(Protocol):
         ...
 
     def support_size(self, task: Any) -> int:
-        """S, from which mini-batches are drawn."""
+        """S, from which mini-batches are drawn where there are examples."""
         ...
 
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
         """[T] each: "loss", which can be differentiated, and the family's metrics, which cannot."""
         ...
 
-    def predict(self, params: Params, task: Any) -> Tensor:
-        """[T, Q, *out] predictions for the query examples."""
+    def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
+        """[T, S, F] features of the support examples and [T, S, feedback] their targets, classes being one-hot."""
+        ...
+
+    def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:
+        """Yield `params`, then with the network's memory after each support example; of environments just `params`."""
         ...
 
     def baselines(self, task: Any) -> dict[str, Tensor]:
@@ -163,8 +186,8 @@ class Problem(Protocol):
 class Algorithm(Protocol):
     """A meta-learning algorithm: a frozen dataclass such as MAML(inner_lr=0.4, inner_steps=1)."""
 
-    def init(self, model: Params, generator: torch.Generator) -> Meta:
-        """The meta-parameters to start from."""
+    def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        """The meta-parameters to start from; InputError where the algorithm cannot learn this problem."""
         ...
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:

@@ -13,7 +13,8 @@ from statistics import mean, stdev
 from typing import Any, ParamSpec
 
 import numpy as np
-from matplotlib import font_manager, rc_context, rcParams
+import torch
+from matplotlib import colormaps, font_manager, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -35,6 +36,8 @@ WIDE_FONTS = (  # that have Chinese and Japanese characters
     "PingFang SC",
     "Microsoft YaHei",
 )
+
+ALGORITHM = "algorithm/"  # of the metrics that are what an algorithm has learned
 
 Row = Mapping[str, float]  # one line of metrics.jsonl
 P = ParamSpec("P")
@@ -60,14 +63,15 @@ def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
     axes = figure.subplots()
     for when, colour in (("before", "tab:gray"), ("after", "tab:blue")):
         steps, means, widths = _blocks(rows, f"train/{metric}_{when}")
-        _band(axes, steps, means, widths, color=colour, label=f"training tasks, {when} adaptation")
+        if steps:
+            _band(axes, steps, means, widths, color=colour, label=f"training tasks, {when} adaptation")
     validated = [row for row in rows if f"val/{metric}_after" in row]
     if validated:
         steps = [row["step"] for row in validated]
-        before, after, width = (
-            [row[f"val/{metric}_{name}"] for row in validated] for name in ("before", "after", "after_ci95")
-        )
-        axes.plot(steps, before, color="black", linestyle=":", label="validation tasks, before adaptation")
+        after, width = ([row[f"val/{metric}_{name}"] for row in validated] for name in ("after", "after_ci95"))
+        before = [row[name] for row in validated if (name := f"val/{metric}_before") in row]
+        if before:
+            axes.plot(steps, before, color="black", linestyle=":", label="validation tasks, before adaptation")
         _band(axes, steps, after, width, color="tab:orange", marker="o", label="validation tasks, after adaptation")
     axes.set(xlabel="outer step", ylabel=f"{metric} (shaded: 95 % interval)", title=title)
     _scale(axes, metric)
@@ -78,16 +82,16 @@ def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
 
 @_as_written
 def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
-    """The metric on held-out tasks after each inner step, one line per (label, score)."""
+    """The metric on held-out tasks after each adaptation step, one line per (label, score)."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for label, score in scores:
         axes.errorbar(score.steps, score.curve, yerr=score.curve_ci95, marker="o", capsize=3, label=label)
     score = scores[0][1]
     for name, value in score.baselines.items():
-        axes.axhline(value, color="tab:gray", linestyle="--", label=f"{name.replace('_', ' ')} on pixels")
+        axes.axhline(value, color="tab:gray", linestyle="--", label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="inner step", ylabel=f"{score.metric} (95 % interval, {score.tasks} tasks)", title=title)
+    axes.set(xlabel="adaptation step", ylabel=f"{score.metric} (95 % interval, {score.tasks} tasks)", title=title)
     _scale(axes, score.metric)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
@@ -155,7 +159,7 @@ def episode(
 
 @_as_written
 def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
-    """Curves fitted to the support points of T functions of one variable; (inner step, [T, Q, 1]) each."""
+    """Curves fitted to the support points of T functions of one variable; (adaptation step, [T, Q, 1]) each."""
     tasks = len(task.support_x)
     figure = Figure(figsize=(3.6 * tasks, 3.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
@@ -163,14 +167,49 @@ def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> F
     for t, axes in enumerate(np.ravel(figure.subplots(1, tasks, sharey=True))):
         axes.plot(task.query_x[t, :, 0], task.query_y[t, :, 0], color="0.75", linewidth=5, label="the function")
         for (step, y), (line, colour) in zip(predictions, styles[-len(predictions) :], strict=True):
-            steps = {0: "before adaptation", 1: "after 1 inner step"}.get(step, f"after {step} inner steps")
-            axes.plot(task.query_x[t, :, 0], y[t, :, 0], color=colour, linestyle=line, label=steps)
+            axes.plot(task.query_x[t, :, 0], y[t, :, 0], color=colour, linestyle=line, label=when(step))
         axes.plot(task.support_x[t, :, 0], task.support_y[t, :, 0], "k^", markersize=7, label="support points")
         axes.set_xlabel("x")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("y")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    _legend_below(figure)
+    return figure
+
+
+@_as_written
+def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
+    """T series, their support set's part and the forecasts of the rest; (adaptation step, [T, Q, 1]) each."""
+    tasks, seen = task.support_y.shape[:2]
+    figure = Figure(figsize=(3.6 * tasks, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    ahead = np.arange(seen, seen + task.query_y.shape[1])
+    for t, axes in enumerate(np.ravel(figure.subplots(1, tasks, sharey=True))):
+        whole = torch.cat([task.support_y[t, :, 0], task.query_y[t, :, 0]])
+        axes.plot(whole, color="0.75", linewidth=5, label="the series")
+        axes.plot(task.support_y[t, :, 0], "k^", markersize=5, label="support set")
+        for (step, y), (line, colour) in zip(predictions, [("--", "tab:blue"), ("-", "tab:orange")], strict=True):
+            axes.plot(ahead, y[t, :, 0], color=colour, linestyle=line, marker=".", label=when(step))
+        axes.set_xlabel("time")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("y")
+    _legend_below(figure)
+    return figure
+
+
+@_as_written
+def learned_parameters(rows: Sequence[Row], title: str) -> Figure:
+    """What an algorithm learns besides the network, such as inner rates: the mean of each tensor by outer step."""
+    names = sorted(name for name in rows[-1] if name.startswith(ALGORITHM))
+    figure = Figure(figsize=(9, max(4.2, 0.25 * len(names))), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0, 1, len(names))))
+    found = [row for row in rows if names and names[0] in row]
+    for name in names:
+        axes.plot([row["step"] for row in found], [row[name] for row in found], label=name.removeprefix(ALGORITHM))
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    axes.set(xlabel="outer step", ylabel="mean over the tensor", title=title)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
+    axes.grid(alpha=0.3)
     return figure
 
 
@@ -207,6 +246,17 @@ def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color:
     axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
 
 
+def when(step: int) -> str:
+    """How a step of adaptation is called: a step of the inner loop, or an example that was read."""
+    return {0: "before adaptation", 1: "after 1 adaptation step"}.get(step, f"after {step} adaptation steps")
+
+
+def _legend_below(figure: Figure) -> None:
+    """One legend for all axes, which show the same."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+
+
 def _show(axes: Axes, image: Tensor) -> None:
     """[C, H, W] uint8 with a frame, so that white paper has an edge."""
     pixels = image.permute(1, 2, 0).numpy()
@@ -230,5 +280,5 @@ def _short(label: str) -> str:
 def _scale(axes: Axes, metric: str) -> None:
     if metric == "accuracy":
         axes.set_ylim(0, 1.02)
-    else:
+    elif metric == "mse":
         axes.set_yscale("log")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from metatrain import bundle
-from metatrain.core import Context, InputError, Meta, Norm, Params, Problem, Task, Ticket, generator_for
+from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket, generator_for
+from metatrain.problem import Supervised
 from metatrain.recipe import Recipe
-from metatrain.tasks import FewShot
+from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.pixels import Picture
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Adapted:
     classes: list[Any]  # the labels of the support set, sorted
     norm: Norm  # whose statistics normalise an image that is predicted; "transductive": of all given at once
     seconds: float  # that the inner loop took
-    problem: Problem = field(repr=False)
+    problem: Supervised = field(repr=False)
     family: FewShot = field(repr=False)
     support: Task = field(repr=False)  # T = 1
     before: Params = field(repr=False)  # of the one task, before and after the inner loop
@@ -132,7 +133,9 @@ class Learned:
             raise InputError(f"labels must be numbers or strings, all of one kind ({error}): convert them") from error
         family = replace(self._family, ways=max(len(classes), 2))
         problem = family.bind(self.recipe.model, (norm or self._setting.norm[0],), "reference")
-        fresh = problem.init(torch.Generator().manual_seed(0))
+        fresh = self._setting.algorithm.init(problem, torch.Generator().manual_seed(0)).model
+        if fresh.keys() != self.meta.model.keys():
+            raise InputError(f"{self._source} has parameters of another version of its network: train it again")
         if len(classes) < 2 or any(fresh[name].shape != p.shape for name, p in self.meta.model.items()):
             raise InputError(
                 f"{self._source} tells {self._family.ways} classes apart, got labels of {len(classes)} "

@@ -137,7 +137,16 @@ class Learner:
         return tensors, scalars
 
     def load_state_dict(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Continue from a state_dict of a learner with the same parameters and optimizer."""
+        """Continue from a state_dict of a learner with the same parameters and optimizer; InputError for others."""
+        held = {f"params.{k}": p.shape for k, p in self._params.items()}
+        held |= {f"state.{k}": p.shape for k, p in self._state.items()}
+        saved = {k: p.shape for k, p in tensors.items() if k.startswith(("params.", "state."))}
+        if held != saved:
+            other = next(k for k in sorted(held.keys() | saved.keys()) if held.get(k) != saved.get(k))
+            raise InputError(
+                f"the checkpoint has other parameters than this run ({other.partition('.')[2]}): "
+                "resume with the model and algorithm that it was trained with"
+            )
         with torch.no_grad():
             for name, p in self._params.items():
                 p.copy_(tensors[f"params.{name}"])

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import math
+import sys
+import sysconfig
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import CoreSchema, core_schema
 
-from metatrain.algorithms import MAML, Reptile
-from metatrain.core import Algorithm, InputError, Norm, Split, TaskFamily
+from metatrain import algorithms, models, tasks
+from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily
 from metatrain.learner import Outer
-from metatrain.models import MLP, Conv4
-from metatrain.tasks import FewShot, Sinusoid
 
-AnyFamily = Annotated[Sinusoid | FewShot, Field(discriminator="name")]
-AnyModel = Annotated[MLP | Conv4, Field(discriminator="name")]
-AnyAlgorithm = Annotated[MAML | Reptile, Field(discriminator="name")]
 Tree = dict[str, Any]
 C = TypeVar("C")
+
+
+class OwnClass:
+    """Lets a name be "package.module:Class": a class of the user's that does what `protocol` says."""
+
+    def __init__(self, protocol: type) -> None:
+        self._protocol = protocol
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        built_in = handler(source)
+        plain = core_schema.plain_serializer_function_ser_schema(dump)
+        return core_schema.no_info_wrap_validator_function(self._validate, built_in, serialization=plain)
+
+    def _validate(self, value: Any, built_in: Callable[[Any], Any]) -> Any:
+        name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+        if not isinstance(name, str) or ":" not in name:
+            return built_in(value)
+        return _construct(_own(name, self._protocol), value) if isinstance(value, dict) else value
+
+
+AnyFamily = Annotated[tasks.BuiltIn, Field(discriminator="name"), OwnClass(TaskFamily)]
+AnyModel = Annotated[models.BuiltIn, Field(discriminator="name"), OwnClass(Model)]
+AnyAlgorithm = Annotated[algorithms.BuiltIn, Field(discriminator="name"), OwnClass(Algorithm)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +169,7 @@ def parse(kind: type[C], tree: Any, source: str) -> C:
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        # A misspelt key is also a missing one: name the one that is there.
-        found = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
-        raise InputError(f"{source}: {_sentence(kind, found[0])}") from error
+        raise _refusal(kind, error, source) from error
 
 
 def dump(config: Any) -> Tree:
@@ -183,7 +204,17 @@ def explain(config: Any, path: Path, overrides: Sequence[str]) -> str:
 
 def override(component: C, changes: Mapping[str, Any], source: str) -> C:
     """A component with some of its fields changed, validated again."""
-    return parse(type(component), dump(component) | dict(changes), source) if changes else component
+    tree = dump(component)
+    if changes.get("name", tree.get("name")) != tree.get("name"):
+        raise InputError(f"{source} cannot change the name from {tree['name']!r}: train another run for that")
+    if not changes:
+        return component
+    try:
+        return _construct(type(component), tree | dict(changes))
+    except ValidationError as error:
+        raise _refusal(type(component), error, source) from error
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def put(tree: Tree, key: str, value: Any) -> None:
@@ -205,6 +236,61 @@ def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def own_code(recipe: Recipe) -> list[Path]:
+    """The files and package folders that the user's own classes in a recipe come from, if they are not installed."""
+    found = []
+    for component in (recipe.family, recipe.model, recipe.algorithm):
+        name, colon, _ = component.name.partition(":")
+        if colon:
+            top = importlib.import_module(name.partition(".")[0])
+            where = Path(top.__file__ or next(iter(top.__path__)))
+            found.append(where.parent if where.name == "__init__.py" else where)
+    installed = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
+    return sorted({path for path in found if not any(path.is_relative_to(folder) for folder in installed)})
+
+
+def _own(name: str, protocol: type) -> type[Any]:
+    """The class that "package.module:Class" names, imported from this folder or from what is installed."""
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # a console script does not look here
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"cannot import {name!r} ({reason}): mend it, or run in the folder that holds it") from error
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(f"{name!r} is no dataclass: decorate it with @dataclass(frozen=True, kw_only=True)")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if "name" not in fields:
+        raise ValueError(f"{name!r} has no field for its name: give it one, `name: str`")
+    lacking = [n for n in vars(protocol) if not n.startswith("_") and n not in fields and not hasattr(kind, n)]
+    if lacking:
+        raise ValueError(f"{name!r} is no {protocol.__name__}, it lacks {', '.join(lacking)}: see metatrain/core.py")
+    return kind
+
+
+def _construct(kind: type[C], tree: Tree) -> C:
+    """A dataclass from its fields; ValueError where one is unknown, which a class of the user's might let pass."""
+    fields = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    for key in tree.keys() - fields:
+        near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
+        raise ValueError(f"{key} is not a key of {tree.get('name', kind.__name__)}; {hint}")
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except PydanticUserError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{tree['name']} has a field that cannot be read from YAML ({reason}): correct it") from error
+
+
+def _refusal(kind: Any, error: ValidationError, source: str) -> InputError:
+    # A misspelt key is also a missing one: name the one that is there.
+    found = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
+    return InputError(f"{source}: {_sentence(kind, found[0])}")
 
 
 def _sentence(kind: Any, error: Any) -> str:
@@ -236,7 +322,8 @@ def _sentence(kind: Any, error: Any) -> str:
         given = value.get("name") if isinstance(value, dict) else value
         near = difflib.get_close_matches(str(given), _names(here).split(", "), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{where}.name is {given!r}, expected one of {_names(here)}{hint}"
+        own = ', or a class of yours as "package.module:Class"' if where in ("family", "model", "algorithm") else ""
+        return f"{where}.name is {given!r}, expected one of {_names(here)}{own}{hint}"
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
     expected = error["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]

@@ -81,7 +81,7 @@ SINUSOID: dict[str, Any] = {
 GLYPHS: dict[str, Any] = SINUSOID | {
     "name": "glyphs",
     "family": {"name": "fewshot", "data": "glyphs"},
-    "model": {"name": "conv4", "filters": 8, "pool": "stride", "head": "mean"},
+    "model": {"name": "conv4", "filters": 8, "pool": "stride", "features": "mean"},
     "algorithm": {"name": "maml", "inner_lr": 0.4},
     "outer": {"steps": 20, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003},
 }
@@ -90,6 +90,39 @@ REPTILE: dict[str, Any] = GLYPHS | {
     "family": {"name": "fewshot", "data": "glyphs", "shots": 4},
     "algorithm": {"name": "reptile", "inner_lr": 0.001, "inner_steps": 3, "inner_batch": 7},
     "outer": {"steps": 20, "tasks_per_step": 5, "tasks_per_ticket": 2, "optimizer": "SGD", "lr": 1.0},
+}
+SHORT = {"steps": 4, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003}
+PROBES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
+    "sinusoid": SINUSOID,
+    "maml-conv4": GLYPHS,
+    "reptile-conv4": REPTILE,
+    "anil": GLYPHS | {"algorithm": {"name": "maml", "inner_lr": 0.4, "adapts": ["head.*"]}, "outer": SHORT},
+    "meta-sgd": GLYPHS
+    | {
+        "algorithm": {"name": "meta_sgd", "initial_lr": 0.4},
+        "outer": SHORT | {"groups": {"algorithm.*": {"lr": 0.1}}},
+    },
+    "layer-step-rates": SINUSOID
+    | {"algorithm": {"name": "meta_sgd", "initial_lr": 0.01, "inner_steps": 2, "rates": "layer_step"}},
+    "prototypical": GLYPHS
+    | {
+        "algorithm": {"name": "prototypical"},
+        "norm": "running",
+        "outer": SHORT,
+        "evaluation": {"tasks": 30, "tasks_per_ticket": 7, "norm": "running", "family": {"ways": 3}},
+    },
+    "recurrent": SINUSOID
+    | {
+        "family": {"name": "series", "shots": 4, "queries": 3},
+        "model": {"name": "rnn", "cell": "lstm", "hidden": 8, "body": {"name": "mlp", "hidden": [8]}},
+        "algorithm": {"name": "recurrent"},
+    },
+    "recurrent-conv4": GLYPHS
+    | {
+        "model": {"name": "rnn", "cell": "gru", "hidden": 8, "body": GLYPHS["model"]},
+        "algorithm": {"name": "recurrent"},
+        "outer": SHORT,
+    },
 }
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, REPTILE, SINUSOID, config
+from conftest import GLYPHS, PROBES, REPTILE, SINUSOID, config
 from pyarrow import fs
 
 from cluster import checkpoint, run
-from cluster.worker import choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan, initial_meta
 from metatrain import bundle
-from metatrain.core import InputError
+from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
 
 
@@ -63,6 +63,28 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
     rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (straight, killed)]
     assert [row["step"] for row in rows[1]] == list(range(1, 11))
     assert [row["train/loss_after"] for row in rows[0]] == [row["train/loss_after"] for row in rows[1]]
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_what_every_kind_learns_and_tracks_goes_on_exactly(probe: str, tmp_path: Path) -> None:
+    settings = config(PROBES[probe])
+    recipe, (plan, _) = settings.recipe(), choose_plan(settings.recipe(), 0, 1)
+    worker = Worker(recipe, plan)
+
+    def learn(learner: Learner, until: int) -> torch.Tensor:
+        while learner.version < until:
+            worker.load(-learner.version - 2, worker.layout.flatten(learner.meta()))  # a version that it has not
+            update, _ = worker.compute(Ticket("update", "train", learner.version, 0))
+            assert isinstance(update, Update)
+            learner.apply([update])
+        return worker.layout.flatten(learner.meta())
+
+    straight, stopped, resumed = (Learner(initial_meta(recipe), recipe.outer) for _ in range(3))
+    expected = learn(straight, 4)
+    learn(stopped, 2)
+    saved = checkpoint.load(checkpoint.save(str(tmp_path), settings, plan, stopped, {}, 1))
+    resumed.load_state_dict(saved.tensors, saved.scalars)
+    assert torch.equal(learn(resumed, 4), expected)
 
 
 def test_only_the_newest_are_kept_and_an_unfinished_one_does_not_count(tmp_path: Path) -> None:

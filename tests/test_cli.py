@@ -148,9 +148,12 @@ def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> N
     assert command("train", recipe, "--set", "output=out").returncode == 0
     for item in ("family.ways=3", "model.filters=4", "evaluation.family.ways=3"):
         done = command("evaluate", "out", "--set", "workers.max=0", "--set", item)
-        refused(done, "the evaluation needs .* of shape .*: evaluate with the model and family.ways of training")
+        refused(
+            done,
+            "the evaluation needs .* of shape .*: evaluate with the model, algorithm, norm and family.ways of training",
+        )
     done = command("train", recipe, "--set", "evaluation.family.ways=3", "--set", "output=other")
-    refused(done, "evaluate with the model and family.ways of training")
+    refused(done, "evaluate with the model, algorithm, norm and family.ways of training")
     refused(command("evaluate", recipe), "is a file: give a run's folder, a checkpoint's or a bundle's")
     faster = ("--set", "output=out", "--set", "outer.lr=0.1")
     done = command("train", recipe, *faster, "--resume", "auto")

@@ -76,4 +76,4 @@ def test_each_norm_of_an_evaluation_gives_a_score() -> None:
     pool.publish(Snapshot(0, initial_meta(recipe)))
     found = evaluate_split(recipe, Requests(pool), "test", 0)
     assert [score.protocol.split("bn=")[1].split(",")[0] for score in found] == ["transductive", "support+1"]
-    assert {"nearest_neighbour"} == found[0].baselines.keys()
+    assert {"nearest_neighbour_on_pixels"} == found[0].baselines.keys()

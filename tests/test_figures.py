@@ -69,7 +69,7 @@ def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
         steps=[0, 1, 3],
         curve=[0.2, 0.8, 0.9],
         curve_ci95=[0.01, 0.03, 0.02],
-        baselines={"nearest_neighbour": 0.5},
+        baselines={"nearest_neighbour_on_pixels": 0.5},
     )
     (axes,) = figures.adaptation_curve([("statistics: support", score)], "t").axes
     (bars,) = axes.containers
@@ -120,8 +120,8 @@ def test_fits_show_the_function_the_points_and_the_curves() -> None:
         for label, y in (
             ("the function", x**2),
             ("before adaptation", 0 * x),
-            ("after 1 inner step", x),
-            ("after 10 inner steps", x**2 + 1),
+            ("after 1 adaptation step", x),
+            ("after 10 adaptation steps", x**2 + 1),
         ):
             assert line(axes, label) == (x[t, :, 0].tolist(), y[t, :, 0].tolist())
 
@@ -210,7 +210,7 @@ def test_a_sinusoids_example_shows_what_was_fitted() -> None:
     task = family.sample(generator_for(setting.seed, ticket, "picture"), 3, "test")
     problem = family.bind(recipe.model, setting.norm, "reference")
     phi = list(setting.algorithm.adapt(problem, meta, task, context()))
-    for step, label in ((0, "before adaptation"), (1, "after 1 inner step"), (4, "after 4 inner steps")):
+    for step, label in ((0, "before adaptation"), (1, "after 1 adaptation step"), (4, "after 4 adaptation steps")):
         y = problem.predict(phi[step], task)
         for t, axes in enumerate(figure.axes):
             x, drawn = line(axes, label)
@@ -223,3 +223,21 @@ def test_a_sinusoids_example_shows_what_was_fitted() -> None:
         assert len(points[0]) == 5
         nearest = np.interp(points[0], *function)
         assert np.abs(nearest - points[1]).max() < 0.05
+
+
+def test_forecasts_stand_where_the_query_set_is() -> None:
+    y = torch.arange(8.0).expand(2, 8)[..., None]
+    task = Task(y[:, :5], y[:, :5], y[:, 5:], y[:, 5:])
+    figure = figures.forecasts(task, [(0, 0 * y[:, 5:]), (5, y[:, 5:] + 1)], "t")
+    for axes in figure.axes:
+        assert line(axes, "the series") == ([*range(8)], [*range(8)])
+        assert line(axes, "support set") == ([*range(5)], [*range(5)])
+        assert line(axes, "before adaptation") == ([5, 6, 7], [0, 0, 0])
+        assert line(axes, "after 5 adaptation steps") == ([5, 6, 7], [6, 7, 8])
+
+
+def test_what_an_algorithm_learned_has_a_line_for_each_tensor() -> None:
+    rows = [{"step": i, "train/loss_after": 1.0, "algorithm/rate.a": 0.1 * i, "algorithm/rate.b": -i} for i in (1, 2)]
+    (axes,) = figures.learned_parameters(rows, "t").axes
+    assert line(axes, "rate.a") == ([1, 2], [0.1, 0.2])
+    assert line(axes, "rate.b") == ([1, 2], [-1, -2])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from conftest import GLYPHS, REPTILE, SINUSOID, config
+from conftest import PROBES, config
 
 from cluster.worker import Worker, choose_plan, initial_meta
 from metatrain.core import Scores, Ticket, Update
@@ -14,9 +12,9 @@ from metatrain.core import Scores, Ticket, Update
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
 
-@pytest.mark.parametrize("base", [SINUSOID, GLYPHS, REPTILE])
-def test_cpu_and_cuda_agree(base: dict[str, Any]) -> None:
-    recipe = config(base).recipe()
+@pytest.mark.parametrize("probe", PROBES)
+def test_cpu_and_cuda_agree(probe: str) -> None:
+    recipe = config(PROBES[probe]).recipe()
     results = []
     for gpus in (0, 1):
         worker = Worker(recipe, choose_plan(recipe, gpus, 1)[0])

@@ -81,3 +81,32 @@ def test_the_packages_are_those_of_this_checkout(layer: str) -> None:
     code = f"import {layer}; print({layer}.__file__)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert Path(found.stdout.strip()).is_relative_to(ROOT)
+
+
+NEUTRAL = [
+    "cluster/loop.py",
+    "cluster/worker.py",
+    "cluster/pool.py",
+    "cluster/ray_pool.py",
+    "cluster/requests.py",
+    "cluster/evaluation.py",
+    "metatrain/learner.py",
+    "metatrain/evaluate.py",
+]
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_runs_every_algorithm_knows_none(name: str) -> None:
+    """No family, model, problem or algorithm is named there, be it to import it or to ask whether it is one."""
+    import typing
+
+    from metatrain import algorithms, models, tasks
+
+    kinds = {kind for union in (algorithms, models, tasks) for kind in typing.get_args(union.BuiltIn)}
+    known = {kind.__name__ for kind in kinds} | {kind.name for kind in kinds} | {"Supervised"}
+    nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
+    names |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not names & known

@@ -17,9 +17,9 @@ from metatrain.problem import Supervised
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 NETS = {
-    "maml": Conv4(filters=4, pool="stride", head="mean", norm_scale=False),
-    "reptile": Conv4(filters=4, pool="stride", head="flatten"),
-    "max-pool": Conv4(filters=4, pool="max", head="flatten"),
+    "maml": Conv4(filters=4, pool="stride", features="mean", norm_scale=False),
+    "reptile": Conv4(filters=4, pool="stride", features="flatten"),
+    "max-pool": Conv4(filters=4, pool="max", features="flatten"),
 }
 
 
@@ -88,7 +88,7 @@ def handwritten(net: Conv4, theta: Params, task: Task, lr: float, steps: int, fi
                 x = x * p[f"body.{i}.norm.scale"].view(1, -1, 1, 1)
             x = torch.relu(x + p[f"body.{i}.norm.shift"].view(1, -1, 1, 1))
             x = F.max_pool2d(x, 2) if net.pool == "max" else x
-        features = x.mean((2, 3)) if net.head == "mean" else x.flatten(1)
+        features = x.mean((2, 3)) if net.features == "mean" else x.flatten(1)
         return features @ p["head.weight"].T + p["head.bias"]
 
     total = {name: torch.zeros_like(p) for name, p in theta.items()}
@@ -163,7 +163,7 @@ def test_the_orders_differ() -> None:
 def test_frozen_parameters_do_not_adapt_but_are_meta_learned() -> None:
     problem, task = supervised(NETS["maml"], "reference"), tasks()
     meta = start(problem)
-    maml = MAML(inner_lr=0.4, frozen=("*.norm.*",))
+    maml = MAML(inner_lr=0.4, adapts=("*.conv.*", "head.*"))
     *_, phi = maml.adapt(problem, meta, task, context())
     assert torch.equal(phi["body.0.norm.shift"], meta.model["body.0.norm.shift"].expand(3, -1))
     assert not torch.equal(phi["head.weight"][0], meta.model["head.weight"])

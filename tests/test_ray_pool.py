@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, REPTILE, SINUSOID, config
+from conftest import GLYPHS, PROBES, SINUSOID, config
 
 from cluster import loop
 from cluster.config import RunConfig
@@ -55,9 +55,9 @@ def pid_of(actor: Any) -> int:
     return found
 
 
-@pytest.mark.parametrize("base", [SINUSOID, GLYPHS, REPTILE], ids=["sinusoid", "maml-conv4", "reptile-conv4"])
-def test_twenty_steps_give_the_same_bits_in_process_and_on_one_and_three_actors(base: dict[str, Any]) -> None:
-    settings = config(base)
+@pytest.mark.parametrize("probe", PROBES)
+def test_training_gives_the_same_bits_in_process_and_on_one_and_three_actors(probe: str) -> None:
+    settings = config(PROBES[probe])
     expected = train(settings, local(settings))
     assert torch.equal(train(settings, ray_pool(settings, min=1, max=1)), expected)
     assert torch.equal(train(settings, ray_pool(settings, min=3, max=3)), expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -11,6 +11,7 @@ from conftest import GLYPHS, REPTILE, SINUSOID, config
 
 from cluster.config import RunConfig
 from metatrain import recipe as recipes
+from metatrain.algorithms import BuiltIn
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
 
@@ -18,7 +19,8 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_loads_and_is_named_like_its_file(path: Path) -> None:
+def test_every_recipe_loads_and_is_named_like_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent.parent)  # where own.yaml finds its classes
     assert recipes.load(RunConfig, path).name == path.stem
 
 
@@ -33,7 +35,7 @@ def test_a_short_recipe_differs_from_its_full_one_only_in_training(path: Path) -
 
 
 def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 7
+    assert len(RECIPES) >= 18
 
 
 @pytest.mark.parametrize("base", [SINUSOID, GLYPHS, REPTILE])
@@ -71,12 +73,24 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         ("algorithm.inner_rl", 0.1, "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'?"),
         ("sed", 1, "sed is not a key of a recipe; did you mean 'seed'?"),
         ("outer.step", 1, "outer.step is not a key of a recipe; did you mean 'steps'?"),
-        ("algorithm.name", "mamml", "algorithm.name is 'mamml', expected one of maml, reptile; did you mean 'maml'?"),
+        (
+            "algorithm.name",
+            "mamml",
+            f"algorithm.name is 'mamml', expected one of {', '.join(kind.name for kind in get_args(BuiltIn))}, "
+            "or a class of yours as \"package.module:Class\"; did you mean 'maml'?",
+        ),
         ("family.shots", "five", "family.shots is 'five', expected a valid integer"),
         ("family.shots", 0, "family: shots must be at least 1, got 0"),
-        ("norm", "batch", "norm is 'batch', expected 'transductive', 'support', 'support+1' or 'none'"),
+        ("norm", "batch", "norm is 'batch', expected 'transductive', 'support', 'support+1', 'running' or 'none'"),
         ("outer", 3, "outer is 3, expected a dictionary"),
         ("outer.optimizer", "Adm", "outer: optimizer must be a class of torch.optim such as Adam or SGD, got 'Adm'"),
+        ("model", {"name": "rnn"}, "model.body is missing; give it a value"),
+        ("model", {"name": "rnn", "body": {"name": "conv5"}}, "model.body.name is 'conv5', expected one of mlp, conv4"),
+        (
+            "model",
+            {"name": "rnn", "body": {"name": "conv4", "filtres": 3}},
+            "model.body.filtres is not a key of a recipe; did you mean 'filters'?",
+        ),
         ("evaluation.tasks", 1, "evaluation: an evaluation needs at least 2 tasks"),
         ("workers.min", 5, "workers: workers.min must be between 1 and workers.max = 2, got 5"),
     ],

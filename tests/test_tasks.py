@@ -11,7 +11,7 @@ from conftest import GLYPHS, SINUSOID, config
 
 from cluster.worker import Worker, choose_plan
 from metatrain.core import InputError, Ticket, generator_for
-from metatrain.tasks import FewShot, Sinusoid
+from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour
 
 
@@ -35,6 +35,23 @@ def test_sinusoids_are_those_of_the_paper() -> None:
     phase = torch.atan2(-weights[:, 1, 0], weights[:, 0, 0])
     assert phase.min() > -1e-3
     assert phase.max() < math.pi + 1e-3
+
+
+def test_series_follow_a_law_of_their_own_in_time() -> None:
+    task = Series(shots=300, queries=200).sample(generator(), 50, "train")
+    assert task.support_x.shape == (50, 300, 2)
+    assert task.query_y.shape == (50, 200, 1)
+    x, y = torch.cat([task.support_x, task.query_x], 1), torch.cat([task.support_y, task.query_y], 1)
+    assert torch.equal(x[:, 1:, 0], x[:, :-1, 1])
+    assert torch.equal(x[:, 1:, 1], y[:, :-1, 0])
+    weights = torch.linalg.lstsq(x, y).solution
+    assert float((y - x @ weights).std()) == pytest.approx(0.1, abs=0.003)
+    damping = (-weights[:, 0, 0]).sqrt()
+    period = 2 * math.pi / torch.arccos((weights[:, 1, 0] / (2 * damping)).clamp(-1, 1))
+    assert 0.75 < damping.min() < damping.max() < 1.01
+    assert 3.8 < period.min() < 7
+    assert period.max() > 14
+    assert weights.std(0).min() > 0.1  # not one law for all
 
 
 def test_episodes_have_distinct_classes_and_disjoint_support_and_query() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from conftest import GLYPHS, SINUSOID, config
+from conftest import GLYPHS, PROBES, SINUSOID, config
 
 from cluster import run, tracking
 from cluster.config import RunConfig
@@ -94,7 +94,7 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
             "test/accuracy": score.mean,
             "test/accuracy_ci95": score.ci95,
             "test/accuracy_before": score.curve[0],
-            "test/nearest_neighbour": score.baselines["nearest_neighbour"],
+            "test/nearest_neighbour_on_pixels": score.baselines["nearest_neighbour_on_pixels"],
         }
     )
     assert found.data.params["family.checksum"] == open_data("glyphs").checksum
@@ -114,6 +114,20 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
         "meta.safetensors",
         "recipe.yaml",
     }
+
+
+def test_what_an_algorithm_learns_is_in_mlflow_and_so_is_its_outer_group(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = store(tmp_path)
+    run.train(config(PROBES["meta-sgd"], tracking__uri=uri, evaluation__tasks=8, output=str(tmp_path / "g")))
+    client = MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    assert found.data.params["outer.groups.algorithm._.lr"] == "0.1"  # MLflow takes no * in a name
+    rates = history(uri, found.info.run_id, "algorithm/rate.head.bias")
+    assert sorted(rates) == [1, 2, 3, 4]
+    assert len(set(rates.values())) == 4
+    assert "figures/learned.png" in {a.path for a in client.list_artifacts(found.info.run_id, "figures")}
 
 
 def test_a_resumed_run_continues_its_mlflow_run(tmp_path: Path) -> None:

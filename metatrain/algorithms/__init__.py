@@ -1,6 +1,9 @@
 """Meta-learning algorithms: one paper, one file, one frozen dataclass."""
 
 from metatrain.algorithms.maml import MAML
+from metatrain.algorithms.meta_sgd import MetaSGD
+from metatrain.algorithms.prototypical import Prototypical
+from metatrain.algorithms.recurrent import Recurrent
 from metatrain.algorithms.reptile import Reptile
 
-__all__ = ["MAML", "Reptile"]
+BuiltIn = MAML | MetaSGD | Prototypical | Recurrent | Reptile  # what a recipe chooses from by `algorithm.name`

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from metatrain.algorithms import inner_loop
 from metatrain.core import Context, InputError, Meta, Params, Problem, Update
@@ -21,8 +21,11 @@ class MAML:
 
     is taken `inner_steps` times. The losses are means over examples: the paper's code sums over the ways, so that its
     inner rate is `inner_lr / ways`. `first_order` holds the inner gradient constant (section 5.2); the query gradient
-    is still taken at phi. `frozen` names what the inner loop leaves alone, by pattern: "*.norm.*" for the paper's nets,
-    "body.*" for ANIL (Raghu et al. 2020).
+    is still taken at phi. In a reinforcement problem the losses are those of policy gradients (algorithm 3).
+
+    Only parameters whose names match a pattern of `adapts` change in the inner loop: ("*.conv.*", "head.*") in the
+    paper's nets, ("head.*",) in ANIL (Raghu et al. 2020, arXiv 1909.09157), ("body.*",) in BOIL (Oh et al. 2021, arXiv
+    2008.08882).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -31,7 +34,7 @@ class MAML:
     inner_lr: float
     inner_steps: int = 1
     first_order: bool = False
-    frozen: tuple[str, ...] = ()
+    adapts: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:
@@ -39,29 +42,21 @@ class MAML:
         if self.inner_lr <= 0:
             raise InputError(f"inner_lr must be positive, got {self.inner_lr}")
 
-    def init(self, model: Params, generator: torch.Generator) -> Meta:
-        return Meta(model, {}, {})
+    def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        model = problem.init(generator)
+        inner_loop.matching(list(model), self.adapts)
+        return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        yield from self._descend(problem, meta, task, context, order=0)
+        return self._descend(problem, meta, task, context, order=0)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        def query_after_adaptation(meta: Meta, task: Any) -> dict[str, Tensor]:
-            *_, phi = self._descend(problem, meta, task, context, order=1 if self.first_order else 2)
-            return problem.query(phi, task, context)
-
-        return inner_loop.mean_gradient(problem, query_after_adaptation, meta, tasks, context)
+        adapt = partial(self._descend, order=1 if self.first_order else 2)
+        return inner_loop.mean_gradient(adapt, problem, meta, tasks, context)
 
     def _descend(
         self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order
     ) -> Iterator[Params]:
-        return inner_loop.descend(
-            problem,
-            meta.model,
-            task,
-            context,
-            lr=self.inner_lr,
-            steps=self.inner_steps,
-            frozen=self.frozen,
-            order=order,
-        )
+        rate = dict.fromkeys(inner_loop.matching(list(meta.model), self.adapts), self.inner_lr)
+        phi = inner_loop.start(meta, task)
+        return inner_loop.descend(problem, phi, task, context, rates=[rate] * self.inner_steps, order=order)

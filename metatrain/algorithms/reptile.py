@@ -39,13 +39,15 @@ class Reptile:
         if self.inner_batch is not None and self.inner_batch < 1:
             raise InputError(f"inner_batch must be at least 1, got {self.inner_batch}")
 
-    def init(self, model: Params, generator: torch.Generator) -> Meta:
-        return Meta(model, {}, {})
+    def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        if self.inner_batch is not None and problem.targets == "rewards":
+            raise InputError("inner_batch draws from examples, and an environment has none: leave it out")
+        return Meta(problem.init(generator), {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        phi = {k: p.detach().clone() for k, p in inner_loop.expand(meta.model, count(task)).items()}
+        phi = {k: p.detach().clone() for k, p in inner_loop.start(meta, task).items()}
         # Both optimizers work element by element, so that one on all tasks' parameters is one for each task.
-        optimizer = self._optimizer([p.requires_grad_() for p in phi.values()])
+        optimizer = self._optimizer([phi[name].requires_grad_() for name in meta.model])
         yield {k: p.detach().clone() for k, p in phi.items()}
         for batch in self._batches(problem, task, context):
             optimizer.zero_grad()
@@ -58,10 +60,10 @@ class Reptile:
         *_, phi = self.adapt(problem, meta, tasks, context)
         direction = {name: theta - phi[name].mean(0) for name, theta in meta.model.items()}
         with torch.no_grad():
-            before = problem.query(inner_loop.expand(meta.model, count(tasks)), tasks, context)
+            before = problem.query(inner_loop.start(meta, tasks), tasks, context)
             after = problem.query(phi, tasks, context)
         metrics = inner_loop.means([before], "before") | inner_loop.means([after], "after")
-        return Update(Meta(direction, {}, meta.state), count(tasks), metrics)
+        return Update(Meta(direction, {}, inner_loop.tracked(problem, meta, tasks)), count(tasks), metrics)
 
     def _optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
         if self.inner_optimizer == "sgd":

@@ -2,5 +2,6 @@
 
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
+from metatrain.models.rnn import RNN
 
-__all__ = ["MLP", "Conv4"]
+BuiltIn = MLP | Conv4 | RNN  # what a recipe chooses from by `model.name`

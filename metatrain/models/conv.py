@@ -15,25 +15,31 @@ from metatrain.core import InputError
 
 
 class BatchStatistics(nn.Module):
-    """Normalise with the mean and variance of a batch, per channel; there are no running statistics.
+    """Normalise with the mean and variance of a batch, per channel, or with those that it holds.
 
     y = scale * (x - mean) / sqrt(variance + 0.001) + shift. The 0.001 is that of both papers' TensorFlow code.
     """
 
     EPS = 1e-3
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, channels: int, scale: bool) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.shift = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
 
     def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
-        """x [N, C, H, W]; the statistics are those of x[:statistics_from]."""
+        """x [N, C, H, W]; the statistics are those of x[:statistics_from], and where that is 0 the ones held."""
         # Without a scale, batch_norm's second derivative fails in PyTorch: ones stand in for it.
         scale = torch.ones_like(self.shift) if self.scale is None else self.scale
         if statistics_from is None:
             return F.batch_norm(x, None, None, scale, self.shift, training=True, eps=self.EPS)
-        variance, mean = torch.var_mean(x[:statistics_from], dim=(0, 2, 3), correction=0)
+        variance, mean = self.variance, self.mean
+        if statistics_from:
+            variance, mean = torch.var_mean(x[:statistics_from], dim=(0, 2, 3), correction=0)
         # batch_norm cannot be differentiated with respect to statistics that it is given.
         factor = scale * torch.rsqrt(variance + self.EPS)
         return x * factor[:, None, None] + (self.shift - mean * factor)[:, None, None]
@@ -57,14 +63,39 @@ class Block(nn.Module):
         return F.max_pool2d(x, 2) if self.pool else x
 
 
-class ConvNet(nn.Module):
-    """Blocks, then a linear head on the flattened or spatially averaged features."""
+class Blocks(nn.Sequential):
+    """Blocks, whose last images become features [N, F] by flattening them or by their spatial mean."""
 
-    def __init__(self, blocks: list[Block], features: int, outputs: int, head: str) -> None:
+    def __init__(self, blocks: list[Block], mean: bool) -> None:
+        super().__init__(*blocks)
+        self.mean = mean
+
+    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
+        for block in self:
+            x = block(x, statistics_from)
+        return x.mean((2, 3)) if self.mean else x.flatten(1)
+
+
+class Cosine(nn.Module):
+    """scale * cos(x, weight_k) for each class k (Gidaris and Komodakis 2018, arXiv 1804.09458, section 3.2)."""
+
+    def __init__(self, features: int, outputs: int) -> None:
         super().__init__()
-        self.body = nn.ModuleList(blocks)
-        self.mean = head == "mean"
-        self.head = nn.Linear(features, outputs)
+        self.weight = nn.Parameter(torch.empty(outputs, features))
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+class ConvNet(nn.Module):
+    """A body of blocks, and a head."""
+
+    def __init__(self, body: Blocks, head: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -72,18 +103,19 @@ class ConvNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
-        for block in self.body:
-            x = block(x, statistics_from)
-        return self.head(x.mean((2, 3)) if self.mean else x.flatten(1))
+        return self.head(self.body(x, statistics_from))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conv4:
-    """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a linear head; Glorot-uniform weights.
+    """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a head; Glorot-uniform weights.
 
-    MAML's Omniglot net (Finn et al. 2017): pool="stride", head="mean", norm_scale=False, and shifts that are not
-    adapted (MAML(frozen=("*.norm.*",))). Reptile's (Nichol et al. 2018): pool="stride", head="flatten",
-    norm_scale=True. Both papers' mini-ImageNet net: pool="max", head="flatten", filters=32.
+    `features` says how the last images become features, `classifier` whether classes are linear functions of them or
+    cosines with a learned scale.
+
+    MAML's Omniglot net (Finn et al. 2017): pool="stride", features="mean", norm_scale=False, and shifts that are not
+    adapted (MAML(adapts=("*.conv.*", "head.*"))). Reptile's (Nichol et al. 2018): pool="stride", features="flatten",
+    norm_scale=True. Both papers' mini-ImageNet net: pool="max", features="flatten", filters=32.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -91,11 +123,12 @@ class Conv4:
     name: Literal["conv4"] = "conv4"
     filters: int = 64
     pool: Literal["max", "stride"] = "max"
-    head: Literal["flatten", "mean"] = "flatten"
+    features: Literal["flatten", "mean"] = "flatten"
     norm: Literal["batch", "none"] = "batch"
     norm_scale: bool = True
+    classifier: Literal["linear", "cosine"] = "linear"
 
-    def module(self, inputs: Sequence[int], outputs: int) -> nn.Module:
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, C, H, W] -> [N, outputs]."""
         if len(inputs) != 3:
             raise InputError(f"conv4 needs images of shape [channels, height, width], got examples of {list(inputs)}")
@@ -106,5 +139,6 @@ class Conv4:
             raise InputError(f"conv4 halves images four times and needs 16 pixels a side, got {inputs[1]}x{inputs[2]}")
         widths = [channels, *[self.filters] * 4]
         blocks = [Block(*pair, self.pool, self.norm, self.norm_scale) for pair in pairwise(widths)]
-        features = self.filters * (1 if self.head == "mean" else height * width)
-        return ConvNet(blocks, features, outputs, self.head)
+        features = self.filters * (1 if self.features == "mean" else height * width)
+        classifier = nn.Linear if self.classifier == "linear" else Cosine
+        return ConvNet(Blocks(blocks, self.features == "mean"), classifier(features, outputs))

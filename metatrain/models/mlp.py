@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,15 +26,13 @@ class MLP:
     hidden: tuple[int, ...] = (40, 40)
     init_std: float | None = None
 
-    def module(self, inputs: Sequence[int], outputs: int) -> nn.Module:
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, *inputs] -> [N, outputs]."""
-        widths = [math.prod(inputs), *self.hidden, outputs]
+        widths = [math.prod(inputs), *self.hidden]
         layers: list[nn.Module] = [nn.Flatten()] if len(inputs) > 1 else []
-        for i, (narrow, wide) in enumerate(pairwise(widths)):
-            layers.append(self._linear(narrow, wide))
-            if i < len(self.hidden):
-                layers.append(nn.ReLU())
-        return nn.Sequential(*layers)
+        for narrow, wide in pairwise(widths):
+            layers += [self._linear(narrow, wide), nn.ReLU()]
+        return nn.Sequential(OrderedDict(body=nn.Sequential(*layers), head=self._linear(widths[-1], outputs)))
 
     def _linear(self, narrow: int, wide: int) -> nn.Linear:
         linear = nn.Linear(narrow, wide)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Problem, Split, Task
+from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
 from metatrain.problem import Supervised
 from metatrain.tasks.images import ImageStore
 from metatrain.tasks.pixels import Picture, listed, stack
@@ -106,7 +106,7 @@ class FewShot:
             labels.repeat_interleave(self.queries, dim=1),
         )
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Problem:
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
         return Supervised(
             model=model,
             inputs=self.shape or self.store.shape,
@@ -116,7 +116,8 @@ class FewShot:
             norm=norm,
             path=path,
             to_float=self._to_float,
-            baseline_metrics={"nearest_neighbour": nearest_neighbour},
+            targets="classes",
+            baseline_metrics={"nearest_neighbour_on_pixels": nearest_neighbour},
         )
 
     def standalone(self) -> FewShot:
@@ -131,13 +132,14 @@ class FewShot:
         shape = self.shape or self.store.shape
         return stack(listed(pictures, shape[0]), shape)
 
-    def picture(self, problem: Problem, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
         """One episode: its images, and each query's predictions before and after adaptation."""
         from metatrain import figures
 
         task = self.sample(generator, 1, split)
         adapted = adapt(task)
         before, after = (problem.predict(params, task)[0].softmax(-1) for _, params in (adapted[0], adapted[-1]))
+        last, _ = adapted[-1]
         names = [chr(ord("A") + i) if self.ways <= 26 else str(i) for i in range(self.ways)]
         return figures.episode(
             support=[(x, names[y]) for x, y in zip(task.support_x[0], task.support_y[0], strict=True)],
@@ -145,7 +147,7 @@ class FewShot:
             classes=names,
             before=before,
             after=after,
-            title=f"A {split} episode of {self.data}: {self.ways}-way {self.shots}-shot, {adapted[-1][0]} inner steps",
+            title=f"A {split} episode of {self.data}: {self.ways}-way {self.shots}-shot, {figures.when(last)}",
         )
 
     def check(self, split: Split) -> None:

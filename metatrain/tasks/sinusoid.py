@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Problem, Split, Task
+from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
 from metatrain.problem import Supervised
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Sinusoid:
         y = amplitude * torch.sin(x - phase)
         return Task(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Problem:
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
         return Supervised(
             model=model,
             inputs=(1,),
@@ -64,7 +64,7 @@ class Sinusoid:
         """Needs nothing else."""
         return self
 
-    def picture(self, problem: Problem, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
         """Three sinusoids and the curves that are fitted to them, inner step by inner step."""
         from metatrain import figures
 

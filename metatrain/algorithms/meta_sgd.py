@@ -1,0 +1,68 @@
+"""Learned inner rates: Meta-SGD (Li et al. 2017, arXiv 1707.09835) and those of MAML++ (Antoniou et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+from metatrain.algorithms import inner_loop
+from metatrain.core import Context, InputError, Meta, Params, Problem, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaSGD:
+    """MAML whose inner rates are meta-learned along with the initialisation:
+
+        phi = theta - alpha * grad_theta L(theta)                                       (Li et al. 2017, equation 2)
+
+    With `rates` "parameter", alpha has a number for each number of theta, which all `inner_steps` share. With
+    "layer_step" it has one for each tensor and each step (Antoniou, Edwards and Storkey 2019, arXiv 1810.09502, section
+    4: LSLR). All start at `initial_lr`, and may become negative. They are in `Meta.algorithm` as rate.NAME, or
+    rate.STEP.NAME: `outer.groups` can give "algorithm.*" an outer rate of its own. `adapts` is as in MAML.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["meta_sgd"] = "meta_sgd"
+    initial_lr: float
+    inner_steps: int = 1
+    rates: Literal["parameter", "layer_step"] = "parameter"
+    adapts: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if self.inner_steps < 1:
+            raise InputError(f"inner_steps must be at least 1, got {self.inner_steps}")
+        if self.initial_lr <= 0:
+            raise InputError(f"initial_lr must be positive, got {self.initial_lr}")
+
+    def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        model = problem.init(generator)
+        alpha: Params = {}
+        for name in inner_loop.matching(list(model), self.adapts):
+            shape = model[name].shape if self.rates == "parameter" else ()
+            alpha |= {self._key(k, name): torch.full(shape, self.initial_lr) for k in self._steps}
+        return Meta(model, alpha, problem.state())
+
+    def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
+        return self._descend(problem, meta, task, context, order=0)
+
+    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+        return inner_loop.mean_gradient(partial(self._descend, order=2), problem, meta, tasks, context)
+
+    def _descend(
+        self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order
+    ) -> Iterator[Params]:
+        adapting = inner_loop.matching(list(meta.model), self.adapts)
+        rates = [{name: meta.algorithm[self._key(k, name)] for name in adapting} for k in self._steps]
+        return inner_loop.descend(problem, inner_loop.start(meta, task), task, context, rates=rates, order=order)
+
+    @property
+    def _steps(self) -> range:
+        return range(self.inner_steps)
+
+    def _key(self, step: int, name: str) -> str:
+        return f"rate.{name}" if self.rates == "parameter" else f"rate.{step}.{name}"

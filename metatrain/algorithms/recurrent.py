@@ -1,0 +1,42 @@
+"""Learning by reading into a memory (Hochreiter et al. 2001; Santoro et al. 2016; RL2: Duan et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from metatrain.algorithms import inner_loop
+from metatrain.core import Context, InputError, Meta, Params, Problem, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recurrent:
+    """Adapting is reading: the network sees each support example with the target of the one before it,
+
+        h_t = cell(h_{t-1}, (f(x_t), y_{t-1})),   prediction_t = g(h_t)       (Santoro et al. 2016, arXiv 1605.06065)
+
+    and no weight changes. What is learned is to predict the query examples, each on its own, after any number of them:
+    the loss is the mean over t = 0, ..., S. The model must have a memory (`name: rnn`).
+
+    In a reinforcement problem this is RL2 (Duan et al. 2016, arXiv 1611.02779): an episode is a whole trial, in which
+    the memory gets each action and its reward, and the policy gradient goes through all of it.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["recurrent"] = "recurrent"
+
+    def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        model = problem.init(generator)
+        if "head.hidden" not in model:
+            raise InputError("recurrent needs a network with a memory: give the model as name: rnn")
+        return Meta(model, {}, problem.state())
+
+    def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
+        return problem.read(inner_loop.start(meta, task), task, context)
+
+    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+        return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context, every_step=True)

@@ -1,0 +1,101 @@
+"""Forecasting of short time series, each with a law of its own: damped oscillations driven by noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
+from metatrain.problem import Supervised
+from metatrain.tasks.sinusoid import mean_squared_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOISE = 0.1  # standard deviation: no forecast of the next value has a smaller MSE than its square
+
+
+def persistence(task: Task) -> Tensor:
+    """[T] MSE of forecasting the last value."""
+    return mean_squared_error(task.query_x[..., -1:], task.query_y)
+
+
+def least_squares(task: Task) -> Tensor:
+    """[T] MSE of the linear forecast that is fitted to the support set."""
+    gram = task.support_x.mT @ task.support_x + 1e-3 * torch.eye(2, device=task.support_x.device)
+    return mean_squared_error(task.query_x @ torch.linalg.solve(gram, task.support_x.mT @ task.support_y), task.query_y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Forecast y_t from (y_{t-2}, y_{t-1}) where y_t = 2 r cos(w) y_{t-1} - r^2 y_{t-2} + noise.
+
+    Each series has its own damping r ~ U[0.8, 1] and period 2 pi / w ~ U[4, 20]; the noise is N(0, 0.1^2) and the first
+    two values are N(0, 1). The support set is the series' first `shots` forecasts in order, the query set the next
+    `queries`. All splits draw from the same distribution; the ticket keeps their tasks apart.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    metric: ClassVar[str] = "mse"
+
+    name: Literal["series"] = "series"
+    shots: int = 10
+    queries: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "queries"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
+        """x [T, N, 2], y [T, N, 1], float32."""
+        damping = torch.empty(count).uniform_(0.8, 1.0, generator=generator)
+        frequency = 2 * math.pi / torch.empty(count).uniform_(4.0, 20.0, generator=generator)
+        first, second = 2 * damping * frequency.cos(), -damping.square()
+        total = 2 + self.shots + self.queries
+        y = torch.randn(count, total, generator=generator)
+        y[:, 2:] *= NOISE
+        for t in range(2, total):
+            y[:, t] += first * y[:, t - 1] + second * y[:, t - 2]
+        x, y = y.unfold(1, 2, 1)[:, :-1], y[:, 2:, None]
+        return Task(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
+        return Supervised(
+            model=model,
+            inputs=(2,),
+            outputs=1,
+            loss=mean_squared_error,
+            metrics={"mse": mean_squared_error},
+            norm=norm,
+            path=path,
+            ordered=True,
+            baseline_metrics={"persistence": persistence, "least_squares": least_squares},
+        )
+
+    def standalone(self) -> Series:
+        """Needs nothing else."""
+        return self
+
+    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        """Three series and their one-step forecasts, before and after adaptation."""
+        from metatrain import figures
+
+        task = self.sample(generator, 3, split)
+        adapted = adapt(task)
+        return figures.forecasts(
+            task,
+            [(step, problem.predict(params, task)) for step, params in (adapted[0], adapted[-1])],
+            f"Series forecast one step ahead, from {self.shots} steps of each",
+        )
+
+    def check(self, split: Split) -> None:
+        """Any split can be drawn."""
+
+    def describe(self) -> str:
+        return f"series {self.shots}-shot {self.queries} forecasts"

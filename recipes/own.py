@@ -1,0 +1,115 @@
+"""A family, a model and an algorithm of one's own, for `recipes/own.yaml`: copy this file and change it.
+
+Each is a frozen dataclass with a `name`; what it must do is written in `metatrain/core.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from metatrain import figures
+from metatrain.algorithms import inner_loop
+from metatrain.core import Adapt, Context, Meta, Model, Norm, Params, Path, Problem, Split, Task, Update
+from metatrain.problem import Supervised
+from metatrain.tasks.sinusoid import mean_squared_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parabolas:
+    """y = a (x - b)^2, a ~ U[-1, 1], b ~ U[-1, 1], x ~ U[-2, 2]."""
+
+    metric: ClassVar[str] = "mse"
+
+    name: str = "recipes.own:Parabolas"
+    shots: int = 5
+    queries: int = 10
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
+        a, b = (2 * torch.rand(2, count, 1, 1, generator=generator) - 1).unbind()
+        x = 4 * torch.rand(count, self.shots + self.queries, 1, generator=generator) - 2
+        y = a * (x - b).square()
+        return Task(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
+        return Supervised(
+            model=model,
+            inputs=(1,),
+            outputs=1,
+            loss=mean_squared_error,
+            metrics={"mse": mean_squared_error},
+            norm=norm,
+            path=path,
+        )
+
+    def check(self, split: Split) -> None:
+        """Any split can be drawn."""
+
+    def standalone(self) -> Parabolas:
+        return self
+
+    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        task = self.sample(generator, 3, split)
+        order = task.query_x.argsort(1)
+        task = task._replace(query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order))
+        steps = adapt(task)
+        shown = [(step, problem.predict(params, task)) for step, params in (steps[0], steps[-1])]
+        return figures.fits(task, shown, f"Parabolas fitted to {self.shots} points")
+
+    def describe(self) -> str:
+        return f"parabolas {self.shots}-shot {self.queries} query points"
+
+
+class Sines(nn.Module):
+    """A layer of sines as the body, and a linear head."""
+
+    def __init__(self, inputs: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(inputs, width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(self.body(x)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SineNet:
+    """A network with one hidden layer of sines."""
+
+    name: str = "recipes.own:SineNet"
+    width: int = 40
+
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
+        return Sines(inputs[0], outputs, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignMAML:
+    """First-order MAML that adapts by the sign of the gradient (Fan et al. 2021, arXiv 2109.07497)."""
+
+    name: str = "recipes.own:SignMAML"
+    inner_lr: float
+    inner_steps: int = 1
+
+    def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        return Meta(problem.init(generator), {}, problem.state())
+
+    def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
+        phi = inner_loop.start(meta, task)
+        yield phi
+        for _ in range(self.inner_steps):
+            leaves = {name: phi[name].detach().requires_grad_() for name in meta.model}
+            with torch.enable_grad():
+                loss = problem.support_loss(phi | leaves, task, context).sum()
+            gradient = torch.autograd.grad(loss, list(leaves.values()))
+            # The sign has no derivative: phi depends on the initialisation as if it were constant.
+            phi = phi | {name: phi[name] - self.inner_lr * g.sign() for name, g in zip(leaves, gradient, strict=True)}
+            yield phi
+
+    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+        return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context)

@@ -1,0 +1,189 @@
+"""Reading as adaptation: cells as torch defines them, exact gradients, and a memory of nothing but what was read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import PROBES, SINUSOID, config, context
+from torch import nn
+
+from cluster.worker import Worker, choose_plan, initial_meta
+from metatrain.algorithms import MAML, Recurrent
+from metatrain.core import Meta, Params, Path, Ticket
+from metatrain.models import MLP, RNN
+from metatrain.models.rnn import Memory
+from metatrain.problem import Supervised
+from metatrain.tasks import FewShot, Series, Sinusoid
+
+TORCH = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
+
+
+@pytest.mark.parametrize("kind", TORCH)
+def test_a_cell_is_that_of_torch(kind: str) -> None:
+    ours, theirs = Memory(3, 2, 1, kind, 5), TORCH[kind](4, 5)
+    theirs.load_state_dict(
+        {
+            "weight_ih": torch.cat([ours.features.weight, ours.feedback.weight], 1),
+            "bias_ih": ours.features.bias,
+            "weight_hh": ours.recurrent.weight,
+            "bias_hh": ours.recurrent.bias,
+        }
+    )
+    features, previous = torch.randn(6, 3), torch.randn(6, 1)
+    hidden = torch.randn(6, 10 if kind == "lstm" else 5)
+    output, after = ours(features, hidden, previous)
+    x = torch.cat([features, previous], -1)
+    expected = theirs(x, hidden.chunk(2, -1)) if kind == "lstm" else (theirs(x, hidden),)
+    torch.testing.assert_close(after, torch.cat(expected, -1))
+    torch.testing.assert_close(output, ours.out(expected[0]))
+
+
+def bound(cell: Any, path: Path = "batched", family: Any = None) -> tuple[Supervised, Meta]:
+    """On sinusoids, in float64."""
+    problem = (family or Sinusoid(shots=4, queries=3)).bind(
+        RNN(cell=cell, hidden=6, body=MLP(hidden=(5,))), ("none",), path
+    )
+    meta = Recurrent().init(problem, torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(3)
+    noisy = {name: p.double() + 0.1 * torch.randn(p.shape, generator=g).double() for name, p in meta.model.items()}
+    return problem, Meta(noisy, {}, {})
+
+
+def draw(family: Any, count: int = 3) -> Any:
+    return type(t := family.sample(torch.Generator().manual_seed(1), count, "train"))(*(leaf.double() for leaf in t))
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "none"])
+@pytest.mark.parametrize("path", ["batched", "reference"])
+def test_the_gradient_through_reading_agrees_with_finite_differences(cell: str, path: Path) -> None:
+    problem, meta = bound(cell, path)
+    task = draw(Sinusoid(shots=4, queries=3))
+    gradient = Recurrent().update(problem, meta, task, context()).direction.model
+
+    def loss(model: Params) -> float:
+        steps = Recurrent().adapt(problem, meta._replace(model=model), task, context())
+        return float(torch.stack([problem.query(phi, task, context())["loss"] for phi in steps]).mean())
+
+    g = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        v = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()}
+        h = 1e-5
+        up, down = (loss({name: p + sign * h * v[name] for name, p in meta.model.items()}) for sign in (1, -1))
+        analytic = float(sum((gradient[name] * v[name]).sum() for name in v))
+        assert abs((up - down) / (2 * h) - analytic) < 1e-6 * max(abs(analytic), 1)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_second_derivatives_go_through_cells(cell: str) -> None:
+    """MAML over a network with a memory, against finite differences."""
+    problem, meta = bound(cell, "reference")
+    task = draw(Sinusoid(shots=4, queries=3))
+    maml = MAML(inner_lr=0.1, inner_steps=2)
+    gradient = maml.update(problem, meta, task, context()).direction.model
+    g = torch.Generator().manual_seed(2)
+    v = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()}
+    losses = []
+    for h in (1e-5, -1e-5):
+        moved = Meta({name: p + h * v[name] for name, p in meta.model.items()}, {}, {})
+        *_, phi = maml.adapt(problem, moved, task, context())
+        losses.append(float(problem.query(phi, task, context())["loss"].mean()))
+    analytic = float(sum((gradient[name] * v[name]).sum() for name in v))
+    assert abs((losses[0] - losses[1]) / 2e-5 - analytic) < 1e-4 * max(abs(analytic), 1)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_what_is_read_later_changes_nothing_earlier_and_something_after(cell: str) -> None:
+    family = Series(shots=4, queries=3)
+    problem, meta = bound(cell, family=family)
+    task = draw(family)
+    changed = task.support_y.clone()
+    changed[:, 2] += 1.0
+    found = [
+        [problem.predict(phi, t) for phi in Recurrent().adapt(problem, meta, t, context())]
+        for t in (task, task._replace(support_y=changed))
+    ]
+    assert len(found[0]) == 5
+    for k, (one, other) in enumerate(zip(*found, strict=True)):
+        assert torch.equal(one, other) == (k < 3), k
+
+
+def test_each_query_example_is_predicted_from_the_same_memory() -> None:
+    problem, meta = bound("lstm")
+    task = draw(Sinusoid(shots=4, queries=3))
+    *_, phi = Recurrent().adapt(problem, meta, task, context())
+    alone = torch.cat([problem.predict(phi, task._replace(query_x=x)) for x in task.query_x.split(1, 1)], 1)
+    torch.testing.assert_close(problem.predict(phi, task), alone)
+
+
+def test_without_a_cell_nothing_is_kept_but_the_last_target() -> None:
+    family = Series(shots=4, queries=3)
+    problem, meta = bound("none", family=family)
+    task = draw(family)
+    *_, one = Recurrent().adapt(problem, meta, task, context())
+    changed = task.support_y.clone()
+    changed[:, :3] += 1.0
+    *_, other = Recurrent().adapt(problem, meta, task._replace(support_y=changed), context())
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_examples_are_read_in_an_order_of_their_own_and_series_in_time() -> None:
+    """Episodes list their support examples class by class, which must not tell them apart."""
+    family = FewShot(ways=5, shots=2)
+    problem = family.bind(RNN(cell="gru", hidden=4, body=MLP(hidden=(4,))), ("none",), "batched")
+    meta = Recurrent().init(problem, torch.Generator().manual_seed(0))
+    task = family.sample(torch.Generator().manual_seed(1), 3, "train")
+
+    def read(seed: int) -> torch.Tensor:
+        return torch.stack([p["head.previous"] for p in Recurrent().adapt(problem, meta, task, context(seed))][1:], 1)
+
+    order = read(0).argmax(-1)
+    assert torch.equal(order, read(0).argmax(-1))  # the ticket's
+    assert not torch.equal(order, read(1).argmax(-1))
+    assert torch.equal(order.sort(1).values, task.support_y)
+    assert not torch.equal(order[0], order[1])
+    series = Series(shots=4, queries=3)
+    problem, meta = bound("gru", family=series)
+    told = [p["head.previous"] for p in Recurrent().adapt(problem, meta, draw(series), context())][1:]
+    assert torch.equal(torch.stack(told, 1), draw(series).support_y)
+
+
+def test_paths_agree() -> None:
+    task = draw(Sinusoid(shots=4, queries=3))
+    updates = [Recurrent().update(*bound("lstm", path), task, context()) for path in ("batched", "reference")]
+    for name, g in updates[0].direction.model.items():
+        torch.testing.assert_close(g, updates[1].direction.model[name], rtol=1e-10, atol=1e-12)
+
+
+def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not() -> None:
+    """200 outer steps: the error falls by a fourth and more while it reads, and below that without a cell."""
+
+    def error(cell: str) -> torch.Tensor:
+        from metatrain.learner import Learner
+
+        recipe = config(
+            SINUSOID,
+            family={"name": "sinusoid", "shots": 10, "queries": 10},
+            model={"name": "rnn", "cell": cell, "hidden": 32, "body": {"name": "mlp", "hidden": [32]}},
+            algorithm={"name": "recurrent"},
+            outer={"steps": 200, "tasks_per_step": 25, "tasks_per_ticket": 25, "lr": 0.01},
+            evaluation={"tasks": 200, "tasks_per_ticket": 200},
+        ).recipe()
+        worker, learner = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Learner(initial_meta(recipe), recipe.outer)
+        for step in range(recipe.outer.steps):
+            worker.load(step, worker.layout.flatten(learner.meta()))
+            learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
+        worker.load(recipe.outer.steps, worker.layout.flatten(learner.meta()))
+        return worker.compute(Ticket("score", "test", 0, 0))[0].curves["mse"].mean(0)
+
+    lstm, none = error("lstm"), error("none")
+    assert lstm[10] < 0.75 * lstm[0]
+    assert lstm[10] < 0.75 * none[10]
+
+
+def test_evaluation_measures_after_each_example_that_was_read() -> None:
+    recipe = config(PROBES["recurrent-conv4"]).recipe()
+    worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
+    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    assert worker.compute(Ticket("score", "test", 0, 0))[0].steps == [0, 1, 2, 3, 4, 5]
