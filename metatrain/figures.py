@@ -197,6 +197,43 @@ def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str)
 
 
 @_as_written
+def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: str) -> Figure:
+    """Walks in the plane to T `places` [T, 2]: (adaptation step, positions [T, N, H, 2], alive [T, N, H]) each."""
+    tasks = len(places)
+    figure = Figure(figsize=(3.6 * tasks, 4.0), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    colours = ["tab:gray", "tab:blue", "tab:orange"]
+    for t, axes in enumerate(np.ravel(figure.subplots(1, tasks, sharey=True, sharex=True))):
+        for (step, positions, alive), colour in zip(found, colours[-len(found) :], strict=True):
+            for n in range(min(5, positions.shape[1])):
+                x, y = positions[t, n, alive[t, n].bool()].T
+                axes.plot(x, y, color=colour, alpha=0.6, linewidth=1, label=when(step) if n == 0 else None)
+        axes.plot(*places[t], "k*", markersize=14, label="the goal")
+        axes.plot(0, 0, "ko", markersize=5, label="the start")
+        axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+        axes.grid(alpha=0.3)
+    _legend_below(figure)
+    return figure
+
+
+@_as_written
+def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], title: str) -> Figure:
+    """The mean reward of each step of an episode, (adaptation step, [H]) each, between levels to compare it with."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (step, rewards), colour in zip(lines, ["tab:blue", "tab:orange"][-len(lines) :], strict=True):
+        label = when(step) if len(lines) > 1 else "the policy"
+        axes.plot(range(1, len(rewards) + 1), rewards, color=colour, marker="o", label=label)
+    for (name, level), style in zip(levels.items(), ["--", ":", "-."], strict=False):
+        axes.axhline(level, color="tab:gray", linestyle=style, label=name.replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="step of the episode", ylabel="mean reward", title=title)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+@_as_written
 def learned_parameters(rows: Sequence[Row], title: str) -> Figure:
     """What an algorithm learns besides the network, such as inner rates: the mean of each tensor by outer step."""
     names = sorted(name for name in rows[-1] if name.startswith(ALGORITHM))

@@ -123,6 +123,18 @@ PROBES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         "algorithm": {"name": "recurrent"},
         "outer": SHORT,
     },
+    "rl2": SINUSOID
+    | {
+        "family": {"name": "bandit", "pulls": 4, "episodes": 3},
+        "model": {"name": "rnn", "cell": "gru", "hidden": 8, "body": {"name": "mlp", "hidden": []}},
+        "algorithm": {"name": "recurrent"},
+    },
+    "maml-navigation": SINUSOID
+    | {
+        "family": {"name": "navigation", "horizon": 8, "episodes": 4},
+        "algorithm": {"name": "maml", "inner_lr": 0.1},
+        "outer": SHORT,
+    },
 }
 
 

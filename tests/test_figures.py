@@ -236,6 +236,26 @@ def test_forecasts_stand_where_the_query_set_is() -> None:
         assert line(axes, "after 5 adaptation steps") == ([5, 6, 7], [6, 7, 8])
 
 
+def test_walks_end_where_episodes_ended() -> None:
+    positions = torch.tensor([[0.0, 0.0], [0.1, 0.2], [0.3, 0.3]]).expand(2, 4, 3, 2)
+    alive = torch.tensor([1.0, 1.0, 0.0]).expand(2, 4, 3)
+    figure = figures.walks(torch.tensor([[0.1, 0.2], [-0.4, 0.3]]), [(0, positions, alive)], "t")
+    for axes, goal in zip(figure.axes, ([0.1, 0.2], [-0.4, 0.3]), strict=True):
+        x, y = line(axes, "before adaptation")
+        assert (x, y) == (pytest.approx([0, 0.1]), pytest.approx([0, 0.2]))
+        assert line(axes, "the goal") == ([pytest.approx(goal[0])], [pytest.approx(goal[1])])
+        assert len(axes.get_lines()) == 4 + 2
+
+
+def test_a_trial_shows_each_step_between_its_levels() -> None:
+    (axes,) = figures.trial([(0, torch.tensor([0.5, 0.6]))], {"best_arm": 0.8}, "t").axes
+    assert line(axes, "the policy") == ([1, 2], pytest.approx([0.5, 0.6]))
+    assert line(axes, "best arm")[1] == [0.8, 0.8]
+    (axes,) = figures.trial([(0, torch.tensor([0.5])), (1, torch.tensor([0.7]))], {}, "t").axes
+    assert line(axes, "before adaptation") == ([1], [0.5])
+    assert line(axes, "after 1 adaptation step") == ([1], [pytest.approx(0.7)])
+
+
 def test_what_an_algorithm_learned_has_a_line_for_each_tensor() -> None:
     rows = [{"step": i, "train/loss_after": 1.0, "algorithm/rate.a": 0.1 * i, "algorithm/rate.b": -i} for i in (1, 2)]
     (axes,) = figures.learned_parameters(rows, "t").axes

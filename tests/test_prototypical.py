@@ -146,7 +146,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         Recurrent().init(supervised(), torch.Generator())
     with pytest.raises(InputError, match="'running' adapts differently"):
         config(GLYPHS).family.bind(Conv4(), ("transductive", "running"), "reference")
-    for probe in ("recurrent", "sinusoid"):
+    for probe in ("maml-navigation", "sinusoid"):
         settings = config(PROBES[probe], algorithm={"name": "prototypical"}, output=str(tmp_path / "run"))
         with pytest.raises(InputError, match="prototypical tells classes apart, and these tasks have none"):
             run.train(settings)

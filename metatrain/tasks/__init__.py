@@ -1,8 +1,10 @@
 """Task families: one file per family."""
 
+from metatrain.tasks.bandit import Bandit
 from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.navigation import Navigation
 from metatrain.tasks.series import Series
 from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.sources import open_data as open_data
 
-BuiltIn = Sinusoid | FewShot | Series  # what a recipe chooses from by `family.name`
+BuiltIn = Sinusoid | FewShot | Series | Bandit | Navigation  # what a recipe chooses from by `family.name`

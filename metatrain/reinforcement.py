@@ -1,0 +1,221 @@
+"""Reinforcement learning as algorithms see it: episodes of a task's environment, and policy gradients from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+
+from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets
+from metatrain.problem import call, fresh, part
+
+RIDGE = 1e-5  # regularises the baseline's fit
+
+
+class Environment(Protocol):
+    """T tasks' environments, N = `episodes` at once in each; what is observed is the whole state.
+
+    An action is one of `actions`, as a one-hot vector, or `actions` real numbers where it is not `discrete`.
+    """
+
+    @property
+    def observations(self) -> int:
+        """Numbers in an observation."""
+        ...
+
+    @property
+    def actions(self) -> int: ...
+
+    @property
+    def discrete(self) -> bool: ...
+
+    @property
+    def horizon(self) -> int:
+        """H, steps of an episode."""
+        ...
+
+    @property
+    def episodes(self) -> int:
+        """N, for each gradient and each score."""
+        ...
+
+    @property
+    def discount(self) -> float:
+        """Of a reward one step later, in gradients."""
+        ...
+
+    def start(self, task: Any) -> Tensor:
+        """[T, N, observations]"""
+        ...
+
+    def step(
+        self, task: Any, observation: Tensor, action: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From [T, N, observations] and [T, N, actions] the next observation, the reward [T, N], whether it ended."""
+        ...
+
+    def baselines(self, task: Any) -> dict[str, Tensor]:
+        """[T] each: returns to compare with."""
+        ...
+
+
+class Rollout(NamedTuple):
+    """N episodes of H steps for each of T tasks. After an episode's end its rewards are zero."""
+
+    observations: Tensor  # [T, N, H, observations]
+    actions: Tensor  # [T, N, H, actions]
+    rewards: Tensor  # [T, N, H]
+    alive: Tensor  # [T, N, H] 1 until the episode ends, its last step included; then 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """Implements core.Problem for a policy that acts in environments.
+
+    Losses are those of policy gradients (Williams 1992): minus the mean of log pi(a_t | s_t) A_t over the steps of new
+    episodes, which the context's generator decides. The advantage A_t is the return from t on, discounted, less a
+    baseline that is linear in features of state and time and fitted to the task's episodes (Duan et al. 2016, arXiv
+    1604.06778). Support losses divide it by its deviation over the task's steps, as that paper's code does, so that an
+    inner rate fits rewards of any size; query losses do not, since what is wanted is the mean of the tasks' returns.
+    The policy is the softmax of the network's outputs, or a normal distribution around them with a learned "log_std".
+    How the initialisation changes which episodes are drawn before adaptation is not differentiated, as in MAML.
+
+    A network with a memory keeps it over an episode, and gets each action and its reward.
+    """
+
+    environment: Environment
+    model: Model
+    path: Path
+    norm: Sequence[Norm] = field(init=False, default=("none",))
+    targets: Targets = field(init=False, default="rewards")
+    module: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "module", self._build().requires_grad_(False))
+
+    def init(self, generator: torch.Generator) -> Params:
+        params = fresh(self._build, generator)
+        return params if self.environment.discrete else params | {"log_std": torch.zeros(self.environment.actions)}
+
+    def state(self) -> Params:
+        return {}
+
+    def statistics(self, params: Params, tasks: Any) -> Params:
+        return {}
+
+    def support_loss(self, params: Params, task: Any, context: Context, batch: Tensor | None = None) -> Tensor:
+        return self.surrogate(params, self.rollout(params, task, context.generator), normalise=True)
+
+    def support_size(self, task: Any) -> int:
+        return self.environment.episodes
+
+    def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
+        rollout = self.rollout(params, task, context.generator)
+        return {
+            "loss": self.surrogate(params, rollout, normalise=False),
+            "return": rollout.rewards.sum(2).mean(1),
+        }
+
+    def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
+        raise InputError("an environment has no labelled examples to embed: choose another algorithm")
+
+    def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:
+        yield params
+
+    def baselines(self, task: Any) -> dict[str, Tensor]:
+        return self.environment.baselines(task)
+
+    @torch.no_grad()
+    def rollout(self, params: Params, task: Any, generator: torch.Generator) -> Rollout:
+        """Act in new episodes."""
+        env, device = self.environment, task[0].device
+        observation = env.start(task)
+        alive = torch.ones(observation.shape[:2], device=device)
+        memory = self._memory(params)
+        steps = []
+        for _ in range(env.horizon):
+            outputs, hidden = self._act(params, observation, memory)
+            noise = torch.rand if env.discrete else torch.randn
+            size = *outputs.shape[:2], 1 if env.discrete else env.actions
+            drawn = noise(size, generator=generator).to(device)
+            if env.discrete:
+                chosen = (outputs.softmax(-1).cumsum(-1) < drawn).sum(-1).clamp(max=env.actions - 1)
+                action = torch.nn.functional.one_hot(chosen, env.actions).float()
+            else:
+                action = outputs + params["log_std"].exp()[:, None] * drawn
+            following, reward, ended = env.step(task, observation, action, generator)
+            steps.append((observation, action, reward * alive, alive))
+            if memory:
+                memory = *hidden, torch.cat([action, reward[..., None]], -1)
+            observation, alive = following, alive * ~ended
+        return Rollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
+
+    def surrogate(self, params: Params, rollout: Rollout, normalise: bool) -> Tensor:
+        """[T] whose gradient is the policy gradient, negated, where the policy of `params` made the rollout."""
+        advantages, steps = self.advantages(rollout), torch.full_like(rollout.alive[:, 0, 0], rollout.alive[0].numel())
+        if normalise:
+            steps = rollout.alive.sum((1, 2))
+            deviation = (advantages.square().sum((1, 2)) / steps).sqrt()
+            advantages = advantages / (deviation + 1e-8)[:, None, None]
+        return -(self._log_probs(params, rollout) * advantages).sum((1, 2)) / steps
+
+    def advantages(self, rollout: Rollout) -> Tensor:
+        """[T, N, H]"""
+        horizon, alive = self.environment.horizon, rollout.alive.double()
+        ahead = torch.arange(horizon, device=alive.device)
+        ahead = ahead - ahead[:, None]  # [t, t'] steps from t to t'
+        weights = torch.where(ahead >= 0, self.environment.discount ** ahead.clamp(min=0).double(), 0.0)
+        returns = rollout.rewards.double() @ weights.T
+        time = torch.linspace(0, 1, horizon, device=alive.device, dtype=alive.dtype).expand_as(returns)[..., None]
+        seen = rollout.observations.double()
+        x = torch.cat([seen, seen**2, time, time**2, time**3, torch.ones_like(time)], -1) * alive[..., None]
+        x, y = x.flatten(1, 2), (returns * alive).flatten(1, 2)[..., None]
+        gram = x.mT @ x + RIDGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        advantage = (y - x @ torch.linalg.solve(gram, x.mT @ y)).view_as(returns)
+        total = alive.sum((1, 2), keepdim=True)
+        centred = (advantage - (advantage * alive).sum((1, 2), keepdim=True) / total) * alive
+        return centred.to(rollout.rewards.dtype)
+
+    def _log_probs(self, params: Params, rollout: Rollout) -> Tensor:
+        """[T, N, H]"""
+        memory = self._memory(params)
+        if not memory:
+            outputs, _ = self._act(params, rollout.observations.flatten(1, 2), ())
+            outputs = outputs.unflatten(1, rollout.rewards.shape[1:])
+        else:
+            told = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
+            each = []
+            for t in range(self.environment.horizon):
+                output, hidden = self._act(params, rollout.observations[:, :, t], memory)
+                memory = *hidden, told[:, :, t]
+                each.append(output)
+            outputs = torch.stack(each, 2)
+        if self.environment.discrete:
+            return Categorical(logits=outputs, validate_args=False).log_prob(rollout.actions.argmax(-1))
+        std = params["log_std"].exp()[:, None, None]
+        return Normal(outputs, std, validate_args=False).log_prob(rollout.actions).sum(-1)
+
+    def _act(
+        self, params: Params, observation: Tensor, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The network's outputs [T, N, actions]; of a memory the state that it goes on with, else nothing."""
+        network = {name: p for name, p in params.items() if name != "log_std"}
+        if not memory:
+            return call(self.module, self.path, network, observation), ()
+        body, head = (self.module.get_submodule(name) for name in ("body", "head"))
+        features = call(body, self.path, part(network, "body."), observation)
+        outputs, hidden = call(head, self.path, part(network, "head."), features, *memory)
+        return outputs, (hidden,)
+
+    def _memory(self, params: Params) -> tuple[Tensor, ...]:
+        """Of every episode at its start: state and what it was told last; nothing of a network that has no memory."""
+        names = [name for name in ("head.hidden", "head.previous") if name in params]
+        return tuple(params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names)
+
+    def _build(self) -> nn.Module:
+        actions = self.environment.actions
+        return self.model.module((self.environment.observations,), actions, actions + 1)

@@ -1,0 +1,99 @@
+"""Bernoulli bandits (Duan et al. 2016, arXiv 1611.02779, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metatrain.core import Adapt, InputError, Model, Norm, Path, Split
+from metatrain.reinforcement import Episodes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Arms(NamedTuple):
+    """T bandits."""
+
+    probabilities: Tensor  # [T, arms] of a reward of 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandit:
+    """An episode is a trial of `pulls` pulls of `arms` arms, each of which pays 1 with a probability p ~ U[0, 1].
+
+    The return is a trial's whole reward: that of a random choice is pulls / 2. A policy sees nothing but, if it has a
+    memory, its actions and their rewards. `episodes` trials of each bandit are played for a gradient or a score.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    metric: ClassVar[str] = "return"
+    observations: ClassVar[int] = 1
+    discrete: ClassVar[bool] = True
+
+    name: Literal["bandit"] = "bandit"
+    arms: int = 5
+    pulls: int = 10
+    episodes: int = 10
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name, least in (("arms", 2), ("pulls", 1), ("episodes", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.discount <= 1:
+            raise InputError(f"discount must be between 0 and 1, got {self.discount}")
+
+    @property
+    def actions(self) -> int:
+        return self.arms
+
+    @property
+    def horizon(self) -> int:
+        return self.pulls
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Arms:
+        return Arms(torch.rand(count, self.arms, generator=generator))
+
+    def start(self, task: Arms) -> Tensor:
+        return torch.ones(len(task.probabilities), self.episodes, 1, device=task.probabilities.device)
+
+    def step(
+        self, task: Arms, observation: Tensor, action: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        chance = (action * task.probabilities[:, None]).sum(-1)
+        reward = (torch.rand(chance.shape, generator=generator).to(chance.device) < chance).float()
+        return observation, reward, torch.zeros_like(reward, dtype=torch.bool)
+
+    def baselines(self, task: Arms) -> dict[str, Tensor]:
+        """Expected returns of pulling arms at random, and of who knows the best one."""
+        chances = task.probabilities
+        return {"random": self.pulls * chances.mean(1), "best_arm": self.pulls * chances.amax(1)}
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Episodes:
+        return Episodes(environment=self, model=model, path=path)
+
+    def standalone(self) -> Bandit:
+        """Needs nothing else."""
+        return self
+
+    def picture(self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        """The mean reward of each pull over many bandits."""
+        from metatrain import figures
+
+        task = self.sample(generator, 500, split)
+        adapted = adapt(task)
+        shown = [adapted[0], adapted[-1]] if len(adapted) > 1 else adapted
+        lines = [(step, problem.rollout(params, task, generator).rewards.mean((0, 1))) for step, params in shown]
+        levels = {name: float(value.mean()) / self.pulls for name, value in self.baselines(task).items()}
+        return figures.trial(lines, levels, f"{self.arms}-armed bandits: mean reward of each of {self.pulls} pulls")
+
+    def check(self, split: Split) -> None:
+        """Any split can be drawn."""
+
+    def describe(self) -> str:
+        return f"bandit {self.arms} arms {self.pulls} pulls, {self.episodes} trials/task"

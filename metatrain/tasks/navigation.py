@@ -1,0 +1,98 @@
+"""Two-dimensional navigation (Finn et al. 2017, section 5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metatrain.core import Adapt, InputError, Model, Norm, Path, Split
+from metatrain.reinforcement import Episodes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FASTEST = 0.1  # in each coordinate and step
+NEAR = 0.01  # in each coordinate: there
+
+
+class Goals(NamedTuple):
+    """T places to go to."""
+
+    places: Tensor  # [T, 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Navigation:
+    """Walk in the plane from the origin to a goal ~ U[-0.5, 0.5]^2 that is not seen.
+
+    An action is a velocity of at most 0.1 in each coordinate, given as a number that is clipped to [-1, 1] as by the
+    authors' normalised environment; the reward is minus the distance to the goal, as in their code (the paper says its
+    square); an episode ends within 0.01 of the goal in both coordinates, or after `horizon` steps. `episodes` of them
+    are walked for a gradient or a score.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    metric: ClassVar[str] = "return"
+    observations: ClassVar[int] = 2
+    actions: ClassVar[int] = 2
+    discrete: ClassVar[bool] = False
+
+    name: Literal["navigation"] = "navigation"
+    horizon: int = 100
+    episodes: int = 20
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "episodes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.discount <= 1:
+            raise InputError(f"discount must be between 0 and 1, got {self.discount}")
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Goals:
+        return Goals(torch.rand(count, 2, generator=generator) - 0.5)
+
+    def start(self, task: Goals) -> Tensor:
+        return torch.zeros(len(task.places), self.episodes, 2, device=task.places.device)
+
+    def step(
+        self, task: Goals, observation: Tensor, action: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        place = observation + FASTEST * action.clamp(-1, 1)
+        away = place - task.places[:, None]
+        return place, -away.norm(dim=-1), (away.abs() < NEAR).all(-1)
+
+    def baselines(self, task: Goals) -> dict[str, Tensor]:
+        """The return of not moving at all."""
+        return {"standing_still": -self.horizon * task.places.norm(dim=-1)}
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Episodes:
+        return Episodes(environment=self, model=model, path=path)
+
+    def standalone(self) -> Navigation:
+        """Needs nothing else."""
+        return self
+
+    def picture(self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+        """Walks to three goals, before and after adaptation."""
+        from metatrain import figures
+
+        task = self.sample(generator, 3, split)
+        adapted = adapt(task)
+        shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]] if len(adapted) > 1 else adapted
+        walks = [(step, problem.rollout(params, task, generator)) for step, params in shown]
+        return figures.walks(
+            task.places,
+            [(step, w.observations, w.alive) for step, w in walks],
+            f"Walks to goals, each adaptation step from {self.episodes} episodes",
+        )
+
+    def check(self, split: Split) -> None:
+        """Any split can be drawn."""
+
+    def describe(self) -> str:
+        return f"2D navigation, horizon {self.horizon}, reward -distance, {self.episodes} episodes/task"
