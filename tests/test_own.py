@@ -62,7 +62,9 @@ def test_they_train_evaluate_and_are_in_the_bundle_by_name(mine: Path) -> None:
     assert "mine.classes:SignMAML inner_lr=0.03" in done.stdout
     bundled = yaml.safe_load((mine / "run" / "bundle" / "recipe.yaml").read_text())
     assert bundled["model"] == {"name": "mine.classes:SineNet", "width": 40}
-    done = command("evaluate", str(mine / "run"), "--set", "evaluation.algorithm.inner_steps=1")
+    sets = ("--set", "workers.max=0", "--set", "evaluation.algorithm.inner_steps=1")
+    done = command("evaluate", str(mine / "run"), *sets)
+    assert done.returncode == 0, done.stderr
     assert "inner_steps=1" in done.stdout.splitlines()[-1], done.stderr
 
 
