@@ -193,7 +193,7 @@ def test_a_policy_that_sees_nothing_learns_the_arms_by_gradient_steps() -> None:
 
 
 def test_rl2_learns_to_find_the_better_arm() -> None:
-    """Two arms and 200 outer steps: clearly more than the 5 of a random choice; the best arm gives 6.67."""
+    """Two arms and 120 outer steps: clearly more than the 5 of a random choice; the best arm gives 6.67."""
     from metatrain.learner import Learner
 
     recipe = config(
@@ -201,7 +201,7 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
         family={"name": "bandit", "arms": 2, "pulls": 10, "episodes": 10},
         model={"name": "rnn", "cell": "gru", "hidden": 16, "body": {"name": "mlp", "hidden": []}},
         algorithm={"name": "recurrent"},
-        outer={"steps": 200, "tasks_per_step": 50, "tasks_per_ticket": 50, "lr": 0.01},
+        outer={"steps": 120, "tasks_per_step": 50, "tasks_per_ticket": 50, "lr": 0.01},
         evaluation={"tasks": 400, "tasks_per_ticket": 400},
     ).recipe()
     worker, learner = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Learner(initial_meta(recipe), recipe.outer)
