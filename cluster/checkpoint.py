@@ -21,6 +21,7 @@ from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.learner import Learner
 
+NOT_LEARNT = {"name", "workers", "checkpoint", "tracking", "output", "evaluation"}  # keys that change nothing learnt
 FILES = {"learner.safetensors", "learner.json", "run.json", "config.yaml"}
 
 
@@ -81,14 +82,17 @@ def latest(root: str) -> str | None:
 
 
 def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
-    """Refuse to continue a run as another one: numbers under outer and algorithm may change, where it runs may, too."""
+    """Refuse to continue a run as another one: numbers under outer and algorithm may change.
+
+    So may its name, and where and how it is computed.
+    """
     before, now = dict(recipes.flatten(recipes.dump(saved.config))), dict(recipes.flatten(recipes.dump(config)))
     changed = []
     for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):
         old, new = before.get(key), now.get(key)
         group = key.split(".")[0]
         scalar = group in ("outer", "algorithm") and all(isinstance(v, int | float) for v in (old, new))
-        if old != new and not scalar and group not in ("workers", "checkpoint", "tracking", "output", "evaluation"):
+        if old != new and not scalar and group not in NOT_LEARNT:
             raise InputError(
                 f"{saved.uri} was trained with {key} = {old!r} and cannot go on with {new!r}: "
                 "only numbers under outer and algorithm may change; start a new run"

@@ -43,7 +43,7 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
         if validation.every_steps and learner.version == 0:
             hooks.on_step(0, _validate(recipe, requests, 0))
         while learner.version < outer.steps:
-            started, busy_s, waited_s = time.monotonic(), requests.busy_s, requests.waited_s
+            started, busy_s, cpu_s, waited_s = time.monotonic(), requests.busy_s, requests.cpu_s, requests.waited_s
             while asked < outer.steps and asked <= learner.version + outer.max_staleness:
                 requests.ask(update_tickets(recipe, asked))
                 asked += 1
@@ -62,6 +62,7 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
                 "run/staleness": staleness,
                 "run/tasks_per_s": outer.tasks_per_step / seconds,
                 "run/worker_utilisation": (requests.busy_s - busy_s) / (seconds * max(pool.status().alive, 1)),
+                "run/worker_cpu_ms_per_task": 1000 * (requests.cpu_s - cpu_s) / outer.tasks_per_step,
                 "run/driver_share": 1 - (requests.waited_s - waited_s) / seconds,
                 "run/lost_tickets": requests.lost,
                 "run/dropped_updates": requests.dropped,

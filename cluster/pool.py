@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Literal, NamedTuple, Protocol
 
-from cluster.worker import Plan, Worker
+from cluster.worker import Plan, Spent, Worker
 from metatrain.core import Meta, Scores, Ticket, Update
 from metatrain.recipe import Recipe
 
@@ -24,7 +24,7 @@ class Contribution(NamedTuple):
     ticket: Ticket
     version: int
     worker: str
-    seconds: float
+    spent: Spent
     result: Update | Scores
 
 
@@ -80,8 +80,8 @@ class LocalPool:
         if not self._requested:
             return None
         ticket, _ = self._requested.popleft()
-        result, seconds = self._worker.compute(ticket)
-        return Contribution(ticket, self._worker.version, "local", seconds, result)
+        result, spent = self._worker.compute(ticket)
+        return Contribution(ticket, self._worker.version, "local", spent, result)
 
     def status(self) -> PoolStatus:
         oldest, since = self._requested[0] if self._requested else (None, time.monotonic())

@@ -13,21 +13,19 @@ from rich.progress import BarColumn, Progress, TextColumn
 PLAIN_EVERY_S = 10.0
 
 
-class ProgressLine:
-    """Shows step, loss, metric, tasks/s and the time to go."""
+class Line:
+    """One line that is replaced on a terminal, and printed anew now and then in a log."""
 
-    def __init__(self, metric: str, first: int, steps: int, tasks_per_step: int) -> None:
-        self._metric, self._steps, self._tasks = metric, steps, tasks_per_step
-        self._first, self._started, self._shown = first, time.monotonic(), 0.0
-        self._validation = ""
+    def __init__(self, total: int, done: int) -> None:
+        self._shown = 0.0
         self._live: Progress | None = None
         if sys.stderr.isatty():
             self._live = Progress(
                 BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
             )
-            self._task = self._live.add_task("starting", total=steps, completed=first)
+            self._task = self._live.add_task("starting", total=total, completed=done)
 
-    def __enter__(self) -> ProgressLine:
+    def __enter__(self) -> Line:
         if self._live:
             self._live.start()
         return self
@@ -36,29 +34,48 @@ class ProgressLine:
         if self._live:
             self._live.stop()
 
+    def show(self, done: int, text: str, *, now: bool = False) -> None:
+        """`now`: a log gets it whenever the last line was."""
+        if self._live:
+            self._live.update(self._task, completed=done, description=text)
+        elif now or time.monotonic() - self._shown >= PLAIN_EVERY_S:
+            self._shown = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+
+class ProgressLine:
+    """Shows a run's step, loss, metric, tasks/s and the time to go."""
+
+    def __init__(self, metric: str, first: int, steps: int, tasks_per_step: int) -> None:
+        self._metric, self._steps, self._tasks = metric, steps, tasks_per_step
+        self._first, self._started = first, time.monotonic()
+        self._validation = ""
+        self.line = Line(steps, first)
+
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         validated = metrics.get(f"val/{self._metric}_after")
         if validated is not None:
-            self._validation = f"  val {self._show(validated)}"
-        if "train/loss_after" not in metrics:
-            return
-        text = self._describe(step, metrics)
-        if self._live:
-            self._live.update(self._task, completed=step, description=text)
-        elif validated is not None or step == self._steps or time.monotonic() - self._shown >= PLAIN_EVERY_S:
-            self._shown = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+            self._validation = f"  val {show(self._metric, validated)}"
+        if "train/loss_after" in metrics:
+            self.line.show(step, self._describe(step, metrics), now=validated is not None or step == self._steps)
 
     def _describe(self, step: int, metrics: Mapping[str, float]) -> str:
         seconds = time.monotonic() - self._started
         steps_per_s = (step - self._first) / max(seconds, 1e-9)
-        eta_s = int((self._steps - step) / max(steps_per_s, 1e-9))
+        eta_s = (self._steps - step) / max(steps_per_s, 1e-9)
         name = f"train/{self._metric}_after"
-        value = f"  {self._metric} {self._show(metrics[name])}" if name in metrics else ""
+        value = f"  {self._metric} {show(self._metric, metrics[name])}" if name in metrics else ""
         return (
             f"step {step}/{self._steps}  loss {metrics['train/loss_after']:.4f}{value}{self._validation}  "
-            f"{steps_per_s * self._tasks:.1f} tasks/s  ETA {eta_s // 60}:{eta_s % 60:02d}"
+            f"{steps_per_s * self._tasks:.1f} tasks/s  ETA {duration(eta_s)}"
         )
 
-    def _show(self, value: float) -> str:
-        return f"{100 * value:.1f}%" if self._metric == "accuracy" else f"{value:.3f}"
+
+def show(metric: str, value: float) -> str:
+    """A score as people read it."""
+    return f"{100 * value:.1f}%" if metric == "accuracy" else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

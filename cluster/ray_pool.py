@@ -2,7 +2,7 @@
 
     driver  --- compute(ticket, version, flat parameters) --->  actor      one call per ticket, at most DEPTH an actor
             --- draw(the same ticket of the next step) ------>             computed while the actor would wait
-            <-- flat direction, tasks, metrics, seconds -------
+            <-- flat direction, tasks, metrics, its cost ------
 
 Parameters go out as one float32 numpy array, put into the object store once a version; the actor copies what it
 receives, because all actors of a node read the same memory. An actor that dies is restarted by Ray, its tickets are
@@ -11,6 +11,7 @@ reported as failures, and it gets work again once it answers.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -29,6 +30,8 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Workers
 from cluster.pool import Contribution, Failure, PoolStatus, Snapshot
@@ -95,13 +98,13 @@ class RayWorker:
         if version != self._worker.version:
             flat = flat if flat.flags.writeable else flat.copy()
             self._worker.load(version, torch.from_numpy(flat))
-        result, seconds = self._worker.compute(ticket)
+        result, spent = self._worker.compute(ticket)
         if isinstance(result, Update):
-            return self._worker.layout.flatten(result.direction).numpy(), result.tasks, result.metrics, seconds
+            return self._worker.layout.flatten(result.direction).numpy(), result.tasks, result.metrics, spent
         curves, baselines = (
             {name: values.numpy() for name, values in part.items()} for part in (result.curves, result.baselines)
         )
-        return result.steps, curves, baselines, result.norms, seconds
+        return result.steps, curves, baselines, result.norms, spent
 
 
 @dataclass
@@ -116,13 +119,22 @@ class _Actor:
 class RayPool:
     """Implements cluster.pool.Pool."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, workers: Workers, *, local: bool) -> None:
-        """Start the actors and wait for the first `workers.min`; InputError where they cannot be had."""
+    def __init__(
+        self, recipe: Recipe, plan: Plan, workers: Workers, *, local: bool, group: PlacementGroup | None = None
+    ) -> None:
+        """Start the actors and wait for the first `workers.min`; InputError where they cannot be had.
+
+        In a placement `group`, which has room reserved for them all, it waits for `workers.max`.
+        """
         if local:
             _check_capacity(workers)
         self._layout = Layout(initial_meta(recipe))
+        placed = {}
+        if group is not None:
+            workers = dataclasses.replace(workers, min=workers.max)
+            placed["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         self._actor_class = ray.remote(RayWorker).options(
-            num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=0
+            num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=0, **placed
         )
         self._arguments = (recipes.dump(recipe), plan)
         self._actors: list[_Actor] = []
@@ -243,15 +255,15 @@ class RayPool:
     def _contribution(self, actor: _Actor, ticket: Ticket, version: int, answer: Any) -> Contribution:
         result: Update | Scores
         if ticket.work == "update":
-            flat, tasks, metrics, seconds = answer
+            flat, tasks, metrics, spent = answer
             result = Update(self._layout.unflatten(torch.from_numpy(flat.copy())), tasks, metrics)
         else:
-            steps, curves, baselines, norms, seconds = answer
+            steps, curves, baselines, norms, spent = answer
             curves, baselines = (
                 {name: torch.from_numpy(values.copy()) for name, values in part.items()} for part in (curves, baselines)
             )
             result = Scores(steps, curves, baselines, norms)
-        return Contribution(ticket, version, actor.name, seconds, result)
+        return Contribution(ticket, version, actor.name, spent, result)
 
 
 def _probe(address: str) -> None:

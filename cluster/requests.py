@@ -44,6 +44,7 @@ class Requests:
         self.lost = 0  # tickets whose worker died
         self.dropped = 0  # contributions that were too old
         self.busy_s = 0.0  # workers' time in contributions
+        self.cpu_s = 0.0  # their processors' time
         self.waited_s = 0.0  # the caller's time in `collect` waiting for the pool
         self._losses = 0
 
@@ -73,7 +74,8 @@ class Requests:
             self.waited_s += time.monotonic() - started
             if isinstance(got, Contribution):
                 self._arrived[got.ticket] = got
-                self.busy_s += got.seconds
+                self.busy_s += got.spent.wall_s
+                self.cpu_s += got.spent.cpu_s
                 self._losses = 0
                 silent_since = time.monotonic()
             elif isinstance(got, Failure):

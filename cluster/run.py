@@ -9,10 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import yaml
@@ -23,6 +23,7 @@ from cluster.evaluation import evaluate_split
 from cluster.pool import LocalPool, Pool, Snapshot
 from cluster.progress import ProgressLine
 from cluster.requests import Interrupted, Requests
+from cluster.tracking import Tracker
 from cluster.worker import Plan, choose_plan, initial_meta
 from metatrain import bundle, figures, inference
 from metatrain import recipe as recipes
@@ -30,6 +31,9 @@ from metatrain.core import InputError, Meta
 from metatrain.evaluate import Score
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,16 @@ NORMALISED = {
 }
 
 
+class Run(NamedTuple):
+    """A run that is ready to learn: from the beginning, or from a checkpoint."""
+
+    config: RunConfig
+    plan: Plan
+    folder: Path
+    learner: Learner
+    notes: dict[str, str]  # what its checkpoints carry besides
+
+
 def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Path, list[Score]]:
     """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
 
@@ -50,12 +64,25 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
     Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
     """
     with interruptible() as should_stop:
-        return _train(config, address, resume, should_stop)
+        run = prepare(config, resume)
+        recipe, learner, outer = run.config.recipe(), run.learner, config.outer
+        try:
+            with pool_for(run.config, run.plan, address) as pool, tracked(run) as tracker:
+                requests = Requests(pool, should_stop, config.workers.wait_s)
+                learn(run, pool, requests, tracker)
+                bundle.save(str(run.folder / "bundle"), recipe, learner.meta())
+                scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
+                _leave_results(run, scores)
+                for name in ("figures", "bundle", "result.json", "config.yaml"):
+                    tracker.artifact(run.folder / name)
+                tracker.log(learner.version, as_metrics(scores))
+        except Interrupted as stopped:
+            raise Interrupted(f"stopped after {learner.version} of {outer.steps} outer steps") from stopped
+    return run.folder, scores
 
 
-def _train(
-    config: RunConfig, address: str | None, resume: str | None, should_stop: Callable[[], bool]
-) -> tuple[Path, list[Score]]:
+def prepare(config: RunConfig, resume: str | None = None) -> Run:
+    """Check a configuration, choose its folder, and set up its learner, or that of the checkpoint to go on from."""
     check_data(config)
     config = dataclasses.replace(config, family=config.family.standalone())
     recipe = config.recipe()
@@ -73,46 +100,54 @@ def _train(
         learner.load_state_dict(saved.tensors, saved.scalars)
         notes = dict(saved.notes)
         log.info("resuming %s after %d steps", saved.uri, learner.version)
-    with pool_for(config, plan, address) as pool:
-        tracker = tracking.start(config, notes.get("mlflow_run_id"))
-        place = tracker.place()
-        if place is not None:
-            notes["mlflow_run_id"] = place.run_id
-            (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
-        status = "FAILED"
-        try:
-            with _metrics_file(folder, learner.version) as write:
-                requests = Requests(pool, should_stop, config.workers.wait_s)
-                outer = config.outer
-                line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
+    return Run(config, plan, folder, learner, notes)
 
-                def on_step(step: int, metrics: Mapping[str, float]) -> None:
-                    write(step, metrics)
-                    tracker.log(step, metrics)
-                    line(step, metrics)
 
-                root = config.checkpoint.uri or str(folder / "checkpoints")
+@contextmanager
+def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker]:
+    """Record a run in MLflow: as the one that its checkpoint names, or else the one with these tags, or a new one."""
+    config = run.config
+    run_id = None if tags else run.notes.get("mlflow_run_id")
+    tracker = tracking.start(config.tracking, config.name, recipes.flatten(recipes.dump(config)), run_id, tags)
+    place = tracker.place()
+    if place is not None:
+        run.notes["mlflow_run_id"] = place.run_id
+        (run.folder / "mlflow.json").write_text(json.dumps(place._asdict()))
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
 
-                def save() -> None:
-                    checkpoint.save(root, config, plan, learner, notes, config.checkpoint.keep)
 
-                (folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
-                with line:
-                    hooks = loop.Hooks(on_step, save)
-                    loop.train(recipe, learner, pool, requests, hooks, config.checkpoint.every_steps)
-                bundle.save(str(folder / "bundle"), recipe, learner.meta())
-                scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
-            _leave_results(folder, recipe, learner.meta(), scores)
-            for name in ("figures", "bundle", "result.json", "config.yaml"):
-                tracker.artifact(folder / name)
-            tracker.log(learner.version, _as_metrics(scores))
-            status = "FINISHED"
-        except Interrupted as stopped:
-            status = "KILLED"
-            raise Interrupted(f"stopped after {learner.version} of {config.outer.steps} outer steps") from stopped
-        finally:
-            tracker.finish(status)
-    return folder, scores
+def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequence[loop.Hooks] = ()) -> None:
+    """Take a run's learner to its last step; leaves config.yaml, metrics.jsonl and checkpoints.
+
+    `also` is told of each step and each checkpoint once the run has recorded it.
+    """
+    config, learner, outer = run.config, run.learner, run.config.outer
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
+    root = config.checkpoint.uri or str(run.folder / "checkpoints")
+    line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
+    with _metrics_file(run.folder, learner.version) as write, line.line:
+
+        def on_step(step: int, metrics: Mapping[str, float]) -> None:
+            write(step, metrics)
+            tracker.log(step, metrics)
+            line(step, metrics)
+            for hooks in also:
+                hooks.on_step(step, dict(metrics))
+
+        def save() -> None:
+            checkpoint.save(root, config, run.plan, learner, run.notes, config.checkpoint.keep)
+            for hooks in also:
+                hooks.save()
+
+        loop.train(config.recipe(), learner, pool, requests, loop.Hooks(on_step, save), config.checkpoint.every_steps)
 
 
 def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:
@@ -166,8 +201,13 @@ def check_fit(recipe: Recipe, meta: Meta) -> None:
 
 
 @contextmanager
-def pool_for(config: RunConfig, plan: Plan, address: str | None) -> Iterator[Pool]:
-    """The pool that the configuration asks for; Ray is imported only where it is used."""
+def pool_for(
+    config: RunConfig, plan: Plan, address: str | None = None, group: PlacementGroup | None = None
+) -> Iterator[Pool]:
+    """The pool that the configuration asks for; Ray is imported only where it is used.
+
+    Its workers start in a placement `group` where one is given: that of a sweep's trial.
+    """
     pool: Pool
     if config.workers.max == 0:
         if address is not None:
@@ -182,7 +222,7 @@ def pool_for(config: RunConfig, plan: Plan, address: str | None) -> Iterator[Poo
             f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
         ) from error
     with ray_pool.connected(address, recipes.own_code(config.recipe())) as local:
-        pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local)
+        pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local, group=group)
         try:
             yield pool
         finally:
@@ -258,8 +298,9 @@ def _step(line: str) -> float:
         return float("inf")  # the half line of a process that was killed while writing
 
 
-def _leave_results(folder: Path, recipe: Recipe, meta: Meta, scores: list[Score]) -> None:
+def _leave_results(run: Run, scores: list[Score]) -> None:
     """result.json and the pictures."""
+    folder, recipe, meta = run.folder, run.config.recipe(), run.learner.meta()
     result = {"scores": [dataclasses.asdict(score) for score in scores]}
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -277,7 +318,7 @@ def _leave_results(folder: Path, recipe: Recipe, meta: Meta, scores: list[Score]
         figures.save(figure, folder / "figures" / f"{name}.png")
 
 
-def _as_metrics(scores: list[Score]) -> dict[str, float]:
+def as_metrics(scores: list[Score]) -> dict[str, float]:
     """The scores as MLflow has them: test/accuracy, test/accuracy_ci95 and so on, numbered where there are several."""
     found: dict[str, float] = {}
     for i, score in enumerate(scores):

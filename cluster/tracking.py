@@ -10,18 +10,17 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import quote, urlsplit
 
-from cluster.config import RunConfig, Tracking
-from metatrain import recipe as recipes
+from cluster.config import Tracking
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +29,21 @@ DRAIN_S = 1.0  # between calls
 CLOSE_S = 60.0  # how long a finished run waits for what is still queued
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
 PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
+PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
+
+Params = Iterable[tuple[str, Any]]  # (dotted key, value)
 
 
 class Tracker(Protocol):
+    def params(self, params: Params) -> None:
+        """Keep what does not change any more."""
+        ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None:
+        """Try to send all that waits, now."""
+        ...
 
     def artifact(self, path: Path) -> None:
         """Keep a file or folder with the run."""
@@ -49,7 +59,11 @@ class Tracker(Protocol):
 
 
 class NoTracker:
+    def params(self, params: Params) -> None: ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
 
     def artifact(self, path: Path) -> None: ...
 
@@ -59,16 +73,21 @@ class NoTracker:
     def finish(self, status: str) -> None: ...
 
 
-def start(config: RunConfig, run_id: str | None) -> Tracker:
-    """Start or continue a run in MLflow; InputError where its server does not answer."""
-    if config.tracking.uri == "none":
+def start(
+    tracking: Tracking, name: str, params: Params, run_id: str | None = None, tags: Mapping[str, str] | None = None
+) -> Tracker:
+    """Start a run in MLflow, or continue `run_id` or the run that has all these tags.
+
+    Raises InputError where its server does not answer.
+    """
+    if tracking.uri == "none":
         return NoTracker()
     if util.find_spec("mlflow") is None:
-        if config.tracking.uri is not None:
-            raise InputError(f"tracking.uri is {config.tracking.uri} but mlflow is not installed: pip install mlflow")
+        if tracking.uri is not None:
+            raise InputError(f"tracking.uri is {tracking.uri} but mlflow is not installed: pip install mlflow")
         log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
         return NoTracker()
-    return MLflowTracker(config, run_id)
+    return MLflowTracker(tracking, name, params, run_id, tags or {})
 
 
 class Place(NamedTuple):
@@ -77,6 +96,19 @@ class Place(NamedTuple):
     uri: str  # without its password
     experiment_id: str = ""
     run_id: str = ""
+    compared: tuple[str, ...] = ()  # ids of the runs to show side by side: a sweep's best trials
+
+    def address(self) -> str:
+        """Of the server, where it is one; without a user's name."""
+        parts = urlsplit(self.uri)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+    def page(self) -> str:
+        """The path of its page in MLflow's UI."""
+        if self.compared:
+            runs, experiments = (quote(json.dumps(ids)) for ids in (self.compared, [self.experiment_id]))
+            return f"/#/compare-runs?runs={runs}&experiments={experiments}"
+        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else "/"
 
 
 def place_of(folder: Path | None) -> Place:
@@ -84,13 +116,14 @@ def place_of(folder: Path | None) -> Place:
     if folder is None:
         return Place(store(Tracking()))
     try:
-        place = Place(**json.loads((folder / "mlflow.json").read_text()))
-        if not all(isinstance(value, str) for value in place):
+        found = json.loads((folder / "mlflow.json").read_text())
+        place = Place(**found | {"compared": tuple(found.get("compared", ()))})
+        if not all(isinstance(value, str) for value in place[:3] + place.compared):
             raise TypeError("its values are not text")
         return place
     except FileNotFoundError:
         raise InputError(f"{folder} is no run that was logged to MLflow: give the folder that `train` named") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder}/mlflow.json is damaged ({error}): leave the folder out to open the store"
         ) from error
@@ -109,6 +142,16 @@ def shown(uri: str) -> str:
     return uri.replace(f":{password}@", ":***@") if password else uri
 
 
+def end(tracking: Tracking, run_id: str, status: str) -> None:
+    """Record how a run ended whose process could not."""
+    from mlflow.tracking import MlflowClient
+
+    try:
+        MlflowClient(store(tracking)).set_terminated(run_id, status)
+    except Exception as error:
+        log.warning("MLflow did not take that run %s is %s: %s", run_id, status, str(error)[:200])
+
+
 class MLflowTracker:
     """Queues metrics and logs them in batches from a thread of its own.
 
@@ -116,7 +159,9 @@ class MLflowTracker:
     the run's folder holds the same metrics.
     """
 
-    def __init__(self, config: RunConfig, run_id: str | None) -> None:
+    def __init__(
+        self, tracking: Tracking, name: str, params: Params, run_id: str | None, tags: Mapping[str, str]
+    ) -> None:
         # MLflow's defaults retry for four minutes. These are read at each request.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
@@ -125,29 +170,63 @@ class MLflowTracker:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
-        self.uri = store(config.tracking)
+        self.uri = store(tracking)
         try:
             self._client = MlflowClient(self.uri)
-            run = self._client.get_run(run_id) if run_id else self._create(config)
+            self._experiment_id = self._experiment(tracking.experiment)
+            found = self._client.get_run(run_id) if run_id else self._find(tags)
+            run = found or self._client.create_run(self._experiment_id, run_name=name, tags={**_tags(), **tags})
             self.run_id: str = run.info.run_id
-            self._experiment_id: str = run.info.experiment_id
+            self._experiment_id = run.info.experiment_id
+            if found is None:
+                self._log_params(params)
             self._client.update_run(self.run_id, status="RUNNING")
         except Exception as error:  # MLflow raises what its stores and requests raise
             raise InputError(
                 f"MLflow does not answer at {shown(self.uri)} ({self._reason(error)}): start it, or set tracking.uri"
             ) from error
         self.errors = 0
-        self._every, self._last = config.tracking.every_steps, config.outer.steps
+        self._every = tracking.every_steps
         self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
+        self._last: tuple[int, int, Mapping[str, float]] | None = None  # not due, unless it is the end
+        self._pending: list[Metric] = []
+        self._sending = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
 
+    def params(self, params: Params) -> None:
+        try:
+            self._log_params(params)
+        except Exception as error:
+            self._count(error, "parameters were not recorded")
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        now_ms = int(time.time() * 1000)
+        whole = step % self._every == 0
         scores = {name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))}
-        due = metrics if step % self._every == 0 or step == self._last else scores
-        if due:
-            self._queue.put((int(time.time() * 1000), step, due))
+        if whole or scores:
+            self._queue.put((now_ms, step, metrics if whole else scores))
+        rest = {name: value for name, value in metrics.items() if name not in scores}
+        if whole:
+            self._last = None
+        elif rest:
+            self._last = (now_ms, step, rest)
+
+    def flush(self) -> None:
+        from mlflow.entities import Metric
+
+        with self._sending:
+            while not self._queue.empty():
+                at_ms, step, metrics = self._queue.get()
+                self._pending += [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
+            while self._pending:
+                try:
+                    self._client.log_batch(self.run_id, metrics=self._pending[:BATCH])
+                except Exception as error:
+                    self._count(error, f"{len(self._pending)} metrics wait")
+                    return
+                del self._pending[:BATCH]
 
     def artifact(self, path: Path) -> None:
         try:
@@ -162,6 +241,8 @@ class MLflowTracker:
         return Place(shown(self.uri), self._experiment_id, self.run_id)
 
     def finish(self, status: str) -> None:
+        if self._last is not None:
+            self._queue.put(self._last)
         self._closing.set()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
@@ -173,39 +254,31 @@ class MLflowTracker:
         if self.errors:
             log.warning("MLflow failed %d times in this run; metrics.jsonl is complete", self.errors)
 
-    def _create(self, config: RunConfig) -> Run:
-        experiment = self._client.get_experiment_by_name(config.tracking.experiment)
-        if experiment is None:
-            local = str(Path("mlartifacts").absolute()) if self.uri.startswith("sqlite:") else None
-            experiment_id = self._client.create_experiment(config.tracking.experiment, artifact_location=local)
-        else:
-            experiment_id = experiment.experiment_id
-        run = self._client.create_run(experiment_id, run_name=config.name, tags=_tags())
+    def _log_params(self, params: Params) -> None:
         from mlflow.entities import Param
 
-        values = recipes.flatten(recipes.dump(config))
-        params = [Param(NOT_IN_NAMES.sub("_", key), str(value)) for key, value in values]
-        self._client.log_batch(run.info.run_id, params=params)
-        return run
+        named = [Param(NOT_IN_NAMES.sub("_", key), str(value)) for key, value in params]
+        self._client.log_batch(self.run_id, params=named)
+
+    def _experiment(self, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            local = str(Path("mlartifacts").absolute()) if self.uri.startswith("sqlite:") else None
+            return self._client.create_experiment(name, artifact_location=local)
+        return experiment.experiment_id
+
+    def _find(self, tags: Mapping[str, str]) -> Run | None:
+        """The run that has all these tags; there are tags for what can be found."""
+        if not tags:
+            return None
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return next(iter(self._client.search_runs([self._experiment_id], wanted)), None)
 
     def _drain(self) -> None:
-        from mlflow.entities import Metric
-
-        pending: list[Metric] = []
-        while True:
+        closing = False
+        while not closing:
             closing = self._closing.wait(DRAIN_S)
-            while not self._queue.empty():
-                at_ms, step, metrics = self._queue.get()
-                pending += [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
-            while pending:
-                try:
-                    self._client.log_batch(self.run_id, metrics=pending[:BATCH])
-                except Exception as error:
-                    self._count(error, f"{len(pending)} metrics wait")
-                    break
-                del pending[:BATCH]
-            if closing:
-                return
+            self.flush()
 
     def _count(self, error: Exception, consequence: str) -> None:
         self.errors += 1

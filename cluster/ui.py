@@ -16,7 +16,6 @@ from importlib import util
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 
 from cluster.tracking import Place
 from metatrain.core import InputError
@@ -32,13 +31,11 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
     A store that is a database is served on the loopback interface, on `port` or another free one, until the end of the
     context. Raises InputError where there is nothing to serve.
     """
-    page = f"/#/experiments/{place.experiment_id}/runs/{place.run_id}" if place.run_id else "/"
     if place.uri.startswith("http"):
-        parts = urlsplit(place.uri)
-        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        address = place.address()
         if not _answers(f"{address}/health", urllib.request.build_opener()):
             raise InputError(f"MLflow does not answer at {address}: start it, or check the address")
-        yield f"{address}{page}", lambda: None
+        yield f"{address}{place.page()}", lambda: None
         return
     if "***" in place.uri:
         raise InputError(
@@ -59,7 +56,7 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             _await_start(server, f"{address}/health", output)
-            yield f"{address}{page}", lambda: _await_end(server, output)
+            yield f"{address}{place.page()}", lambda: _await_end(server, output)
         finally:
             server.terminate()
             server.wait()

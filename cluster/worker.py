@@ -24,6 +24,14 @@ from metatrain.core import (
 )
 from metatrain.recipe import Recipe, Setting
 
+
+class Spent(NamedTuple):
+    """What a ticket cost its worker. Where several share a core, it passes more seconds than its processor works."""
+
+    wall_s: float
+    cpu_s: float
+
+
 ALIGNMENT = 16  # float32 values: 64 bytes, so that a parameter lies alike in every process
 
 
@@ -111,9 +119,9 @@ class Worker:
         self._drawn = {t: tasks for t, tasks in self._drawn.items() if t.step >= ticket.step - 1}
         self._drawn[ticket] = self._sample(ticket)
 
-    def compute(self, ticket: Ticket) -> tuple[Update | Scores, float]:
-        """The ticket's update or scores (tensors on the CPU), and the seconds it took."""
-        started = time.perf_counter()
+    def compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
+        """The ticket's update or scores (tensors on the CPU), and what it cost."""
+        started, cpu_s = time.perf_counter(), time.process_time()
         setting, problem = self._bind(ticket)
         tasks = to_device(self._drawn.pop(ticket, None) or self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
@@ -126,7 +134,7 @@ class Worker:
             curves = {name: values.cpu() for name, values in found.curves.items()}
             baselines = {name: values.cpu() for name, values in found.baselines.items()}
             result = found._replace(curves=curves, baselines=baselines)
-        return result, time.perf_counter() - started
+        return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
 
     def _sample(self, ticket: Ticket) -> Any:
         setting, _ = self._bind(ticket)

@@ -17,7 +17,7 @@ import torch
 from matplotlib import colormaps, font_manager, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
 
 from metatrain.core import Task
@@ -43,7 +43,7 @@ Row = Mapping[str, float]  # one line of metrics.jsonl
 P = ParamSpec("P")
 
 
-def _as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Names are shown as they are: a $ is no formula, and other scripts get a font that has them, if there is one."""
 
     @wraps(draw)
@@ -56,7 +56,7 @@ def _as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
-@_as_written
+@as_written
 def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
     """The metric against outer steps on training and on validation tasks, before and after adaptation."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -74,13 +74,13 @@ def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
             axes.plot(steps, before, color="black", linestyle=":", label="validation tasks, before adaptation")
         _band(axes, steps, after, width, color="tab:orange", marker="o", label="validation tasks, after adaptation")
     axes.set(xlabel="outer step", ylabel=f"{metric} (shaded: 95 % interval)", title=title)
-    _scale(axes, metric)
+    scale(axes, metric)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure
 
 
-@_as_written
+@as_written
 def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     """The metric on held-out tasks after each adaptation step, one line per (label, score)."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -92,13 +92,13 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
         axes.axhline(value, color="tab:gray", linestyle="--", label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="adaptation step", ylabel=f"{score.metric} (95 % interval, {score.tasks} tasks)", title=title)
-    _scale(axes, score.metric)
+    scale(axes, score.metric)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure
 
 
-@_as_written
+@as_written
 def episode(
     support: Sequence[tuple[Tensor, str]],
     query: Sequence[tuple[Tensor, str | None, str]],
@@ -157,7 +157,7 @@ def episode(
     return figure
 
 
-@_as_written
+@as_written
 def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
     """Curves fitted to the support points of T functions of one variable; (adaptation step, [T, Q, 1]) each."""
     tasks = len(task.support_x)
@@ -176,7 +176,7 @@ def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> F
     return figure
 
 
-@_as_written
+@as_written
 def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
     """T series, their support set's part and the forecasts of the rest; (adaptation step, [T, Q, 1]) each."""
     tasks, seen = task.support_y.shape[:2]
@@ -196,7 +196,7 @@ def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str)
     return figure
 
 
-@_as_written
+@as_written
 def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: str) -> Figure:
     """Walks in the plane to T `places` [T, 2]: (adaptation step, positions [T, N, H, 2], alive [T, N, H]) each."""
     tasks = len(places)
@@ -216,7 +216,7 @@ def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: st
     return figure
 
 
-@_as_written
+@as_written
 def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], title: str) -> Figure:
     """The mean reward of each step of an episode, (adaptation step, [H]) each, between levels to compare it with."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -233,7 +233,7 @@ def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], titl
     return figure
 
 
-@_as_written
+@as_written
 def learned_parameters(rows: Sequence[Row], title: str) -> Figure:
     """What an algorithm learns besides the network, such as inner rates: the mean of each tensor by outer step."""
     names = sorted(name for name in rows[-1] if name.startswith(ALGORITHM))
@@ -314,8 +314,11 @@ def _short(label: str) -> str:
     return label if len(label) <= 16 else f"{label[:15]}…"
 
 
-def _scale(axes: Axes, metric: str) -> None:
+def scale(axes: Axes, metric: str) -> None:
+    """The vertical axis that a metric is looked at on."""
     if metric == "accuracy":
         axes.set_ylim(0, 1.02)
     elif metric == "mse":
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # the usual ones write formulas
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))

@@ -127,6 +127,7 @@ def test_every_step_reports_what_the_tracking_promises() -> None:
     expected = {f"train/{name}_{when}" for name in ("loss", "mse") for when in ("before", "after")}
     expected |= {"learner/gradient_norm", "learner/lr", "step"}
     names = ("staleness", "tasks_per_s", "worker_utilisation", "driver_share", "lost_tickets", "dropped_updates")
+    names += ("worker_cpu_ms_per_task",)
     assert rows[0].keys() == expected | {f"run/{name}" for name in names}
     assert 0 <= rows[5]["run/driver_share"] <= 1
 

@@ -1,9 +1,114 @@
-"""The `metatrain` command: the commands of all layers."""
+"""The `metatrain` command: the commands of all layers, and that for sweeps."""
 
 from __future__ import annotations
 
-from cluster.cli import app
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.cli import Address, app
 from metatrain import cli
+
+if TYPE_CHECKING:
+    from tuning.space import Search
+    from tuning.sweep import Outcome
+
+SHOWN = 10  # trials in the table
+
+
+@app.command()
+def tune(
+    sweep: Annotated[Path, typer.Argument(help="A YAML file such as those in recipes/sweeps/.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
+    ] = None,
+    address: Address = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in its folder.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and for how long; start no trial.")
+    ] = False,
+) -> None:
+    """Search a recipe's keys with Ray Tune, and test the winner.
+
+    Example: metatrain tune recipes/sweeps/sinusoid_rates.yaml --set budget.trials=4
+    """
+    try:
+        from tuning import space
+        from tuning import sweep as sweeps
+    except ModuleNotFoundError as error:
+        from metatrain.core import InputError
+
+        raise InputError(f"{error.name} is not installed: pip install 'ray[default,tune,train]' optuna") from error
+    from cluster.requests import Interrupted
+
+    search = space.load(sweep, set_ or [])
+    if dry_run:
+        _print_plan(search, address)
+        return
+    try:
+        outcome = sweeps.start(search, address, resume=resume)
+    except Interrupted as stopped:
+        print(f"{stopped}; what they reported is kept: the same command with --resume goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _print_outcome(search, outcome)
+
+
+def _print_plan(search: Search, address: str | None) -> None:
+    from cluster.progress import duration
+    from tuning import sweep as sweeps
+
+    estimate = sweeps.estimate(search, address)
+    for key, domain in search.space.items():
+        print(f"{key}: {domain}")
+    each = search.base.outer
+    print(f"recipe: {search.base.name}, each trial {each.steps} outer steps of {each.tasks_per_step} tasks")
+    print(f"trials: {search.trials} by {search.sweep.search} search, scheduler {search.sweep.scheduler.name}")
+    print(f"compared by: {search.mode} {search.metric}, every {search.base.validation.every_steps} outer steps")
+    print(f"at once: {estimate.at_once} on this cluster, each with {estimate.resources}")
+    learnt = search.trials * each.steps * each.tasks_per_step
+    print(f"tasks: at most {learnt} to learn from and {estimate.validated} to validate with")
+    print(f"time: at most about {duration(estimate.seconds)} minutes, as this machine computes {estimate.measured}")
+    print(f"output: {search.folder}")
+
+
+def _print_outcome(search: Search, outcome: Outcome) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.progress import show
+    from cluster.tracking import place_of
+    from tuning.pictures import text
+
+    table = Table(title=f"{search.sweep.name}: the best of {len(outcome.trials)} trials")
+    for name in ("trial", search.metric, "95 %", "step", "state", *search.space):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    metric = search.base.family.metric
+    for trial in outcome.trials[:SHOWN]:
+        last = trial.last
+        found = (show(metric, last.value), f"± {show(metric, last.ci95)}") if last else ("none", "")
+        values = [text(trial.values[key]) for key in search.space]
+        table.add_row(str(trial.number), *found, str(trial.steps), trial.state, *values)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    folder = _near(search.folder)
+    print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
+    winner = f"{folder}/trials/{outcome.winner.number:02d}"
+    print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output=runs/again")
+    if outcome.place is not None:
+        place = place_of(search.folder)
+        if place.uri.startswith("http"):
+            print(f"side by side: {place.address()}{place.page()}")
+        else:
+            print(f"side by side: {cli.program()} ui {folder}")
+            print(f"  which opens http://127.0.0.1:5000{place.page()}")
+    for score in outcome.scores[1:] + outcome.scores[:1]:
+        print(score.line())
+
+
+def _near(folder: Path) -> Path:
+    """As seen from here."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def main() -> None:

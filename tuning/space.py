@@ -1,0 +1,367 @@
+"""A sweep file: which keys of a recipe are searched, in which ranges, how, and for how long."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from pydantic import Field
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain as TuneDomain
+
+from cluster.config import RunConfig
+from metatrain import recipe as recipes
+from metatrain.core import InputError
+
+Values = dict[str, Any]  # dotted key -> value: what a trial has of its own
+
+Kind = Literal["uniform", "loguniform", "quantised", "integers", "choice", "grid"]
+LISTED = ("choice", "grid")
+BOUNDS = {"uniform": "[low, high]", "loguniform": "[low, high]", "integers": "[low, high]"}
+BOUNDS |= {"quantised": "[low, high, step]", "choice": "[a, b, ...]", "grid": "[a, b, ...]"}
+MODES = {"accuracy": "max", "return": "max", "mse": "min"}
+COMPARED = (
+    "name",
+    "evaluation",
+    "validation",
+    "workers",
+    "checkpoint",
+    "tracking",
+    "output",
+)  # the same for all trials
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """`trials` (of a grid: all), each of at most `steps` outer steps (default: the recipe's), all within `minutes`."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    trials: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "steps", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"budget.{name} must be above 0, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFull:
+    """Every trial makes all its steps."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASHA:
+    """Asynchronous successive halving (Li et al., 2020, algorithm 2).
+
+    After `first_rung` outer steps, and `reduction` times as many each time, a trial goes on if it is among the best
+    1 / `reduction` of those that came so far.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["asha"]
+    first_rung: int
+    reduction: float = 3
+
+    def __post_init__(self) -> None:
+        if self.first_rung < 1 or self.reduction <= 1:
+            raise InputError(
+                "scheduler.first_rung must be at least 1 and scheduler.reduction above 1, "
+                f"got {self.first_rung} and {self.reduction}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PBT:
+    """Population-based training (Jaderberg et al., 2017, algorithm 1).
+
+    Every `every_steps` outer steps a trial of the worst `quantile` goes on from a checkpoint of one of the best, with
+    its values perturbed: times 0.8 or 1.2, or with probability `resample` drawn anew, within their ranges.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["pbt"]
+    every_steps: int
+    quantile: float = 0.25
+    resample: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or not 0 < self.quantile <= 0.5 or not 0 <= self.resample <= 1:
+            raise InputError(
+                "scheduler.every_steps must be at least 1, quantile in (0, 0.5] and resample in [0, 1], "
+                f"got {self.every_steps}, {self.quantile} and {self.resample}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep file.
+
+    `recipe` is a recipe's file, beside this one or from the working directory, `set` changes keys of it for all trials,
+    and `space` names the keys that are searched, each with one of {uniform: [low, high]}, {loguniform: [low, high]},
+    {quantised: [low, high, step]}, {integers: [low, high]} (both ends included), {choice: [...]} and {grid: [...]}.
+
+    Trials are compared by `metric`, of validation (default: the family's after adaptation), of which `mode` says what
+    is better (default: max of an accuracy or return, min of a mse). At most `at_once` run together (default: as many as
+    fit), each with the resources that the recipe's `workers` asks for. `output` is its folder (default: runs/NAME).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str
+    recipe: str
+    set: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any]
+    metric: str | None = None
+    mode: Literal["min", "max"] | None = None
+    budget: Budget = Budget()
+    search: Literal["random", "grid", "optuna"] = "random"
+    scheduler: Annotated[InFull | ASHA | PBT, Field(discriminator="name")] = InFull()
+    at_once: int | None = None
+    seed: int = 0
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_once is not None and self.at_once < 1:
+            raise InputError(f"at_once must be at least 1, got {self.at_once}")
+
+
+class Domain(NamedTuple):
+    """What a key may be."""
+
+    kind: Kind
+    values: tuple[Any, ...]
+
+    def ends(self) -> Sequence[Any]:
+        """Both ends of a range, or all that is listed: where these are valid, all between is."""
+        return self.values if self.kind in LISTED else self.values[:2]
+
+    def for_tune(self) -> TuneDomain:
+        low, high, *step = self.values if self.kind not in LISTED else (None, None)
+        match self.kind:
+            case "uniform":
+                return tune.uniform(low, high)
+            case "loguniform":
+                return tune.loguniform(low, high)
+            case "quantised":
+                return tune.quniform(low, high, *step)
+            case "integers":
+                return tune.randint(low, high + 1)
+            case _:
+                return tune.choice(list(self.values))
+
+    def for_optuna(self) -> BaseDistribution:
+        return OptunaSearch.convert_search_space({"key": self.for_tune()})["key"]
+
+    def clip(self, value: Any) -> Any:
+        return value if self.kind in LISTED else min(max(value, self.values[0]), self.values[1])
+
+    def __str__(self) -> str:
+        return f"{self.kind} {list(self.values)}"
+
+
+class Search(NamedTuple):
+    """A sweep with all that it leaves open resolved, and found to be possible."""
+
+    sweep: Sweep
+    base: RunConfig  # what all trials share
+    space: dict[str, Domain]
+    metric: str
+    mode: Literal["min", "max"]
+    trials: int
+
+    @property
+    def steps(self) -> int:
+        return self.base.outer.steps
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.sweep.output or f"runs/{self.sweep.name}").absolute()
+
+    def drawn(self) -> list[Values]:
+        """All trials of a random search or a grid."""
+        if self.sweep.search == "grid":
+            return [
+                dict(zip(self.space, point, strict=True)) for point in product(*(d.values for d in self.space.values()))
+            ]
+        state = np.random.RandomState(self.sweep.seed)
+        domains = {key: domain.for_tune() for key, domain in self.space.items()}
+        return [
+            {key: _plain(domain.sample(random_state=state)) for key, domain in domains.items()}
+            for _ in range(self.trials)
+        ]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Search:
+    """Read a sweep file and the recipe that it names; InputError for whatever could not be searched."""
+    sweep = recipes.load(Sweep, path, overrides)
+    places = [path.parent / sweep.recipe, Path(sweep.recipe)]
+    found = next((place for place in places if place.exists()), places[0])
+    tree = recipes.read(found)
+    for key, value in recipes.flatten(sweep.set):
+        recipes.put(tree, key, value)
+    if sweep.budget.steps is not None:
+        recipes.put(tree, "outer.steps", sweep.budget.steps)
+    base = recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
+    every = base.validation.every_steps
+    if not 0 < every <= base.outer.steps:
+        raise InputError(
+            f"a sweep compares trials by validation, and validation.every_steps is {every} of {base.outer.steps} outer "
+            f"steps: set it in {path}, such as set: {{validation.every_steps: {max(base.outer.steps // 10, 1)}}}"
+        )
+    recipes.put(tree, "checkpoint.every_steps", every)  # what is reported can be gone on from
+    base = recipes.parse(RunConfig, tree, str(found))
+    space = {key: _domain(key, given) for key, given in sweep.space.items()}
+    if not space:
+        raise InputError(f"{path} searches nothing: name keys in space, such as algorithm.inner_lr")
+    trials = _trials(sweep, space)
+    metric, mode = _metric(sweep, base)
+    _check_keys(space, base)
+    if isinstance(sweep.scheduler, PBT):
+        _check_pbt(sweep, space, base)
+    if isinstance(sweep.scheduler, ASHA) and sweep.scheduler.first_rung >= base.outer.steps:
+        raise InputError(
+            f"scheduler.first_rung = {sweep.scheduler.first_rung} must be below the {base.outer.steps} outer steps of "
+            "a trial, or nothing would be stopped"
+        )
+    return Search(sweep, base, space, metric, mode, trials)
+
+
+def _domain(key: str, given: Any) -> Domain:
+    kinds = get_args(Kind)
+    if not (isinstance(given, dict) and len(given) == 1 and next(iter(given)) in kinds):
+        raise InputError(f"space.{key} is {given!r}, expected one of {', '.join(kinds)}, such as {{uniform: [0, 1]}}")
+    (kind, values), *_ = given.items()
+    wrong = InputError(f"space.{key}: {kind} takes {BOUNDS[kind]}, got {values!r}")
+    if not isinstance(values, list) or not values:
+        raise wrong
+    if kind in LISTED:
+        return Domain(kind, tuple(values))
+    try:
+        numbers = [int(v) if kind == "integers" else float(v) for v in values]  # YAML reads 1e-3 as text
+    except (TypeError, ValueError):
+        raise wrong from None
+    if len(numbers) != BOUNDS[kind].count(",") + 1 or not all(map(math.isfinite, numbers)):
+        raise wrong
+    if (
+        not numbers[0] < numbers[1]
+        or (kind == "loguniform" and numbers[0] <= 0)
+        or (kind == "quantised" and numbers[2] <= 0)
+    ):
+        above = " above 0" if kind == "loguniform" else ""
+        raise InputError(f"space.{key}: {kind} takes {BOUNDS[kind]} with low < high{above}, got {values}")
+    return Domain(kind, tuple(numbers))
+
+
+def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
+    grids = [key for key, domain in space.items() if domain.kind == "grid"]
+    if sweep.search == "grid":
+        others = [key for key in space if key not in grids]
+        if others:
+            raise InputError(f"space.{others[0]} is {space[others[0]].kind}, and search: grid takes grids only")
+        points = math.prod(len(domain.values) for domain in space.values())
+        if sweep.budget.trials not in (None, points):
+            raise InputError(f"budget.trials is {sweep.budget.trials} and the grid has {points} points: leave it out")
+        return points
+    if grids:
+        raise InputError(f"space.{grids[0]} is a grid, which needs search: grid; for {sweep.search} write choice")
+    if sweep.budget.trials is None:
+        raise InputError(f"budget.trials is missing; say how many trials a {sweep.search} search makes")
+    return sweep.budget.trials
+
+
+def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Literal["min", "max"]]:
+    names = [f"val/{base.family.metric}_{when}" for when in ("after", "before")]
+    metric = sweep.metric or names[0]
+    if metric not in names:
+        raise InputError(f"metric is {metric!r}, expected one of {', '.join(names)}, which {base.family.name} reports")
+    mode = sweep.mode or MODES.get(base.family.metric)
+    if mode not in ("min", "max"):
+        raise InputError(f"mode is missing; say whether min or max of {metric} is better")
+    return metric, mode  # type: ignore[return-value]
+
+
+def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
+    """Refuse keys that do not exist, values that are refused, and trials that could not be compared."""
+    from cluster.run import check_data, check_fit
+    from cluster.worker import initial_meta
+    from metatrain.learner import Learner
+
+    validated = base.setting("val").family
+    for key, domain in space.items():
+        group = key.split(".")[0]
+        if group in COMPARED or key == "outer.steps":
+            better = "budget.steps" if key == "outer.steps" else "set"
+            raise InputError(f"space.{key} cannot be searched, it is the same for all trials: give it in {better}")
+        for value in domain.ends():
+            source = f"space.{key} at {value}"
+            config = _with(base, {key: value}, source)
+            try:
+                check_data(config)
+                meta = initial_meta(config.recipe())
+                check_fit(config.recipe(), meta)
+                Learner(meta, config.outer)
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from error
+            if config.setting("val").family != validated:
+                raise InputError(
+                    f"{source} changes the validation tasks, too, so that trials could not be compared: fix them with "
+                    f"set: {{evaluation.{key}: ...}}"
+                )
+
+
+def _check_pbt(sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> None:
+    scheduler = sweep.scheduler
+    if sweep.search != "random":
+        raise InputError(f"search is {sweep.search}, and scheduler pbt draws its own values: leave search out")
+    every = base.validation.every_steps
+    if isinstance(scheduler, PBT) and scheduler.every_steps % every:
+        raise InputError(f"scheduler.every_steps must be a multiple of validation.every_steps = {every}")
+    for key, domain in space.items():
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in domain.values)
+        if key.split(".")[0] not in ("outer", "algorithm") or not numbers:
+            raise InputError(
+                f"space.{key} cannot change in a running training: pbt takes numbers of outer and algorithm"
+            )
+
+
+def _with(base: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    tree = recipes.dump(base)
+    for key, value in values.items():
+        recipes.put(tree, key, value)
+    return recipes.parse(RunConfig, tree, source)
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python's, not of numpy's."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def changed(before: Search, now: Search) -> str | None:
+    """What makes `now` another sweep than the one that is to go on; how much of it there is and how fast may change."""
+
+    def tree(search: Search) -> dict[str, Any]:
+        sweep = dataclasses.replace(search.sweep, budget=Budget(), at_once=None, recipe="", set={})
+        base = recipes.flatten(recipes.dump(search.base))
+        free = ("workers", "tracking")
+        return dict(recipes.flatten(recipes.dump(sweep))) | {k: v for k, v in base if k.split(".")[0] not in free}
+
+    old, new = tree(before), tree(now)
+    return next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)

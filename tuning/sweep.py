@@ -1,0 +1,551 @@
+"""A sweep: Ray Tune runs trials, a journal and MLflow keep what came of them, the winner is tested once.
+
+    journal.jsonl --> trials so far --> Tune: those that did not end, then new ones --> trial.run
+          ^                                                                               |
+          +--------------- started, reported, ended <--- callback in this process <-------+--> progress, parent run
+
+The journal is all that `--resume` reads: Tune's own records are pickles and lack what its schedulers know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
+
+import ray
+import yaml
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from cluster import checkpoint, ray_pool, run, tracking
+from cluster.config import RunConfig
+from cluster.progress import Line, duration, show
+from cluster.requests import Interrupted
+from cluster.tracking import Place, Tracker
+from cluster.worker import Worker, choose_plan, initial_meta
+from metatrain import bundle, figures
+from metatrain import recipe as recipes
+from metatrain.core import InputError, Ticket
+from metatrain.evaluate import Score
+from tuning import pictures
+from tuning import trial as one
+from tuning.space import ASHA, PBT, Domain, Search, Values
+from tuning.trial import Report, Shared
+
+log = logging.getLogger(__name__)
+
+MOST_FAILURES = 2  # of a trial whose process dies: then it has failed
+START_S = 8.0  # for a trial's processes to start, about
+MOST_COMPARED = 10  # trials that are opened side by side
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow have it all
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `interruptible` has one
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a recipe's own classes are found from here
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass
+class Trial:
+    """What the journal knows of a trial."""
+
+    number: int
+    values: Values  # as they are now: PBT changes them
+    reports: list[Report] = field(default_factory=list)
+    state: Literal["running", "completed", "stopped", "diverged", "failed"] = "running"
+    cause: str = ""
+
+    @property
+    def last(self) -> Report | None:
+        """The newest validation that is a number."""
+        return next((r for r in reversed(self.reports) if math.isfinite(r.value)), None)
+
+    @property
+    def steps(self) -> int:
+        return max((r.step for r in self.reports), default=0)
+
+
+class Outcome(NamedTuple):
+    """What a sweep came to."""
+
+    trials: list[Trial]  # best first
+    winner: Trial
+    scores: list[Score]  # the winner's, on the evaluation tasks
+    place: Place | None  # where MLflow opens the best trials side by side
+
+
+class Journal:
+    """What happened, a line each; the trials it tells of are its fold."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.trials: dict[int, Trial] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(ValueError):  # the half line of a process that was killed while writing
+                self._apply(json.loads(line))
+
+    def write(self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]) -> None:
+        line = {"trial": number, event: told, "at": round(time.time(), 3)}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._apply(line)
+
+    def steps(self) -> int:
+        """Outer steps that were made."""
+        return sum(trial.steps for trial in self.trials.values())
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        trial = self.trials.setdefault(line["trial"], Trial(line["trial"], {}))
+        if "values" in line:
+            trial.values = line["values"]
+        elif "report" in line:
+            report = Report(**line["report"])
+            trial.reports = [r for r in trial.reports if r.step < report.step] + [report]
+            trial.values = report.values
+        elif "ended" in line:
+            trial.state, trial.cause = line["ended"]["state"], line["ended"]["cause"]
+
+
+class Watch(tune.Callback):  # type: ignore[misc]
+    """What Tune tells of trials goes to the journal, the progress line and the parent run."""
+
+    def __init__(self, search: Search, journal: Journal, tracker: Tracker, line: Line, should_stop: Callable[[], bool]):
+        self._search, self._journal, self._tracker, self._line = search, journal, tracker, line
+        self._should_stop = should_stop
+        self._started, self._first = time.monotonic(), journal.steps()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks, to restore what is restored from the journal here
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        number = int(str(trial))
+        if number not in self._journal.trials:
+            self._journal.write(number, "values", trial.config["values"])
+        self._show()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        number, report = int(str(trial)), Report(**{name: result[name] for name in Report._fields})
+        known = self._journal.trials[number].reports
+        if report not in known:
+            self._journal.write(number, "report", report._asdict())
+            best = ranked(self._search, self._journal.trials.values())[0].last
+            if best is not None:
+                self._tracker.log(self._journal.steps(), {self._search.metric: best.value})
+        self._show()
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        if not self._should_stop():  # who asks all to stop wants to go on later
+            self.end(self._journal.trials[int(str(trial))])
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        error = trial.get_error()
+        cause = getattr(error, "cause", None) or error
+        self.end(
+            self._journal.trials[int(str(trial))], f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:300]
+        )
+
+    def end(self, trial: Trial, failure: str = "") -> None:
+        """Record how a trial ended."""
+        last = trial.reports[-1] if trial.reports else None
+        if failure:
+            state, cause = "failed", failure
+        elif last is not None and last.diverged:
+            state, cause = "diverged", last.diverged
+        elif last is not None and last.step >= self._search.steps:
+            state, cause = "completed", ""
+        else:
+            state, cause = "stopped", ""
+        self._journal.write(trial.number, "ended", {"state": state, "cause": cause})
+        if failure:
+            log.warning("trial %d failed: %s", trial.number, failure)
+        self._show(now=True)
+
+    def _show(self, *, now: bool = False) -> None:
+        trials = self._journal.trials.values()
+        ended = [trial for trial in trials if trial.state != "running"]
+        total, steps = self._search.trials * self._search.steps, self._journal.steps()
+        spared = sum(self._search.steps - trial.steps for trial in ended)
+        steps_per_s = (steps - self._first) / (time.monotonic() - self._started)
+        best = ranked(self._search, trials)[0]
+        text = f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} running"
+        if best.last is not None:
+            value = show(self._search.base.family.metric, best.last.value)
+            text += f"  best {self._search.metric} {value} (trial {best.number}, step {best.last.step})"
+        if steps_per_s > 0:
+            text += f"  ETA at most {duration((total - spared - steps) / steps_per_s)}"
+        self._line.show(steps + spared, text, now=now)
+
+
+def start(search: Search, address: str | None = None, *, resume: bool = False) -> Outcome:
+    """Run a sweep, or go on with the one in its folder.
+
+    The folder holds sweep.yaml, recipe.yaml, journal.jsonl, trials/, figures/ and, of the winner, bundle/ and
+    result.json. Raises InputError for what the user can mend, and Interrupted when asked to stop.
+    """
+    folder = search.folder
+    journal = _open(search, resume)
+    with run.interruptible() as should_stop, ray_pool.connected(address, recipes.own_code(search.base)):
+        os.environ.update(QUIET)
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        check_resources(search)
+        known = folder / "mlflow.json"
+        run_id = tracking.place_of(folder).run_id if known.exists() else None
+        tracker = tracking.start(search.base.tracking, search.sweep.name, _described(search), run_id)
+        place = tracker.place()
+        if place is not None:
+            known.write_text(json.dumps(place._asdict()))
+        status = "FAILED"
+        try:
+            with Line(search.trials * search.steps, journal.steps()) as line:
+                watch = Watch(search, journal, tracker, line, should_stop)
+                _tune(search, journal, watch, place, should_stop)
+                if should_stop():
+                    status = "KILLED"
+                    ended = sum(trial.state != "running" for trial in journal.trials.values())
+                    raise Interrupted(f"stopped after {ended} of {search.trials} trials")
+                for trial in journal.trials.values():
+                    if trial.state == "running":  # the time was up
+                        watch.end(trial)
+            outcome = _conclude(search, journal, tracker, place)
+            status = "FINISHED"
+        finally:
+            tracker.finish(status)
+            _end_children(search, journal, place)
+    shutil.rmtree(folder / "tune", ignore_errors=True)
+    return outcome
+
+
+def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:
+    """Best first; those that made all their steps before those that did not."""
+    sign = -1 if search.mode == "max" else 1
+
+    def key(trial: Trial) -> tuple[bool, bool, float, int]:
+        last = trial.last
+        return trial.state != "completed", last is None, sign * last.value if last else 0.0, trial.number
+
+    return sorted(trials, key=key)
+
+
+def trial_resources(base: RunConfig) -> list[dict[str, float]]:
+    """The bundles of a trial: its own process, and its workers; where there are none, it computes itself."""
+    workers = base.workers
+    each = {kind: value for kind, value in (("CPU", workers.cpus), ("GPU", workers.gpus)) if value}
+    return [{}, *([each] * workers.max)] if workers.max else [each]
+
+
+def at_once(search: Search) -> int:
+    """How many trials fit on the cluster that is connected, or as many as are wanted."""
+    rooms = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    most = min(search.sweep.at_once or search.trials, search.trials)
+    for trial in range(most):
+        for bundle_ in trial_resources(search.base):
+            room = next((r for r in rooms if all(r.get(kind, 0) >= need for kind, need in bundle_.items())), None)
+            if room is None:
+                return trial
+            for kind, need in bundle_.items():
+                room[kind] -= need
+    return most
+
+
+def check_resources(search: Search) -> None:
+    """Refuse trials that no cluster like this one can hold: Tune would wait for ever."""
+    if at_once(search) == 0:
+        there = ray.cluster_resources()
+        raise InputError(
+            f"a trial needs {_resources(search.base)}, and this cluster has {there.get('CPU', 0):g} CPUs and "
+            f"{there.get('GPU', 0):g} GPUs: set workers.max, cpus or gpus in the sweep's `set`, or give --address"
+        )
+
+
+def _resources(base: RunConfig) -> str:
+    workers = base.workers
+    each = f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs"
+    return f"{workers.max} workers of {each}" if workers.max else each
+
+
+class Estimate(NamedTuple):
+    """What a sweep would take."""
+
+    at_once: int
+    resources: str  # of a trial
+    validated: int  # tasks
+    seconds: float
+    measured: str
+
+
+def estimate(search: Search, address: str | None) -> Estimate:
+    """Of a sweep that makes all its steps: measured on a ticket of each kind, computed here."""
+    base = search.base
+    recipe, workers, outer = base.recipe(), base.workers, base.outer
+    plan, _ = choose_plan(recipe, 0, workers.threads)
+    worker = Worker(recipe, plan)
+    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    each: dict[str, float] = {}
+    for ticket in (Ticket("update", "train", 0, 0), Ticket("score", "val", 0, 0)):
+        setting = recipe.setting(ticket.split, ticket.work)
+        worker.compute(ticket)  # the first one is slower
+        each[ticket.work] = worker.compute(ticket)[1].wall_s / min(setting.tasks_per_ticket, setting.tasks)
+    with ray_pool.connected(address, recipes.own_code(base)):
+        check_resources(search)
+        together = at_once(search)
+        cores = ray.cluster_resources().get("CPU", 1.0)
+    validations = outer.steps // base.validation.every_steps + 1
+    validated = search.trials * validations * base.validation.tasks
+    busy = min(together * max(workers.max, 1), cores)
+    learnt = search.trials * outer.steps * outer.tasks_per_step
+    seconds = (learnt * each["update"] + validated * each["score"]) / busy + START_S * search.trials / together
+    return Estimate(
+        together,
+        _resources(base),
+        validated,
+        seconds,
+        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['score']:.0f} to validate on one core",
+    )
+
+
+def _open(search: Search, resume: bool) -> Journal:
+    """The folder's journal; InputError where it is another sweep's, or where nothing is left to do."""
+    from tuning import space
+
+    folder = search.folder
+    journal = Journal(folder / "journal.jsonl")
+    if (folder / "sweep.yaml").exists():
+        if not resume:
+            raise InputError(f"{folder} already holds a sweep: pass --resume to go on with it, or another output")
+        other = space.changed(space.load(folder / "sweep.yaml"), search)
+        if other is not None:
+            raise InputError(f"{folder} holds another sweep, {other} is not the same: give another output")
+        if (folder / "result.json").exists():
+            raise InputError(f"the sweep in {folder} is finished: give another output")
+    elif resume:
+        log.info("there is no sweep in %s: starting one", folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no sweep: give another output")
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "tune", ignore_errors=True)
+    whole = dataclasses.replace(search.sweep, recipe="recipe.yaml", set={})
+    for name, content in (("recipe", search.base), ("sweep", whole)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipes.dump(content), sort_keys=False))
+    return journal
+
+
+def _described(search: Search) -> list[tuple[str, Any]]:
+    """The sweep as MLflow's parameters of the parent run."""
+    sweep = recipes.dump(dataclasses.replace(search.sweep, space={}, set={}, recipe=search.base.name))
+    kept = [(key, value) for key, value in recipes.flatten(sweep) if value not in (None, {})]
+    space = [(f"space.{key}", domain) for key, domain in search.space.items()]
+    return [
+        *kept,
+        ("trials", search.trials),
+        ("steps", search.steps),
+        ("compared by", f"{search.mode} {search.metric}"),
+        *space,
+    ]
+
+
+class _Named:
+    """Names Tune's trials by their numbers, in the order in which it makes them."""
+
+    def __init__(self, numbers: list[int], first: int) -> None:
+        self._numbers, self._first = numbers, first
+
+    def __call__(self, trial: TuneTrial) -> str:
+        return str(self._numbers[int(trial.experiment_tag.partition("_")[0]) - self._first])
+
+
+class _Stop(tune.Stopper):  # type: ignore[misc]
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._should_stop()
+
+
+def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, should_stop: Callable[[], bool]) -> None:
+    """Run what the journal says is left."""
+    sweep, folder = search.sweep, search.folder
+    past = [trial for trial in journal.trials.values() if trial.state != "running"]
+    again = {trial.number: trial.values for trial in journal.trials.values() if trial.state == "running"}
+    fresh = [number for number in range(search.trials) if number not in journal.trials]
+    numbers = [*again, *fresh]
+    if not numbers:
+        return
+    shared = Shared(
+        sweep.name,
+        str(folder),
+        recipes.dump(search.base),
+        search.metric,
+        isinstance(sweep.scheduler, PBT),
+        place.run_id if place else None,
+        tracking.store(search.base.tracking),
+    )
+    random.seed(sweep.seed + len(past))  # of PBT's perturbations
+    if sweep.search == "optuna":
+        algorithm: Any = _optuna(search, past, list(again.values()))
+        space: dict[str, Any] = {}
+    else:
+        drawn = search.drawn()
+        algorithm, space = None, {"values": tune.grid_search([*again.values(), *(drawn[number] for number in fresh)])}
+    tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(one.run, shared=shared), tune.PlacementGroupFactory(trial_resources(search.base))
+        ),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            search_alg=algorithm,
+            scheduler=_scheduler(search, past),
+            num_samples=len(numbers) if algorithm else 1,
+            max_concurrent_trials=sweep.at_once,
+            time_budget_s=60 * sweep.budget.minutes if sweep.budget.minutes else None,
+            trial_name_creator=_Named(numbers, 1 if algorithm else 0),
+            trial_dirname_creator=str,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            callbacks=[watch],
+            stop=_Stop(should_stop),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
+        ),
+    ).fit()
+
+
+def _scheduler(search: Search, past: Iterable[Trial]) -> TrialScheduler:
+    """The scheduler, told of the trials that ended before."""
+    asked = search.sweep.scheduler
+    of: dict[str, Any] = {"time_attr": "step", "metric": "value", "mode": search.mode}
+    if isinstance(asked, PBT):
+        return PopulationBasedTraining(
+            **of,
+            perturbation_interval=asked.every_steps,
+            hyperparam_mutations={"values": {key: _mutation(domain) for key, domain in search.space.items()}},
+            quantile_fraction=asked.quantile,
+            resample_probability=asked.resample,
+            custom_explore_fn=_Within(search.space),
+        )
+    if not isinstance(asked, ASHA):
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(**of, max_t=search.steps, grace_period=asked.first_rung, reduction_factor=asked.reduction)
+    for trial in past:
+        known = SimpleNamespace(trial_id=f"past-{trial.number}")
+        scheduler.on_trial_add(None, known)
+        for report in trial.reports:
+            scheduler.on_trial_result(None, known, {"step": report.step, "value": report.value})
+    return scheduler
+
+
+def _mutation(domain: Domain) -> Any:
+    return list(domain.values) if domain.kind == "choice" else domain.for_tune()
+
+
+class _Within:
+    """Keeps perturbed values inside their ranges."""
+
+    def __init__(self, space: Mapping[str, Domain]) -> None:
+        self._space = dict(space)
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        clipped = {key: self._space[key].clip(value) for key, value in config["values"].items()}
+        return config | {"values": clipped}
+
+
+def _optuna(search: Search, past: list[Trial], again: list[Values]) -> OptunaSearch:
+    """Optuna's sampler, told of the trials that ended before, and made to repeat first those that did not."""
+
+    def named(values: Values) -> Values:
+        return {f"values/{key}": value for key, value in values.items()}
+
+    algorithm = OptunaSearch(
+        named({key: domain.for_optuna() for key, domain in search.space.items()}),
+        metric="value",
+        mode=search.mode,
+        points_to_evaluate=[named(values) for values in again] or None,
+        seed=search.sweep.seed + len(past),  # or it would draw the same points again
+    )
+    for trial in past:
+        if trial.last is not None:
+            algorithm.add_evaluated_point(named(trial.values), trial.last.value)
+    return algorithm
+
+
+def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | None) -> Outcome:
+    """Test the winner, draw the pictures, and leave it all with the parent run."""
+    folder = search.folder
+    order = ranked(search, journal.trials.values())
+    winner = order[0]
+    if winner.last is None:
+        causes = {trial.cause for trial in order if trial.cause} or {"nothing was reported"}
+        raise InputError(f"no trial came to a validation: {sorted(causes)[0]}")
+    newest = checkpoint.latest(str(folder / "trials" / f"{winner.number:02d}" / "checkpoints"))
+    if newest is None:
+        raise InputError(f"trial {winner.number} has no checkpoint yet: give the sweep more time (budget.minutes)")
+    config, meta, version = run.load_trained(newest, [])
+    trained = dataclasses.replace(config.recipe(), outer=dataclasses.replace(config.outer, steps=version))
+    bundle.save(str(folder / "bundle"), trained, meta)
+    scores = run.evaluate(newest, [])
+    schedule = json.loads(checkpoint.load(newest).notes.get("schedule", "[]"))
+    if schedule:
+        (folder / "schedule.json").write_text(json.dumps(schedule, indent=1))
+    for name, figure in pictures.draw(search, order, schedule).items():
+        figures.save(figure, folder / "figures" / f"{name}.png")
+    if place is not None:
+        compared = tuple(tracking.place_of(folder / "trials" / f"{t.number:02d}").run_id for t in order[:MOST_COMPARED])
+        place = place._replace(compared=compared)
+        (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
+    tracker.log(journal.steps(), run.as_metrics(scores))
+    best = {f"best.{key}": value for key, value in winner.values.items()}
+    tracker.params([("best.trial", winner.number), *best.items()])
+    rows = [
+        {"trial": t.number, "state": t.state, "step": t.steps, "value": t.last.value if t.last else None} | t.values
+        for t in order
+    ]
+    result = {
+        "winner": winner.number,
+        "values": winner.values,
+        "trials": rows,
+        "scores": [dataclasses.asdict(s) for s in scores],
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    kept = ["sweep.yaml", "recipe.yaml", "journal.jsonl", "schedule.json", "result.json", "figures", "bundle"]
+    for path in (folder / name for name in kept):
+        if path.exists():
+            tracker.artifact(path)
+    return Outcome(order, winner, scores, place)
+
+
+def _end_children(search: Search, journal: Journal, place: Place | None) -> None:
+    """A trial's process ends before it could say so in MLflow."""
+    if place is None:
+        return
+    status = {
+        "completed": "FINISHED",
+        "diverged": "FAILED",
+        "failed": "FAILED",
+        "stopped": "KILLED",
+        "running": "KILLED",
+    }
+    for trial in journal.trials.values():
+        recorded = search.folder / "trials" / f"{trial.number:02d}"
+        if (recorded / "mlflow.json").exists():
+            tracking.end(search.base.tracking, tracking.place_of(recorded).run_id, status[trial.state])

@@ -1,0 +1,135 @@
+"""One trial: a run whose workers live in the trial's placement group and whose validation is reported to Tune.
+
+    Tune --- values ---> trial: prepare -> learn (cluster.loop.train) --- each validation ---> Tune: goes on or stops it
+                           |                                                 |
+                           +--- tickets, updates <--> its RayPool            +--> after its checkpoint, so that all that
+                                                                                  was reported can be gone on from
+
+Tune ends a trial inside its report, the last one too, and does not wait for what would follow: what has to be kept is
+kept before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray import tune
+from ray.util import get_current_placement_group
+
+from cluster import checkpoint, loop, tracking
+from cluster.config import RunConfig
+from cluster.requests import Requests
+from cluster.run import learn, pool_for, prepare, tracked
+from metatrain import recipe as recipes
+from metatrain.core import InputError
+from metatrain.learner import Diverged
+from tuning.space import Values
+
+TRIAL = "metatrain.trial"  # the tag of MLflow runs that holds a trial's number
+
+
+class Shared(NamedTuple):
+    """What all trials of a sweep have in common; plain data, because it travels."""
+
+    name: str
+    folder: str
+    base: recipes.Tree
+    metric: str
+    exploits: bool  # whether trials go on from each other's checkpoints
+    parent: str | None  # the sweep's run in MLflow
+    store: str  # where MLflow is
+
+    def config(self, values: Mapping[str, Any], number: int) -> RunConfig:
+        """The run that a trial is: `metatrain train` repeats it."""
+        tree = json.loads(json.dumps(self.base))
+        own = {"name": f"{self.name}-{number:02d}", "output": str(Path(self.folder) / "trials" / f"{number:02d}")}
+        for key, value in {**values, **own}.items():
+            recipes.put(tree, key, value)
+        return recipes.parse(RunConfig, tree, f"trial {number}")
+
+
+class Report(NamedTuple):
+    """A trial's validation after `step` outer steps, with the values that led there."""
+
+    step: int
+    value: float
+    ci95: float  # nan where validation gives none
+    values: Values
+    diverged: str = ""  # why it cannot go on
+
+
+def run(given: dict[str, Any], shared: Shared) -> None:
+    """The trial that Tune calls by its number, with values[key] for each key that is searched."""
+    if not Path(shared.folder).is_dir():
+        raise InputError(
+            f"this node does not see {shared.folder}: give a sweep's output in a folder that all nodes see"
+        )
+    number, values = int(tune.get_context().get_trial_name()), given["values"]
+    if shared.parent is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = shared.store
+    taken = tune.get_checkpoint()  # of itself, or of a better trial
+    ready = prepare(shared.config(values, number), taken.path if taken else "auto")
+    if shared.exploits:
+        _continue_schedule(ready.notes, ready.learner.version, number, values)
+    newest = Report(-1, math.nan, math.nan, values)
+
+    def report(found: Report) -> None:
+        saved = checkpoint.latest(str(ready.folder / "checkpoints")) if shared.exploits and found.step else None
+        done = found.step == ready.config.outer.steps or bool(found.diverged)
+        tune.report(
+            found._asdict() | {"done": done}, checkpoint=tune.Checkpoint.from_directory(saved) if saved else None
+        )
+
+    if not taken and ready.learner.version:  # Tune has not heard of it, or has forgotten it
+        past = _past(ready.folder / "metrics.jsonl", ready.learner.version, shared.metric, values)
+        for found in past[-1:] if shared.exploits else past:
+            report(found)
+
+    tags = {tracking.PARENT: shared.parent, TRIAL: str(number)} if shared.parent is not None else {}
+    try:
+        with (
+            pool_for(ready.config, ready.plan, group=get_current_placement_group()) as pool,
+            tracked(ready, tags) as tracker,
+        ):
+
+            def on_step(step: int, metrics: Mapping[str, float]) -> None:
+                nonlocal newest
+                if shared.metric in metrics:
+                    newest = _report(step, metrics, shared.metric, values)
+                    if shared.exploits:
+                        tracker.log(step, {f"searched/{key}": value for key, value in values.items()})
+                    if step == 0:
+                        report(newest)
+
+            def save() -> None:
+                if newest.step == ready.learner.version:
+                    tracker.flush()
+                    report(newest)
+
+            requests = Requests(pool, wait_s=ready.config.workers.wait_s)
+            learn(ready, pool, requests, tracker, [loop.Hooks(on_step, save)])
+    except Diverged as error:
+        report(Report(ready.learner.version, math.nan, math.nan, values, str(error)))
+
+
+def _report(step: int, metrics: Mapping[str, float], metric: str, values: Values) -> Report:
+    return Report(step, metrics[metric], metrics.get(f"{metric}_ci95", math.nan), values)
+
+
+def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]:
+    """What a trial has reported up to a checkpoint, by its own record."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [_report(row["step"], row, metric, values) for row in rows if metric in row and row["step"] <= version]
+
+
+def _continue_schedule(notes: dict[str, str], version: int, number: int, values: Values) -> None:
+    """The schedule of a checkpoint: from which step on it was trained in which trial with which values."""
+    schedule = json.loads(notes.get("schedule", "[]"))
+    if not schedule or (schedule[-1]["trial"], schedule[-1]["values"]) != (number, values):
+        schedule.append({"step": version, "trial": number, "values": values})
+        notes["schedule"] = json.dumps(schedule)
