@@ -73,7 +73,7 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
                 bundle.save(str(run.folder / "bundle"), recipe, learner.meta())
                 scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
                 _leave_results(run, scores)
-                for name in ("figures", "bundle", "result.json", "config.yaml"):
+                for name in ("figures", "bundle", "result.json"):
                     tracker.artifact(run.folder / name)
                 tracker.log(learner.version, as_metrics(scores))
         except Interrupted as stopped:
@@ -131,6 +131,7 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
     """
     config, learner, outer = run.config, run.learner, run.config.outer
     (run.folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
+    tracker.artifact(run.folder / "config.yaml")
     root = config.checkpoint.uri or str(run.folder / "checkpoints")
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
     with _metrics_file(run.folder, learner.version) as write, line.line:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps, font_manager, rc_context, rcParams
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from torch import Tensor
@@ -314,11 +315,23 @@ def _short(label: str) -> str:
     return label if len(label) <= 16 else f"{label[:15]}…"
 
 
+class _Plain(LogFormatter):
+    """0.01 instead of a formula, which would be shown as it is written."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def logarithmic(axis: Axis) -> None:
+    """Labels for a logarithmic axis."""
+    axis.set_major_formatter(_Plain())
+    axis.set_minor_formatter(_Plain(minor_thresholds=(1, 0.4)))
+
+
 def scale(axes: Axes, metric: str) -> None:
     """The vertical axis that a metric is looked at on."""
     if metric == "accuracy":
         axes.set_ylim(0, 1.02)
     elif metric == "mse":
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())  # the usual ones write formulas
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        logarithmic(axes.yaxis)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,8 @@ import optuna
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 
-from metatrain.figures import as_written, scale
+from metatrain.figures import as_written, logarithmic, scale
 from tuning.space import PBT, Domain, Search
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def validation_curves(search: Search, trials: Sequence[Trial]) -> Figure:
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     for rank, trial in reversed(list(enumerate(trials))):
-        points = [r for r in trial.reports if math.isfinite(r.value)]
+        points = trial.finite()
         best = rank < NAMED
         style: dict[str, Any] = {"color": f"C{rank}", "zorder": 3} if best else {"color": "0.75", "linewidth": 0.8}
         label = f"trial {trial.number}: {short(trial.values)}" if best else None
@@ -204,12 +202,14 @@ def _numbers(domain: Domain) -> bool:
 
 
 def _axis(axes: Axes, which: str, domain: Domain) -> None:
-    """Logarithmic where values were drawn so, or are listed so."""
+    """The whole range; logarithmic where values were drawn so, or are listed so."""
     numbers = domain.values if _numbers(domain) else (0,)
     wide = domain.kind in ("choice", "grid") and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
     if domain.kind == "loguniform" or wide:
-        axis = axes.xaxis if which == "x" else axes.yaxis
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-        axis.set_tick_params(which="both", labelsize="small")
+        logarithmic(axes.xaxis if which == "x" else axes.yaxis)
+    if domain.kind not in ("choice", "grid"):
+        low, high = domain.values[:2]
+        margin = (high / low) ** 0.05 if domain.kind == "loguniform" else 0.05 * (high - low)
+        limits = (low / margin, high * margin) if domain.kind == "loguniform" else (low - margin, high + margin)
+        (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)

@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -70,10 +71,13 @@ class Trial:
     state: Literal["running", "completed", "stopped", "diverged", "failed"] = "running"
     cause: str = ""
 
+    def finite(self) -> list[Report]:
+        """Its validations that are numbers."""
+        return [report for report in self.reports if math.isfinite(report.value)]
+
     @property
     def last(self) -> Report | None:
-        """The newest validation that is a number."""
-        return next((r for r in reversed(self.reports) if math.isfinite(r.value)), None)
+        return next(reversed(self.finite()), None)
 
     @property
     def steps(self) -> int:
@@ -145,9 +149,9 @@ class Watch(tune.Callback):  # type: ignore[misc]
         known = self._journal.trials[number].reports
         if report not in known:
             self._journal.write(number, "report", report._asdict())
-            best = ranked(self._search, self._journal.trials.values())[0].last
+            best = self._best()
             if best is not None:
-                self._tracker.log(self._journal.steps(), {self._search.metric: best.value})
+                self._tracker.log(self._journal.steps(), {self._search.metric: best[1].value})
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -177,17 +181,23 @@ class Watch(tune.Callback):  # type: ignore[misc]
             log.warning("trial %d failed: %s", trial.number, failure)
         self._show(now=True)
 
+    def _best(self) -> tuple[Trial, Report] | None:
+        """The best validation so far."""
+        choose = max if self._search.mode == "max" else min
+        told = [(trial, report) for trial in self._journal.trials.values() for report in trial.finite()]
+        return choose(told, key=lambda found: found[1].value, default=None)
+
     def _show(self, *, now: bool = False) -> None:
         trials = self._journal.trials.values()
         ended = [trial for trial in trials if trial.state != "running"]
         total, steps = self._search.trials * self._search.steps, self._journal.steps()
         spared = sum(self._search.steps - trial.steps for trial in ended)
         steps_per_s = (steps - self._first) / (time.monotonic() - self._started)
-        best = ranked(self._search, trials)[0]
+        best = self._best()
         text = f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} running"
-        if best.last is not None:
-            value = show(self._search.base.family.metric, best.last.value)
-            text += f"  best {self._search.metric} {value} (trial {best.number}, step {best.last.step})"
+        if best is not None:
+            value = show(self._search.base.family.metric, best[1].value)
+            text += f"  best {self._search.metric} {value} (trial {best[0].number}, step {best[1].step})"
         if steps_per_s > 0:
             text += f"  ETA at most {duration((total - spared - steps) / steps_per_s)}"
         self._line.show(steps + spared, text, now=now)
@@ -201,6 +211,7 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
     """
     folder = search.folder
     journal = _open(search, resume)
+    warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)  # by what the function API has not
     with run.interruptible() as should_stop, ray_pool.connected(address, recipes.own_code(search.base)):
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
