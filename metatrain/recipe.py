@@ -311,7 +311,8 @@ def _sentence(kind: Any, error: Any) -> str:
         if here is None and error["type"] == "unexpected_keyword_argument":
             near = difflib.get_close_matches(str(part), fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
-            return f"{'.'.join(path)} is not a key of a recipe; {hint}"
+            file = "recipe" if issubclass(kind, Recipe) else kind.__name__.lower()
+            return f"{'.'.join(path)} is not a key of a {file}; {hint}"
     where = ".".join(path) or "the file"
     value = error["input"]
     if error["type"] == "missing":

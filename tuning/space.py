@@ -75,7 +75,7 @@ class ASHA:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    name: Literal["asha"]
+    name: Literal["asha"] = "asha"
     first_rung: int
     reduction: float = 3
 
@@ -97,7 +97,7 @@ class PBT:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    name: Literal["pbt"]
+    name: Literal["pbt"] = "pbt"
     every_steps: int
     quantile: float = 0.25
     resample: float = 0.25
@@ -361,7 +361,8 @@ def changed(before: Search, now: Search) -> str | None:
         sweep = dataclasses.replace(search.sweep, budget=Budget(), at_once=None, recipe="", set={})
         base = recipes.flatten(recipes.dump(search.base))
         free = ("workers", "tracking")
-        return dict(recipes.flatten(recipes.dump(sweep))) | {k: v for k, v in base if k.split(".")[0] not in free}
+        own = {f"its {key}": value for key, value in recipes.flatten(recipes.dump(sweep))}
+        return own | {f"its recipe's {key}": value for key, value in base if key.split(".")[0] not in free}
 
     old, new = tree(before), tree(now)
     return next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)

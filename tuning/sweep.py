@@ -342,7 +342,7 @@ def _open(search: Search, resume: bool) -> Journal:
             raise InputError(f"{folder} already holds a sweep: pass --resume to go on with it, or another output")
         other = space.changed(space.load(folder / "sweep.yaml"), search)
         if other is not None:
-            raise InputError(f"{folder} holds another sweep, {other} is not the same: give another output")
+            raise InputError(f"{folder} holds another sweep, {other} is not that of this one: give another output")
         if (folder / "result.json").exists():
             raise InputError(f"the sweep in {folder} is finished: give another output")
     elif resume:

@@ -1,0 +1,136 @@
+"""A sweep file says what is searched, and nothing starts that could not be searched or compared."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import GLYPHS, SINUSOID, command
+
+from metatrain.core import InputError
+from tuning import space
+
+RECIPE = SINUSOID | {"validation": {"every_steps": 5, "tasks": 4}}
+SWEEP: dict[str, Any] = {
+    "name": "s",
+    "recipe": "recipe.yaml",
+    "space": {"algorithm.inner_lr": {"loguniform": [1e-3, 1e-1]}, "outer.lr": {"uniform": [0.001, 0.01]}},
+    "budget": {"trials": 3},
+}
+ASHA = {"name": "asha", "first_rung": 5}
+PBT = {"name": "pbt", "every_steps": 10}
+
+
+def load(folder: Path, changes: dict[str, Any] | None = None, recipe: dict[str, Any] = RECIPE) -> space.Search:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | (changes or {})))
+    return space.load(folder / "sweep.yaml")
+
+
+def test_what_is_left_open_is_resolved(tmp_path: Path) -> None:
+    search = load(tmp_path, {"set": {"outer": {"lr": 0.5}, "model.hidden": [4]}, "budget": {"trials": 3, "steps": 10}})
+    assert (search.metric, search.mode, search.trials, search.steps) == ("val/mse_after", "min", 3, 10)
+    assert (search.base.outer.lr, search.base.outer.steps, search.base.model.hidden) == (0.5, 10, (4,))
+    assert search.base.checkpoint.every_steps == 5  # what is reported can be gone on from
+    assert search.folder == tmp_path / "runs" / "s"
+
+
+def test_draws_are_a_function_of_the_seed_and_stay_in_their_ranges(tmp_path: Path) -> None:
+    of_all = {
+        "algorithm.inner_lr": {"loguniform": ["1e-3", "1e-1"]},  # as YAML reads them
+        "outer.lr": {"uniform": [0.001, 0.01]},
+        "outer.clip_norm": {"quantised": [0.5, 2.0, 0.5]},
+        "algorithm.inner_steps": {"integers": [1, 3]},
+        "model.hidden": {"choice": [[4], [8, 8]]},
+    }
+    drawn = load(tmp_path, {"space": of_all, "budget": {"trials": 60}}).drawn()
+    assert drawn == load(tmp_path, {"space": of_all, "budget": {"trials": 60}}).drawn()
+    assert drawn != load(tmp_path, {"space": of_all, "budget": {"trials": 60}, "seed": 1}).drawn()
+    columns = {key: [values[key] for values in drawn] for key in of_all}
+    assert all(0.001 <= value <= 0.1 for value in columns["algorithm.inner_lr"])
+    assert 15 < sum(value < 0.01 for value in columns["algorithm.inner_lr"]) < 45  # half of a logarithmic range
+    assert set(columns["algorithm.inner_steps"]) == {1, 2, 3}
+    assert set(columns["outer.clip_norm"]) == {0.5, 1.0, 1.5, 2.0}
+    assert {tuple(value) for value in columns["model.hidden"]} == {(4,), (8, 8)}
+    assert all(type(value) in (int, float, list) for values in columns.values() for value in values)
+
+
+def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
+    grid = {"algorithm.inner_lr": {"grid": [0.1, 0.2]}, "algorithm.inner_steps": {"grid": [1, 2, 3]}}
+    search = load(tmp_path, {"space": grid, "search": "grid", "budget": {}})
+    assert search.trials == 6
+    assert [tuple(values.values()) for values in search.drawn()] == [(a, b) for a in (0.1, 0.2) for b in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"spce": {}}, "spce is not a key of a sweep; did you mean 'space'"),
+        ({"space": {}}, "searches nothing: name keys in space"),
+        ({"space": {"algorithm.inner_rl": {"uniform": [0, 1]}}}, "algorithm.inner_rl is not a key of .*'inner_lr'"),
+        ({"space": {"outer.lr": {"unifrom": [0, 1]}}}, "space.outer.lr is .*, expected one of uniform, loguniform"),
+        ({"space": {"outer.lr": 0.1}}, "space.outer.lr is 0.1, expected one of uniform"),
+        ({"space": {"outer.lr": {"uniform": [0.1]}}}, r"space.outer.lr: uniform takes \[low, high\], got \[0.1\]"),
+        ({"space": {"outer.lr": {"uniform": [1, 0.1]}}}, "with low < high, got"),
+        ({"space": {"outer.lr": {"uniform": [0.1, math.inf]}}}, r"uniform takes \[low, high\], got"),
+        ({"space": {"outer.lr": {"loguniform": [0, 1]}}}, "with low < high above 0"),
+        ({"space": {"outer.lr": {"quantised": [0, 1, 0]}}}, r"quantised takes \[low, high, step\]"),
+        ({"space": {"outer.lr": {"uniform": [-1, 1]}}}, "space.outer.lr at -1"),
+        ({"space": {"outer.steps": {"integers": [5, 9]}}}, "is the same for all trials: give it in budget.steps"),
+        ({"space": {"evaluation.tasks": {"integers": [5, 9]}}}, "is the same for all trials: give it in set"),
+        ({"space": {"family.shots": {"integers": [1, 5]}}}, r"changes the validation tasks.*evaluation.family.shots"),
+        ({"budget": {}}, "budget.trials is missing"),
+        ({"budget": {"trials": 0}}, "budget.trials must be above 0"),
+        (
+            {"metric": "val/accuracy_after"},
+            "metric is 'val/accuracy_after', expected one of val/mse_after, val/mse_bef",
+        ),
+        ({"scheduler": {"name": "hyperband"}}, "scheduler.name is 'hyperband', expected one of none, asha, pbt"),
+        ({"scheduler": ASHA | {"first_rung": 20}}, "first_rung = 20 must be below the 20 outer steps"),
+        ({"scheduler": ASHA | {"reduction": 1}}, "scheduler.reduction above 1"),
+        ({"scheduler": PBT | {"every_steps": 7}}, "must be a multiple of validation.every_steps = 5"),
+        ({"scheduler": PBT, "search": "optuna"}, "scheduler pbt draws its own values"),
+        ({"scheduler": PBT, "space": {"seed": {"integers": [0, 9]}}}, "space.seed cannot change in a running training"),
+        ({"search": "grid", "budget": {}}, "is loguniform, and search: grid takes grids only"),
+        ({"space": {"outer.lr": {"grid": [0.1, 0.2]}}}, "is a grid, which needs search: grid"),
+        ({"search": "grid", "space": {"outer.lr": {"grid": [1, 2]}}}, "budget.trials is 3 and the grid has 2 points"),
+        ({"set": {"validation.every_steps": 0}}, "validation.every_steps is 0 of 20 outer steps: set it"),
+        ({"recipe": "nowhere.yaml"}, "cannot read recipe .*nowhere.yaml"),
+        ({"at_once": 0}, "at_once must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=sentence) as refused:
+        load(tmp_path, changes)
+    assert "\n" not in str(refused.value)
+
+
+def test_shots_can_be_searched_where_validation_fixes_its_own(tmp_path: Path) -> None:
+    changes = {"space": {"family.shots": {"integers": [1, 5]}}, "set": {"evaluation.family.shots": 3}}
+    assert load(tmp_path, changes).trials == 3
+
+
+def test_ways_that_the_data_has_not_are_refused(tmp_path: Path) -> None:
+    recipe = GLYPHS | {"validation": {"every_steps": 5, "tasks": 4}, "evaluation": {"tasks": 4, "family": {"ways": 5}}}
+    with pytest.raises(InputError, match=r"space.family.ways at 9999: .*9999"):
+        load(tmp_path, {"space": {"family.ways": {"choice": [5, 9999]}}}, recipe)
+
+
+def test_another_sweep_is_told_from_the_same_with_more_trials(tmp_path: Path) -> None:
+    one = load(tmp_path)
+    assert space.changed(one, load(tmp_path, {"budget": {"trials": 9}, "at_once": 2})) is None
+    assert space.changed(one, load(tmp_path, {"set": {"workers.max": 1}})) is None
+    assert space.changed(one, load(tmp_path, {"set": {"outer.lr": 0.5}})) == "its recipe's outer.lr"
+    assert space.changed(one, load(tmp_path, {"seed": 4})) == "its seed"
+    assert space.changed(one, load(tmp_path, {"search": "optuna"})) == "its search"
+
+
+def test_the_command_refuses_before_anything_starts(tmp_path: Path) -> None:
+    load(tmp_path)
+    done = command("tune", "sweep.yaml", "--set", 'space={"outer.rl": {uniform: [0, 1]}}')
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: space.outer.rl at 0.0: ")
+    assert not (tmp_path / "runs").exists()
