@@ -108,7 +108,8 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker
     """Record a run in MLflow: as the one that its checkpoint names, or else the one with these tags, or a new one."""
     config = run.config
     run_id = None if tags else run.notes.get("mlflow_run_id")
-    tracker = tracking.start(config.tracking, config.name, recipes.flatten(recipes.dump(config)), run_id, tags)
+    params = [(key, value) for key, value in recipes.flatten(recipes.dump(config)) if key not in ("name", "output")]
+    tracker = tracking.start(config.tracking, config.name, params, run_id, tags)
     place = tracker.place()
     if place is not None:
         run.notes["mlflow_run_id"] = place.run_id

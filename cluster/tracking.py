@@ -142,12 +142,12 @@ def shown(uri: str) -> str:
     return uri.replace(f":{password}@", ":***@") if password else uri
 
 
-def end(tracking: Tracking, run_id: str, status: str) -> None:
-    """Record how a run ended whose process could not."""
+def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> None:
+    """Record how and when a run ended whose process could not."""
     from mlflow.tracking import MlflowClient
 
     try:
-        MlflowClient(store(tracking)).set_terminated(run_id, status)
+        MlflowClient(store(tracking)).set_terminated(run_id, status, int(1000 * at_s))
     except Exception as error:
         log.warning("MLflow did not take that run %s is %s: %s", run_id, status, str(error)[:200])
 

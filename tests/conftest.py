@@ -6,11 +6,15 @@ import io
 import logging
 import os
 import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -66,6 +70,43 @@ def _omniglot_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def omniglot(_omniglot_cache: Path, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
     monkeypatch.setenv("METATRAIN_CACHE", str(_omniglot_cache))
     return ImageStore.open("omniglot")
+
+
+def store(path: Path) -> str:
+    return f"sqlite:///{path / 'mlflow.db'}"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Its address and its process."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", store(tmp_path), "--artifacts-destination", str(tmp_path / "artifacts")]
+    process = subprocess.Popen(
+        command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True, cwd=tmp_path
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            try:
+                with urlopen(f"{uri}/health", timeout=2) as answer:
+                    if answer.read() == b"OK":
+                        break
+            except OSError:
+                continue
+        else:
+            pytest.fail("the MLflow server did not start")
+        yield uri, process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 SINUSOID: dict[str, Any] = {

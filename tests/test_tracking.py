@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
-from conftest import GLYPHS, PROBES, SINUSOID, config
+from conftest import GLYPHS, PROBES, SINUSOID, config, free_port, store
 
 from cluster import run, tracking
-from cluster.config import RunConfig
+from cluster.config import RunConfig, Tracking
 from cluster.ui import served
 from metatrain.core import InputError
 from metatrain.tasks import open_data
@@ -24,46 +20,10 @@ from metatrain.tasks import open_data
 pytestmark = pytest.mark.ray
 
 
-def store(path: Path) -> str:
-    return f"sqlite:///{path / 'mlflow.db'}"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def history(uri: str, run_id: str, name: str) -> dict[int, float]:
     from mlflow.tracking import MlflowClient
 
     return {m.step: m.value for m in MlflowClient(uri).get_metric_history(run_id, name)}
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store(tmp_path), "--artifacts-destination", str(tmp_path / "artifacts")]
-    process = subprocess.Popen(
-        command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True, cwd=tmp_path
-    )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            time.sleep(0.5)
-            try:
-                with urlopen(f"{uri}/health", timeout=2) as answer:
-                    if answer.read() == b"OK":
-                        break
-            except OSError:
-                continue
-        else:
-            pytest.fail("the MLflow server did not start")
-        yield uri, process
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Path) -> None:
@@ -168,10 +128,10 @@ def test_an_unreachable_server_is_one_sentence_at_the_start(tmp_path: Path) -> N
 
 
 def test_a_server_that_dies_neither_stops_nor_slows_training(
-    server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mlflow_server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    uri, process = server
-    tracker = tracking.MLflowTracker(config(SINUSOID, tracking__uri=uri), None)
+    uri, process = mlflow_server
+    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
     tracker.log(1, {"train/loss_after": 1.0})
     deadline = time.monotonic() + 30
     while not history(uri, tracker.run_id, "train/loss_after"):
@@ -197,7 +157,7 @@ def test_metrics_of_an_outage_arrive_once_it_is_over(tmp_path: Path, monkeypatch
     from mlflow.tracking import MlflowClient
 
     uri = store(tmp_path)
-    tracker = tracking.MLflowTracker(config(SINUSOID, tracking__uri=uri), None)
+    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
     original, failures = MlflowClient.log_batch, [OSError("down"), OSError("down")]
 
     def flaky(self: MlflowClient, *args: object, **kwargs: object) -> object:
@@ -234,7 +194,6 @@ def test_a_password_in_the_environment_does_not_reach_a_message(monkeypatch: pyt
 
 
 def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from cluster.config import Tracking
 
     assert tracking.store(Tracking()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere")

@@ -19,7 +19,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +69,7 @@ class Trial:
     reports: list[Report] = field(default_factory=list)
     state: Literal["running", "completed", "stopped", "diverged", "failed"] = "running"
     cause: str = ""
+    at_s: float = 0.0  # when the last of it happened
 
     def finite(self) -> list[Report]:
         """Its validations that are numbers."""
@@ -99,9 +99,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.trials: dict[int, Trial] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            with suppress(ValueError):  # the half line of a process that was killed while writing
-                self._apply(json.loads(line))
+        text = path.read_text() if path.exists() else ""
+        *lines, half = text.split("\n")
+        for line in lines:
+            self._apply(json.loads(line))
+        if half:  # of a process that was killed while writing
+            whole = path.with_suffix(".partial")
+            whole.write_text("".join(f"{line}\n" for line in lines))
+            whole.replace(path)
 
     def write(self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]) -> None:
         line = {"trial": number, event: told, "at": round(time.time(), 3)}
@@ -115,6 +120,7 @@ class Journal:
 
     def _apply(self, line: dict[str, Any]) -> None:
         trial = self.trials.setdefault(line["trial"], Trial(line["trial"], {}))
+        trial.at_s = line["at"]
         if "values" in line:
             trial.values = line["values"]
         elif "report" in line:
@@ -559,4 +565,4 @@ def _end_children(search: Search, journal: Journal, place: Place | None) -> None
     for trial in journal.trials.values():
         recorded = search.folder / "trials" / f"{trial.number:02d}"
         if (recorded / "mlflow.json").exists():
-            tracking.end(search.base.tracking, tracking.place_of(recorded).run_id, status[trial.state])
+            tracking.end(search.base.tracking, tracking.place_of(recorded).run_id, status[trial.state], trial.at_s)

@@ -1,0 +1,327 @@
+"""Sweeps on real Ray: trials are runs, whatever dies; schedulers stop and perturb them; MLflow has each once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import SINUSOID, command
+
+from cluster import checkpoint, run
+from cluster.config import RunConfig
+from metatrain import recipe as recipes
+from metatrain.core import InputError
+from tuning import space, sweep
+
+pytestmark = pytest.mark.ray
+
+RECIPE = SINUSOID | {
+    "outer": {"steps": 40, "tasks_per_step": 6, "tasks_per_ticket": 3, "lr": 0.001},
+    "validation": {"every_steps": 10, "tasks": 10},
+    "workers": {"max": 0, "cpus": 1.0},
+}
+RATES = {"algorithm.inner_lr": {"loguniform": [0.001, 0.1]}, "outer.lr": {"loguniform": [0.0001, 0.01]}}
+
+
+def load(folder: Path, **changes: Any) -> space.Search:
+    """A sweep in `folder`, with changes of its keys, __ being the dot in those of its recipe."""
+    recipe = recipes.dump(recipes.parse(RunConfig, RECIPE, "test"))
+    for key in [key for key in changes if "__" in key]:
+        recipes.put(recipe, key.replace("__", "."), changes.pop(key))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    whole = {"name": "s", "recipe": "recipe.yaml", "space": RATES, "budget": {"trials": 2}} | changes
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(whole))
+    return space.load(folder / "sweep.yaml")
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def rows(folder: Path, number: int) -> list[dict[str, Any]]:
+    path = folder / "trials" / f"{number:02d}" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoint.latest(f"{folder}/checkpoints")
+    assert newest is not None
+    return {name: t for name, t in checkpoint.load(newest).tensors.items() if name.startswith("params.")}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
+
+
+def alone(folder: Path, number: int, to: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """What the recorded recipe of a trial gives without a sweep, and in process."""
+    tree = yaml.safe_load((folder / "trials" / f"{number:02d}" / "config.yaml").read_text())
+    for key, value in {"output": str(to), "workers.max": 0, "tracking.uri": "none", **changes}.items():
+        recipes.put(tree, key, value)
+    run.train(recipes.parse(RunConfig, tree, "the trial's"))
+    return parameters(to)
+
+
+def processes(name: str) -> set[int]:
+    """Ray's processes of that name that descend from this one."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=2) for line in found.stdout.splitlines()]
+    parents = {int(pid): int(parent) for pid, parent, _ in lines}
+
+    def descends(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return {int(pid) for pid, _, title in lines if title.startswith(f"ray::{name}") and descends(int(pid))}
+
+
+def until(true: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def watching() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Lets a function look on while the sweep runs; what it raises fails the test."""
+    failures: list[BaseException] = []
+    threads: list[threading.Thread] = []
+
+    def start(look: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                look()
+            except BaseException as error:
+                failures.append(error)
+
+        threads.append(threading.Thread(target=guarded, daemon=True))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_trials_of_two_workers_at_once_are_runs_that_can_be_repeated(
+    tmp_path: Path, watching: Callable[[Callable[[], None]], None]
+) -> None:
+    before = processes("RayWorker")
+    search = load(tmp_path, at_once=2, workers__max=2, outer__steps=60)
+    most: list[int] = []
+
+    def look() -> None:
+        while not (search.folder / "result.json").exists():
+            most.append(len(processes("RayWorker") - before))
+            time.sleep(0.1)
+
+    watching(look)
+    outcome = sweep.start(search)
+    assert max(most) == 4
+    starts, ends = (
+        {line["trial"]: line["at"] for line in journal(search.folder) if kind in line} for kind in ("values", "ended")
+    )
+    assert max(starts.values()) < min(ends.values()), "they did not run together"
+    assert [trial.state for trial in outcome.trials] == ["completed", "completed"]
+    assert outcome.trials[0].last.value <= outcome.trials[1].last.value
+    for trial in outcome.trials:
+        folder = search.folder / "trials" / f"{trial.number:02d}"
+        assert equal(alone(search.folder, trial.number, tmp_path / f"again-{trial.number}"), parameters(folder))
+        assert trial.last.value == rows(search.folder, trial.number)[-1]["val/mse_after"]
+        assert [report.step for report in trial.reports] == [0, 10, 20, 30, 40, 50, 60]
+    until(lambda: not processes("RayWorker") - before)
+    assert not (search.folder / "tune").exists()
+    for picture in ("validation_curves", "values", "map"):
+        assert (search.folder / "figures" / f"{picture}.png").stat().st_size > 5_000
+    (score,) = run.evaluate(str(search.folder), ["workers.max=0"])  # the bundle is the winner's
+    assert score.mean == outcome.scores[0].mean
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
+    tmp_path: Path, watching: Callable[[Callable[[], None]], None]
+) -> None:
+    before = processes("RayWorker") | processes("ImplicitFunc")
+    search = load(tmp_path, budget={"trials": 1}, workers__max=1, outer__steps=200)
+    killed: list[str] = []
+
+    def look() -> None:
+        for name, step in (("RayWorker", 20), ("ImplicitFunc", 60)):
+            until(lambda step=step: any(row["step"] >= step for row in rows(search.folder, 0)))
+            (victim,) = processes(name) - before
+            os.kill(victim, signal.SIGKILL)
+            killed.append(name)
+
+    watching(look)
+    outcome = sweep.start(search)
+    assert killed == ["RayWorker", "ImplicitFunc"]
+    assert [trial.state for trial in outcome.trials] == ["completed"]
+    assert [report.step for report in outcome.winner.reports] == list(range(0, 201, 10))
+    assert equal(alone(search.folder, 0, tmp_path / "again"), parameters(search.folder / "trials" / "00"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
+    tmp_path: Path, watching: Callable[[Callable[[], None]], None]
+) -> None:
+    before = processes("RayWorker") | processes("ImplicitFunc")
+    rates = {"outer.lr": {"grid": [0.003, 1e-9, 1e-8]}}
+    asha = {"name": "asha", "first_rung": 100, "reduction": 3}
+    options = {"search": "grid", "budget": {}, "scheduler": asha, "at_once": 1}
+    search = load(tmp_path, space=rates, workers__max=1, outer__steps=400, validation__every_steps=100, **options)
+    alive: list[int] = []
+
+    def look() -> None:
+        until(lambda: rows(search.folder, 2))
+        until(lambda: len(processes("RayWorker") - before) == 1, 20)
+        alive.append(len(processes("RayWorker") - before))
+
+    watching(look)
+    outcome = sweep.start(search)
+    assert alive == [1]
+    states = {trial.number: (trial.state, trial.steps) for trial in outcome.trials}
+    assert states == {0: ("completed", 400), 1: ("stopped", 100), 2: ("stopped", 100)}
+    until(lambda: not (processes("RayWorker") | processes("ImplicitFunc")) - before, 20)
+    stopped = alone(search.folder, 1, tmp_path / "again", **{"outer.steps": 100})  # its rate does not fall with steps
+    assert equal(stopped, parameters(search.folder / "trials" / "01"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Path) -> None:
+    pbt = {"name": "pbt", "every_steps": 20, "quantile": 0.5, "resample": 0}
+    rates = {"outer.lr": {"loguniform": [1e-9, 0.01]}}
+    search = load(tmp_path, space=rates, scheduler=pbt, at_once=2, workers__max=1, outer__steps=120, seed=3)
+    outcome = sweep.start(search)
+    schedule = json.loads((search.folder / "schedule.json").read_text())
+    assert schedule[0]["step"] == 0
+    assert schedule[-1]["trial"] == outcome.winner.number
+    perturbed = 0
+    for trial in outcome.trials:
+        newest = checkpoint.latest(f"{search.folder}/trials/{trial.number:02d}/checkpoints")
+        history = json.loads(checkpoint.load(newest).notes["schedule"])
+        ends = [*(entry["step"] for entry in history[1:]), 120]
+        for entry, end in zip(history, ends, strict=True):
+            if entry["trial"] == trial.number:  # its own record has what it did itself
+                used = {
+                    row["learner/lr"] for row in rows(search.folder, trial.number) if entry["step"] < row["step"] <= end
+                }
+                assert used == {entry["values"]["outer.lr"]}
+        for old, new in pairwise(history):
+            perturbed += 1
+            ratio = new["values"]["outer.lr"] / old["values"]["outer.lr"]
+            assert min(abs(ratio - 0.8), abs(ratio - 1.2)) < 1e-9 or new["values"]["outer.lr"] == 0.01
+    assert perturbed, "nobody exploited anybody"
+    assert (search.folder / "figures" / "schedule.png").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_diverges_is_the_last_one_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    rates = {"algorithm.inner_lr": {"grid": [0.01, 1e30]}}
+    outcome = sweep.start(load(tmp_path, space=rates, search="grid", budget={}))
+    assert [(trial.number, trial.state) for trial in outcome.trials] == [(0, "completed"), (1, "diverged")]
+    assert "is not finite" in outcome.trials[1].cause
+    with pytest.raises(InputError, match="is finished: give another output"):
+        sweep.start(load(tmp_path, space=rates, search="grid", budget={}), resume=True)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_than_the_cluster_has_is_refused_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a trial needs 5 workers of 1 CPUs and 0 GPUs, and this cluster has 4 CPUs"):
+        sweep.start(load(tmp_path, workers__max=5))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path: Path) -> None:
+    load(tmp_path, workers__max=2, workers__cpus=0.5, budget={"trials": 6})
+    done = command("tune", "sweep.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "outer.lr: loguniform [0.0001, 0.01]" in done.stdout
+    assert "at once: 4 on this cluster, each with 2 workers of 0.5 CPUs and 0 GPUs" in done.stdout
+    assert "tasks: at most 1440 to learn from and 300 to validate with" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    search = load(
+        tmp_path,
+        budget={"trials": 4},
+        search="optuna",
+        at_once=2,
+        outer__steps=1500,
+        validation__every_steps=100,
+        tracking__uri=None,
+        outer__max_staleness=0,
+    )
+    arguments = [sys.executable, "-m", "tuning.cli", "tune", "sweep.yaml"]
+
+    def go(*more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([*arguments, *more], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def reports() -> int:
+        return sum("report" in line for line in journal(search.folder))
+
+    first = go()
+    until(lambda: reports() >= 4)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130, said
+    assert "trials; what they reported is kept: the same command with --resume goes on" in said
+    done = reports()
+
+    second = go("--resume")
+    until(lambda: any("ended" in line for line in journal(search.folder)) and reports() >= done + 8)
+    second.kill()
+    second.communicate(timeout=60)
+    (search.folder / "journal.jsonl").open("a").write('{"trial": 3, "rep')  # killed in mid line
+
+    third = go("--resume")
+    out, said = third.communicate(timeout=120)
+    assert third.returncode == 0, said
+    assert out.splitlines()[-1].startswith("result: mse=")
+
+    whole = journal(search.folder)
+    for kind, count in (("values", 4), ("ended", 4), ("report", 4 * 16)):
+        lines = [(line["trial"], line.get("report", {}).get("step")) for line in whole if kind in line]
+        assert len(lines) == len(set(lines)) == count, (kind, lines)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'metatrain'")
+    found = client.search_runs([experiment.experiment_id])
+    assert sorted(r.info.run_name for r in found) == ["s", "s-00", "s-01", "s-02", "s-03"]
+    assert {r.info.status for r in found} == {"FINISHED"}
+    (parent,) = (r for r in found if r.info.run_name == "s")
+    children = [r for r in found if r is not parent]
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
+    assert len({r.data.params["outer.lr"] for r in children}) == 4
+    best = [m.value for m in client.get_metric_history(parent.info.run_id, "val/mse_after")]
+    assert best == sorted(best, reverse=True), "the best so far cannot become worse"
+    assert float(parent.data.params["best.outer.lr"]) in {float(r.data.params["outer.lr"]) for r in children}
+    assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {
+        "sweep.yaml",
+        "recipe.yaml",
+        "journal.jsonl",
+        "result.json",
+        "figures",
+        "bundle",
+    }
+    again = alone(search.folder, 0, tmp_path / "again")
+    assert equal(again, parameters(search.folder / "trials" / "00"))
