@@ -30,7 +30,7 @@ def _protocol(recipe: Recipe, split: Split, norm: Norm, version: int) -> str:
     return (
         f"{setting.family.describe()}, {split} split, bn={norm}, {_describe(setting.algorithm)}, "
         f"{setting.tasks} tasks of seed {setting.seed}; trained {version} steps of {recipe.outer.tasks_per_step} tasks "
-        f"({recipe.family.describe()}, {_describe(recipe.algorithm)}), seed {recipe.seed}; losses are means"
+        f"({recipe.family.describe()}, bn={recipe.norm}, {_describe(recipe.algorithm)}), seed {recipe.seed}; losses are means"
     )
 
 

@@ -153,7 +153,13 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
 
 
 def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:
-    """Score a run's folder, checkpoint or bundle on its evaluation tasks, with overrides of the recipe."""
+    """Score a run's folder, checkpoint or bundle on its evaluation tasks, with overrides of what is no training's."""
+    for item in overrides:
+        if not item.strip().startswith(("evaluation", "workers", "family.checksum")):
+            raise InputError(
+                f"--set {item} would change what was trained: an evaluation takes keys of evaluation and workers, such "
+                "as evaluation.family.ways=5"
+            )
     config, meta, version = load_trained(uri, overrides)
     check_data(config)
     check_fit(config.recipe(), meta)

@@ -43,6 +43,8 @@ class Outer:
     max_staleness: int = 0
 
     def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise InputError(f"lr cannot be negative, got {self.lr}")
         for name, least in (("steps", 1), ("tasks_per_step", 1), ("tasks_per_ticket", 1), ("max_staleness", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -84,6 +86,15 @@ class Learner:
             raise InputError(
                 f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error}): correct them"
             ) from error
+        for pattern, options in outer.groups.items():
+            unknown = options.keys() - self._optimizer.defaults.keys()
+            lr = options.get("lr", outer.lr)
+            if unknown or not (isinstance(lr, int | float) and lr >= 0):
+                wrong = f"{sorted(unknown)[0]}, which is none of its options" if unknown else f"lr = {lr}"
+                known = ", ".join(self._optimizer.defaults)
+                raise InputError(
+                    f"outer.groups.{pattern} gives {outer.optimizer} {wrong}: correct it; it takes {known}"
+                )
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def apply(self, updates: Sequence[Update]) -> dict[str, float]:

@@ -28,6 +28,17 @@ Tree = dict[str, Any]
 C = TypeVar("C")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that says a key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class OwnClass:
     """Lets a name be "package.module:Class": a class of the user's that does what `protocol` says."""
 
@@ -115,6 +126,9 @@ class Recipe:
     validation: Validation = Validation()
     evaluation: Evaluation = Evaluation()
 
+    def __post_init__(self) -> None:
+        check_name(self.name)
+
     def setting(self, split: Split, work: Literal["update", "score"] = "score") -> Setting:
         """How a ticket's tasks are drawn and computed."""
         outer, evaluation, validation = self.outer, self.evaluation, self.validation
@@ -130,6 +144,12 @@ class Recipe:
         return Setting(family, algorithm, norm[:1], validation.seed, validation.tasks, chunk)
 
 
+def check_name(name: str) -> None:
+    """Refuse names that are no folder's."""
+    if not name or name.startswith(".") or any(character in name for character in "/\\"):
+        raise InputError(f"name is {name!r}, expected one that a folder can have: without / and no dot first")
+
+
 def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file as a dataclass tree, after overrides such as "algorithm.inner_lr=0.1"."""
     return parse(kind, apply_overrides(read(path), overrides), str(path))
@@ -138,7 +158,7 @@ def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
 def read(path: Path) -> Tree:
     """A YAML file of keys and values, not yet validated."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read recipe {path}: {reason}; give a YAML file such as those in recipes/") from error
@@ -167,9 +187,13 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 def parse(kind: type[C], tree: Any, source: str) -> C:
     """Validate plain data as a dataclass; the first thing wrong is the error's sentence."""
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        found = TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
         raise _refusal(kind, error, source) from error
+    for key, value in flatten(TypeAdapter(kind).dump_python(found)):  # as JSON, nan would be null
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{source}: {key} is {value}, expected a finite number")
+    return found
 
 
 def dump(config: Any) -> Tree:

@@ -146,12 +146,10 @@ def test_ctrl_c_before_the_first_step_ends_in_a_sentence_too(tmp_path: Path) -> 
 def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> None:
     recipe = write(GLYPHS, tmp_path / "g.yaml", outer__steps=2, evaluation__tasks=4)
     assert command("train", recipe, "--set", "output=out").returncode == 0
-    for item in ("family.ways=3", "model.filters=4", "evaluation.family.ways=3"):
-        done = command("evaluate", "out", "--set", "workers.max=0", "--set", item)
-        refused(
-            done,
-            "the evaluation needs .* of shape .*: evaluate with the model, algorithm, norm and family.ways of training",
-        )
+    needs = "the evaluation needs .* of shape .*: evaluate with the model, algorithm, norm and family.ways of training"
+    changes = "--set .* would change what was trained: an evaluation takes keys of evaluation and workers, such as"
+    for item, sentence in (("evaluation.family.ways=3", needs), ("family.ways=3", changes), ("seed=3", changes)):
+        refused(command("evaluate", "out", "--set", "workers.max=0", "--set", item), sentence)
     done = command("train", recipe, "--set", "evaluation.family.ways=3", "--set", "output=other")
     refused(done, "evaluate with the model, algorithm, norm and family.ways of training")
     refused(command("evaluate", recipe), "is a file: give a run's folder, a checkpoint's or a bundle's")

@@ -107,6 +107,9 @@ def test_updates_are_not_changed() -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"options": {"nonsense": 1.0}}, "refuses outer.options"),
         ({"groups": {"head.*": {"lr": 1.0}}}, "matches no parameter"),
+        ({"groups": {"algorithm.*": {"lrr": 1.0}}}, r"outer.groups.algorithm.\* gives SGD lrr, which is none of its"),
+        ({"groups": {"algorithm.*": {"lr": -1.0}}}, r"outer.groups.algorithm.\* gives SGD lr = -1.0"),
+        ({"lr": -1.0}, "lr cannot be negative, got -1"),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:

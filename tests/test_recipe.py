@@ -71,6 +71,9 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
     ("key", "value", "sentence"),
     [
         ("algorithm.inner_rl", 0.1, "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'?"),
+        ("algorithm.inner_lr", "nan", "algorithm.inner_lr is nan, expected a finite number"),
+        ("outer.lr", -1, "outer: lr cannot be negative, got -1"),
+        ("name", "../x", "name is '../x', expected one that a folder can have"),
         ("sed", 1, "sed is not a key of a recipe; did you mean 'seed'?"),
         ("outer.step", 1, "outer.step is not a key of a recipe; did you mean 'steps'?"),
         (
@@ -113,7 +116,12 @@ def test_overrides_of_the_evaluation_are_validated_too() -> None:
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [("[1, 2]", "must hold keys and values"), ("a: [", "is not YAML"), ("name: x", "family is missing")],
+    [
+        ("[1, 2]", "must hold keys and values"),
+        ("a: [", "is not YAML"),
+        ("a: 1\na: 2", "a is there twice"),
+        ("name: x", "family is missing"),
+    ],
 )
 def test_files_that_are_no_recipes(tmp_path: Path, content: str, sentence: str) -> None:
     path = tmp_path / "r.yaml"

@@ -139,6 +139,7 @@ class Sweep:
     output: str | None = None
 
     def __post_init__(self) -> None:
+        recipes.check_name(self.name)
         if self.at_once is not None and self.at_once < 1:
             raise InputError(f"at_once must be at least 1, got {self.at_once}")
 
