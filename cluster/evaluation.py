@@ -27,10 +27,11 @@ def evaluate_split(recipe: Recipe, requests: Requests, split: Split, version: in
 
 def _protocol(recipe: Recipe, split: Split, norm: Norm, version: int) -> str:
     setting = recipe.setting(split)
+    trained = f"{recipe.family.describe()}, bn={recipe.norm}, {_describe(recipe.algorithm)}"
     return (
         f"{setting.family.describe()}, {split} split, bn={norm}, {_describe(setting.algorithm)}, "
         f"{setting.tasks} tasks of seed {setting.seed}; trained {version} steps of {recipe.outer.tasks_per_step} tasks "
-        f"({recipe.family.describe()}, bn={recipe.norm}, {_describe(recipe.algorithm)}), seed {recipe.seed}; losses are means"
+        f"({trained}), seed {recipe.seed}; losses are means"
     )
 
 

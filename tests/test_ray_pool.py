@@ -183,6 +183,35 @@ def test_a_worker_that_cannot_follow_refuses_with_the_reason() -> None:
         RayPool(recipe, plan, Workers(), local=False)
 
 
+def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> None:
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    from cluster.config import Workers
+    from cluster.ray_pool import RayPool
+
+    settings = config(SINUSOID)
+    expected = train(settings, local(settings))
+    each = {"CPU": 0.5, "GPU": 0.5}
+    group = placement_group([each, each])
+    others = placement_group([{"CPU": 3}])
+    try:
+        ray.get([group.ready(), others.ready()])
+        assert ray.available_resources().get("GPU", 0) == 0  # nothing else is left
+        plan, _ = choose_plan(settings.recipe(), 0, 1)
+        pool = RayPool(settings.recipe(), plan, Workers(min=1, max=2, cpus=0.5, gpus=0.5), local=False, group=group)
+        assert pool.status().alive == 2  # its size is not elastic there
+        of_each = [
+            ray.get(a.handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_placement_group_id()))
+            for a in pool._actors
+        ]
+        assert of_each == 2 * [group.id.hex()]
+        assert torch.equal(train(settings, pool), expected)
+    finally:
+        remove_placement_group(group)
+        remove_placement_group(others)
+
+
 @pytest.mark.parametrize(("local_cluster", "wait_s"), [(True, 1000.0), (False, 1.0)])
 def test_more_than_the_cluster_has_ends_in_one_sentence(local_cluster: bool, wait_s: float) -> None:
     from cluster.config import Workers
@@ -191,7 +220,7 @@ def test_more_than_the_cluster_has_ends_in_one_sentence(local_cluster: bool, wai
     recipe = config(SINUSOID).recipe()
     asked = Workers(min=3, max=3, cpus=2, wait_s=wait_s)
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"workers.min = 3 .*2 CPUs and 0 GPUs.* 4 CPUs and 0 GPUs"):
+    with pytest.raises(InputError, match=r"workers.min = 3 .*2 CPUs and 0 GPUs.* 4 CPUs and 1 GPUs"):
         RayPool(recipe, choose_plan(recipe, 0, 1)[0], asked, local=local_cluster)
     assert time.monotonic() - started < 30
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SINUSOID, command
+from conftest import SINUSOID, command, store
 
 from cluster import checkpoint, run
 from cluster.config import RunConfig
@@ -32,6 +32,19 @@ RECIPE = SINUSOID | {
     "validation": {"every_steps": 10, "tasks": 10},
     "workers": {"max": 0, "cpus": 1.0},
 }
+BROKEN = """
+from dataclasses import dataclass
+from metatrain.algorithms.maml import MAML
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(MAML):
+    name: str = "broken:Broken"
+
+    def update(self, problem, meta, tasks, context):
+        if self.inner_lr > 0.1:
+            raise ZeroDivisionError("no such rate")
+        return super().update(problem, meta, tasks, context)
+"""
 RATES = {"algorithm.inner_lr": {"loguniform": [0.001, 0.1]}, "outer.lr": {"loguniform": [0.0001, 0.01]}}
 
 
@@ -87,6 +100,14 @@ def processes(name: str) -> set[int]:
         return pid == os.getpid()
 
     return {int(pid) for pid, _, title in lines if title.startswith(f"ray::{name}") and descends(int(pid))}
+
+
+def runs_of(uri: str) -> list[Any]:
+    """All runs in a store, the newest first."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
 def until(true: Callable[[], object], seconds: float = 90) -> None:
@@ -160,7 +181,8 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
     tmp_path: Path, watching: Callable[[Callable[[], None]], None]
 ) -> None:
     before = processes("RayWorker") | processes("ImplicitFunc")
-    search = load(tmp_path, budget={"trials": 1}, workers__max=1, outer__steps=200)
+    uri = store(tmp_path)
+    search = load(tmp_path, budget={"trials": 1}, workers__max=1, outer__steps=200, tracking__uri=uri)
     killed: list[str] = []
 
     def look() -> None:
@@ -176,6 +198,7 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
     assert [trial.state for trial in outcome.trials] == ["completed"]
     assert [report.step for report in outcome.winner.reports] == list(range(0, 201, 10))
     assert equal(alone(search.folder, 0, tmp_path / "again"), parameters(search.folder / "trials" / "00"))
+    assert [found.info.run_name for found in runs_of(uri)] == ["s-00", "s"]  # the same run in MLflow, too
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -243,8 +266,44 @@ def test_a_trial_that_diverges_is_the_last_one_and_costs_the_others_nothing(tmp_
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_when_the_time_is_up_the_best_so_far_is_the_winner(tmp_path: Path) -> None:
+    search = load(tmp_path, budget={"trials": 9, "minutes": 0.2}, outer__steps=100_000, at_once=2)
+    outcome = sweep.start(search)
+    assert {trial.state for trial in outcome.trials} == {"stopped"}
+    assert outcome.winner.last.value == min(trial.last.value for trial in outcome.trials)
+    bundled = yaml.safe_load((search.folder / "bundle" / "recipe.yaml").read_text())
+    assert bundled["outer"]["steps"] == outcome.winner.last.step
+    assert f"trained {outcome.winner.last.step} steps of 6 tasks" in outcome.scores[0].protocol
+
+
+def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    """And a sweep of one's own classes: their file is sent to the trials."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    load(tmp_path, space={"algorithm.inner_lr": {"grid": [0.01, 0.2]}}, search="grid", budget={}, name="own")
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["algorithm"] = {"name": "broken:Broken", "inner_lr": 0.01}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tuning.cli", "tune", "sweep.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trial 1 failed: ZeroDivisionError: no such rate (" in done.stderr
+    trials = json.loads((tmp_path / "runs" / "own" / "result.json").read_text())["trials"]
+    assert [(trial["trial"], trial["state"]) for trial in trials] == [(0, "completed"), (1, "failed")]
+    assert "broken.py" in (tmp_path / "runs" / "own" / "trials" / "01" / "error.txt").read_text()
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_more_than_the_cluster_has_is_refused_before_any_trial(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a trial needs 5 workers of 1 CPUs and 0 GPUs, and this cluster has 4 CPUs"):
+    with pytest.raises(
+        InputError, match=r"a trial needs 5 workers of 1 CPUs and 0 GPUs, and this cluster has 4 CPUs and 1 GPUs"
+    ):
         sweep.start(load(tmp_path, workers__max=5))
 
 
@@ -262,6 +321,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path: Path) -> Non
 def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
+    uri = store(tmp_path)
     search = load(
         tmp_path,
         budget={"trials": 4},
@@ -270,7 +330,6 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
         outer__steps=1500,
         validation__every_steps=100,
         tracking__uri=None,
-        outer__max_staleness=0,
     )
     arguments = [sys.executable, "-m", "tuning.cli", "tune", "sweep.yaml"]
 
@@ -303,15 +362,14 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     for kind, count in (("values", 4), ("ended", 4), ("report", 4 * 16)):
         lines = [(line["trial"], line.get("report", {}).get("step")) for line in whole if kind in line]
         assert len(lines) == len(set(lines)) == count, (kind, lines)
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'metatrain'")
-    found = client.search_runs([experiment.experiment_id])
+    found = runs_of(uri)
     assert sorted(r.info.run_name for r in found) == ["s", "s-00", "s-01", "s-02", "s-03"]
     assert {r.info.status for r in found} == {"FINISHED"}
     (parent,) = (r for r in found if r.info.run_name == "s")
     children = [r for r in found if r is not parent]
     assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
     assert len({r.data.params["outer.lr"] for r in children}) == 4
+    client = MlflowClient(uri)
     best = [m.value for m in client.get_metric_history(parent.info.run_id, "val/mse_after")]
     assert best == sorted(best, reverse=True), "the best so far cannot become worse"
     assert float(parent.data.params["best.outer.lr"]) in {float(r.data.params["outer.lr"]) for r in children}

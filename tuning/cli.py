@@ -80,6 +80,7 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     from cluster.progress import show
     from cluster.tracking import place_of
     from tuning.pictures import text
+    from tuning.sweep import trial_folder
 
     table = Table(title=f"{search.sweep.name}: the best of {len(outcome.trials)} trials")
     for name in ("trial", search.metric, "95 %", "step", "state", *search.space):
@@ -93,7 +94,7 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     folder = _near(search.folder)
     print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
-    winner = f"{folder}/trials/{outcome.winner.number:02d}"
+    winner = _near(trial_folder(search, outcome.winner))
     print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output=runs/again")
     if outcome.place is not None:
         place = place_of(search.folder)

@@ -18,8 +18,11 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain as TuneDomain
 
 from cluster.config import RunConfig
+from cluster.run import check_data, check_fit
+from cluster.worker import initial_meta
 from metatrain import recipe as recipes
 from metatrain.core import InputError
+from metatrain.learner import Learner
 
 Values = dict[str, Any]  # dotted key -> value: what a trial has of its own
 
@@ -227,8 +230,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
             f"a sweep compares trials by validation, and validation.every_steps is {every} of {base.outer.steps} outer "
             f"steps: set it in {path}, such as set: {{validation.every_steps: {max(base.outer.steps // 10, 1)}}}"
         )
-    recipes.put(tree, "checkpoint.every_steps", every)  # what is reported can be gone on from
-    base = recipes.parse(RunConfig, tree, str(found))
+    check_data(base)
+    saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
+    base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
     space = {key: _domain(key, given) for key, given in sweep.space.items()}
     if not space:
         raise InputError(f"{path} searches nothing: name keys in space, such as algorithm.inner_lr")
@@ -301,10 +305,6 @@ def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Literal["min", "max"]]:
 
 def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
     """Refuse keys that do not exist, values that are refused, and trials that could not be compared."""
-    from cluster.run import check_data, check_fit
-    from cluster.worker import initial_meta
-    from metatrain.learner import Learner
-
     validated = base.setting("val").family
     for key, domain in space.items():
         group = key.split(".")[0]

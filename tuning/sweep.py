@@ -41,7 +41,7 @@ from metatrain import bundle, figures
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Ticket
 from metatrain.evaluate import Score
-from tuning import pictures
+from tuning import pictures, space
 from tuning import trial as one
 from tuning.space import ASHA, PBT, Domain, Search, Values
 from tuning.trial import Report, Shared
@@ -122,7 +122,7 @@ class Journal:
         trial = self.trials.setdefault(line["trial"], Trial(line["trial"], {}))
         trial.at_s = line["at"]
         if "values" in line:
-            trial.values = line["values"]
+            trial.values, trial.state, trial.cause = line["values"], "running", ""
         elif "report" in line:
             report = Report(**line["report"])
             trial.reports = [r for r in trial.reports if r.step < report.step] + [report]
@@ -144,7 +144,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         number = int(str(trial))
-        if number not in self._journal.trials:
+        known = self._journal.trials.get(number)
+        if known is None or known.state != "running":
             self._journal.write(number, "values", trial.config["values"])
         self._show()
 
@@ -152,8 +153,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         number, report = int(str(trial)), Report(**{name: result[name] for name in Report._fields})
-        known = self._journal.trials[number].reports
-        if report not in known:
+        known = {(other.step, other.value) for other in self._journal.trials[number].reports}
+        if (report.step, report.value) not in known:
             self._journal.write(number, "report", report._asdict())
             best = self._best()
             if best is not None:
@@ -165,11 +166,12 @@ class Watch(tune.Callback):  # type: ignore[misc]
             self.end(self._journal.trials[int(str(trial))])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        error = trial.get_error()
+        known, error = self._journal.trials[int(str(trial))], trial.get_error()
         cause = getattr(error, "cause", None) or error
-        self.end(
-            self._journal.trials[int(str(trial))], f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:300]
-        )
+        folder = trial_folder(self._search, known)
+        folder.mkdir(exist_ok=True)
+        (folder / "error.txt").write_text(str(error))
+        self.end(known, f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:300])
 
     def end(self, trial: Trial, failure: str = "") -> None:
         """Record how a trial ended."""
@@ -184,7 +186,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             state, cause = "stopped", ""
         self._journal.write(trial.number, "ended", {"state": state, "cause": cause})
         if failure:
-            log.warning("trial %d failed: %s", trial.number, failure)
+            log.warning("trial %d failed: %s (%s/error.txt)", trial.number, failure, trial_folder(self._search, trial))
         self._show(now=True)
 
     def _best(self) -> tuple[Trial, Report] | None:
@@ -216,15 +218,16 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
     result.json. Raises InputError for what the user can mend, and Interrupted when asked to stop.
     """
     folder = search.folder
-    journal = _open(search, resume)
+    _check_folder(search, resume)
     warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)  # by what the function API has not
     with run.interruptible() as should_stop, ray_pool.connected(address, recipes.own_code(search.base)):
         os.environ.update(QUIET)
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said here
         check_resources(search)
         known = folder / "mlflow.json"
         run_id = tracking.place_of(folder).run_id if known.exists() else None
         tracker = tracking.start(search.base.tracking, search.sweep.name, _described(search), run_id)
+        journal = _open(search)
         place = tracker.place()
         if place is not None:
             known.write_text(json.dumps(place._asdict()))
@@ -234,19 +237,26 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
                 watch = Watch(search, journal, tracker, line, should_stop)
                 _tune(search, journal, watch, place, should_stop)
                 if should_stop():
-                    status = "KILLED"
-                    ended = sum(trial.state != "running" for trial in journal.trials.values())
-                    raise Interrupted(f"stopped after {ended} of {search.trials} trials")
+                    raise Interrupted
                 for trial in journal.trials.values():
                     if trial.state == "running":  # the time was up
                         watch.end(trial)
             outcome = _conclude(search, journal, tracker, place)
             status = "FINISHED"
+        except Interrupted:
+            status = "KILLED"
+            ended = sum(trial.state != "running" for trial in journal.trials.values())
+            raise Interrupted(f"stopped after {ended} of {search.trials} trials") from None
         finally:
             tracker.finish(status)
             _end_children(search, journal, place)
     shutil.rmtree(folder / "tune", ignore_errors=True)
     return outcome
+
+
+def trial_folder(search: Search, trial: Trial) -> Path:
+    """A trial's folder, which is a run's."""
+    return search.folder / "trials" / f"{trial.number:02d}"
 
 
 def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:
@@ -337,12 +347,9 @@ def estimate(search: Search, address: str | None) -> Estimate:
     )
 
 
-def _open(search: Search, resume: bool) -> Journal:
-    """The folder's journal; InputError where it is another sweep's, or where nothing is left to do."""
-    from tuning import space
-
+def _check_folder(search: Search, resume: bool) -> None:
+    """Refuse a folder that holds something else, or that has nothing left to do."""
     folder = search.folder
-    journal = Journal(folder / "journal.jsonl")
     if (folder / "sweep.yaml").exists():
         if not resume:
             raise InputError(f"{folder} already holds a sweep: pass --resume to go on with it, or another output")
@@ -355,12 +362,17 @@ def _open(search: Search, resume: bool) -> Journal:
         log.info("there is no sweep in %s: starting one", folder)
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no sweep: give another output")
+
+
+def _open(search: Search) -> Journal:
+    """The folder with what it starts from, and its journal."""
+    folder = search.folder
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "tune", ignore_errors=True)
     whole = dataclasses.replace(search.sweep, recipe="recipe.yaml", set={})
     for name, content in (("recipe", search.base), ("sweep", whole)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipes.dump(content), sort_keys=False))
-    return journal
+    return Journal(folder / "journal.jsonl")
 
 
 def _described(search: Search) -> list[tuple[str, Any]]:
@@ -401,8 +413,8 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
 def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, should_stop: Callable[[], bool]) -> None:
     """Run what the journal says is left."""
     sweep, folder = search.sweep, search.folder
-    past = [trial for trial in journal.trials.values() if trial.state != "running"]
-    again = {trial.number: trial.values for trial in journal.trials.values() if trial.state == "running"}
+    past = [trial for trial in journal.trials.values() if trial.state not in ("running", "failed")]
+    again = {trial.number: trial.values for trial in journal.trials.values() if trial not in past}
     fresh = [number for number in range(search.trials) if number not in journal.trials]
     numbers = [*again, *fresh]
     if not numbers:
@@ -419,15 +431,15 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
     random.seed(sweep.seed + len(past))  # of PBT's perturbations
     if sweep.search == "optuna":
         algorithm: Any = _optuna(search, past, list(again.values()))
-        space: dict[str, Any] = {}
+        given: dict[str, Any] = {}
     else:
         drawn = search.drawn()
-        algorithm, space = None, {"values": tune.grid_search([*again.values(), *(drawn[number] for number in fresh)])}
+        algorithm, given = None, {"values": tune.grid_search([*again.values(), *(drawn[number] for number in fresh)])}
     tune.Tuner(
         tune.with_resources(
             tune.with_parameters(one.run, shared=shared), tune.PlacementGroupFactory(trial_resources(search.base))
         ),
-        param_space=space,
+        param_space=given,
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
             scheduler=_scheduler(search, past),
@@ -514,7 +526,9 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
     if winner.last is None:
         causes = {trial.cause for trial in order if trial.cause} or {"nothing was reported"}
         raise InputError(f"no trial came to a validation: {sorted(causes)[0]}")
-    newest = checkpoint.latest(str(folder / "trials" / f"{winner.number:02d}" / "checkpoints"))
+    root = str(trial_folder(search, winner) / "checkpoints")
+    reported = f"{root}/step-{winner.last.step:08d}"
+    newest = reported if bundle.is_complete(reported) else checkpoint.latest(root)
     if newest is None:
         raise InputError(f"trial {winner.number} has no checkpoint yet: give the sweep more time (budget.minutes)")
     config, meta, version = run.load_trained(newest, [])
@@ -527,8 +541,9 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
     for name, figure in pictures.draw(search, order, schedule).items():
         figures.save(figure, folder / "figures" / f"{name}.png")
     if place is not None:
-        compared = tuple(tracking.place_of(folder / "trials" / f"{t.number:02d}").run_id for t in order[:MOST_COMPARED])
-        place = place._replace(compared=compared)
+        found = [trial_folder(search, trial) for trial in order[:MOST_COMPARED]]
+        recorded = [path for path in found if (path / "mlflow.json").exists()]
+        place = place._replace(compared=tuple(tracking.place_of(path).run_id for path in recorded))
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
     tracker.log(journal.steps(), run.as_metrics(scores))
     best = {f"best.{key}": value for key, value in winner.values.items()}
@@ -563,6 +578,6 @@ def _end_children(search: Search, journal: Journal, place: Place | None) -> None
         "running": "KILLED",
     }
     for trial in journal.trials.values():
-        recorded = search.folder / "trials" / f"{trial.number:02d}"
+        recorded = trial_folder(search, trial)
         if (recorded / "mlflow.json").exists():
             tracking.end(search.base.tracking, tracking.place_of(recorded).run_id, status[trial.state], trial.at_s)
