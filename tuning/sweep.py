@@ -166,12 +166,11 @@ class Watch(tune.Callback):  # type: ignore[misc]
             self.end(self._journal.trials[int(str(trial))])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        known, error = self._journal.trials[int(str(trial))], trial.get_error()
-        cause = getattr(error, "cause", None) or error
+        known, told = self._journal.trials[int(str(trial))], str(trial.get_error()).strip()
         folder = trial_folder(self._search, known)
         folder.mkdir(exist_ok=True)
-        (folder / "error.txt").write_text(str(error))
-        self.end(known, f"{type(cause).__name__}: {cause}".strip().splitlines()[0][:300])
+        (folder / "error.txt").write_text(told)
+        self.end(known, told.rpartition("\n")[2][:300])
 
     def end(self, trial: Trial, failure: str = "") -> None:
         """Record how a trial ended."""
