@@ -104,7 +104,9 @@ def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) ->
     figure = Figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.subplots()
     x, y = ([trial.values[key] for trial in trials] for key in (inner, outer))
-    of = np.array([_last(trial) for trial in trials])
+    untrained = [trial.reports[0].value for trial in trials]
+    of = np.array([_last(trial) for trial in trials])  # colours tell no more of those that are worse than untrained
+    of = np.minimum(of, max(untrained)) if search.mode == "min" else np.maximum(of, min(untrained))
     logarithmic = search.base.family.metric == "mse"
     colours = colormaps["viridis_r" if search.mode == "min" else "viridis"]
     drawn = axes.scatter(x, y, c=np.log10(of) if logarithmic else of, cmap=colours, s=90, edgecolors="0.3")

@@ -77,7 +77,8 @@ class Trial:
 
     @property
     def last(self) -> Report | None:
-        return next(reversed(self.finite()), None)
+        """Its newest validation, where that is a number."""
+        return self.reports[-1] if self.reports and math.isfinite(self.reports[-1].value) else None
 
     @property
     def steps(self) -> int:
