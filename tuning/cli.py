@@ -57,19 +57,19 @@ def tune(
 
 def _print_plan(search: Search, address: str | None) -> None:
     from cluster.progress import duration
-    from tuning import sweep as sweeps
+    from tuning.resources import estimate
 
-    estimate = sweeps.estimate(search, address)
+    estimated = estimate(search, address)
     for key, domain in search.space.items():
         print(f"{key}: {domain}")
     each = search.base.outer
     print(f"recipe: {search.base.name}, each trial {each.steps} outer steps of {each.tasks_per_step} tasks")
     print(f"trials: {search.trials} by {search.sweep.search} search, scheduler {search.sweep.scheduler.name}")
     print(f"compared by: {search.mode} {search.metric}, every {search.base.validation.every_steps} outer steps")
-    print(f"at once: {estimate.at_once} on this cluster, each with {estimate.resources}")
+    print(f"at once: {estimated.at_once} on this cluster, each with {estimated.resources}")
     learnt = search.trials * each.steps * each.tasks_per_step
-    print(f"tasks: at most {learnt} to learn from and {estimate.validated} to validate with")
-    print(f"time: at most about {duration(estimate.seconds)} minutes, as this machine computes {estimate.measured}")
+    print(f"tasks: at most {learnt} to learn from and {estimated.validated} to validate with")
+    print(f"time: at most about {duration(estimated.seconds)} minutes, as this machine computes {estimated.measured}")
     print(f"output: {search.folder}")
 
 

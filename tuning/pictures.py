@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
@@ -14,10 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metatrain.figures import as_written, logarithmic, scale
+from tuning.journal import Trial
 from tuning.space import PBT, Domain, Search
-
-if TYPE_CHECKING:
-    from tuning.sweep import Trial
 
 NAMED = 5  # trials that have a colour and a name of their own
 LEAST = 4  # trials that an importance can be told from

@@ -12,19 +12,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import os
 import random
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import ray
 import yaml
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -32,24 +29,23 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster import checkpoint, ray_pool, run, tracking
-from cluster.config import RunConfig
 from cluster.progress import Line, duration, show
 from cluster.requests import Interrupted
 from cluster.tracking import Place, Tracker
-from cluster.worker import Worker, choose_plan, initial_meta
 from metatrain import bundle, figures
 from metatrain import recipe as recipes
-from metatrain.core import InputError, Ticket
+from metatrain.core import InputError
 from metatrain.evaluate import Score
 from tuning import pictures, space
 from tuning import trial as one
+from tuning.journal import Journal, Report, Trial, ranked
+from tuning.resources import check_resources, trial_resources
 from tuning.space import ASHA, PBT, Domain, Search, Values
-from tuning.trial import Report, Shared
+from tuning.trial import Shared
 
 log = logging.getLogger(__name__)
 
 MOST_FAILURES = 2  # of a trial whose process dies: then it has failed
-START_S = 8.0  # for a trial's processes to start, about
 MOST_COMPARED = 10  # trials that are opened side by side
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow have it all
@@ -60,31 +56,6 @@ QUIET = {
 }
 
 
-@dataclass
-class Trial:
-    """What the journal knows of a trial."""
-
-    number: int
-    values: Values  # as they are now: PBT changes them
-    reports: list[Report] = field(default_factory=list)
-    state: Literal["running", "completed", "stopped", "diverged", "failed"] = "running"
-    cause: str = ""
-    at_s: float = 0.0  # when the last of it happened
-
-    def finite(self) -> list[Report]:
-        """Its validations that are numbers."""
-        return [report for report in self.reports if math.isfinite(report.value)]
-
-    @property
-    def last(self) -> Report | None:
-        """Its newest validation, where that is a number."""
-        return self.reports[-1] if self.reports and math.isfinite(self.reports[-1].value) else None
-
-    @property
-    def steps(self) -> int:
-        return max((r.step for r in self.reports), default=0)
-
-
 class Outcome(NamedTuple):
     """What a sweep came to."""
 
@@ -92,44 +63,6 @@ class Outcome(NamedTuple):
     winner: Trial
     scores: list[Score]  # the winner's, on the evaluation tasks
     place: Place | None  # where MLflow opens the best trials side by side
-
-
-class Journal:
-    """What happened, a line each; the trials it tells of are its fold."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.trials: dict[int, Trial] = {}
-        text = path.read_text() if path.exists() else ""
-        *lines, half = text.split("\n")
-        for line in lines:
-            self._apply(json.loads(line))
-        if half:  # of a process that was killed while writing
-            whole = path.with_suffix(".partial")
-            whole.write_text("".join(f"{line}\n" for line in lines))
-            whole.replace(path)
-
-    def write(self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]) -> None:
-        line = {"trial": number, event: told, "at": round(time.time(), 3)}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self._apply(line)
-
-    def steps(self) -> int:
-        """Outer steps that were made."""
-        return sum(trial.steps for trial in self.trials.values())
-
-    def _apply(self, line: dict[str, Any]) -> None:
-        trial = self.trials.setdefault(line["trial"], Trial(line["trial"], {}))
-        trial.at_s = line["at"]
-        if "values" in line:
-            trial.values, trial.state, trial.cause = line["values"], "running", ""
-        elif "report" in line:
-            report = Report(**line["report"])
-            trial.reports = [r for r in trial.reports if r.step < report.step] + [report]
-            trial.values = report.values
-        elif "ended" in line:
-            trial.state, trial.cause = line["ended"]["state"], line["ended"]["cause"]
 
 
 class Watch(tune.Callback):  # type: ignore[misc]
@@ -257,94 +190,6 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
 def trial_folder(search: Search, trial: Trial) -> Path:
     """A trial's folder, which is a run's."""
     return search.folder / "trials" / f"{trial.number:02d}"
-
-
-def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:
-    """Best first; those that made all their steps before those that did not."""
-    sign = -1 if search.mode == "max" else 1
-
-    def key(trial: Trial) -> tuple[bool, bool, float, int]:
-        last = trial.last
-        return trial.state != "completed", last is None, sign * last.value if last else 0.0, trial.number
-
-    return sorted(trials, key=key)
-
-
-def trial_resources(base: RunConfig) -> list[dict[str, float]]:
-    """The bundles of a trial: its own process, and its workers; where there are none, it computes itself."""
-    workers = base.workers
-    each = {kind: value for kind, value in (("CPU", workers.cpus), ("GPU", workers.gpus)) if value}
-    return [{}, *([each] * workers.max)] if workers.max else [each]
-
-
-def at_once(search: Search) -> int:
-    """How many trials fit on the cluster that is connected, or as many as are wanted."""
-    rooms = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    most = min(search.sweep.at_once or search.trials, search.trials)
-    for trial in range(most):
-        for bundle_ in trial_resources(search.base):
-            room = next((r for r in rooms if all(r.get(kind, 0) >= need for kind, need in bundle_.items())), None)
-            if room is None:
-                return trial
-            for kind, need in bundle_.items():
-                room[kind] -= need
-    return most
-
-
-def check_resources(search: Search) -> None:
-    """Refuse trials that no cluster like this one can hold: Tune would wait for ever."""
-    if at_once(search) == 0:
-        there = ray.cluster_resources()
-        raise InputError(
-            f"a trial needs {_resources(search.base)}, and this cluster has {there.get('CPU', 0):g} CPUs and "
-            f"{there.get('GPU', 0):g} GPUs: set workers.max, cpus or gpus in the sweep's `set`, or give --address"
-        )
-
-
-def _resources(base: RunConfig) -> str:
-    workers = base.workers
-    each = f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs"
-    return f"{workers.max} workers of {each}" if workers.max else each
-
-
-class Estimate(NamedTuple):
-    """What a sweep would take."""
-
-    at_once: int
-    resources: str  # of a trial
-    validated: int  # tasks
-    seconds: float
-    measured: str
-
-
-def estimate(search: Search, address: str | None) -> Estimate:
-    """Of a sweep that makes all its steps: measured on a ticket of each kind, computed here."""
-    base = search.base
-    recipe, workers, outer = base.recipe(), base.workers, base.outer
-    plan, _ = choose_plan(recipe, 0, workers.threads)
-    worker = Worker(recipe, plan)
-    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
-    each: dict[str, float] = {}
-    for ticket in (Ticket("update", "train", 0, 0), Ticket("score", "val", 0, 0)):
-        setting = recipe.setting(ticket.split, ticket.work)
-        worker.compute(ticket)  # the first one is slower
-        each[ticket.work] = worker.compute(ticket)[1].wall_s / min(setting.tasks_per_ticket, setting.tasks)
-    with ray_pool.connected(address, recipes.own_code(base)):
-        check_resources(search)
-        together = at_once(search)
-        cores = ray.cluster_resources().get("CPU", 1.0)
-    validations = outer.steps // base.validation.every_steps + 1
-    validated = search.trials * validations * base.validation.tasks
-    busy = min(together * max(workers.max, 1), cores)
-    learnt = search.trials * outer.steps * outer.tasks_per_step
-    seconds = (learnt * each["update"] + validated * each["score"]) / busy + START_S * search.trials / together
-    return Estimate(
-        together,
-        _resources(base),
-        validated,
-        seconds,
-        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['score']:.0f} to validate on one core",
-    )
 
 
 def _check_folder(search: Search, resume: bool) -> None:

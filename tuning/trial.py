@@ -28,6 +28,7 @@ from cluster.run import learn, pool_for, prepare, tracked
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.learner import Diverged
+from tuning.journal import Report
 from tuning.space import Values
 
 TRIAL = "metatrain.trial"  # the tag of MLflow runs that holds a trial's number
@@ -51,16 +52,6 @@ class Shared(NamedTuple):
         for key, value in {**values, **own}.items():
             recipes.put(tree, key, value)
         return recipes.parse(RunConfig, tree, f"trial {number}")
-
-
-class Report(NamedTuple):
-    """A trial's validation after `step` outer steps, with the values that led there."""
-
-    step: int
-    value: float
-    ci95: float  # nan where validation gives none
-    values: Values
-    diverged: str = ""  # why it cannot go on
 
 
 def run(given: dict[str, Any], shared: Shared) -> None:

@@ -1,0 +1,97 @@
+"""What happened in a sweep, a line each, and the trials that this tells of: all that is needed to go on with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tuning.space import Search, Values
+
+
+class Report(NamedTuple):
+    """A trial's validation after `step` outer steps, with the values that led there."""
+
+    step: int
+    value: float
+    ci95: float  # nan where validation gives none
+    values: Values
+    diverged: str = ""  # why it cannot go on
+
+
+@dataclass
+class Trial:
+    """What the journal knows of a trial."""
+
+    number: int
+    values: Values  # as they are now: PBT changes them
+    reports: list[Report] = field(default_factory=list)
+    state: Literal["running", "completed", "stopped", "diverged", "failed"] = "running"
+    cause: str = ""
+    at_s: float = 0.0  # when the last of it happened
+
+    def finite(self) -> list[Report]:
+        """Its validations that are numbers."""
+        return [report for report in self.reports if math.isfinite(report.value)]
+
+    @property
+    def last(self) -> Report | None:
+        """Its newest validation, where that is a number."""
+        return self.reports[-1] if self.reports and math.isfinite(self.reports[-1].value) else None
+
+    @property
+    def steps(self) -> int:
+        return max((r.step for r in self.reports), default=0)
+
+
+class Journal:
+    """What happened, a line each; the trials it tells of are its fold."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.trials: dict[int, Trial] = {}
+        text = path.read_text() if path.exists() else ""
+        *lines, half = text.split("\n")
+        for line in lines:
+            self._apply(json.loads(line))
+        if half:  # of a process that was killed while writing
+            whole = path.with_suffix(".partial")
+            whole.write_text("".join(f"{line}\n" for line in lines))
+            whole.replace(path)
+
+    def write(self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]) -> None:
+        line = {"trial": number, event: told, "at": round(time.time(), 3)}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._apply(line)
+
+    def steps(self) -> int:
+        """Outer steps that were made."""
+        return sum(trial.steps for trial in self.trials.values())
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        trial = self.trials.setdefault(line["trial"], Trial(line["trial"], {}))
+        trial.at_s = line["at"]
+        if "values" in line:
+            trial.values, trial.state, trial.cause = line["values"], "running", ""
+        elif "report" in line:
+            report = Report(**line["report"])
+            trial.reports = [r for r in trial.reports if r.step < report.step] + [report]
+            trial.values = report.values
+        elif "ended" in line:
+            trial.state, trial.cause = line["ended"]["state"], line["ended"]["cause"]
+
+
+def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:
+    """Best first; those that made all their steps before those that did not."""
+    sign = -1 if search.mode == "max" else 1
+
+    def key(trial: Trial) -> tuple[bool, bool, float, int]:
+        last = trial.last
+        return trial.state != "completed", last is None, sign * last.value if last else 0.0, trial.number
+
+    return sorted(trials, key=key)

@@ -1,0 +1,93 @@
+"""What a sweep needs of a cluster, and how long it would take."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import ray
+
+from cluster import ray_pool
+from cluster.config import RunConfig
+from cluster.worker import Worker, choose_plan, initial_meta
+from metatrain import recipe as recipes
+from metatrain.core import InputError, Ticket
+from tuning.space import Search
+
+START_S = 8.0  # for a trial's processes to start, about
+
+
+def trial_resources(base: RunConfig) -> list[dict[str, float]]:
+    """The bundles of a trial: its own process, and its workers; where there are none, it computes itself."""
+    workers = base.workers
+    each = {kind: value for kind, value in (("CPU", workers.cpus), ("GPU", workers.gpus)) if value}
+    return [{}, *([each] * workers.max)] if workers.max else [each]
+
+
+def at_once(search: Search) -> int:
+    """How many trials fit on the cluster that is connected, or as many as are wanted."""
+    rooms = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    most = min(search.sweep.at_once or search.trials, search.trials)
+    for trial in range(most):
+        for bundle_ in trial_resources(search.base):
+            room = next((r for r in rooms if all(r.get(kind, 0) >= need for kind, need in bundle_.items())), None)
+            if room is None:
+                return trial
+            for kind, need in bundle_.items():
+                room[kind] -= need
+    return most
+
+
+def check_resources(search: Search) -> None:
+    """Refuse trials that no cluster like this one can hold: Tune would wait for ever."""
+    if at_once(search) == 0:
+        there = ray.cluster_resources()
+        raise InputError(
+            f"a trial needs {_resources(search.base)}, and this cluster has {there.get('CPU', 0):g} CPUs and "
+            f"{there.get('GPU', 0):g} GPUs: set workers.max, cpus or gpus in the sweep's `set`, or give --address"
+        )
+
+
+def _resources(base: RunConfig) -> str:
+    workers = base.workers
+    each = f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs"
+    return f"{workers.max} workers of {each}" if workers.max else each
+
+
+class Estimate(NamedTuple):
+    """What a sweep would take."""
+
+    at_once: int
+    resources: str  # of a trial
+    validated: int  # tasks
+    seconds: float
+    measured: str
+
+
+def estimate(search: Search, address: str | None) -> Estimate:
+    """Of a sweep that makes all its steps: measured on a ticket of each kind, computed here."""
+    base = search.base
+    recipe, workers, outer = base.recipe(), base.workers, base.outer
+    plan, _ = choose_plan(recipe, 0, workers.threads)
+    worker = Worker(recipe, plan)
+    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    each: dict[str, float] = {}
+    for ticket in (Ticket("update", "train", 0, 0), Ticket("score", "val", 0, 0)):
+        setting = recipe.setting(ticket.split, ticket.work)
+        worker.compute(ticket)  # the first one is slower
+        each[ticket.work] = worker.compute(ticket)[1].wall_s / min(setting.tasks_per_ticket, setting.tasks)
+    with ray_pool.connected(address, recipes.own_code(base)):
+        check_resources(search)
+        together = at_once(search)
+        cores = ray.cluster_resources().get("CPU", 1.0)
+    validations = outer.steps // base.validation.every_steps + 1
+    validated = search.trials * validations * base.validation.tasks
+    busy = min(together * max(workers.max, 1), cores)
+    learnt = search.trials * outer.steps * outer.tasks_per_step
+    seconds = (learnt * each["update"] + validated * each["score"]) / busy + START_S * search.trials / together
+    return Estimate(
+        together,
+        _resources(base),
+        validated,
+        seconds,
+        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['score']:.0f} to validate on one core",
+    )
