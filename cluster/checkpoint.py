@@ -7,6 +7,7 @@ complete once its manifest is there.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import yaml
@@ -47,11 +48,13 @@ def save(root: str, config: RunConfig, plan: Plan, learner: Learner, notes: dict
         "config.yaml": yaml.safe_dump(recipes.dump(config), sort_keys=False).encode(),
     }
     bundle.write_directory(uri, files)
-    for old in _complete(root)[:-keep]:
-        system, path = bundle.filesystem(f"{root}/{old}")
-        system.delete_file(f"{path}/{bundle.MANIFEST}")  # first, so that no half of it ever looks whole
-        system.delete_dir(path)
+    _remove(root, _complete(root)[:-keep])
     return uri
+
+
+def forget_after(root: str, version: int) -> None:
+    """Remove the checkpoints that a run made which goes on from an older one."""
+    _remove(root, [name for name in _complete(root) if int(name.removeprefix("step-")) > version])
 
 
 def load(uri: str) -> Saved:
@@ -109,6 +112,13 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
             f"{saved.uri} was computed on the {saved.plan.path} path and this run would use {plan.path}: "
             "resume with the same workers.gpus"
         )
+
+
+def _remove(root: str, names: Iterable[str]) -> None:
+    for name in names:
+        system, path = bundle.filesystem(f"{root}/{name}")
+        system.delete_file(f"{path}/{bundle.MANIFEST}")  # first, so that no half of it ever looks whole
+        system.delete_dir(path)
 
 
 def _complete(root: str) -> list[str]:

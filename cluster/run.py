@@ -105,11 +105,20 @@ def prepare(config: RunConfig, resume: str | None = None) -> Run:
 
 @contextmanager
 def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker]:
-    """Record a run in MLflow: as the one that its checkpoint names, or else the one with these tags, or a new one."""
+    """Record a run in MLflow: as the one that its checkpoint names, or as the one with these tags, or as a new one.
+
+    One with tags is part of something that has begun: where MLflow does not answer, it goes on without.
+    """
     config = run.config
     run_id = None if tags else run.notes.get("mlflow_run_id")
     params = [(key, value) for key, value in recipes.flatten(recipes.dump(config)) if key not in ("name", "output")]
-    tracker = tracking.start(config.tracking, config.name, params, run_id, tags)
+    tracker: Tracker = tracking.NoTracker()
+    try:
+        tracker = tracking.start(config.tracking, config.name, params, run_id, tags)
+    except InputError as error:
+        if not tags:
+            raise
+        log.warning("%s; this run's metrics are in %s only", error, run.folder / "metrics.jsonl")
     place = tracker.place()
     if place is not None:
         run.notes["mlflow_run_id"] = place.run_id
@@ -118,7 +127,7 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker
     try:
         yield tracker
         status = "FINISHED"
-    except Interrupted:
+    except (Interrupted, SystemExit):  # Tune ends a trial by the latter
         status = "KILLED"
         raise
     finally:
@@ -134,6 +143,7 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
     (run.folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
     tracker.artifact(run.folder / "config.yaml")
     root = config.checkpoint.uri or str(run.folder / "checkpoints")
+    checkpoint.forget_after(root, learner.version)
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
     with _metrics_file(run.folder, learner.version) as write, line.line:
 

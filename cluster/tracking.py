@@ -42,7 +42,7 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def flush(self) -> None:
-        """Try to send all that waits, now."""
+        """Send all that waits, now, if nothing has failed so far."""
         ...
 
     def artifact(self, path: Path) -> None:
@@ -142,14 +142,16 @@ def shown(uri: str) -> str:
     return uri.replace(f":{password}@", ":***@") if password else uri
 
 
-def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> None:
-    """Record how and when a run ended whose process could not."""
+def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> bool:
+    """Record how and when a run ended whose process could not; false where that failed."""
     from mlflow.tracking import MlflowClient
 
     try:
         MlflowClient(store(tracking)).set_terminated(run_id, status, int(1000 * at_s))
+        return True
     except Exception as error:
-        log.warning("MLflow did not take that run %s is %s: %s", run_id, status, str(error)[:200])
+        log.warning("MLflow did not take that run %s is %s: %s", run_id, status, _reason(error, store(tracking)))
+        return False
 
 
 class MLflowTracker:
@@ -182,9 +184,10 @@ class MLflowTracker:
                 self._log_params(params)
             self._client.update_run(self.run_id, status="RUNNING")
         except Exception as error:  # MLflow raises what its stores and requests raise
+            reason = _reason(error, self.uri)
             raise InputError(
-                f"MLflow does not answer at {shown(self.uri)} ({self._reason(error)}): start it, or set tracking.uri"
-            ) from error
+                f"MLflow does not answer at {shown(self.uri)} ({reason}): start it, or set tracking.uri"
+            ) from None  # which names the address with its password
         self.errors = 0
         self._every = tracking.every_steps
         self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
@@ -214,6 +217,10 @@ class MLflowTracker:
             self._last = (now_ms, step, rest)
 
     def flush(self) -> None:
+        if not self.errors:
+            self._send()
+
+    def _send(self) -> None:
         from mlflow.entities import Metric
 
         with self._sending:
@@ -278,16 +285,19 @@ class MLflowTracker:
         closing = False
         while not closing:
             closing = self._closing.wait(DRAIN_S)
-            self.flush()
+            self._send()
 
     def _count(self, error: Exception, consequence: str) -> None:
         self.errors += 1
         if self.errors == 1:
-            log.warning("MLflow failed (%s): %s", self._reason(error), consequence)
+            log.warning("MLflow failed (%s): %s", _reason(error, self.uri), consequence)
 
-    def _reason(self, error: Exception) -> str:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return first.replace(self.uri, shown(self.uri))[:200]
+
+def _reason(error: Exception, uri: str) -> str:
+    """An error of MLflow's in a line, without the address's password."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    password = urlsplit(uri).password
+    return (first.replace(password, "***") if password else first)[:200]
 
 
 def _tags() -> dict[str, str]:

@@ -86,8 +86,16 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
         ({"budget": {"trials": 0}}, "budget.trials must be above 0"),
         (
             {"metric": "val/accuracy_after"},
-            "metric is 'val/accuracy_after', expected one of val/mse_after, val/mse_bef",
+            "metric is 'val/accuracy_after', expected val/mse_after",
         ),
+        ({"space": {"outer.lr": {"quantised": [0.5, 2.0, 0.4]}}}, "takes low and high that are multiples of step"),
+        ({"space": {"outer.clip_norm": {"integers": [1.5, 3.9]}}}, r"integers takes \[low, high\], got \[1.5, 3.9\]"),
+        ({"space": {"outer.clip_norm": {"integers": [1, math.inf]}}}, r"integers takes \[low, high\], got"),
+        ({"seed": -1}, "seed 0, got None and -1"),
+        ({"set": {"workers.cpus": 0}}, "all trials would start at once"),
+        ({"set": {"checkpoint.uri": "runs/x"}}, "checkpoint.uri would be the same for all trials"),
+        ({"scheduler": ASHA | {"first_rung": 7}}, "first_rung must be a multiple of validation.every_steps = 5"),
+        ({"scheduler": PBT, "at_once": 2}, "at_once is 2 of 3 trials, and those of pbt learn from each other"),
         ({"scheduler": {"name": "hyperband"}}, "scheduler.name is 'hyperband', expected one of none, asha, pbt"),
         ({"scheduler": ASHA | {"first_rung": 20}}, "first_rung = 20 must be below the 20 outer steps"),
         ({"scheduler": ASHA | {"reduction": 1}}, "scheduler.reduction above 1"),
@@ -119,10 +127,19 @@ def test_ways_that_the_data_has_not_are_refused(tmp_path: Path) -> None:
         load(tmp_path, {"space": {"family.ways": {"choice": [5, 9999]}}}, recipe)
 
 
+def test_pbt_cannot_change_what_a_training_starts_from(tmp_path: Path) -> None:
+    recipe = RECIPE | {"algorithm": {"name": "meta_sgd", "initial_lr": 0.01}}
+    with pytest.raises(InputError, match=r"space.algorithm.initial_lr decides what a training starts from"):
+        load(tmp_path, {"scheduler": PBT, "space": {"algorithm.initial_lr": {"uniform": [0.01, 0.1]}}}, recipe)
+
+
 def test_another_sweep_is_told_from_the_same_with_more_trials(tmp_path: Path) -> None:
     one = load(tmp_path)
     assert space.changed(one, load(tmp_path, {"budget": {"trials": 9}, "at_once": 2})) is None
     assert space.changed(one, load(tmp_path, {"set": {"workers.max": 1}})) is None
+    assert (
+        space.changed(one, load(tmp_path, {"set": {"tracking.experiment": "x"}})) == "its recipe's tracking.experiment"
+    )
     assert space.changed(one, load(tmp_path, {"set": {"outer.lr": 0.5}})) == "its recipe's outer.lr"
     assert space.changed(one, load(tmp_path, {"seed": 4})) == "its seed"
     assert space.changed(one, load(tmp_path, {"search": "optuna"})) == "its search"

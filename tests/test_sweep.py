@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,6 +276,58 @@ def test_when_the_time_is_up_the_best_so_far_is_the_winner(tmp_path: Path) -> No
     bundled = yaml.safe_load((search.folder / "bundle" / "recipe.yaml").read_text())
     assert bundled["outer"]["steps"] == outcome.winner.last.step
     assert f"trained {outcome.winner.last.step} steps of 6 tasks" in outcome.scores[0].protocol
+    before = {trial.number: trial.steps for trial in outcome.trials}
+    outcome = sweep.start(search, resume=True)  # with its minutes anew
+    after = {trial.number: trial.steps for trial in outcome.trials}
+    assert all(after[number] > steps for number, steps in before.items())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("scheduler", [{"name": "asha", "first_rung": 10}, {"name": "pbt", "every_steps": 20}])
+def test_a_sweep_with_a_scheduler_goes_on_where_it_was(tmp_path: Path, scheduler: dict[str, Any]) -> None:
+    """As if it had been killed after each trial's report of step 30."""
+    space_ = {"outer.lr": {"loguniform": [1e-4, 1e-2]}}
+    search = load(
+        tmp_path, space=space_, scheduler=scheduler, budget={"trials": 3}, outer__steps=60, checkpoint__keep=9
+    )
+    sweep.start(search)
+    kept = [
+        line for line in journal(search.folder) if "ended" not in line and line.get("report", {}).get("step", 0) <= 30
+    ]
+    (search.folder / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    (search.folder / "result.json").unlink()
+    for number in range(3):
+        for saved in (search.folder / "trials" / f"{number:02d}" / "checkpoints").glob("step-*"):
+            if saved.name > "step-00000030":
+                shutil.rmtree(saved)
+    ahead = {n: [r["step"] for r in rows(search.folder, n) if "val/mse_after" in r] for n in range(3)}
+    assert all(steps[-1] >= 10 for steps in ahead.values())
+    outcome = sweep.start(search, resume=True)
+    assert len(outcome.trials) == 3
+    assert all(trial.over for trial in outcome.trials)
+    assert outcome.winner.steps == 60
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_folder_has_one_sweep_at_a_time(tmp_path: Path) -> None:
+    search = load(tmp_path)
+    with sweep._alone(search), pytest.raises(InputError, match="another process works on the sweep in"):
+        sweep.start(search)
+
+
+def test_what_is_known_of_a_rung_is_not_judged_again(tmp_path: Path) -> None:
+    search = load(tmp_path, scheduler={"name": "asha", "first_rung": 10}, mode="max", budget={"trials": 3})
+    book = sweep.Journal(tmp_path / "journal.jsonl")
+    for number, value in ((0, 0.5), (1, 0.9), (2, 0.8)):  # the first one passed, being the first
+        book.write(number, "report", {"step": 10, "value": value, "ci95": 0.1, "values": {}, "diverged": ""})
+    book.write(1, "ended", {"state": "completed", "cause": ""})
+    scheduler = sweep._scheduler(search, book)
+    again = SimpleNamespace(trial_id="new", name="0")
+    scheduler.on_trial_add(None, again)
+    assert scheduler.on_trial_result(None, again, {"step": 10, "value": 0.5}) == "CONTINUE"
+    fresh = SimpleNamespace(trial_id="fresh", name="7")
+    scheduler.on_trial_add(None, fresh)
+    assert scheduler.on_trial_result(None, fresh, {"step": 10, "value": 0.4}) == "STOP"
 
 
 def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path) -> None:

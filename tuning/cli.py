@@ -95,7 +95,11 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     folder = _near(search.folder)
     print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
     winner = _near(trial_folder(search, outcome.winner))
-    print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output=runs/again")
+    if (folder / "schedule.json").exists():
+        print(f"how the winner's values changed: {folder}/schedule.json")
+    else:
+        steps = "" if outcome.winner.state == "completed" else f" --set outer.steps={outcome.winner.steps}"
+        print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output=runs/again{steps}")
     if outcome.place is not None:
         place = place_of(search.folder)
         if place.uri.startswith("http"):

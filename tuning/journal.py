@@ -34,6 +34,11 @@ class Trial:
     cause: str = ""
     at_s: float = 0.0  # when the last of it happened
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left of it to do: what failed is tried again."""
+        return self.state in ("completed", "stopped", "diverged")
+
     def finite(self) -> list[Report]:
         """Its validations that are numbers."""
         return [report for report in self.reports if math.isfinite(report.value)]
@@ -80,7 +85,7 @@ class Journal:
             trial.values, trial.state, trial.cause = line["values"], "running", ""
         elif "report" in line:
             report = Report(**line["report"])
-            trial.reports = [r for r in trial.reports if r.step < report.step] + [report]
+            trial.reports = [r for r in trial.reports if r.step < report.step + bool(report.diverged)] + [report]
             trial.values = report.values
         elif "ended" in line:
             trial.state, trial.cause = line["ended"]["state"], line["ended"]["cause"]

@@ -17,6 +17,8 @@ from metatrain.figures import as_written, logarithmic, scale
 from tuning.journal import Trial
 from tuning.space import PBT, Domain, Search
 
+log = logging.getLogger(__name__)
+
 NAMED = 5  # trials that have a colour and a name of their own
 LEAST = 4  # trials that an importance can be told from
 ENDS = {"completed": ("o", "all steps made"), "stopped": ("v", "stopped early"), "diverged": ("x", "diverged")}
@@ -164,7 +166,7 @@ def schedules(search: Search, trials: Sequence[Trial], winner: Sequence[Mapping[
 
 def importance(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
     """Optuna's importance of each searched key, the greatest first; empty where there are too few trials to tell."""
-    if len(trials) < LEAST or len(search.space) < 2:
+    if len(trials) < LEAST or len(search.space) < 2 or len({_last(trial) for trial in trials}) == 1:
         return {}
     optuna.logging.set_verbosity(logging.WARNING)
     study = optuna.create_study(direction="maximize" if search.mode == "max" else "minimize")
@@ -174,7 +176,11 @@ def importance(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
         for trial in trials:
             study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=known, value=_last(trial)))
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return optuna.importance.get_param_importances(study, evaluator=evaluator)
+        try:
+            return optuna.importance.get_param_importances(study, evaluator=evaluator)
+        except RuntimeError as error:  # too little varies
+            log.info("no importance can be told: %s", error)
+            return {}
 
 
 def short(values: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from optuna.distributions import BaseDistribution
 from pydantic import Field
 from ray import tune
@@ -19,7 +20,7 @@ from ray.tune.search.sample import Domain as TuneDomain
 
 from cluster.config import RunConfig
 from cluster.run import check_data, check_fit
-from cluster.worker import initial_meta
+from cluster.worker import Layout, initial_meta
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.learner import Learner
@@ -44,7 +45,10 @@ COMPARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """`trials` (of a grid: all), each of at most `steps` outer steps (default: the recipe's), all within `minutes`."""
+    """`trials` (of a grid: all), each of at most `steps` outer steps (default: the recipe's), all within `minutes`.
+
+    A sweep that is resumed has its minutes anew.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -121,8 +125,8 @@ class Sweep:
     and `space` names the keys that are searched, each with one of {uniform: [low, high]}, {loguniform: [low, high]},
     {quantised: [low, high, step]}, {integers: [low, high]} (both ends included), {choice: [...]} and {grid: [...]}.
 
-    Trials are compared by `metric`, of validation (default: the family's after adaptation), of which `mode` says what
-    is better (default: max of an accuracy or return, min of a mse). At most `at_once` run together (default: as many as
+    Trials are compared by `metric`, which is validation's (val/accuracy_after and such), of which `mode` says what is
+    better (default: max of an accuracy or return, min of a mse). At most `at_once` run together (default: as many as
     fit), each with the resources that the recipe's `workers` asks for. `output` is its folder (default: runs/NAME).
     """
 
@@ -143,8 +147,8 @@ class Sweep:
 
     def __post_init__(self) -> None:
         recipes.check_name(self.name)
-        if self.at_once is not None and self.at_once < 1:
-            raise InputError(f"at_once must be at least 1, got {self.at_once}")
+        if (self.at_once is not None and self.at_once < 1) or self.seed < 0:
+            raise InputError(f"at_once must be at least 1 and seed 0, got {self.at_once} and {self.seed}")
 
 
 class Domain(NamedTuple):
@@ -230,6 +234,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
             f"a sweep compares trials by validation, and validation.every_steps is {every} of {base.outer.steps} outer "
             f"steps: set it in {path}, such as set: {{validation.every_steps: {max(base.outer.steps // 10, 1)}}}"
         )
+    if base.checkpoint.uri is not None:
+        raise InputError("checkpoint.uri would be the same for all trials of a sweep: leave it out, and give output")
+    if base.workers.cpus == base.workers.gpus == 0:
+        raise InputError("workers.cpus and workers.gpus are 0, so that all trials would start at once: set one")
     check_data(base)
     saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
@@ -241,6 +249,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
     _check_keys(space, base)
     if isinstance(sweep.scheduler, PBT):
         _check_pbt(sweep, space, base)
+    if isinstance(sweep.scheduler, ASHA) and sweep.scheduler.first_rung % every:
+        raise InputError(f"scheduler.first_rung must be a multiple of validation.every_steps = {every}")
     if isinstance(sweep.scheduler, ASHA) and sweep.scheduler.first_rung >= base.outer.steps:
         raise InputError(
             f"scheduler.first_rung = {sweep.scheduler.first_rung} must be below the {base.outer.steps} outer steps of "
@@ -260,7 +270,7 @@ def _domain(key: str, given: Any) -> Domain:
     if kind in LISTED:
         return Domain(kind, tuple(values))
     try:
-        numbers = [int(v) if kind == "integers" else float(v) for v in values]  # YAML reads 1e-3 as text
+        numbers = [float(v) for v in values]  # YAML reads 1e-3 as text
     except (TypeError, ValueError):
         raise wrong from None
     if len(numbers) != BOUNDS[kind].count(",") + 1 or not all(map(math.isfinite, numbers)):
@@ -272,7 +282,16 @@ def _domain(key: str, given: Any) -> Domain:
     ):
         above = " above 0" if kind == "loguniform" else ""
         raise InputError(f"space.{key}: {kind} takes {BOUNDS[kind]} with low < high{above}, got {values}")
-    return Domain(kind, tuple(numbers))
+    if kind == "integers":
+        if not all(number.is_integer() for number in numbers):
+            raise wrong
+        return Domain(kind, tuple(map(int, numbers)))
+    found = Domain(kind, tuple(numbers))
+    try:
+        found.for_tune()
+    except ValueError as error:
+        raise InputError(f"space.{key}: {kind} takes low and high that are multiples of step, got {values}") from error
+    return found
 
 
 def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
@@ -293,10 +312,9 @@ def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
 
 
 def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Literal["min", "max"]]:
-    names = [f"val/{base.family.metric}_{when}" for when in ("after", "before")]
-    metric = sweep.metric or names[0]
-    if metric not in names:
-        raise InputError(f"metric is {metric!r}, expected one of {', '.join(names)}, which {base.family.name} reports")
+    metric = f"val/{base.family.metric}_after"
+    if sweep.metric not in (None, metric):
+        raise InputError(f"metric is {sweep.metric!r}, expected {metric}, by which {base.family.name} is validated")
     mode = sweep.mode or MODES.get(base.family.metric)
     if mode not in ("min", "max"):
         raise InputError(f"mode is missing; say whether min or max of {metric} is better")
@@ -333,6 +351,11 @@ def _check_pbt(sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> No
     if sweep.search != "random":
         raise InputError(f"search is {sweep.search}, and scheduler pbt draws its own values: leave search out")
     every = base.validation.every_steps
+    if sweep.at_once is not None and sweep.at_once < (sweep.budget.trials or 0):
+        raise InputError(
+            f"at_once is {sweep.at_once} of {sweep.budget.trials} trials, and those of pbt learn from each other: "
+            "leave it out; where not all fit on the cluster, they take turns"
+        )
     if isinstance(scheduler, PBT) and scheduler.every_steps % every:
         raise InputError(f"scheduler.every_steps must be a multiple of validation.every_steps = {every}")
     for key, domain in space.items():
@@ -340,6 +363,15 @@ def _check_pbt(sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> No
         if key.split(".")[0] not in ("outer", "algorithm") or not numbers:
             raise InputError(
                 f"space.{key} cannot change in a running training: pbt takes numbers of outer and algorithm"
+            )
+        starts = [
+            Layout(meta).flatten(meta)
+            for value in domain.ends()
+            for meta in [initial_meta(_with(base, {key: value}, key).recipe())]
+        ]
+        if any(not torch.equal(start, starts[0]) for start in starts):
+            raise InputError(
+                f"space.{key} decides what a training starts from: it cannot change in a running one by pbt"
             )
 
 
@@ -361,9 +393,9 @@ def changed(before: Search, now: Search) -> str | None:
     def tree(search: Search) -> dict[str, Any]:
         sweep = dataclasses.replace(search.sweep, budget=Budget(), at_once=None, recipe="", set={})
         base = recipes.flatten(recipes.dump(search.base))
-        free = ("workers", "tracking")
+        free = [f"workers.{name}" for name in ("min", "max", "cpus", "threads", "wait_s")]
         own = {f"its {key}": value for key, value in recipes.flatten(recipes.dump(sweep))}
-        return own | {f"its recipe's {key}": value for key, value in base if key.split(".")[0] not in free}
+        return own | {f"its recipe's {key}": value for key, value in base if key not in free}
 
     old, new = tree(before), tree(now)
     return next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)

@@ -4,24 +4,28 @@
           ^                                                                               |
           +--------------- started, reported, ended <--- callback in this process <-------+--> progress, parent run
 
-The journal is all that `--resume` reads: Tune's own records are pickles and lack what its schedulers know.
+`--resume` reads the journal and the trials' own folders: Tune's records are pickles, and lack what its schedulers know.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import logging
+import math
 import os
 import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -45,7 +49,7 @@ from tuning.trial import Shared
 
 log = logging.getLogger(__name__)
 
-MOST_FAILURES = 2  # of a trial whose process dies: then it has failed
+MOST_FAILURES = 2  # of a trial, be it an error or a process that dies; with the next one it has failed
 MOST_COMPARED = 10  # trials that are opened side by side
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow have it all
@@ -72,6 +76,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._search, self._journal, self._tracker, self._line = search, journal, tracker, line
         self._should_stop = should_stop
         self._started, self._first = time.monotonic(), journal.steps()
+        self._until = self._started + 60 * (search.sweep.budget.minutes or math.inf)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks, to restore what is restored from the journal here
@@ -87,8 +92,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         number, report = int(str(trial)), Report(**{name: result[name] for name in Report._fields})
-        known = {(other.step, other.value) for other in self._journal.trials[number].reports}
-        if (report.step, report.value) not in known:
+        known = [(other.step, other.value, other.values) for other in self._journal.trials[number].reports]
+        if (report.step, report.value, report.values) not in known:
             self._journal.write(number, "report", report._asdict())
             best = self._best()
             if best is not None:
@@ -96,18 +101,19 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        if not self._should_stop():  # who asks all to stop wants to go on later
-            self.end(self._journal.trials[int(str(trial))])
+        self._end(self._journal.trials[int(str(trial))])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        known, told = self._journal.trials[int(str(trial))], str(trial.get_error()).strip()
+        number, told = int(str(trial)), str(trial.get_error()).strip()
+        if number not in self._journal.trials:  # its process never came up
+            self._journal.write(number, "values", trial.config["values"])
+        known = self._journal.trials[number]
         folder = trial_folder(self._search, known)
         folder.mkdir(exist_ok=True)
         (folder / "error.txt").write_text(told)
-        self.end(known, told.rpartition("\n")[2][:300])
+        self._end(known, told.rpartition("\n")[2][:300])
 
-    def end(self, trial: Trial, failure: str = "") -> None:
-        """Record how a trial ended."""
+    def _end(self, trial: Trial, failure: str = "") -> None:
         last = trial.reports[-1] if trial.reports else None
         if failure:
             state, cause = "failed", failure
@@ -115,6 +121,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
             state, cause = "diverged", last.diverged
         elif last is not None and last.step >= self._search.steps:
             state, cause = "completed", ""
+        elif self._should_stop() or time.monotonic() >= self._until:
+            return  # all were stopped, to go on later
         else:
             state, cause = "stopped", ""
         self._journal.write(trial.number, "ended", {"state": state, "cause": cause})
@@ -153,7 +161,8 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
     folder = search.folder
     _check_folder(search, resume)
     warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)  # by what the function API has not
-    with run.interruptible() as should_stop, ray_pool.connected(address, recipes.own_code(search.base)):
+    code = recipes.own_code(search.base)
+    with run.interruptible() as should_stop, ray_pool.connected(address, code), _alone(search):
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said here
         check_resources(search)
@@ -172,8 +181,8 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
                 if should_stop():
                     raise Interrupted
                 for trial in journal.trials.values():
-                    if trial.state == "running":  # the time was up
-                        watch.end(trial)
+                    if trial.state == "running":  # the time was up: the journal does not say so, it may go on later
+                        trial.state = "stopped"
             outcome = _conclude(search, journal, tracker, place)
             status = "FINISHED"
         except Interrupted:
@@ -201,12 +210,27 @@ def _check_folder(search: Search, resume: bool) -> None:
         other = space.changed(space.load(folder / "sweep.yaml"), search)
         if other is not None:
             raise InputError(f"{folder} holds another sweep, {other} is not that of this one: give another output")
-        if (folder / "result.json").exists():
+        trials = Journal(folder / "journal.jsonl").trials.values()
+        if (folder / "result.json").exists() and sum(trial.over for trial in trials) == search.trials:
             raise InputError(f"the sweep in {folder} is finished: give another output")
     elif resume:
         log.info("there is no sweep in %s: starting one", folder)
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no sweep: give another output")
+
+
+@contextmanager
+def _alone(search: Search) -> Iterator[None]:
+    """Refuse a folder that another process works in."""
+    search.folder.parent.mkdir(parents=True, exist_ok=True)
+    with search.folder.with_name(f".{search.folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process works on the sweep in {search.folder}: wait for it, or stop it"
+            ) from None
+        yield
 
 
 def _open(search: Search) -> Journal:
@@ -258,8 +282,7 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
 def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, should_stop: Callable[[], bool]) -> None:
     """Run what the journal says is left."""
     sweep, folder = search.sweep, search.folder
-    past = [trial for trial in journal.trials.values() if trial.state not in ("running", "failed")]
-    again = {trial.number: trial.values for trial in journal.trials.values() if trial not in past}
+    again = {trial.number: trial.values for trial in journal.trials.values() if not trial.over}
     fresh = [number for number in range(search.trials) if number not in journal.trials]
     numbers = [*again, *fresh]
     if not numbers:
@@ -273,9 +296,10 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
         place.run_id if place else None,
         tracking.store(search.base.tracking),
     )
-    random.seed(sweep.seed + len(past))  # of PBT's perturbations
+    random.seed(sweep.seed + len(journal.trials))  # of PBT's perturbations
+    np.random.seed(sweep.seed + len(journal.trials))
     if sweep.search == "optuna":
-        algorithm: Any = _optuna(search, past, list(again.values()))
+        algorithm: Any = _optuna(search, journal, list(again.values()))
         given: dict[str, Any] = {}
     else:
         drawn = search.drawn()
@@ -287,7 +311,7 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
         param_space=given,
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
-            scheduler=_scheduler(search, past),
+            scheduler=_scheduler(search, journal),
             num_samples=len(numbers) if algorithm else 1,
             max_concurrent_trials=sweep.at_once,
             time_budget_s=60 * sweep.budget.minutes if sweep.budget.minutes else None,
@@ -305,8 +329,24 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
     ).fit()
 
 
-def _scheduler(search: Search, past: Iterable[Trial]) -> TrialScheduler:
-    """The scheduler, told of the trials that ended before."""
+class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
+    """Successive halving that goes on: what trials reported before counts, and is not judged again."""
+
+    def __init__(self, journal: Journal, **options: Any) -> None:
+        super().__init__(**options)
+        self._known = {str(trial.number): list(trial.reports) for trial in journal.trials.values()}
+        for trial in journal.trials.values():
+            if trial.over:
+                self.on_trial_add(None, SimpleNamespace(trial_id=f"past-{trial.number}", name=str(trial.number)))
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for report in self._known.get(getattr(trial, "name", str(trial)), []):
+            super().on_trial_result(tune_controller, trial, {"step": report.step, "value": report.value})
+
+
+def _scheduler(search: Search, journal: Journal) -> TrialScheduler:
+    """The scheduler, told of what happened before."""
     asked = search.sweep.scheduler
     of: dict[str, Any] = {"time_attr": "step", "metric": "value", "mode": search.mode}
     if isinstance(asked, PBT):
@@ -320,13 +360,9 @@ def _scheduler(search: Search, past: Iterable[Trial]) -> TrialScheduler:
         )
     if not isinstance(asked, ASHA):
         return FIFOScheduler()
-    scheduler = ASHAScheduler(**of, max_t=search.steps, grace_period=asked.first_rung, reduction_factor=asked.reduction)
-    for trial in past:
-        known = SimpleNamespace(trial_id=f"past-{trial.number}")
-        scheduler.on_trial_add(None, known)
-        for report in trial.reports:
-            scheduler.on_trial_result(None, known, {"step": report.step, "value": report.value})
-    return scheduler
+    return _KnowingASHA(
+        journal, **of, max_t=search.steps, grace_period=asked.first_rung, reduction_factor=asked.reduction
+    )
 
 
 def _mutation(domain: Domain) -> Any:
@@ -344,7 +380,7 @@ class _Within:
         return config | {"values": clipped}
 
 
-def _optuna(search: Search, past: list[Trial], again: list[Values]) -> OptunaSearch:
+def _optuna(search: Search, journal: Journal, again: list[Values]) -> OptunaSearch:
     """Optuna's sampler, told of the trials that ended before, and made to repeat first those that did not."""
 
     def named(values: Values) -> Values:
@@ -355,10 +391,10 @@ def _optuna(search: Search, past: list[Trial], again: list[Values]) -> OptunaSea
         metric="value",
         mode=search.mode,
         points_to_evaluate=[named(values) for values in again] or None,
-        seed=search.sweep.seed + len(past),  # or it would draw the same points again
+        seed=search.sweep.seed + len(journal.trials),  # or it would draw the same points again
     )
-    for trial in past:
-        if trial.last is not None:
+    for trial in journal.trials.values():
+        if trial.over and trial.last is not None:
             algorithm.add_evaluated_point(named(trial.values), trial.last.value)
     return algorithm
 
@@ -391,8 +427,9 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         place = place._replace(compared=tuple(tracking.place_of(path).run_id for path in recorded))
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
     tracker.log(journal.steps(), run.as_metrics(scores))
-    best = {f"best.{key}": value for key, value in winner.values.items()}
-    tracker.params([("best.trial", winner.number), *best.items()])
+    if all(trial.over for trial in order):  # MLflow keeps a parameter as it is: not before all is said
+        best = {f"best.{key}": value for key, value in winner.values.items()}
+        tracker.params([("best.trial", winner.number), *best.items()])
     rows = [
         {"trial": t.number, "state": t.state, "step": t.steps, "value": t.last.value if t.last else None} | t.values
         for t in order
@@ -425,4 +462,6 @@ def _end_children(search: Search, journal: Journal, place: Place | None) -> None
     for trial in journal.trials.values():
         recorded = trial_folder(search, trial)
         if (recorded / "mlflow.json").exists():
-            tracking.end(search.base.tracking, tracking.place_of(recorded).run_id, status[trial.state], trial.at_s)
+            run_id = tracking.place_of(recorded).run_id
+            if not tracking.end(search.base.tracking, run_id, status[trial.state], trial.at_s):
+                return

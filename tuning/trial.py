@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ray import tune
 from ray.util import get_current_placement_group
 
-from cluster import checkpoint, loop, tracking
+from cluster import loop, tracking
 from cluster.config import RunConfig
 from cluster.requests import Requests
 from cluster.run import learn, pool_for, prepare, tracked
@@ -70,7 +70,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
     newest = Report(-1, math.nan, math.nan, values)
 
     def report(found: Report) -> None:
-        saved = checkpoint.latest(str(ready.folder / "checkpoints")) if shared.exploits and found.step else None
+        saved = f"{ready.folder}/checkpoints/step-{found.step:08d}" if shared.exploits and found.step else None
         done = found.step == ready.config.outer.steps or bool(found.diverged)
         tune.report(
             found._asdict() | {"done": done}, checkpoint=tune.Checkpoint.from_directory(saved) if saved else None
