@@ -13,6 +13,7 @@ from conftest import GLYPHS, SINUSOID, command
 from metatrain.core import InputError
 from tuning import space
 
+ROOT = Path(__file__).parent.parent
 RECIPE = SINUSOID | {"validation": {"every_steps": 5, "tasks": 4}}
 SWEEP: dict[str, Any] = {
     "name": "s",
@@ -143,6 +144,15 @@ def test_another_sweep_is_told_from_the_same_with_more_trials(tmp_path: Path) ->
     assert space.changed(one, load(tmp_path, {"set": {"outer.lr": 0.5}})) == "its recipe's outer.lr"
     assert space.changed(one, load(tmp_path, {"seed": 4})) == "its seed"
     assert space.changed(one, load(tmp_path, {"search": "optuna"})) == "its search"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_of_the_project_can_be_searched(path: Path, request: pytest.FixtureRequest) -> None:
+    if "omniglot" in path.stem:
+        request.getfixturevalue("omniglot")
+    search = space.load(path)
+    assert search.sweep.name == path.stem
+    assert search.trials >= 4
 
 
 def test_the_command_refuses_before_anything_starts(tmp_path: Path) -> None:

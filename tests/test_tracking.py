@@ -200,3 +200,18 @@ def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert tracking.store(Tracking()) == "http://somewhere"
     assert tracking.store(Tracking(uri="sqlite:///x.db")) == f"sqlite:///{tmp_path / 'x.db'}"
     assert tracking.store(Tracking(uri="sqlite:////srv/x.db")) == "sqlite:////srv/x.db"
+
+
+def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"http://me:hunter2@127.0.0.1:{free_port()}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        ready = run.prepare(config(SINUSOID, tracking__uri=None, outer__steps=1, output=str(tmp_path / "s")))
+        with run.tracked(ready, {tracking.PARENT: "0" * 32}) as tracker:
+            assert isinstance(tracker, tracking.NoTracker)
+        assert not tracking.end(Tracking(), "0" * 32, "FINISHED", 0.0)
+    assert "MLflow does not answer at http://me:***@" in caplog.text
+    assert "MLflow did not take that run" in caplog.text
+    assert "hunter2" not in caplog.text
