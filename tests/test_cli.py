@@ -101,7 +101,7 @@ def test_every_command_has_help_with_a_worked_example(path: tuple[str, ...]) -> 
 )
 def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, workers: int, tmp_path: Path) -> None:
     """The signal goes to the whole process group, workers included, as from a terminal."""
-    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=400, workers__max=workers)
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=200, workers__max=workers)
     assert command("train", recipe, "--set", "output=straight", "--set", "workers.max=0").returncode == 0
     arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=stopped"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -115,7 +115,7 @@ def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert re.search(r"^stopped after \d+ of 400 outer steps; continue with --resume auto$", errors, re.MULTILINE)
+    assert re.search(r"^stopped after \d+ of 200 outer steps; continue with --resume auto$", errors, re.MULTILINE)
     assert not Path("stopped/bundle").exists()
     done = command("train", recipe, "--set", "output=stopped", "--resume", "auto")
     assert done.returncode == 0, done.stderr
