@@ -14,9 +14,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -60,6 +62,7 @@ def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if code:
         quiet["runtime_env"] = {"py_modules": [str(path) for path in code]}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", include_dashboard=False, **quiet)
@@ -70,6 +73,8 @@ def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"no Ray cluster answers at {address} ({reason}): check --address") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends at once
     try:
         yield address is None
     finally:

@@ -32,9 +32,11 @@ def load(folder: Path, changes: dict[str, Any] | None = None, recipe: dict[str, 
 
 
 def test_what_is_left_open_is_resolved(tmp_path: Path) -> None:
-    search = load(tmp_path, {"set": {"outer": {"lr": 0.5}, "model.hidden": [4]}, "budget": {"trials": 3, "steps": 10}})
+    search = load(
+        tmp_path, {"set": {"outer": {"clip_norm": 0.5}, "model.hidden": [4]}, "budget": {"trials": 3, "steps": 10}}
+    )
     assert (search.metric, search.mode, search.trials, search.steps) == ("val/mse_after", "min", 3, 10)
-    assert (search.base.outer.lr, search.base.outer.steps, search.base.model.hidden) == (0.5, 10, (4,))
+    assert (search.base.outer.clip_norm, search.base.outer.steps, search.base.model.hidden) == (0.5, 10, (4,))
     assert search.base.checkpoint.every_steps == 5  # what is reported can be gone on from
     assert search.folder == tmp_path / "runs" / "s"
 
@@ -92,7 +94,10 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
         ({"space": {"outer.lr": {"quantised": [0.5, 2.0, 0.4]}}}, "takes low and high that are multiples of step"),
         ({"space": {"outer.clip_norm": {"integers": [1.5, 3.9]}}}, r"integers takes \[low, high\], got \[1.5, 3.9\]"),
         ({"space": {"outer.clip_norm": {"integers": [1, math.inf]}}}, r"integers takes \[low, high\], got"),
-        ({"seed": -1}, "seed 0, got None and -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"mode": "max"}, "mode is max, and of val/mse_after min is better"),
+        ({"set": {"outer.lr": 0.1}}, "outer.lr is in set and in space of"),
+        ({"space": {"algorithm.inner_steps": {"uniform": [1, 3]}}}, "expected a valid integer"),
         ({"set": {"workers.cpus": 0}}, "all trials would start at once"),
         ({"set": {"checkpoint.uri": "runs/x"}}, "checkpoint.uri would be the same for all trials"),
         ({"scheduler": ASHA | {"first_rung": 7}}, "first_rung must be a multiple of validation.every_steps = 5"),
@@ -141,7 +146,7 @@ def test_another_sweep_is_told_from_the_same_with_more_trials(tmp_path: Path) ->
     assert (
         space.changed(one, load(tmp_path, {"set": {"tracking.experiment": "x"}})) == "its recipe's tracking.experiment"
     )
-    assert space.changed(one, load(tmp_path, {"set": {"outer.lr": 0.5}})) == "its recipe's outer.lr"
+    assert space.changed(one, load(tmp_path, {"set": {"outer.clip_norm": 0.5}})) == "its recipe's outer.clip_norm"
     assert space.changed(one, load(tmp_path, {"seed": 4})) == "its seed"
     assert space.changed(one, load(tmp_path, {"search": "optuna"})) == "its search"
 

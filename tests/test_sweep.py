@@ -35,6 +35,7 @@ RECIPE = SINUSOID | {
     "workers": {"max": 0, "cpus": 1.0},
 }
 BROKEN = """
+import sys
 from dataclasses import dataclass
 from metatrain.algorithms.maml import MAML
 
@@ -42,8 +43,13 @@ from metatrain.algorithms.maml import MAML
 class Broken(MAML):
     name: str = "broken:Broken"
 
+    def init(self, problem, generator):
+        if self.inner_lr > 1 and "default_worker" in sys.argv[0]:
+            raise ZeroDivisionError("no such start")
+        return super().init(problem, generator)
+
     def update(self, problem, meta, tasks, context):
-        if self.inner_lr > 0.1:
+        if 0.1 < self.inner_lr < 1:
             raise ZeroDivisionError("no such rate")
         return super().update(problem, meta, tasks, context)
 """
@@ -311,29 +317,31 @@ def test_a_sweep_with_a_scheduler_goes_on_where_it_was(tmp_path: Path, scheduler
 @pytest.mark.usefixtures("ray_cluster")
 def test_one_folder_has_one_sweep_at_a_time(tmp_path: Path) -> None:
     search = load(tmp_path)
+    with pytest.raises(InputError, match=r"there is no sweep in .*: leave --resume out"):
+        sweep.start(search, resume=True)
     with sweep._alone(search), pytest.raises(InputError, match="another process works on the sweep in"):
         sweep.start(search)
 
 
 def test_what_is_known_of_a_rung_is_not_judged_again(tmp_path: Path) -> None:
-    search = load(tmp_path, scheduler={"name": "asha", "first_rung": 10}, mode="max", budget={"trials": 3})
+    search = load(tmp_path, scheduler={"name": "asha", "first_rung": 10}, budget={"trials": 3})
     book = sweep.Journal(tmp_path / "journal.jsonl")
-    for number, value in ((0, 0.5), (1, 0.9), (2, 0.8)):  # the first one passed, being the first
+    for number, value in ((0, 5.0), (1, 1.0), (2, 2.0)):  # the first one passed, being the first
         book.write(number, "report", {"step": 10, "value": value, "ci95": 0.1, "values": {}, "diverged": ""})
     book.write(1, "ended", {"state": "completed", "cause": ""})
     scheduler = sweep._scheduler(search, book)
     again = SimpleNamespace(trial_id="new", name="0")
     scheduler.on_trial_add(None, again)
-    assert scheduler.on_trial_result(None, again, {"step": 10, "value": 0.5}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, again, {"step": 10, "value": 5.0}) == "CONTINUE"
     fresh = SimpleNamespace(trial_id="fresh", name="7")
     scheduler.on_trial_add(None, fresh)
-    assert scheduler.on_trial_result(None, fresh, {"step": 10, "value": 0.4}) == "STOP"
+    assert scheduler.on_trial_result(None, fresh, {"step": 10, "value": 6.0}) == "STOP"
 
 
 def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path) -> None:
     """And a sweep of one's own classes: their file is sent to the trials."""
     (tmp_path / "broken.py").write_text(BROKEN)
-    load(tmp_path, space={"algorithm.inner_lr": {"grid": [0.01, 0.2]}}, search="grid", budget={}, name="own")
+    load(tmp_path, space={"algorithm.inner_lr": {"grid": [0.01, 0.2, 2.0]}}, search="grid", budget={}, name="own")
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     recipe["algorithm"] = {"name": "broken:Broken", "inner_lr": 0.01}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -348,8 +356,13 @@ def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert "trial 1 failed: ZeroDivisionError: no such rate (" in done.stderr
+    assert "trial 2 failed: ZeroDivisionError: no such start (" in done.stderr  # before its first step
     trials = json.loads((tmp_path / "runs" / "own" / "result.json").read_text())["trials"]
-    assert [(trial["trial"], trial["state"]) for trial in trials] == [(0, "completed"), (1, "failed")]
+    assert [(trial["trial"], trial["state"]) for trial in trials] == [
+        (0, "completed"),
+        (1, "failed"),
+        (2, "failed"),
+    ]
     assert "broken.py" in (tmp_path / "runs" / "own" / "trials" / "01" / "error.txt").read_text()
 
 

@@ -69,7 +69,7 @@ def _print_plan(search: Search, address: str | None) -> None:
     print(f"at once: {estimated.at_once} on this cluster, each with {estimated.resources}")
     learnt = search.trials * each.steps * each.tasks_per_step
     print(f"tasks: at most {learnt} to learn from and {estimated.validated} to validate with")
-    print(f"time: at most about {duration(estimated.seconds)} minutes, as this machine computes {estimated.measured}")
+    print(f"time: at most about {duration(estimated.seconds)} (minutes:seconds), by {estimated.measured}")
     print(f"output: {search.folder}")
 
 
@@ -98,8 +98,9 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     if (folder / "schedule.json").exists():
         print(f"how the winner's values changed: {folder}/schedule.json")
     else:
+        again = f"{folder}-again-{outcome.winner.number:02d}"
         steps = "" if outcome.winner.state == "completed" else f" --set outer.steps={outcome.winner.steps}"
-        print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output=runs/again{steps}")
+        print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output={again}{steps}")
     if outcome.place is not None:
         place = place_of(search.folder)
         if place.uri.startswith("http"):

@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from metatrain.figures import as_written, logarithmic, scale
@@ -86,6 +87,9 @@ def values(search: Search, trials: Sequence[Trial]) -> Figure:
                 edgecolors="C0" if marker != "x" else None,
                 label=label,
             )
+        best = trials[0]
+        star: dict[str, Any] = {"marker": "*", "s": 300, "facecolors": "none", "edgecolors": "tab:red"}
+        axes.scatter(_place(domain, best.values[key]), _last(best), label="the winner", **star)
         axes.set_xlabel(key)
         _axis(axes, "x", domain)
         scale(axes, search.base.family.metric)
@@ -107,16 +111,19 @@ def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) ->
     untrained = [trial.reports[0].value for trial in trials]
     of = np.array([_last(trial) for trial in trials])  # colours tell no more of those that are worse than untrained
     of = np.minimum(of, max(untrained)) if search.mode == "min" else np.maximum(of, min(untrained))
-    logarithmic = search.base.family.metric == "mse"
     colours = colormaps["viridis_r" if search.mode == "min" else "viridis"]
-    drawn = axes.scatter(x, y, c=np.log10(of) if logarithmic else of, cmap=colours, s=90, edgecolors="0.3")
+    norm = LogNorm() if search.base.family.metric == "mse" else None
+    drawn = axes.scatter(x, y, c=of, norm=norm, cmap=colours, s=90, edgecolors="0.3")
     axes.scatter(x[:1], y[:1], marker="*", s=420, facecolors="none", edgecolors="tab:red", linewidths=1.5)
     for trial, at_x, at_y in zip(trials, x, y, strict=True):
         axes.annotate(
             f"{_last(trial):.3g}", (at_x, at_y), (0, -14), textcoords="offset points", ha="center", fontsize=7
         )
-    figure.colorbar(drawn, label=f"log10 of {search.metric}" if logarithmic else search.metric)
-    axes.set(xlabel=inner, ylabel=outer, title=f"{search.sweep.name}: {search.metric} at each trial's last step")
+    bar = figure.colorbar(drawn, label=f"{search.metric}, bright is good")
+    if norm is not None:
+        logarithmic(bar.ax.yaxis)
+    title = f"{search.sweep.name}: {search.metric} at each trial's last step (star: the winner)"
+    axes.set(xlabel=inner, ylabel=outer, title=title)
     axes.title.set_fontsize("medium")
     _axis(axes, "x", search.space[inner])
     _axis(axes, "y", search.space[outer])

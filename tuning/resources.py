@@ -89,5 +89,5 @@ def estimate(search: Search, address: str | None) -> Estimate:
         _resources(base),
         validated,
         seconds,
-        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['score']:.0f} to validate on one core",
+        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['score']:.0f} to validate on one core here",
     )

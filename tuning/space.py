@@ -147,8 +147,10 @@ class Sweep:
 
     def __post_init__(self) -> None:
         recipes.check_name(self.name)
-        if (self.at_once is not None and self.at_once < 1) or self.seed < 0:
-            raise InputError(f"at_once must be at least 1 and seed 0, got {self.at_once} and {self.seed}")
+        for name, least in (("at_once", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
 
 
 class Domain(NamedTuple):
@@ -157,9 +159,12 @@ class Domain(NamedTuple):
     kind: Kind
     values: tuple[Any, ...]
 
-    def ends(self) -> Sequence[Any]:
-        """Both ends of a range, or all that is listed: where these are valid, all between is."""
-        return self.values if self.kind in LISTED else self.values[:2]
+    def samples(self) -> Sequence[Any]:
+        """Both ends of a range and a value between, or all that is listed: where these are valid, all is."""
+        if self.kind in LISTED:
+            return self.values
+        between = self.for_tune().sample(random_state=np.random.RandomState(0))
+        return (*self.values[:2], _plain(between))
 
     def for_tune(self) -> TuneDomain:
         low, high, *step = self.values if self.kind not in LISTED else (None, None)
@@ -242,6 +247,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
     saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
     space = {key: _domain(key, given) for key, given in sweep.space.items()}
+    for key, _ in recipes.flatten(sweep.set):
+        if key in space:
+            raise InputError(f"{key} is in set and in space of {path}: it is either fixed or searched")
     if not space:
         raise InputError(f"{path} searches nothing: name keys in space, such as algorithm.inner_lr")
     trials = _trials(sweep, space)
@@ -315,7 +323,10 @@ def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Literal["min", "max"]]:
     metric = f"val/{base.family.metric}_after"
     if sweep.metric not in (None, metric):
         raise InputError(f"metric is {sweep.metric!r}, expected {metric}, by which {base.family.name} is validated")
-    mode = sweep.mode or MODES.get(base.family.metric)
+    known = MODES.get(base.family.metric)
+    mode = sweep.mode or known
+    if known not in (None, mode):
+        raise InputError(f"mode is {mode}, and of {metric} {known} is better: leave mode out")
     if mode not in ("min", "max"):
         raise InputError(f"mode is missing; say whether min or max of {metric} is better")
     return metric, mode  # type: ignore[return-value]
@@ -329,7 +340,7 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
         if group in COMPARED or key == "outer.steps":
             better = "budget.steps" if key == "outer.steps" else "set"
             raise InputError(f"space.{key} cannot be searched, it is the same for all trials: give it in {better}")
-        for value in domain.ends():
+        for value in domain.samples():
             source = f"space.{key} at {value}"
             config = _with(base, {key: value}, source)
             try:
@@ -366,7 +377,7 @@ def _check_pbt(sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> No
             )
         starts = [
             Layout(meta).flatten(meta)
-            for value in domain.ends()
+            for value in domain.samples()
             for meta in [initial_meta(_with(base, {key: value}, key).recipe())]
         ]
         if any(not torch.equal(start, starts[0]) for start in starts):

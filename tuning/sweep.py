@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import optuna
 import yaml
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -104,7 +105,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._end(self._journal.trials[int(str(trial))])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        number, told = int(str(trial)), str(trial.get_error()).strip()
+        number, told = int(str(trial)), Path(trial.error_file).read_text().strip()
         if number not in self._journal.trials:  # its process never came up
             self._journal.write(number, "values", trial.config["values"])
         known = self._journal.trials[number]
@@ -143,7 +144,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         spared = sum(self._search.steps - trial.steps for trial in ended)
         steps_per_s = (steps - self._first) / (time.monotonic() - self._started)
         best = self._best()
-        text = f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} running"
+        text = f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} under way"
         if best is not None:
             value = show(self._search.base.family.metric, best[1].value)
             text += f"  best {self._search.metric} {value} (trial {best[0].number}, step {best[1].step})"
@@ -192,7 +193,7 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
         finally:
             tracker.finish(status)
             _end_children(search, journal, place)
-    shutil.rmtree(folder / "tune", ignore_errors=True)
+            shutil.rmtree(folder / "tune", ignore_errors=True)
     return outcome
 
 
@@ -211,10 +212,12 @@ def _check_folder(search: Search, resume: bool) -> None:
         if other is not None:
             raise InputError(f"{folder} holds another sweep, {other} is not that of this one: give another output")
         trials = Journal(folder / "journal.jsonl").trials.values()
-        if (folder / "result.json").exists() and sum(trial.over for trial in trials) == search.trials:
+        if (folder / "result.json").exists() and all(trial.over for trial in trials):
             raise InputError(f"the sweep in {folder} is finished: give another output")
     elif resume:
-        log.info("there is no sweep in %s: starting one", folder)
+        raise InputError(f"there is no sweep in {folder}: leave --resume out to start one")
+    elif folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give the sweep a folder as output")
     elif folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty and holds no sweep: give another output")
 
@@ -386,6 +389,7 @@ def _optuna(search: Search, journal: Journal, again: list[Values]) -> OptunaSear
     def named(values: Values) -> Values:
         return {f"values/{key}": value for key, value in values.items()}
 
+    optuna.logging.set_verbosity(logging.WARNING)
     algorithm = OptunaSearch(
         named({key: domain.for_optuna() for key, domain in search.space.items()}),
         metric="value",
