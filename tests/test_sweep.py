@@ -277,7 +277,7 @@ def test_a_trial_that_diverges_is_the_last_one_and_costs_the_others_nothing(tmp_
 def test_when_the_time_is_up_the_best_so_far_is_the_winner(tmp_path: Path) -> None:
     search = load(tmp_path, budget={"trials": 9, "minutes": 0.2}, outer__steps=100_000, at_once=2)
     outcome = sweep.start(search)
-    assert {trial.state for trial in outcome.trials} == {"stopped"}
+    assert {trial.state for trial in outcome.trials} == {"timed out"}
     assert outcome.winner.last.value == min(trial.last.value for trial in outcome.trials)
     bundled = yaml.safe_load((search.folder / "bundle" / "recipe.yaml").read_text())
     assert bundled["outer"]["steps"] == outcome.winner.last.step

@@ -30,7 +30,7 @@ class Trial:
     number: int
     values: Values  # as they are now: PBT changes them
     reports: list[Report] = field(default_factory=list)
-    state: Literal["running", "completed", "stopped", "diverged", "failed"] = "running"
+    state: Literal["running", "completed", "stopped", "diverged", "failed", "timed out"] = "running"
     cause: str = ""
     at_s: float = 0.0  # when the last of it happened
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 NAMED = 5  # trials that have a colour and a name of their own
 LEAST = 4  # trials that an importance can be told from
 ENDS = {"completed": ("o", "all steps made"), "stopped": ("v", "stopped early"), "diverged": ("x", "diverged")}
-ENDS |= {"failed": ("x", "failed"), "running": ("v", "stopped early")}
+ENDS |= {"failed": ("x", "failed"), "timed out": ("v", "stopped early")}
 
 
 def draw(search: Search, trials: Sequence[Trial], schedule: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:

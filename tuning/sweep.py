@@ -182,8 +182,8 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
                 if should_stop():
                     raise Interrupted
                 for trial in journal.trials.values():
-                    if trial.state == "running":  # the time was up: the journal does not say so, it may go on later
-                        trial.state = "stopped"
+                    if trial.state == "running":  # the journal does not say so: it may go on later
+                        trial.state = "timed out"
             outcome = _conclude(search, journal, tracker, place)
             status = "FINISHED"
         except Interrupted:
@@ -225,15 +225,18 @@ def _check_folder(search: Search, resume: bool) -> None:
 @contextmanager
 def _alone(search: Search) -> Iterator[None]:
     """Refuse a folder that another process works in."""
-    search.folder.parent.mkdir(parents=True, exist_ok=True)
-    with search.folder.with_name(f".{search.folder.name}.lock").open("w") as lock:
+    folder = search.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(
-                f"another process works on the sweep in {search.folder}: wait for it, or stop it"
-            ) from None
-        yield
+            raise InputError(f"another process works on the sweep in {folder}: wait for it, or stop it") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _open(search: Search) -> Journal:
@@ -456,16 +459,10 @@ def _end_children(search: Search, journal: Journal, place: Place | None) -> None
     """A trial's process ends before it could say so in MLflow."""
     if place is None:
         return
-    status = {
-        "completed": "FINISHED",
-        "diverged": "FAILED",
-        "failed": "FAILED",
-        "stopped": "KILLED",
-        "running": "KILLED",
-    }
+    status = {"completed": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
     for trial in journal.trials.values():
         recorded = trial_folder(search, trial)
         if (recorded / "mlflow.json").exists():
             run_id = tracking.place_of(recorded).run_id
-            if not tracking.end(search.base.tracking, run_id, status[trial.state], trial.at_s):
+            if not tracking.end(search.base.tracking, run_id, status.get(trial.state, "KILLED"), trial.at_s):
                 return
