@@ -70,19 +70,30 @@ def test_a_run_adapts_to_images_and_predicts(hidden: dict[str, str], tmp_path: P
     assert done.stdout.endswith("written: adapted/predictions.json adapted/predictions.png\n")
 
 
-@pytest.mark.parametrize(
-    ("setting", "sentence"),
-    [
-        ("workers.max=1", "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"),
-        ("tracking.uri=sqlite:///x.db", "mlflow is not installed: pip install mlflow"),
-    ],
-)
-def test_asking_for_them_says_what_to_install(
-    hidden: dict[str, str], setting: str, sentence: str, tmp_path: Path
-) -> None:
+def test_asking_for_them_says_what_to_install(hidden: dict[str, str], tmp_path: Path) -> None:
     recipe = tmp_path / "s.yaml"
     recipe.write_text(yaml.safe_dump(SINUSOID))
-    done = command(hidden, "train", str(recipe), "--set", setting)
+    sentences = {
+        "workers.max=1": "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0",
+        "tracking.uri=sqlite:///x.db": "mlflow is not installed: pip install mlflow",
+    }
+    started = {
+        sentence: subprocess.Popen(
+            [sys.executable, "-m", "tuning.cli", "train", str(recipe), "--set", setting, "--set", f"output=run-{i}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=hidden,
+        )
+        for i, (setting, sentence) in enumerate(sentences.items())
+    }
+    for sentence, process in started.items():
+        _, errors = process.communicate()
+        assert process.returncode == 2
+        assert sentence in errors
+        assert "Traceback" not in errors
+
+
+def test_a_sweep_says_so_too(hidden: dict[str, str]) -> None:
+    done = command(hidden, "tune", "sweep.yaml")
     assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "ray is not installed: pip install 'ray[default,tune,train]' optuna" in done.stderr
