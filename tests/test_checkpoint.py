@@ -38,7 +38,6 @@ def save_steps(root: str, versions: list[int], keep: int = 2, base: dict[str, An
 def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path: Path) -> None:
     """A process killed without warning after its fifth step, and another one that resumes."""
     schedule = {"outer__steps": 10, "outer__schedule": "linear", "checkpoint__every_steps": 5}
-    straight, _ = run.train(config(base, output=str(tmp_path / "straight"), **schedule))
     killed = tmp_path / "killed"
     settings = json.dumps(checkpoint.recipes.dump(config(base, output=str(killed), **schedule)))
     code = (
@@ -53,8 +52,10 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
         "checkpoint.save = save_and_die\n"
         "run.train(recipes.parse(RunConfig, json.loads(sys.argv[1]), 'test'))\n"
     )
-    died = subprocess.run([sys.executable, "-c", code, settings], capture_output=True, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    dying = subprocess.Popen([sys.executable, "-c", code, settings], stderr=subprocess.PIPE)
+    straight, _ = run.train(config(base, output=str(tmp_path / "straight"), **schedule))  # while that one starts
+    _, errors = dying.communicate()
+    assert dying.returncode == -signal.SIGKILL, errors
     assert not (killed / "bundle").exists()
     resumed, _ = run.train(config(base, output=str(killed), **schedule), resume="auto")
     assert resumed == killed

@@ -184,7 +184,9 @@ def test_resume_auto_finds_the_newest_run_of_the_recipe(tmp_path: Path) -> None:
         (["family={name: fewshot, ways: 2000}", "model.name=mlp"], "2000 ways were asked for.* has 700 classes"),
         (["family={name: fewshot, data: omniglot}"], "not imported yet: run `metatrain data import omniglot`"),
         (["workers={max: 0, gpus: 1}"], "asks for a GPU, but torch sees none here: set workers.gpus to 0"),
-        (["tracking.uri=http://127.0.0.1:9"], "MLflow does not answer at http://127.0.0.1:9"),
+        pytest.param(
+            ["tracking.uri=http://127.0.0.1:9"], "MLflow does not answer at http://127.0.0.1:9", marks=pytest.mark.ray
+        ),
     ],
 )
 def test_bad_input_ends_in_one_sentence(sets: list[str], sentence: str, tmp_path: Path) -> None:

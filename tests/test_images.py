@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def test_splits_that_share_a_class_are_refused() -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_data_set_is_refused(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_data("glyphs")
+    shutil.copytree(cache() / "glyphs", tmp_path / "glyphs")
     monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
-    import_data("glyphs")
     path = cache() / "glyphs" / "images.arrow"
     content = bytearray(path.read_bytes())
     if damage == "flip":
