@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check format
+.PHONY: demo test check lint first second format
 .DEFAULT_GOAL := demo
 
 # Remade when a dependency changes.
@@ -17,16 +17,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/metatrain train recipes/demo.yaml --set output=runs/first --resume auto $(ARGS)
 
+# On two cores: half of the test files on each.
 check: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest -m 'not ray'
+	$(MAKE) --no-print-directory -j2 lint first second
 
-test: $(VENV)/.installed
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+first: $(VENV)/.installed
+	$(BIN)/pytest -m 'not ray' tests/test_[a-l]*.py
+
+second: $(VENV)/.installed
+	$(BIN)/pytest -m 'not ray' tests/test_[m-z]*.py
+
+test: $(VENV)/.installed lint
 	$(BIN)/pytest
 
 format: $(VENV)/.installed
