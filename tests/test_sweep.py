@@ -25,7 +25,7 @@ from cluster import checkpoint, run
 from cluster.config import RunConfig
 from metatrain import recipe as recipes
 from metatrain.core import InputError
-from tuning import space, sweep
+from tuning import schedulers, space, sweep
 
 pytestmark = pytest.mark.ray
 
@@ -329,7 +329,7 @@ def test_what_is_known_of_a_rung_is_not_judged_again(tmp_path: Path) -> None:
     for number, value in ((0, 5.0), (1, 1.0), (2, 2.0)):  # the first one passed, being the first
         book.write(number, "report", {"step": 10, "value": value, "ci95": 0.1, "values": {}, "diverged": ""})
     book.write(1, "ended", {"state": "completed", "cause": ""})
-    scheduler = sweep._scheduler(search, book)
+    scheduler = schedulers.scheduler(search, book)
     again = SimpleNamespace(trial_id="new", name="0")
     scheduler.on_trial_add(None, again)
     assert scheduler.on_trial_result(None, again, {"step": 10, "value": 5.0}) == "CONTINUE"

@@ -97,10 +97,9 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     winner = _near(trial_folder(search, outcome.winner))
     if (folder / "schedule.json").exists():
         print(f"how the winner's values changed: {folder}/schedule.json")
-    else:
+    elif outcome.winner.state == "completed":
         again = f"{folder}-again-{outcome.winner.number:02d}"
-        steps = "" if outcome.winner.state == "completed" else f" --set outer.steps={outcome.winner.steps}"
-        print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output={again}{steps}")
+        print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output={again}")
     if outcome.place is not None:
         place = place_of(search.folder)
         if place.uri.startswith("http"):

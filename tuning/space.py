@@ -31,16 +31,9 @@ Kind = Literal["uniform", "loguniform", "quantised", "integers", "choice", "grid
 LISTED = ("choice", "grid")
 BOUNDS = {"uniform": "[low, high]", "loguniform": "[low, high]", "integers": "[low, high]"}
 BOUNDS |= {"quantised": "[low, high, step]", "choice": "[a, b, ...]", "grid": "[a, b, ...]"}
-MODES = {"accuracy": "max", "return": "max", "mse": "min"}
-COMPARED = (
-    "name",
-    "evaluation",
-    "validation",
-    "workers",
-    "checkpoint",
-    "tracking",
-    "output",
-)  # the same for all trials
+Mode = Literal["min", "max"]
+MODES: dict[str, Mode] = {"accuracy": "max", "return": "max", "mse": "min"}
+SHARED = {"name", "evaluation", "validation", "workers", "checkpoint", "tracking", "output"}  # the same for all trials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +130,7 @@ class Sweep:
     set: dict[str, Any] = field(default_factory=dict)
     space: dict[str, Any]
     metric: str | None = None
-    mode: Literal["min", "max"] | None = None
+    mode: Mode | None = None
     budget: Budget = Budget()
     search: Literal["random", "grid", "optuna"] = "random"
     scheduler: Annotated[InFull | ASHA | PBT, Field(discriminator="name")] = InFull()
@@ -197,7 +190,7 @@ class Search(NamedTuple):
     base: RunConfig  # what all trials share
     space: dict[str, Domain]
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode
     trials: int
 
     @property
@@ -255,15 +248,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
     trials = _trials(sweep, space)
     metric, mode = _metric(sweep, base)
     _check_keys(space, base)
-    if isinstance(sweep.scheduler, PBT):
-        _check_pbt(sweep, space, base)
-    if isinstance(sweep.scheduler, ASHA) and sweep.scheduler.first_rung % every:
-        raise InputError(f"scheduler.first_rung must be a multiple of validation.every_steps = {every}")
-    if isinstance(sweep.scheduler, ASHA) and sweep.scheduler.first_rung >= base.outer.steps:
-        raise InputError(
-            f"scheduler.first_rung = {sweep.scheduler.first_rung} must be below the {base.outer.steps} outer steps of "
-            "a trial, or nothing would be stopped"
-        )
+    if isinstance(sweep.scheduler, ASHA):
+        _check_asha(sweep.scheduler, base)
+    elif isinstance(sweep.scheduler, PBT):
+        _check_pbt(sweep.scheduler, sweep, space, base)
     return Search(sweep, base, space, metric, mode, trials)
 
 
@@ -319,7 +307,7 @@ def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
     return sweep.budget.trials
 
 
-def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Literal["min", "max"]]:
+def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Mode]:
     metric = f"val/{base.family.metric}_after"
     if sweep.metric not in (None, metric):
         raise InputError(f"metric is {sweep.metric!r}, expected {metric}, by which {base.family.name} is validated")
@@ -327,9 +315,9 @@ def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Literal["min", "max"]]:
     mode = sweep.mode or known
     if known not in (None, mode):
         raise InputError(f"mode is {mode}, and of {metric} {known} is better: leave mode out")
-    if mode not in ("min", "max"):
+    if mode is None:
         raise InputError(f"mode is missing; say whether min or max of {metric} is better")
-    return metric, mode  # type: ignore[return-value]
+    return metric, mode
 
 
 def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
@@ -337,7 +325,7 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
     validated = base.setting("val").family
     for key, domain in space.items():
         group = key.split(".")[0]
-        if group in COMPARED or key == "outer.steps":
+        if group in SHARED or key == "outer.steps":
             better = "budget.steps" if key == "outer.steps" else "set"
             raise InputError(f"space.{key} cannot be searched, it is the same for all trials: give it in {better}")
         for value in domain.samples():
@@ -357,8 +345,18 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
                 )
 
 
-def _check_pbt(sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> None:
-    scheduler = sweep.scheduler
+def _check_asha(scheduler: ASHA, base: RunConfig) -> None:
+    every = base.validation.every_steps
+    if scheduler.first_rung % every:
+        raise InputError(f"scheduler.first_rung must be a multiple of validation.every_steps = {every}")
+    if scheduler.first_rung >= base.outer.steps:
+        raise InputError(
+            f"scheduler.first_rung = {scheduler.first_rung} must be below the {base.outer.steps} outer steps of a "
+            "trial, or nothing would be stopped"
+        )
+
+
+def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> None:
     if sweep.search != "random":
         raise InputError(f"search is {sweep.search}, and scheduler pbt draws its own values: leave search out")
     every = base.validation.every_steps
@@ -367,7 +365,7 @@ def _check_pbt(sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> No
             f"at_once is {sweep.at_once} of {sweep.budget.trials} trials, and those of pbt learn from each other: "
             "leave it out; where not all fit on the cluster, they take turns"
         )
-    if isinstance(scheduler, PBT) and scheduler.every_steps % every:
+    if scheduler.every_steps % every:
         raise InputError(f"scheduler.every_steps must be a multiple of validation.every_steps = {every}")
     for key, domain in space.items():
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in domain.values)

@@ -19,19 +19,15 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-import optuna
 import yaml
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
 
 from cluster import checkpoint, ray_pool, run, tracking
 from cluster.progress import Line, duration, show
@@ -41,11 +37,11 @@ from metatrain import bundle, figures
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.evaluate import Score
-from tuning import pictures, space
+from tuning import pictures, schedulers, space
 from tuning import trial as one
 from tuning.journal import Journal, Report, Trial, ranked
 from tuning.resources import check_resources, trial_resources
-from tuning.space import ASHA, PBT, Domain, Search, Values
+from tuning.space import PBT, Search
 from tuning.trial import Shared
 
 log = logging.getLogger(__name__)
@@ -305,7 +301,7 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
     random.seed(sweep.seed + len(journal.trials))  # of PBT's perturbations
     np.random.seed(sweep.seed + len(journal.trials))
     if sweep.search == "optuna":
-        algorithm: Any = _optuna(search, journal, list(again.values()))
+        algorithm: Any = schedulers.optuna_search(search, journal, list(again.values()))
         given: dict[str, Any] = {}
     else:
         drawn = search.drawn()
@@ -317,7 +313,7 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
         param_space=given,
         tune_config=tune.TuneConfig(
             search_alg=algorithm,
-            scheduler=_scheduler(search, journal),
+            scheduler=schedulers.scheduler(search, journal),
             num_samples=len(numbers) if algorithm else 1,
             max_concurrent_trials=sweep.at_once,
             time_budget_s=60 * sweep.budget.minutes if sweep.budget.minutes else None,
@@ -333,77 +329,6 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
             failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
         ),
     ).fit()
-
-
-class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
-    """Successive halving that goes on: what trials reported before counts, and is not judged again."""
-
-    def __init__(self, journal: Journal, **options: Any) -> None:
-        super().__init__(**options)
-        self._known = {str(trial.number): list(trial.reports) for trial in journal.trials.values()}
-        for trial in journal.trials.values():
-            if trial.over:
-                self.on_trial_add(None, SimpleNamespace(trial_id=f"past-{trial.number}", name=str(trial.number)))
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
-        for report in self._known.get(getattr(trial, "name", str(trial)), []):
-            super().on_trial_result(tune_controller, trial, {"step": report.step, "value": report.value})
-
-
-def _scheduler(search: Search, journal: Journal) -> TrialScheduler:
-    """The scheduler, told of what happened before."""
-    asked = search.sweep.scheduler
-    of: dict[str, Any] = {"time_attr": "step", "metric": "value", "mode": search.mode}
-    if isinstance(asked, PBT):
-        return PopulationBasedTraining(
-            **of,
-            perturbation_interval=asked.every_steps,
-            hyperparam_mutations={"values": {key: _mutation(domain) for key, domain in search.space.items()}},
-            quantile_fraction=asked.quantile,
-            resample_probability=asked.resample,
-            custom_explore_fn=_Within(search.space),
-        )
-    if not isinstance(asked, ASHA):
-        return FIFOScheduler()
-    return _KnowingASHA(
-        journal, **of, max_t=search.steps, grace_period=asked.first_rung, reduction_factor=asked.reduction
-    )
-
-
-def _mutation(domain: Domain) -> Any:
-    return list(domain.values) if domain.kind == "choice" else domain.for_tune()
-
-
-class _Within:
-    """Keeps perturbed values inside their ranges."""
-
-    def __init__(self, space: Mapping[str, Domain]) -> None:
-        self._space = dict(space)
-
-    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        clipped = {key: self._space[key].clip(value) for key, value in config["values"].items()}
-        return config | {"values": clipped}
-
-
-def _optuna(search: Search, journal: Journal, again: list[Values]) -> OptunaSearch:
-    """Optuna's sampler, told of the trials that ended before, and made to repeat first those that did not."""
-
-    def named(values: Values) -> Values:
-        return {f"values/{key}": value for key, value in values.items()}
-
-    optuna.logging.set_verbosity(logging.WARNING)
-    algorithm = OptunaSearch(
-        named({key: domain.for_optuna() for key, domain in search.space.items()}),
-        metric="value",
-        mode=search.mode,
-        points_to_evaluate=[named(values) for values in again] or None,
-        seed=search.sweep.seed + len(journal.trials),  # or it would draw the same points again
-    )
-    for trial in journal.trials.values():
-        if trial.over and trial.last is not None:
-            algorithm.add_evaluated_point(named(trial.values), trial.last.value)
-    return algorithm
 
 
 def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | None) -> Outcome:

@@ -11,6 +11,7 @@ kept before.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from cluster import loop, tracking
 from cluster.config import RunConfig
 from cluster.requests import Requests
 from cluster.run import learn, pool_for, prepare, tracked
+from metatrain import bundle
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.learner import Diverged
@@ -47,7 +49,7 @@ class Shared(NamedTuple):
 
     def config(self, values: Mapping[str, Any], number: int) -> RunConfig:
         """The run that a trial is: `metatrain train` repeats it."""
-        tree = json.loads(json.dumps(self.base))
+        tree = copy.deepcopy(self.base)
         own = {"name": f"{self.name}-{number:02d}", "output": str(Path(self.folder) / "trials" / f"{number:02d}")}
         for key, value in {**values, **own}.items():
             recipes.put(tree, key, value)
@@ -71,6 +73,8 @@ def run(given: dict[str, Any], shared: Shared) -> None:
 
     def report(found: Report) -> None:
         saved = f"{ready.folder}/checkpoints/step-{found.step:08d}" if shared.exploits and found.step else None
+        if saved is not None and not bundle.is_complete(saved):
+            saved = None  # it validated there, and goes on from a newer one
         done = found.step == ready.config.outer.steps or bool(found.diverged)
         tune.report(
             found._asdict() | {"done": done}, checkpoint=tune.Checkpoint.from_directory(saved) if saved else None
