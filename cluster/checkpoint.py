@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from cluster.config import RunConfig
 from cluster.worker import Plan
-from metatrain import bundle
+from metatrain import bundle, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.learner import Learner
@@ -116,14 +116,12 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
 
 def _remove(root: str, names: Iterable[str]) -> None:
     for name in names:
-        system, path = bundle.filesystem(f"{root}/{name}")
-        system.delete_file(f"{path}/{bundle.MANIFEST}")  # first, so that no half of it ever looks whole
-        system.delete_dir(path)
+        storage.remove(f"{root}/{name}/{bundle.MANIFEST}")  # first, so that no half of it ever looks whole
+        storage.remove(f"{root}/{name}")
 
 
 def _complete(root: str) -> list[str]:
     """Names of complete checkpoints, oldest first."""
-    system, path = bundle.filesystem(root)
-    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    found = storage.listing(root)
     names = [i.base_name for i in found if i.type == fs.FileType.Directory and i.base_name.startswith("step-")]
     return sorted(name for name in names if bundle.is_complete(f"{root}/{name}"))

@@ -37,7 +37,7 @@ def train(
     ] = None,
 ) -> None:
     """Meta-train a recipe and evaluate it. Example: metatrain train recipes/demo.yaml --set outer.steps=100"""
-    from cluster import run
+    from cluster import run, tracking
     from cluster.config import RunConfig
     from cluster.requests import Interrupted, WorkersLost
     from metatrain import recipe as recipes
@@ -58,9 +58,11 @@ def train(
         print(f"before adaptation: {_show(score.metric, score.curve[0])}")
     for name, value in score.baselines.items():
         print(f"{name.replace('_', ' ')}: {_show(score.metric, value)}")
-    print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
+    print("pictures:", *folder.names("figures/*.png"))
     if (folder / "mlflow.json").exists():
-        print(f"compare runs: {cli.program()} ui {folder}")
+        place = tracking.place_of(str(folder))
+        page = f"{place.address()}{place.page()}" if place.uri.startswith("http") else f"{cli.program()} ui {folder}"
+        print(f"compare runs: {page}")
     for score in scores[1:] + scores[:1]:
         print(score.line())
 
@@ -101,7 +103,7 @@ def config(recipe: RecipeFile, set_: Set = None) -> None:
 
 @app.command()
 def ui(
-    run: Annotated[Path | None, typer.Argument(help="A run's folder; by default where runs here log to.")] = None,
+    run: Annotated[str | None, typer.Argument(help="A run's folder; by default where runs here log to.")] = None,
     port: Annotated[
         int, typer.Option(help="Port on this machine; another one where it is taken.", min=0, max=65535)
     ] = 5000,

@@ -25,12 +25,13 @@ from cluster.progress import ProgressLine
 from cluster.requests import Interrupted, Requests
 from cluster.tracking import Tracker
 from cluster.worker import Plan, choose_plan, initial_meta
-from metatrain import bundle, figures, inference
+from metatrain import bundle, figures, inference, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Meta
 from metatrain.evaluate import Score
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
+from metatrain.storage import Folder
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -51,12 +52,12 @@ class Run(NamedTuple):
 
     config: RunConfig
     plan: Plan
-    folder: Path
+    folder: Folder
     learner: Learner
     notes: dict[str, str]  # what its checkpoints carry besides
 
 
-def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Path, list[Score]]:
+def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Folder, list[Score]]:
     """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
 
     Returns the run's folder and a score for each norm. The folder holds config.yaml, metrics.jsonl, checkpoints/,
@@ -73,6 +74,7 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
                 bundle.save(str(run.folder / "bundle"), recipe, learner.meta())
                 scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
                 _leave_results(run, scores)
+                run.folder.keep()
                 for name in ("figures", "bundle", "result.json"):
                     tracker.artifact(run.folder / name)
                 tracker.log(learner.version, as_metrics(scores))
@@ -89,7 +91,7 @@ def prepare(config: RunConfig, resume: str | None = None) -> Run:
     check_fit(recipe, initial_meta(recipe))
     plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     folder, saved = _folder(config, resume)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.make()
     if saved is not None:
         checkpoint.check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
@@ -118,11 +120,12 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker
     except InputError as error:
         if not tags:
             raise
-        log.warning("%s; this run's metrics are in %s only", error, run.folder / "metrics.jsonl")
+        log.warning("%s; this run's metrics are in %s only", error, f"{run.folder}/metrics.jsonl")
     place = tracker.place()
     if place is not None:
         run.notes["mlflow_run_id"] = place.run_id
         (run.folder / "mlflow.json").write_text(json.dumps(place._asdict()))
+        run.folder.keep()
     status = "FAILED"
     try:
         yield tracker
@@ -142,7 +145,7 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
     config, learner, outer = run.config, run.learner, run.config.outer
     (run.folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
     tracker.artifact(run.folder / "config.yaml")
-    root = config.checkpoint.uri or str(run.folder / "checkpoints")
+    root = config.checkpoint.uri or f"{run.folder}/checkpoints"
     checkpoint.forget_after(root, learner.version)
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
     with _metrics_file(run.folder, learner.version) as write, line.line:
@@ -155,6 +158,7 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
                 hooks.on_step(step, dict(metrics))
 
         def save() -> None:
+            run.folder.keep()  # first: a resumed run forgets what is newer than its checkpoint
             checkpoint.save(root, config, run.plan, learner, run.notes, config.checkpoint.keep)
             for hooks in also:
                 hooks.save()
@@ -270,31 +274,30 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _folder(config: RunConfig, resume: str | None) -> tuple[Path, checkpoint.Saved | None]:
+def _folder(config: RunConfig, resume: str | None) -> tuple[Folder, checkpoint.Saved | None]:
     """The run's folder, and the checkpoint to go on from."""
     runs = Path("runs") / config.name
+    folder = Folder(config.output or runs / time.strftime("%Y%m%d-%H%M%S"))
     if resume == "auto":
-        candidates = [Path(config.output)] if config.output else sorted(runs.glob("*"), reverse=True)
-        for folder in candidates:
-            newest = checkpoint.latest(config.checkpoint.uri or str(folder / "checkpoints"))
+        candidates = [folder] if config.output else [Folder(path) for path in sorted(runs.glob("*"), reverse=True)]
+        for candidate in candidates:
+            newest = checkpoint.latest(config.checkpoint.uri or f"{candidate}/checkpoints")
             if newest is not None:
-                return folder, checkpoint.load(newest)
+                return candidate, checkpoint.load(newest)
         log.info("there is nothing to resume for %s: starting afresh", config.name)
     elif resume is not None:
         saved = checkpoint.load(resume)
-        checkpoints = Path(saved.uri).parent
-        if config.output is None and checkpoints.name == "checkpoints":
-            return checkpoints.parent, saved
-        return Path(config.output) if config.output else runs / time.strftime("%Y%m%d-%H%M%S"), saved
-    folder = Path(config.output) if config.output else runs / time.strftime("%Y%m%d-%H%M%S")
+        before, _, name = saved.uri.rpartition("/")[0].rpartition("/")
+        return Folder(before) if config.output is None and name == "checkpoints" else folder, saved
     metrics = folder / "metrics.jsonl"
-    if resume is None and ((folder / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size)):
+    begun = storage.listing(f"{folder}/checkpoints") or (metrics.exists() and metrics.stat().st_size)
+    if resume is None and begun:
         raise InputError(f"{folder} already holds a run: pass --resume auto to continue it, or another output")
     return folder, None
 
 
 @contextmanager
-def _metrics_file(folder: Path, version: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def _metrics_file(folder: Folder, version: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """metrics.jsonl, one line per outer step; a resumed run forgets the lines after its checkpoint."""
     path = folder / "metrics.jsonl"
     kept = [line for line in path.read_text().splitlines() if _step(line) <= version] if path.exists() else []

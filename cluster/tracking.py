@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 from cluster.config import Tracking
+from metatrain import storage
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -111,12 +112,12 @@ class Place(NamedTuple):
         return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else "/"
 
 
-def place_of(folder: Path | None) -> Place:
+def place_of(folder: Path | str | None) -> Place:
     """The store that the run in `folder` logged to, or the one that a run started here would."""
     if folder is None:
         return Place(store(Tracking()))
     try:
-        found = json.loads((folder / "mlflow.json").read_text())
+        found = json.loads(storage.read(f"{folder}/mlflow.json"))
         place = Place(**found | {"compared": tuple(found.get("compared", ()))})
         if not all(isinstance(value, str) for value in place[:3] + place.compared):
             raise TypeError("its values are not text")

@@ -11,63 +11,38 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
-from pyarrow import fs
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from metatrain import recipe as recipes
+from metatrain import storage
 from metatrain.core import InputError, Meta
 from metatrain.recipe import Recipe
 
 MANIFEST = "manifest.json"
 
 
-def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow filesystem and path of a local path or a URI such as s3://bucket/runs."""
-    if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).absolute())
-    if urlsplit(uri).password is not None:
-        raise InputError(
-            "a storage address holds a password, which would be shown and recorded: give its keys in the environment"
-        )
-    try:
-        system, path = fs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot use {uri} as storage ({error}): give a folder or a URI such as s3://bucket/runs"
-        ) from error
-    return system, path
-
-
 def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
     """Write files and then their manifest."""
-    system, path = filesystem(uri)
     manifest = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    try:
-        system.create_dir(path, recursive=True)
-        for name, data in [*files.items(), (MANIFEST, json.dumps(manifest, indent=1).encode())]:
-            with system.open_output_stream(f"{path}/{name}.partial") as stream:
-                stream.write(data)
-            system.move(f"{path}/{name}.partial", f"{path}/{name}")
-    except OSError as error:
-        raise InputError(f"cannot write {uri} ({error}): make room or give another folder") from error
+    for name, data in [*files.items(), (MANIFEST, json.dumps(manifest, indent=1).encode())]:
+        storage.write(f"{uri}/{name}", data)
 
 
 def read_directory(uri: str) -> dict[str, bytes]:
     """The files of a complete directory; InputError where something is missing or was changed."""
-    system, path = filesystem(uri)
     if not is_complete(uri):
         raise InputError(
             f"{uri} holds no bundle or checkpoint (no {MANIFEST}): give a run's folder, or train it to its end"
         )
     try:
-        manifest = json.loads(_read(system, f"{path}/{MANIFEST}"))
-        files = {name: _read(system, f"{path}/{name}") for name in manifest}
+        manifest = json.loads(storage.read(f"{uri}/{MANIFEST}"))
+        files = {name: storage.read(f"{uri}/{name}") for name in manifest}
         changed = [n for n, data in files.items() if hashlib.sha256(data).hexdigest() != manifest[n]["sha256"]]
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{uri} is damaged ({error}): use another checkpoint") from error
     if changed:
@@ -77,8 +52,7 @@ def read_directory(uri: str) -> dict[str, bytes]:
 
 def is_complete(uri: str) -> bool:
     """Whether the directory has its manifest."""
-    system, path = filesystem(uri)
-    return bool(system.get_file_info(f"{path}/{MANIFEST}").type == fs.FileType.File)
+    return storage.is_file(f"{uri}/{MANIFEST}")
 
 
 def find(uri: str) -> str | None:
@@ -106,9 +80,3 @@ def load(uri: str) -> tuple[Recipe, Meta]:
         part, _, name = full.partition(".")
         getattr(meta, part)[name] = tensor
     return recipes.parse(Recipe, yaml.safe_load(files["recipe.yaml"]), f"{uri}/recipe.yaml"), meta
-
-
-def _read(system: fs.FileSystem, path: str) -> bytes:
-    with system.open_input_stream(path) as stream:
-        data: bytes = stream.read()
-    return data

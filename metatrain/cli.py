@@ -163,6 +163,26 @@ def check(name: str) -> None:
         print(f"  splits {scheme.name}: {counts} classes, disjoint; {twice}")
 
 
+@data.command()
+def push(
+    name: str, uri: Annotated[str, typer.Argument(help="A folder, or an address such as s3://bucket/omniglot.")]
+) -> None:
+    """Copy a data set to where the machines of a cluster can fetch it: recipes then say family.data=URI.
+
+    Example: metatrain data push glyphs /mnt/data/glyphs
+    """
+    from metatrain.core import InputError
+    from metatrain.tasks import remote
+    from metatrain.tasks.sources import open_data
+
+    if not remote.is_elsewhere(uri):
+        raise InputError(f"{uri!r} could be a data set's name: give a path with a /, or an address")
+    store = open_data(name)
+    remote.push(store, uri)
+    print(f"pushed {name} (checksum {store.checksum}) to {uri}")
+    print(f"use it with --set family.data={uri}")
+
+
 @app.command()
 def adapt(
     bundle: Annotated[str, typer.Argument(help="A run's folder or its bundle.")],

@@ -25,7 +25,9 @@ def tune(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
     ] = None,
     address: Address = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in its folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep in its folder, if it has begun.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and for how long; start no trial.")
     ] = False,
@@ -92,16 +94,16 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
         values = [text(trial.values[key]) for key in search.space]
         table.add_row(str(trial.number), *found, str(trial.steps), trial.state, *values)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    folder = _near(search.folder)
-    print("pictures:", *sorted(str(path) for path in (folder / "figures").glob("*.png")))
+    folder = _near(str(search.folder))
+    print("pictures:", *(_near(name) for name in search.folder.names("figures/*.png")))
     winner = _near(trial_folder(search, outcome.winner))
-    if (folder / "schedule.json").exists():
+    if (search.folder / "schedule.json").exists():
         print(f"how the winner's values changed: {folder}/schedule.json")
     elif outcome.winner.state == "completed":
         again = f"{folder}-again-{outcome.winner.number:02d}"
         print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output={again}")
     if outcome.place is not None:
-        place = place_of(search.folder)
+        place = place_of(str(search.folder))
         if place.uri.startswith("http"):
             print(f"side by side: {place.address()}{place.page()}")
         else:
@@ -111,9 +113,9 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
         print(score.line())
 
 
-def _near(folder: Path) -> Path:
+def _near(uri: str) -> str:
     """As seen from here."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return uri.removeprefix(f"{Path.cwd()}/")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+import yaml
 from optuna.distributions import BaseDistribution
 from pydantic import Field
 from ray import tune
@@ -22,8 +23,10 @@ from cluster.config import RunConfig
 from cluster.run import check_data, check_fit
 from cluster.worker import Layout, initial_meta
 from metatrain import recipe as recipes
+from metatrain import storage
 from metatrain.core import InputError
 from metatrain.learner import Learner
+from metatrain.storage import Folder
 
 Values = dict[str, Any]  # dotted key -> value: what a trial has of its own
 
@@ -192,14 +195,11 @@ class Search(NamedTuple):
     metric: str
     mode: Mode
     trials: int
+    folder: Folder
 
     @property
     def steps(self) -> int:
         return self.base.outer.steps
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.sweep.output or f"runs/{self.sweep.name}").absolute()
 
     def drawn(self) -> list[Values]:
         """All trials of a random search or a grid."""
@@ -215,8 +215,8 @@ class Search(NamedTuple):
         ]
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Search:
-    """Read a sweep file and the recipe that it names; InputError for whatever could not be searched."""
+def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
+    """A sweep file, and what its trials share: the recipe that it names, with what it changes of it."""
     sweep = recipes.load(Sweep, path, overrides)
     places = [path.parent / sweep.recipe, Path(sweep.recipe)]
     found = next((place for place in places if place.exists()), places[0])
@@ -225,7 +225,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
         recipes.put(tree, key, value)
     if sweep.budget.steps is not None:
         recipes.put(tree, "outer.steps", sweep.budget.steps)
-    base = recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
+    for key, _ in recipes.flatten(sweep.set):
+        if key in sweep.space:
+            raise InputError(f"{key} is in set and in space of {path}: it is either fixed or searched")
+    return sweep, recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
+
+
+def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
+    """Both as files that need no others."""
+    whole = dataclasses.replace(sweep, recipe="recipe.yaml", set={})
+    return {
+        f"{name}.yaml": yaml.safe_dump(recipes.dump(content), sort_keys=False)
+        for name, content in (("sweep", whole), ("recipe", base))
+    }
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Search:
+    """Read a sweep file and the recipe that it names; InputError for whatever could not be searched."""
+    sweep, base = read(path, overrides)
     every = base.validation.every_steps
     if not 0 < every <= base.outer.steps:
         raise InputError(
@@ -240,9 +257,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
     saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
     space = {key: _domain(key, given) for key, given in sweep.space.items()}
-    for key, _ in recipes.flatten(sweep.set):
-        if key in space:
-            raise InputError(f"{key} is in set and in space of {path}: it is either fixed or searched")
     if not space:
         raise InputError(f"{path} searches nothing: name keys in space, such as algorithm.inner_lr")
     trials = _trials(sweep, space)
@@ -252,7 +266,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
         _check_asha(sweep.scheduler, base)
     elif isinstance(sweep.scheduler, PBT):
         _check_pbt(sweep.scheduler, sweep, space, base)
-    return Search(sweep, base, space, metric, mode, trials)
+    output = sweep.output or f"runs/{sweep.name}"
+    folder = Folder(output if storage.is_remote(output) else Path(output).absolute())
+    return Search(sweep, base, space, metric, mode, trials, folder)
 
 
 def _domain(key: str, given: Any) -> Domain:

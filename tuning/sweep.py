@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import logging
 import math
 import os
 import random
-import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
@@ -33,7 +33,7 @@ from cluster import checkpoint, ray_pool, run, tracking
 from cluster.progress import Line, duration, show
 from cluster.requests import Interrupted
 from cluster.tracking import Place, Tracker
-from metatrain import bundle, figures
+from metatrain import bundle, figures, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.evaluate import Score
@@ -47,6 +47,7 @@ from tuning.trial import Shared
 log = logging.getLogger(__name__)
 
 MOST_FAILURES = 2  # of a trial, be it an error or a process that dies; with the next one it has failed
+KEEP_S = 10.0  # between copies of the journal to a storage
 MOST_COMPARED = 10  # trials that are opened side by side
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow have it all
@@ -72,6 +73,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
     def __init__(self, search: Search, journal: Journal, tracker: Tracker, line: Line, should_stop: Callable[[], bool]):
         self._search, self._journal, self._tracker, self._line = search, journal, tracker, line
         self._should_stop = should_stop
+        self._kept_s = 0.0
         self._started, self._first = time.monotonic(), journal.steps()
         self._until = self._started + 60 * (search.sweep.budget.minutes or math.inf)
 
@@ -95,6 +97,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             best = self._best()
             if best is not None:
                 self._tracker.log(self._journal.steps(), {self._search.metric: best[1].value})
+        self._keep()
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -105,9 +108,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         if number not in self._journal.trials:  # its process never came up
             self._journal.write(number, "values", trial.config["values"])
         known = self._journal.trials[number]
-        folder = trial_folder(self._search, known)
-        folder.mkdir(exist_ok=True)
-        (folder / "error.txt").write_text(told)
+        storage.write(f"{trial_folder(self._search, known)}/error.txt", told.encode())
         self._end(known, told.rpartition("\n")[2][:300])
 
     def _end(self, trial: Trial, failure: str = "") -> None:
@@ -125,7 +126,14 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._journal.write(trial.number, "ended", {"state": state, "cause": cause})
         if failure:
             log.warning("trial %d failed: %s (%s/error.txt)", trial.number, failure, trial_folder(self._search, trial))
+        self._keep(now=True)
         self._show(now=True)
+
+    def _keep(self, *, now: bool = False) -> None:
+        """The journal, where the sweep is not kept on this machine: what is lost of it, trials tell again."""
+        if now or time.monotonic() - self._kept_s >= KEEP_S:
+            self._search.folder.keep()
+            self._kept_s = time.monotonic()
 
     def _best(self) -> tuple[Trial, Report] | None:
         """The best validation so far."""
@@ -164,12 +172,13 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said here
         check_resources(search)
         known = folder / "mlflow.json"
-        run_id = tracking.place_of(folder).run_id if known.exists() else None
+        run_id = tracking.place_of(str(folder)).run_id if known.exists() else None
         tracker = tracking.start(search.base.tracking, search.sweep.name, _described(search), run_id)
         journal = _open(search)
         place = tracker.place()
         if place is not None:
             known.write_text(json.dumps(place._asdict()))
+        folder.keep()
         status = "FAILED"
         try:
             with Line(search.trials * search.steps, journal.steps()) as line:
@@ -189,13 +198,14 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
         finally:
             tracker.finish(status)
             _end_children(search, journal, place)
-            shutil.rmtree(folder / "tune", ignore_errors=True)
+            folder.keep()
+            storage.remove(f"{folder}/tune")
     return outcome
 
 
-def trial_folder(search: Search, trial: Trial) -> Path:
+def trial_folder(search: Search, trial: Trial) -> str:
     """A trial's folder, which is a run's."""
-    return search.folder / "trials" / f"{trial.number:02d}"
+    return f"{search.folder}/trials/{trial.number:02d}"
 
 
 def _check_folder(search: Search, resume: bool) -> None:
@@ -210,25 +220,28 @@ def _check_folder(search: Search, resume: bool) -> None:
         trials = Journal(folder / "journal.jsonl").trials.values()
         if (folder / "result.json").exists() and all(trial.over for trial in trials):
             raise InputError(f"the sweep in {folder} is finished: give another output")
-    elif resume:
-        raise InputError(f"there is no sweep in {folder}: leave --resume out to start one")
-    elif folder.exists() and not folder.is_dir():
+    elif storage.is_file(str(folder)):
         raise InputError(f"{folder} is a file: give the sweep a folder as output")
-    elif folder.exists() and any(folder.iterdir()):
+    elif storage.listing(str(folder)):
         raise InputError(f"{folder} is not empty and holds no sweep: give another output")
+    elif resume:
+        log.info("there is nothing to resume in %s: starting afresh", folder)
 
 
 @contextmanager
 def _alone(search: Search) -> Iterator[None]:
     """Refuse a folder that another process works in."""
-    folder = search.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f".{folder.name}.lock")
+    uri = str(search.folder)
+    if storage.is_remote(uri):  # no storage has locks: this is for two on one machine
+        path = Path(tempfile.gettempdir()) / f"metatrain-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+    else:
+        path = Path(uri).with_name(f".{Path(uri).name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"another process works on the sweep in {folder}: wait for it, or stop it") from None
+            raise InputError(f"another process works on the sweep in {uri}: wait for it, or stop it") from None
         try:
             yield
         finally:
@@ -238,11 +251,10 @@ def _alone(search: Search) -> Iterator[None]:
 def _open(search: Search) -> Journal:
     """The folder with what it starts from, and its journal."""
     folder = search.folder
-    (folder / "trials").mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "tune", ignore_errors=True)
-    whole = dataclasses.replace(search.sweep, recipe="recipe.yaml", set={})
-    for name, content in (("recipe", search.base), ("sweep", whole)):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipes.dump(content), sort_keys=False))
+    folder.make()
+    storage.remove(f"{folder}/tune")
+    for name, text in space.standalone(search.sweep, search.base).items():
+        (folder / name).write_text(text)
     return Journal(folder / "journal.jsonl")
 
 
@@ -339,7 +351,7 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
     if winner.last is None:
         causes = {trial.cause for trial in order if trial.cause} or {"nothing was reported"}
         raise InputError(f"no trial came to a validation: {sorted(causes)[0]}")
-    root = str(trial_folder(search, winner) / "checkpoints")
+    root = f"{trial_folder(search, winner)}/checkpoints"
     reported = f"{root}/step-{winner.last.step:08d}"
     newest = reported if bundle.is_complete(reported) else checkpoint.latest(root)
     if newest is None:
@@ -355,8 +367,8 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         figures.save(figure, folder / "figures" / f"{name}.png")
     if place is not None:
         found = [trial_folder(search, trial) for trial in order[:MOST_COMPARED]]
-        recorded = [path for path in found if (path / "mlflow.json").exists()]
-        place = place._replace(compared=tuple(tracking.place_of(path).run_id for path in recorded))
+        recorded = [uri for uri in found if storage.is_file(f"{uri}/mlflow.json")]
+        place = place._replace(compared=tuple(tracking.place_of(uri).run_id for uri in recorded))
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
     tracker.log(journal.steps(), run.as_metrics(scores))
     if all(trial.over for trial in order):  # MLflow keeps a parameter as it is: not before all is said
@@ -387,7 +399,7 @@ def _end_children(search: Search, journal: Journal, place: Place | None) -> None
     status = {"completed": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
     for trial in journal.trials.values():
         recorded = trial_folder(search, trial)
-        if (recorded / "mlflow.json").exists():
+        if storage.is_file(f"{recorded}/mlflow.json"):
             run_id = tracking.place_of(recorded).run_id
             if not tracking.end(search.base.tracking, run_id, status.get(trial.state, "KILLED"), trial.at_s):
                 return

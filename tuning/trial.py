@@ -26,7 +26,7 @@ from cluster import loop, tracking
 from cluster.config import RunConfig
 from cluster.requests import Requests
 from cluster.run import learn, pool_for, prepare, tracked
-from metatrain import bundle
+from metatrain import bundle, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.learner import Diverged
@@ -50,7 +50,7 @@ class Shared(NamedTuple):
     def config(self, values: Mapping[str, Any], number: int) -> RunConfig:
         """The run that a trial is: `metatrain train` repeats it."""
         tree = copy.deepcopy(self.base)
-        own = {"name": f"{self.name}-{number:02d}", "output": str(Path(self.folder) / "trials" / f"{number:02d}")}
+        own = {"name": f"{self.name}-{number:02d}", "output": f"{self.folder}/trials/{number:02d}"}
         for key, value in {**values, **own}.items():
             recipes.put(tree, key, value)
         return recipes.parse(RunConfig, tree, f"trial {number}")
@@ -58,15 +58,14 @@ class Shared(NamedTuple):
 
 def run(given: dict[str, Any], shared: Shared) -> None:
     """The trial that Tune calls by its number, with values[key] for each key that is searched."""
-    if not Path(shared.folder).is_dir():
-        raise InputError(
-            f"this node does not see {shared.folder}: give a sweep's output in a folder that all nodes see"
-        )
+    if not storage.is_remote(shared.folder) and not Path(shared.folder).is_dir():
+        raise InputError(f"this node does not see {shared.folder}: give the sweep an output that all of them see")
     number, values = int(tune.get_context().get_trial_name()), given["values"]
     if shared.parent is not None:
         os.environ["MLFLOW_TRACKING_URI"] = shared.store
     taken = tune.get_checkpoint()  # of itself, or of a better trial
-    ready = prepare(shared.config(values, number), taken.path if taken else "auto")
+    scheme, remote, _ = shared.folder.rpartition("://")
+    ready = prepare(shared.config(values, number), f"{scheme}{remote}{taken.path}" if taken else "auto")
     if shared.exploits:
         _continue_schedule(ready.notes, ready.learner.version, number, values)
     newest = Report(-1, math.nan, math.nan, values)
@@ -76,9 +75,11 @@ def run(given: dict[str, Any], shared: Shared) -> None:
         if saved is not None and not bundle.is_complete(saved):
             saved = None  # it validated there, and goes on from a newer one
         done = found.step == ready.config.outer.steps or bool(found.diverged)
-        tune.report(
-            found._asdict() | {"done": done}, checkpoint=tune.Checkpoint.from_directory(saved) if saved else None
-        )
+        kept = None
+        if saved is not None:
+            system, path = storage.filesystem(saved)
+            kept = tune.Checkpoint(path, system)
+        tune.report(found._asdict() | {"done": done}, checkpoint=kept)
 
     if not taken and ready.learner.version:  # Tune has not heard of it, or has forgotten it
         past = _past(ready.folder / "metrics.jsonl", ready.learner.version, shared.metric, values)

@@ -49,10 +49,11 @@ def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:
 class FewShot:
     """Tell `ways` classes apart from `shots` images of each.
 
-    `data` names an imported data set and `splits` one of its splits into classes (default: its first). `queries` counts
-    query images per class. Networks see an image x in 0..1 as its files show it, or 1 - x with `invert`. Runs and
-    bundles, which are used without the data set and with no other one, record its images' `shape`, [channels, height,
-    width], and its `checksum`.
+    `data` names an imported data set, or says where one lies: a path or an address such as s3://bucket/omniglot, from
+    which each machine copies it once. `splits` names one of its splits into classes (default: its first). `queries`
+    counts query images per class. Networks see an image x in 0..1 as its files show it, or 1 - x with `invert`. Runs
+    and bundles, which are used without the data set and with no other one, record its images' `shape`, [channels,
+    height, width], and its `checksum`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -75,7 +76,7 @@ class FewShot:
 
     @cached_property
     def store(self) -> ImageStore:
-        return open_data(self.data)
+        return open_data(self.data, self.checksum)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
         """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels int64, by class."""

@@ -88,12 +88,17 @@ class ImageStore:
                 f"data set {name!r} is not imported yet: run `metatrain data import {name}`, with --source where it is "
                 "your own; `metatrain data list` shows those that are there"
             )
+        return cls.read(name, folder, f"run `metatrain data import {name}` again, with --source where it is your own")
+
+    @classmethod
+    def read(cls, name: str, folder: Path, again: str) -> ImageStore:
+        """Verify and memory-map the data set in a folder; `again` says how to get it anew."""
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.get("format") != FORMAT:
-            raise InputError(f"{folder} was written by another version: {_again(name)}")
+            raise InputError(f"{folder} was written by another version: {again}")
         path = folder / "images.arrow"
         if not path.exists() or path.stat().st_size != manifest["bytes"] or _sha256(path) != manifest["sha256"]:
-            raise InputError(f"{path} is not what was imported: {_again(name)}")
+            raise InputError(f"{path} is not what was imported: {again}")
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         header = json.loads(batch.schema.metadata[b"metatrain"])
         sizes = torch.tensor(header["sizes"])
@@ -102,7 +107,7 @@ class ImageStore:
             warnings.filterwarnings("ignore", message=".*not writable.*")  # nothing writes to it
             images = torch.from_numpy(pixels).view(-1, *header["shape"])
         if len(images) != sizes.sum() or [len(images), len(sizes)] != [manifest["images"], manifest["classes"]]:
-            raise InputError(f"{path} has other counts than its manifest: {_again(name)}")
+            raise InputError(f"{path} has other counts than its manifest: {again}")
         return cls(
             name=name,
             images=images,
@@ -181,10 +186,6 @@ def checksum_of(name: str) -> str | None:
     """That of an imported data set's content, as recorded; None where there is none."""
     manifest = folder_of(name) / "manifest.json"
     return str(json.loads(manifest.read_text()).get("content")) if manifest.exists() else None
-
-
-def _again(name: str) -> str:
-    return f"run `metatrain data import {name}` again, with --source where it is your own"
 
 
 def _sha256(path: Path) -> str:

@@ -13,12 +13,19 @@ import torch
 from PIL import Image
 
 from metatrain.core import InputError, Split
-from metatrain.tasks import glyphs, pixels
+from metatrain.tasks import glyphs, pixels, remote
 from metatrain.tasks.images import ImageStore, Rotations, Scheme, folder_of
 
 
-def open_data(name: str) -> ImageStore:
-    """An imported data set; the built-in one is drawn first where it is not there yet."""
+def open_data(name: str, checksum: str | None = None) -> ImageStore:
+    """An imported data set, or the one that lies at a path or an address such as s3://bucket/omniglot.
+
+    The built-in one is drawn where it is not there yet. What lies elsewhere is copied to the cache first, unless the
+    one with this checksum is there.
+    """
+    if remote.is_elsewhere(name):
+        folder = remote.fetch(name, checksum)
+        return ImageStore.read(name, folder, f"remove {folder}, so that it is fetched again")
     if name == "glyphs" and not (folder_of(name) / "manifest.json").exists():
         import_data(name)
     return ImageStore.open(name)

@@ -1,0 +1,128 @@
+"""Data sets that lie elsewhere: each machine copies one into its cache once, and its processes memory-map the copy."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pyarrow import fs
+
+from metatrain import storage
+from metatrain.core import InputError
+from metatrain.tasks import images
+
+log = logging.getLogger(__name__)
+
+CHUNK = 8 << 20  # bytes asked for at once
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether `name` is where a data set lies, and not that of one in the cache."""
+    return "/" in name
+
+
+def fetch(uri: str, checksum: str | None = None) -> Path:
+    """The folder in the cache that has the data set at `uri`, a folder or an address such as s3://bucket/omniglot.
+
+    What is there already is taken, and needs no network where its `checksum` is given. One process of a machine copies
+    and the others wait; a copy that was interrupted goes on. InputError where what came is not what was stored.
+    """
+    name = Path(uri).name
+    if checksum is not None and _is_whole(_place(name, checksum)):
+        return _place(name, checksum)
+    stored = _stored(uri)
+    folder = _place(name, stored.content)
+    with _alone(folder):
+        if not _is_whole(folder):
+            _copy(uri, folder, stored)
+    return folder
+
+
+def push(store: images.ImageStore, uri: str) -> None:
+    """Copy a data set to `uri`: the manifest comes last, so that nobody fetches a half of it."""
+    folder = images.folder_of(store.name)
+    system, path = storage.filesystem(uri)
+    try:
+        storage.remove(f"{uri}/manifest.json")
+        system.create_dir(path, recursive=True)
+        fs.copy_files(str(folder / "images.arrow"), f"{path}/images.arrow", fs.LocalFileSystem(), system)
+    except OSError as error:
+        raise InputError(f"cannot write {uri} ({error}): check its address, its keys and its room") from error
+    storage.write(f"{uri}/manifest.json", (folder / "manifest.json").read_bytes())
+
+
+def _place(name: str, content: str) -> Path:
+    return images.cache() / f"{name}-{content}"  # by content: what changes there is another data set here
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "manifest.json").exists()
+
+
+class _Stored(NamedTuple):
+    """What a data set's manifest says of it."""
+
+    manifest: bytes
+    content: str
+    bytes: int
+    sha256: str
+
+
+def _stored(uri: str) -> _Stored:
+    try:
+        manifest = storage.read(f"{uri}/manifest.json")
+    except FileNotFoundError:
+        raise InputError(
+            f"{uri} holds no data set (no manifest.json): put one there with `metatrain data push NAME {uri}`"
+        ) from None
+    try:
+        found = json.loads(manifest)
+        stored = _Stored(manifest, found["content"], int(found["bytes"]), found["sha256"])
+        if not re.fullmatch("[0-9a-f]{16}", stored.content):  # it names a folder here
+            raise ValueError(f"content is {stored.content!r}")
+        return stored
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{uri}/manifest.json is damaged ({error}): push the data set again") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _copy(uri: str, folder: Path, stored: _Stored) -> None:
+    """The images to a partial file that is kept where this is interrupted, and whole under their name."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
+    path = partial / "images.arrow"
+    system, source = storage.filesystem(f"{uri}/images.arrow")
+    done = path.stat().st_size if path.exists() else 0
+    log.info(
+        "fetching %s (%.1f MB)%s", uri, stored.bytes / 1e6, f", of which {done / 1e6:.1f} are here" if done else ""
+    )
+    try:
+        with system.open_input_file(source) as stream, path.open("ab") as file:
+            stream.seek(min(done, stored.bytes))
+            while chunk := stream.read(CHUNK):
+                file.write(chunk)
+    except OSError as error:
+        raise InputError(f"cannot fetch {uri} ({error}): the same again goes on with what is here") from error
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != stored.sha256:
+        shutil.rmtree(partial)
+        raise InputError(f"{uri} is not what its manifest says (its checksum differs): push the data set again")
+    (partial / "manifest.json").write_bytes(stored.manifest)
+    partial.rename(folder)
