@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
@@ -87,6 +88,53 @@ def evaluate(
         raise typer.Exit(130) from None
     for score in scores[1:] + scores[:1]:
         print(score.line())
+
+
+@app.command()
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: http://HEAD:8265, HOST:PORT or auto; without, this machine.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Where results would go: whether it can be written to.")] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As for submit.")] = None,
+) -> None:
+    """Look at what a run would need: on this machine, and on every node of a cluster.
+
+    Example: metatrain doctor --address http://HEAD:8265 --output s3://bucket/runs
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cluster import doctor as look
+
+    if address is not None and address.startswith("http"):
+        from cluster import jobs
+
+        if output is not None:
+            jobs.check_output(output)
+        job = jobs.Job(
+            f"doctor-{time.strftime('%Y%m%d-%H%M%S')}",
+            ["doctor", *(["--output", output] if output else [])],
+            {},
+            [],
+            jobs.environment(address, None, env or []),
+        )
+        sys.exit(jobs.run(address, job))
+    lines = look.grouped(look.examine(address, output))
+    table = Table(title="What a run would find")
+    for name in ("where", "what", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line), style="red" if line.remedy else None)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    bad = [line for line in lines if line.remedy]
+    for line in bad:
+        print(f"{line.place}: {line.what}: {line.found}: {line.remedy}", file=sys.stderr)
+    if bad:
+        print(f"error: {len(bad)} of these must be mended, or a run would fail", file=sys.stderr)
+        raise typer.Exit(1)
+    print("nothing is wrong")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Workers
 from cluster.pool import Contribution, Failure, PoolStatus, Snapshot
+from cluster.tracking import JOB
 from cluster.worker import Layout, Plan, Worker, initial_meta
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Scores, Ticket, Update
@@ -44,6 +46,7 @@ from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
+PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 PROBE_S = 15.0  # for a cluster to say that it is there
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
@@ -53,15 +56,19 @@ INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the cal
 def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
     """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it was started here.
 
-    Workers get `code`, files and package folders to import from; those of a surrounding job have what that job ships.
+    Workers get `code`, files and package folders to import from, and on a cluster these packages, so that they compute
+    what this process would; those of a surrounding job have what that job was sent with.
     """
     if ray.is_initialized():
         yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None and address.startswith("http"):
+        raise InputError(f"{address} is a dashboard's address, which takes jobs: use `metatrain submit`")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if code:
-        quiet["runtime_env"] = {"py_modules": [str(path) for path in code]}
+    sent = [*code, *(PACKAGES if address else [])] if JOB not in os.environ else []
+    if sent:
+        quiet["runtime_env"] = {"py_modules": [str(path) for path in sent]}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -179,7 +186,7 @@ class RayPool:
         except RayActorError as error:
             return self._lost(actor, ticket, error)
         except RayTaskError as error:
-            return Failure(ticket, actor.name, "error", str(error.cause))
+            return Failure(ticket, actor.name, "error", _where(error))
         if ticket is None:
             if answer is not None:
                 return Failure(None, actor.name, "error", answer)
@@ -269,6 +276,13 @@ class RayPool:
             )
             result = Scores(steps, curves, baselines, norms)
         return Contribution(ticket, version, actor.name, spent, result)
+
+
+def _where(error: RayTaskError) -> str:
+    """What went wrong in a worker, and at which line."""
+    lines = re.findall(r'File "(.+?)", line (\d+), in (\w+)', str(error))
+    place = f" ({Path(lines[-1][0]).name} line {lines[-1][1]}, in {lines[-1][2]})" if lines else ""
+    return f"{type(error.cause).__name__}: {error.cause}{place}"
 
 
 def _probe(address: str) -> None:

@@ -30,6 +30,7 @@ DRAIN_S = 1.0  # between calls
 CLOSE_S = 60.0  # how long a finished run waits for what is still queued
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
 PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
+JOB = "METATRAIN_JOB"  # the environment variable that holds the name of the Ray job that this runs in
 PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
 
 Params = Iterable[tuple[str, Any]]  # (dotted key, value)
@@ -83,6 +84,9 @@ def start(
     """
     if tracking.uri == "none":
         return NoTracker()
+    if JOB in os.environ and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        log.warning("no MLflow server is named: metrics go to metrics.jsonl only; set MLFLOW_TRACKING_URI")
+        return NoTracker()  # a database here would end with the job's folder
     if util.find_spec("mlflow") is None:
         if tracking.uri is not None:
             raise InputError(f"tracking.uri is {tracking.uri} but mlflow is not installed: pip install mlflow")
@@ -151,8 +155,15 @@ def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> bool:
         MlflowClient(store(tracking)).set_terminated(run_id, status, int(1000 * at_s))
         return True
     except Exception as error:
-        log.warning("MLflow did not take that run %s is %s: %s", run_id, status, _reason(error, store(tracking)))
+        log.warning("MLflow did not take that run %s is %s: %s", run_id, status, reason(error, store(tracking)))
         return False
+
+
+def set_timeouts() -> None:
+    """MLflow's defaults retry for four minutes. These are read at each request."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
 class MLflowTracker:
@@ -165,10 +176,7 @@ class MLflowTracker:
     def __init__(
         self, tracking: Tracking, name: str, params: Params, run_id: str | None, tags: Mapping[str, str]
     ) -> None:
-        # MLflow's defaults retry for four minutes. These are read at each request.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        set_timeouts()
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
@@ -185,9 +193,9 @@ class MLflowTracker:
                 self._log_params(params)
             self._client.update_run(self.run_id, status="RUNNING")
         except Exception as error:  # MLflow raises what its stores and requests raise
-            reason = _reason(error, self.uri)
+            why = reason(error, self.uri)
             raise InputError(
-                f"MLflow does not answer at {shown(self.uri)} ({reason}): start it, or set tracking.uri"
+                f"MLflow does not answer at {shown(self.uri)} ({why}): start it, or set tracking.uri"
             ) from None  # which names the address with its password
         self.errors = 0
         self._every = tracking.every_steps
@@ -291,10 +299,10 @@ class MLflowTracker:
     def _count(self, error: Exception, consequence: str) -> None:
         self.errors += 1
         if self.errors == 1:
-            log.warning("MLflow failed (%s): %s", _reason(error, self.uri), consequence)
+            log.warning("MLflow failed (%s): %s", reason(error, self.uri), consequence)
 
 
-def _reason(error: Exception, uri: str) -> str:
+def reason(error: Exception, uri: str) -> str:
     """An error of MLflow's in a line, without the address's password."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     password = urlsplit(uri).password
@@ -302,7 +310,7 @@ def _reason(error: Exception, uri: str) -> str:
 
 
 def _tags() -> dict[str, str]:
-    tags = {}
+    tags = {"metatrain.job": os.environ[JOB]} if JOB in os.environ else {}
     for package in PACKAGES:
         try:
             tags[f"version.{package}"] = metadata.version(package)

@@ -13,6 +13,8 @@ from pyarrow import fs
 
 from metatrain.core import InputError
 
+WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # a file's name is all there is
+
 
 def is_remote(uri: str) -> bool:
     """Whether `uri` is an address and no path."""
@@ -73,7 +75,8 @@ def write(uri: str, data: bytes) -> None:
     system, path = filesystem(uri)
     folder, _, _ = path.rpartition("/")
     with _said(f"write {uri}", "check its address, its keys in the environment and its room, or give another place"):
-        system.create_dir(folder, recursive=True)
+        if system.type_name not in WITHOUT_FOLDERS:
+            system.create_dir(folder, recursive=True)
         whole = isinstance(system, fs.LocalFileSystem)  # elsewhere a file appears when it is closed
         with system.open_output_stream(f"{path}.partial" if whole else path) as stream:
             stream.write(data)

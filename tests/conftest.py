@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import logging
 import os
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -82,14 +85,51 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+class S3(NamedTuple):
+    """A storage on loopback, where a bucket is there from the beginning."""
+
+    environment: dict[str, str]  # of processes that use it
+    read_only: str  # its address for those that may not write
+    log: Path
+
+    def asked(self, method: str, path: str) -> list[int]:
+        """The bytes of each answer to such a request so far."""
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        return [int(size) for _, m, p, size in lines if (m, p) == (method, f"/bucket/{path}")]
+
+
+@pytest.fixture(scope="session")
+def _s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    log = tmp_path_factory.mktemp("s3") / "log"
+    port, read_only = free_port(), free_port()
+    command = [sys.executable, str(Path(__file__).parent / "s3.py"), str(port), str(read_only), str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"serving\n"
+            urlopen(Request(f"http://127.0.0.1:{port}/bucket", method="PUT")).close()
+            keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+            keys["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+            yield S3(keys, f"http://127.0.0.1:{read_only}", log)
+        finally:
+            process.kill()
+
+
 @pytest.fixture
-def mlflow_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Its address and its process."""
+def s3(_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    for name, value in _s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return _s3
+
+
+@contextmanager
+def mlflow_in(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server whose store is in a folder: its address and its process."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store(tmp_path), "--artifacts-destination", str(tmp_path / "artifacts")]
+    command += ["--backend-store-uri", store(folder), "--artifacts-destination", str(folder / "artifacts")]
     process = subprocess.Popen(
-        command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True, cwd=tmp_path
+        command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True, cwd=folder
     )
     uri = f"http://127.0.0.1:{port}"
     try:
@@ -107,6 +147,83 @@ def mlflow_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with mlflow_in(tmp_path) as served:
+        yield served
+
+
+class Nodes:
+    """A Ray head with a token and a second node, as `ray start` makes them, and all that their jobs need."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._short = Path(tempfile.mkdtemp(prefix="mt"))  # Ray's sockets are files, whose names must not be long
+        self.port, self.dashboard = free_port(), free_port()
+        self.address = f"http://127.0.0.1:{self.dashboard}"
+        here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_ADDRESS": "", "PYTHONPATH": ""}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.environment = os.environ | here | token | environment  # of who sends jobs, too
+        del self.environment["RAY_ADDRESS"], self.environment["PYTHONPATH"]
+        self.caches = [folder / "cache-head", folder / "cache-node"]
+        self._folder, self._started = folder, []
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """A node that runs until it is told to end."""
+        name = f"ray-{len(self._started)}.log"
+        with (self._folder / name).open("wb") as log:
+            command = ["ray", "start", *arguments, "--block", "--num-cpus=2", "--disable-usage-stats"]
+            # Of its own, as on a machine of its own: a node unpacks what a job ships over what is there.
+            command.append(f"--temp-dir={self._short / str(len(self._started))}")
+            process = subprocess.Popen(
+                command, env=self.environment | environment, stdout=log, stderr=log, cwd=self._folder
+            )
+        self._started.append(process)
+        until(lambda: "Ray runtime started" in (self._folder / name).read_text())
+        return process
+
+    def run(self, *command: str, **environment: str) -> Done:
+        """A command that talks to the cluster, as a process of its own."""
+        done = subprocess.run(
+            command, env=self.environment | environment, capture_output=True, text=True, check=False, timeout=280
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def submit(self, file: Path, *arguments: str, **environment: str) -> Done:
+        return self.run("metatrain", "submit", str(file), "--address", self.address, *arguments, **environment)
+
+    def end(self) -> None:
+        for process in reversed(self._started):
+            process.terminate()
+        for process in self._started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        shutil.rmtree(self._short, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def nodes(_s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """Two nodes with a cache each, that know a storage and an MLflow server."""
+    folder = tmp_path_factory.mktemp("nodes")
+    with mlflow_in(folder) as (server, _):
+        nodes = Nodes(folder, _s3.environment | {"MLFLOW_TRACKING_URI": server})
+        try:
+            head = ["--head", f"--port={nodes.port}", f"--dashboard-port={nodes.dashboard}"]
+            nodes.start(*head, METATRAIN_CACHE=str(nodes.caches[0]))
+            nodes.start(f"--address=127.0.0.1:{nodes.port}", METATRAIN_CACHE=str(nodes.caches[1]))
+            yield nodes
+        finally:
+            nodes.end()
+
+
+def until(true: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 SINUSOID: dict[str, Any] = {

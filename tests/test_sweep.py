@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SINUSOID, command, store
+from conftest import SINUSOID, command, store, until
 
 from cluster import checkpoint, run
 from cluster.config import RunConfig
@@ -116,13 +116,6 @@ def runs_of(uri: str) -> list[Any]:
 
     client = MlflowClient(uri)
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-
-
-def until(true: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture

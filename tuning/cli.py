@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 
-from cluster.cli import Address, app
+from cluster.cli import Address, Set, app
 from metatrain import cli
 
 if TYPE_CHECKING:
-    from tuning.space import Search
+    from cluster.config import RunConfig
+    from tuning.space import Search, Sweep
     from tuning.sweep import Outcome
 
 SHOWN = 10  # trials in the table
@@ -55,6 +58,55 @@ def tune(
         print(f"{stopped}; what they reported is kept: the same command with --resume goes on", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_outcome(search, outcome)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="A recipe or a sweep.")],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="A Ray cluster's dashboard, http://HEAD:8265.")
+    ],
+    set_: Set = None,
+    name: Annotated[str | None, typer.Option(help="The job's name; by default the file's with date and time.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A variable of this environment that the job gets, too.")
+    ] = None,
+    driver_cpus: Annotated[float, typer.Option(help="CPUs for the job's own process; 0: on the head node.")] = 1.0,
+    driver_gpus: Annotated[float, typer.Option(help="GPUs for it.")] = 0.0,
+    driver_memory: Annotated[float, typer.Option(help="Memory for it in GB.")] = 0.0,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show its log, and end as it ends.")] = True,
+) -> None:
+    """Run a recipe or a sweep as a job on a Ray cluster, or go on with the one in its output.
+
+    Example: metatrain submit recipes/demo.yaml --address http://HEAD:8265 --set output=s3://bucket/runs/demo
+    """
+    from cluster import jobs
+    from cluster.config import RunConfig
+    from metatrain import recipe as recipes
+
+    base: RunConfig
+    what: Sweep | RunConfig
+    if "space" in recipes.read(file):
+        from tuning import space
+
+        what, base = space.read(file, set_ or [])
+        arguments, files = ["tune", "sweep.yaml", "--resume"], space.standalone(what, base)
+    else:
+        what = base = recipes.load(RunConfig, file, set_ or [])
+        text = yaml.safe_dump(recipes.dump(base), sort_keys=False)
+        arguments, files = ["train", "recipe.yaml", "--resume", "auto"], {"recipe.yaml": text}
+    job = jobs.Job(
+        name or f"{what.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        arguments,
+        files,
+        recipes.own_code(base),
+        jobs.environment(address, base.tracking.uri, env or []),
+        jobs.check_output(what.output),
+        driver_cpus,
+        driver_gpus,
+        driver_memory,
+    )
+    sys.exit(jobs.run(address, job, follow=follow))
 
 
 def _print_plan(search: Search, address: str | None) -> None:

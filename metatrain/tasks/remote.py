@@ -52,7 +52,8 @@ def push(store: images.ImageStore, uri: str) -> None:
     system, path = storage.filesystem(uri)
     try:
         storage.remove(f"{uri}/manifest.json")
-        system.create_dir(path, recursive=True)
+        if system.type_name not in storage.WITHOUT_FOLDERS:
+            system.create_dir(path, recursive=True)
         fs.copy_files(str(folder / "images.arrow"), f"{path}/images.arrow", fs.LocalFileSystem(), system)
     except OSError as error:
         raise InputError(f"cannot write {uri} ({error}): check its address, its keys and its room") from error

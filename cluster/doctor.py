@@ -1,0 +1,224 @@
+"""What a run needs of the machines it would use, looked at on each: the driver here, and a probe on every node.
+
+Whatever is wrong is said with the place where it is, and with what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from cluster import tracking
+from cluster.config import Tracking
+from metatrain import storage
+from metatrain.core import InputError
+from metatrain.tasks.images import cache
+
+PACKAGES = ("ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "mlflow")
+LEAST_GB = 2.0  # free where data sets are kept
+PROBE_S = 120.0  # for a node to answer
+DRIVER = "driver"
+
+
+class Finding(NamedTuple):
+    """One line about one place."""
+
+    place: str
+    what: str
+    found: str
+    remedy: str = ""  # empty where all is well
+
+
+class Facts(NamedTuple):
+    """What a process sees where it runs; a reason stands where something does not work."""
+
+    versions: dict[str, str]
+    free_gb: float
+    cache: str
+    not_cached: str
+    not_stored: str
+    not_tracked: str
+    token: bool
+
+
+def look(output: str | None, server: str | None) -> Facts:
+    """Look at this machine: with the output to write to, and MLflow's address, where there are such."""
+    folder = cache()
+    return Facts(
+        {"Python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free / 1e9,
+        str(folder),
+        _writable(str(folder)),
+        _writable(output) if output else "",
+        _tracked(server) if server else "",
+        _token(),
+    )
+
+
+def examine(address: str | None, output: str | None) -> list[Finding]:
+    """This process's findings, and each node's where it has a cluster: the one at `address` or around this job."""
+    uri = tracking.store(Tracking())
+    server = uri if uri.startswith("http") else None
+    here = look(output, server)
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        return judge(DRIVER, here, here, output, server, None)
+    from cluster import ray_pool
+
+    with ray_pool.connected(address):
+        import ray
+
+        here = here._replace(token=_token())  # joining may have turned it on
+        findings = judge(DRIVER, here, here, output, server, None)
+        nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
+        for name, facts in _probe(nodes, output, server).items():
+            if isinstance(facts, Facts):
+                findings += judge(name, facts, here, output, server, nodes[name]["Resources"])
+            else:
+                findings.append(Finding(name, "probe", facts, "look at Ray's logs there, and start Ray on it anew"))
+    return findings
+
+
+def judge(
+    place: str,
+    facts: Facts,
+    driver: Facts,
+    output: str | None,
+    server: str | None,
+    resources: Mapping[str, float] | None,
+) -> list[Finding]:
+    """What facts mean: compared with the driver's, and with what a run needs."""
+    findings = []
+    differ = {name: found for name, found in facts.versions.items() if found != driver.versions[name]}
+    lacks = [name for name, found in facts.versions.items() if not found]
+    shown = ", ".join(f"{name} {found or 'missing'}" for name, found in (differ or facts.versions).items())
+    remedy = f"install {', '.join(f'{name}=={driver.versions[name]}' for name in differ)}, as the driver has" * bool(
+        differ
+    )
+    if lacks and not differ:
+        remedy = f"install {', '.join(lacks)}: pip install -c constraints.txt -e . in the checkout"
+    findings.append(Finding(place, "versions", shown, remedy))
+    if resources is not None:
+        gpus = resources.get("GPU", 0.0)
+        blind = gpus > 0 and facts.versions["torch"].endswith("+cpu")
+        remedy = "install a build of torch with CUDA, or start Ray there with --num-gpus=0" * blind
+        findings.append(Finding(place, "resources", f"{resources.get('CPU', 0.0):g} CPUs, {gpus:g} GPUs", remedy))
+    short = facts.free_gb < LEAST_GB
+    room = f"make room: at least {LEAST_GB:g} GB, or set METATRAIN_CACHE to another disk" * short
+    findings.append(Finding(place, "free disk", f"{facts.free_gb:.0f} GB at {facts.cache}", room))
+    findings.append(
+        Finding(
+            place,
+            "data cache",
+            facts.not_cached or "writable",
+            f"make {facts.cache} writable, or set METATRAIN_CACHE to a folder that is" * bool(facts.not_cached),
+        )
+    )
+    if output:
+        remedy = f"give this machine's user or keys the right to write to {output}, or give another output"
+        findings.append(Finding(place, "output", facts.not_stored or "writable", remedy * bool(facts.not_stored)))
+    mlflow = facts.not_tracked or (f"answers at {tracking.shown(server)}" if server else "no server is named")
+    findings.append(Finding(place, "MLflow", mlflow, _mlflow_remedy(facts.not_tracked, server)))
+    if resources is not None:
+        remedy = "anyone who reaches its ports can run code: start Ray with RAY_AUTH_MODE=token and a token" * (
+            not facts.token
+        )
+        findings.append(Finding(place, "token", "in use" if facts.token else "none", remedy))
+    return findings
+
+
+def grouped(findings: Sequence[Finding]) -> list[Finding]:
+    """A line for what is the same in several places, those that are wrong last."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for place, *rest in findings:
+        places.setdefault((rest[0], rest[1], rest[2]), []).append(place)
+    everywhere = {finding.place for finding in findings} - {DRIVER}
+    lines = []
+    for (what, found, remedy), where in places.items():
+        nodes = [place for place in where if place != DRIVER]
+        named = [f"all {len(nodes)} nodes"] if len(nodes) > 1 and set(nodes) == everywhere else nodes
+        lines.append(Finding(", ".join([DRIVER] * (DRIVER in where) + named), what, found, remedy))
+    return sorted(lines, key=lambda line: bool(line.remedy))
+
+
+def _probe(nodes: Mapping[str, Any], output: str | None, server: str | None) -> dict[str, Facts | str]:
+    """Each node's facts, or why it gave none."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(look)
+    asked = {}
+    for name, node in nodes.items():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[name] = probe.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(output, server)
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_S)
+    found: dict[str, Facts | str] = {}
+    for name, ref in asked.items():
+        try:
+            found[name] = ray.get(ref, timeout=0.1)
+        except GetTimeoutError:
+            found[name] = f"no answer in {PROBE_S:g} s"
+        except RayError as error:
+            found[name] = str(error).strip().rpartition("\n")[2][:200]
+    return found
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    """A node's name or address, and enough of its id to tell it from others there."""
+    return f"{node.get('NodeName') or node['NodeManagerAddress']} ({node['NodeID'][:6]})"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _writable(uri: str) -> str:
+    """Why nothing can be written there; nothing where it can."""
+    name = f"{uri}/.doctor-{uuid.uuid4().hex}"
+    try:
+        storage.write(name, b"doctor")
+        same = storage.read(name) == b"doctor"
+        storage.remove(name)
+        return "" if same else "what was written is not what is read"
+    except (InputError, OSError) as error:
+        return str(error).partition("): ")[0].partition(" (")[2] or str(error)
+
+
+def _tracked(server: str) -> str:
+    """Why MLflow does not answer here; nothing where it does."""
+    tracking.set_timeouts()
+    try:
+        from mlflow.tracking import MlflowClient
+
+        MlflowClient(server).search_experiments(max_results=1)
+        return ""
+    except Exception as error:  # MLflow raises what requests raise
+        return tracking.reason(error, server)
+
+
+def _mlflow_remedy(why: str, server: str | None) -> str:
+    if not why or not server:
+        return ""
+    parts = urlsplit(server)
+    if "Host header" in why:
+        return f"start MLflow's server with --allowed-hosts {parts.netloc.rpartition('@')[2]}"
+    if "401" in why or "Unauthorized" in why:
+        return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
+    return f"start MLflow at {tracking.shown(server)}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
+
+
+def _token() -> bool:
+    try:
+        from ray._private.authentication.authentication_utils import is_token_auth_enabled  # nothing public says it
+    except ModuleNotFoundError:
+        return False
+    return bool(is_token_auth_enabled())

@@ -1,0 +1,145 @@
+"""Outputs and data sets may lie on a storage: a run resumes from there, a machine fetches a data set once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import GLYPHS, S3, SINUSOID, command, config
+
+from cluster import checkpoint, run
+from metatrain import bundle, storage
+from metatrain.core import InputError
+from metatrain.storage import Folder
+from metatrain.tasks import remote
+from metatrain.tasks.sources import open_data
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That of another machine."""
+    monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def pushed(s3: S3) -> str:
+    """The address of a data set, whose file was not asked for yet."""
+    remote.push(open_data("glyphs"), "s3://bucket/data/glyphs")
+    s3.log.write_text("")
+    return "s3://bucket/data/glyphs"
+
+
+def test_a_run_whose_output_is_a_storage_goes_on_from_there(s3: S3, tmp_path: Path) -> None:
+    where = "s3://bucket/runs/sinusoid"
+    settings = config(SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=str(tmp_path / "here"))
+    _, expected = run.train(settings)
+    run.train(config(SINUSOID, outer__steps=3, checkpoint__every_steps=2, output=where))
+    with pytest.raises(InputError, match="s3://bucket/runs/sinusoid already holds a run: pass --resume auto"):
+        run.train(config(SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=where))
+    folder, scores = run.train(config(SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=where), resume="auto")
+    assert scores == expected
+    assert run.evaluate(where, ["workers.max=0"]) == expected
+    assert [info.base_name for info in storage.listing(f"{where}/checkpoints")] == ["step-00000004", "step-00000006"]
+    steps = [json.loads(line)["step"] for line in storage.read(f"{where}/metrics.jsonl").decode().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert json.loads(storage.read(f"{where}/result.json"))["scores"][0]["mean"] == expected[0].mean
+    assert folder.names("figures/*.png") == [
+        f"{where}/figures/{name}.png" for name in ("adaptation_curve", "example", "learning_curve")
+    ]
+    assert all(storage.is_file(name) for name in folder.names("figures/*.png"))
+    assert bundle.find(where) == f"{where}/bundle"
+    again, _ = run.train(config(SINUSOID, outer__steps=8), resume=where)  # where it came from is its output
+    assert (str(again), checkpoint.load(where).scalars["version"]) == (where, 8)
+
+
+def test_a_storage_that_cannot_be_written_to_is_one_sentence(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.read_only)
+    with pytest.raises(InputError, match=r"cannot write s3://bucket/x/\S+ \(.*ACCESS_DENIED.*\): check its address"):
+        run.train(config(SINUSOID, outer__steps=1, output="s3://bucket/x"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.environment["AWS_ENDPOINT_URL"])
+    with pytest.raises(InputError, match="cannot write s3://no-bucket/x/"):
+        run.train(config(SINUSOID, outer__steps=1, output="s3://no-bucket/x"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("s3://me:secret@bucket/x", "a storage address holds a password"),
+        ("s3://bucket/x?region=a", r"has options behind a '\?'.*give them in the environment"),
+        ("nonsense://x", "cannot use nonsense://x as storage"),
+    ],
+)
+def test_an_address_is_an_address(uri: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence) as refused:
+        storage.filesystem(uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_local_folder_is_its_own_copy(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run")
+    folder.make()
+    (folder / "x").write_text("1")
+    folder.keep()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["x"]
+
+
+def test_a_data_set_is_fetched_once_and_known_by_its_checksum(s3: S3, pushed: str, own_cache: Path) -> None:
+    settings = config(GLYPHS, family__data=pushed, outer__steps=1, evaluation__tasks=2)
+    ready = run.prepare(settings)
+    (size,) = {path.stat().st_size for path in own_cache.glob("glyphs-*/images.arrow")}
+    assert sum(s3.asked("GET", "data/glyphs/images.arrow")) == size
+    before = len(s3.log.read_text())
+    assert open_data(pushed, ready.config.family.checksum).checksum == ready.config.family.checksum
+    assert len(s3.log.read_text()) == before  # nothing was asked: a worker that comes back needs no network
+
+
+def test_processes_of_a_machine_fetch_one_copy(s3: S3, pushed: str, own_cache: Path) -> None:
+    code = f"from metatrain.tasks.sources import open_data; print(open_data({pushed!r}).checksum)"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = {process.communicate()[0] for process in started}
+    assert said == {f"{open_data('glyphs').checksum}\n"}
+    (size,) = {path.stat().st_size for path in own_cache.glob("glyphs-*/images.arrow")}
+    assert sum(s3.asked("GET", "data/glyphs/images.arrow")) == size
+
+
+def test_a_copy_that_broke_off_goes_on(s3: S3, pushed: str, own_cache: Path) -> None:
+    whole = remote.fetch(pushed)
+    data = (whole / "images.arrow").read_bytes()
+    shutil.rmtree(whole)
+    partial = own_cache / f".{whole.name}.partial"
+    partial.mkdir()
+    (partial / "images.arrow").write_bytes(data[: len(data) // 2])
+    s3.log.write_text("")
+    assert (remote.fetch(pushed) / "images.arrow").read_bytes() == data
+    assert sum(s3.asked("GET", "data/glyphs/images.arrow")) == len(data) - len(data) // 2
+    assert not partial.exists()
+
+
+def test_what_is_not_what_was_pushed_is_refused_and_not_kept(s3: S3, pushed: str, own_cache: Path) -> None:
+    data = storage.read(f"{pushed}/images.arrow")
+    storage.write(f"{pushed}/images.arrow", data[:-1] + bytes([data[-1] ^ 1]))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"its checksum differs.*push the data set again"):
+            remote.fetch(pushed)
+    assert not [path for path in own_cache.glob("*") if not path.name.endswith(".lock")]
+    manifest = json.loads(storage.read(f"{pushed}/manifest.json"))
+    storage.write(f"{pushed}/manifest.json", json.dumps(manifest | {"content": "../../elsewhere"}).encode())
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        remote.fetch(pushed)
+    with pytest.raises(
+        InputError, match=r"s3://bucket/none holds no data set .*: put one there with `metatrain data push"
+    ):
+        remote.fetch("s3://bucket/none")
+
+
+def test_the_commands_for_data_elsewhere(tmp_path: Path) -> None:
+    where = tmp_path / "shared" / "drawn"
+    done = command("data", "push", "glyphs", str(where))
+    assert done.stdout.splitlines()[-1] == f"use it with --set family.data={where}"
+    assert command("data", "check", str(where)).returncode == 0
+    assert "could be a data set's name: give a path with a /" in command("data", "push", "glyphs", "drawn").stderr
