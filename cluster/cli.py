@@ -93,7 +93,11 @@ def evaluate(
 @app.command()
 def doctor(
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster: http://HEAD:8265, HOST:PORT or auto; without, this machine.")
+        str | None,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="A Ray cluster: http://HEAD:8265, HOST:PORT or auto; without, this machine.",
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Where results would go: whether it can be written to.")] = None,
     env: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As for submit.")] = None,
@@ -115,7 +119,7 @@ def doctor(
             jobs.check_output(output)
         job = jobs.Job(
             f"doctor-{time.strftime('%Y%m%d-%H%M%S')}",
-            ["doctor", *(["--output", output] if output else [])],
+            ["doctor", "--address", "auto", *(["--output", output] if output else [])],
             {},
             [],
             jobs.environment(address, None, env or []),

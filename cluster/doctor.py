@@ -5,7 +5,6 @@ Whatever is wrong is said with the place where it is, and with what to do about 
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import uuid
@@ -62,11 +61,11 @@ def look(output: str | None, server: str | None) -> Facts:
 
 
 def examine(address: str | None, output: str | None) -> list[Finding]:
-    """This process's findings, and each node's where it has a cluster: the one at `address` or around this job."""
+    """This process's findings, and those of each node of the cluster at `address`."""
     uri = tracking.store(Tracking())
     server = uri if uri.startswith("http") else None
     here = look(output, server)
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    if address is None:
         return judge(DRIVER, here, here, output, server, None)
     from cluster import ray_pool
 
@@ -195,7 +194,7 @@ def _writable(uri: str) -> str:
 
 def _tracked(server: str) -> str:
     """Why MLflow does not answer here; nothing where it does."""
-    tracking.set_timeouts()
+    tracking.be_brief()
     try:
         from mlflow.tracking import MlflowClient
 

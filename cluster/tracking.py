@@ -159,8 +159,9 @@ def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> bool:
         return False
 
 
-def set_timeouts() -> None:
-    """MLflow's defaults retry for four minutes. These are read at each request."""
+def be_brief() -> None:
+    """MLflow's defaults retry for four minutes, and tell of each. These are read at each request."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -176,7 +177,7 @@ class MLflowTracker:
     def __init__(
         self, tracking: Tracking, name: str, params: Params, run_id: str | None, tags: Mapping[str, str]
     ) -> None:
-        set_timeouts()
+        be_brief()
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
@@ -305,6 +306,8 @@ class MLflowTracker:
 def reason(error: Exception, uri: str) -> str:
     """An error of MLflow's in a line, without the address's password."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    refused = re.search(r"\[Errno -?\d+\] ([^'\")]+)", first)  # at the end of what its requests say
+    first = refused.group(1) if refused else first
     password = urlsplit(uri).password
     return (first.replace(password, "***") if password else first)[:200]
 

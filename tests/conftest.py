@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
+import yaml
 
 from cluster.config import RunConfig
 from metatrain import cli
@@ -155,8 +156,11 @@ def mlflow_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]
         yield served
 
 
+COMPOSE = yaml.safe_load((Path(__file__).parent.parent / "infra" / "compose.yaml").read_text())
+
+
 class Nodes:
-    """A Ray head with a token and a second node, as `ray start` makes them, and all that their jobs need."""
+    """A Ray head with a token and other nodes, by the commands of infra/compose.yaml, and all that their jobs need."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._short = Path(tempfile.mkdtemp(prefix="mt"))  # Ray's sockets are files, whose names must not be long
@@ -169,13 +173,19 @@ class Nodes:
         self.caches = [folder / "cache-head", folder / "cache-node"]
         self._folder, self._started = folder, []
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        """A node that runs until it is told to end."""
+    def temporary(self) -> Path:
+        """Of a node's own, as on a machine of its own: a node unpacks what a job ships over what is there."""
+        return Path(tempfile.mkdtemp(dir=self._short))
+
+    def start(self, service: str, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+        """A node as compose starts it, that runs until it is told to end."""
         name = f"ray-{len(self._started)}.log"
+        ports = {"head:6379": f"127.0.0.1:{self.port}", "=6379": f"={self.port}", "=8265": f"={self.dashboard}"}
+        command = list(COMPOSE["services"][service]["command"])
+        for before, now in ports.items():
+            command = [part.replace(before, now) for part in command]
+        command += [*options, f"--temp-dir={self.temporary()}"]
         with (self._folder / name).open("wb") as log:
-            command = ["ray", "start", *arguments, "--block", "--num-cpus=2", "--disable-usage-stats"]
-            # Of its own, as on a machine of its own: a node unpacks what a job ships over what is there.
-            command.append(f"--temp-dir={self._short / str(len(self._started))}")
             process = subprocess.Popen(
                 command, env=self.environment | environment, stdout=log, stderr=log, cwd=self._folder
             )
@@ -211,9 +221,8 @@ def nodes(_s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with mlflow_in(folder) as (server, _):
         nodes = Nodes(folder, _s3.environment | {"MLFLOW_TRACKING_URI": server})
         try:
-            head = ["--head", f"--port={nodes.port}", f"--dashboard-port={nodes.dashboard}"]
-            nodes.start(*head, METATRAIN_CACHE=str(nodes.caches[0]))
-            nodes.start(f"--address=127.0.0.1:{nodes.port}", METATRAIN_CACHE=str(nodes.caches[1]))
+            nodes.start("head", METATRAIN_CACHE=str(nodes.caches[0]))
+            nodes.start("worker", METATRAIN_CACHE=str(nodes.caches[1]))
             yield nodes
         finally:
             nodes.end()

@@ -63,8 +63,8 @@ class Home:
             self.environment.pop(name, None)
         self.head: subprocess.Popen[bytes] | None = None
 
-    def run(self, command: str) -> str:
-        options = {"shell": True, "executable": "/bin/bash", "cwd": self.folder, "env": self.environment}
+    def run(self, command: str, environment: dict[str, str] | None = None) -> str:
+        options = {"shell": True, "executable": "/bin/bash", "cwd": self.folder, "env": environment or self.environment}
         done = subprocess.run(command, **options, capture_output=True, text=True, check=False, timeout=280)
         assert done.returncode == 0, done.stderr
         found: str = done.stdout

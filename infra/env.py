@@ -1,0 +1,25 @@
+"""Makes infra/.env: the secrets of compose.yaml, and what a shell here needs to use it. `python infra/env.py`"""
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+PATH = Path(__file__).parent / ".env"
+VALUES = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_API_SERVER_ADDRESS": "http://localhost:8265",
+    "AWS_ENDPOINT_URL": "http://localhost:9000",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "metatrain",
+    "AWS_SECRET_ACCESS_KEY": secrets.token_hex(32),
+    "POSTGRES_PASSWORD": secrets.token_hex(32),
+    "PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}",  # Ray wants the same on both sides
+}
+
+if PATH.exists():
+    sys.exit(f"error: {PATH} is there already, and its secrets are in use: remove it to have new ones")
+with os.fdopen(os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # for this user's eyes only
+    file.writelines(f"{name}={value}\n" for name, value in VALUES.items())
+print(f"written: {PATH}")

@@ -1,0 +1,120 @@
+"""What a run would find on two real nodes: green where all is well; else red, with the node and what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import S3, Nodes, command, free_port, mlflow_in, until
+
+from cluster import doctor
+from cluster.doctor import Facts, Finding
+
+HERE = Facts({"Python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, 50.0, "/cache", "", "", "", True)
+
+
+@pytest.mark.ray
+def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_path: Path) -> None:
+    well = nodes.run("metatrain", "doctor", "--address", nodes.address, "--output", "s3://bucket/runs")
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert "nothing is wrong" in well.stdout.splitlines()
+    assert re.search(r"driver, all 2 nodes +│ output +│ writable", well.stdout)
+    assert re.search(r"all 2 nodes +│ token +│ in use", well.stdout)
+    assert re.search(r"all 2 nodes +│ resources +│ 2 CPUs, 0 GPUs", well.stdout)
+
+    other_torch = tmp_path / "other" / "torch-9.9.dist-info"
+    other_torch.mkdir(parents=True)
+    (other_torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
+    with mlflow_in(tmp_path) as (server, process):
+        third = nodes.start(
+            "worker",
+            "--node-name=third",
+            AWS_ENDPOINT_URL=s3.read_only,
+            METATRAIN_CACHE="/proc/cache",
+            PYTHONPATH=str(tmp_path / "other"),
+        )
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        ill = nodes.run(
+            *("metatrain", "doctor", "--address", f"127.0.0.1:{nodes.port}", "--output", "s3://bucket/runs"),
+            MLFLOW_TRACKING_URI=server,
+        )
+    finally:
+        third.terminate()
+        third.wait()
+    assert ill.returncode == 1
+    assert "nothing is wrong" not in ill.stdout
+    *bad, last = ill.stderr.splitlines()
+    assert last == f"error: {len(bad)} of these must be mended, or a run would fail"
+    address = f"{server}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
+    for sentence in (
+        r"third \(\w{6}\): versions: torch 9\.9: install torch==\S+, as the driver has",
+        r"third \(\w{6}\): output: .*ACCESS_DENIED.*: give this machine's user or keys the right to write to "
+        "s3://bucket/runs, or give another output",
+        r"third \(\w{6}\): data cache: .*: make /proc/cache writable, or set METATRAIN_CACHE to a folder that is",
+        rf"driver, all 3 nodes: MLflow: Connection refused: start MLflow at {address}",
+        r"third \(\w{6}\): free disk: 0 GB at /proc/cache: make room: at least 2 GB, .*",
+    ):
+        assert any(re.fullmatch(sentence, line) for line in bad), ill.stderr
+    assert len(bad) == 5
+    until(
+        lambda: (
+            "third"
+            not in nodes.run("ray", "list", "nodes", "--address", nodes.address, "--filter", "state=ALIVE").stdout
+        )
+    )
+
+
+def test_without_a_cluster_it_looks_at_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = command("doctor", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "nothing is wrong" in done.stdout
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    done = command("doctor")
+    assert done.returncode == 1
+    assert re.search(
+        r"^driver: MLflow: Connection refused: start MLflow at http://127.0.0.1:\d+, or set", done.stderr, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "resources", "what", "remedy"),
+    [
+        (
+            HERE._replace(free_gb=0.5),
+            {},
+            "free disk",
+            "make room: at least 2 GB, or set METATRAIN_CACHE to another disk",
+        ),
+        (HERE._replace(token=False), {}, "token", "start Ray with RAY_AUTH_MODE=token and a token"),
+        (
+            HERE._replace(versions=HERE.versions | {"torch": ""}),
+            {},
+            "versions",
+            "install torch==2.15.0, as the driver has",
+        ),
+        (HERE._replace(versions=HERE.versions | {"torch": "2.15.0+cpu"}), {"GPU": 2.0}, "resources", "with CUDA"),
+        (HERE._replace(not_tracked="Invalid Host header"), {}, "MLflow", "with --allowed-hosts mlflow:5000"),
+        (HERE._replace(not_tracked="error code 401"), {}, "MLflow", "set MLFLOW_TRACKING_USERNAME and"),
+    ],
+)
+def test_each_finding_says_what_to_do(facts: Facts, resources: dict[str, float], what: str, remedy: str) -> None:
+    findings = doctor.judge("node", facts, HERE, "s3://bucket", "http://me:word@mlflow:5000", resources)
+    (found,) = [finding for finding in findings if finding.what == what]
+    assert remedy in found.remedy
+    assert "word" not in str(findings)
+
+
+def test_nodes_that_are_alike_share_a_line() -> None:
+    findings = [Finding(place, "disk", "50 GB") for place in ("driver", "a", "b")]
+    findings += [Finding("a", "cache", "writable"), Finding("b", "cache", "full", "make room")]
+    assert doctor.grouped(findings) == [
+        Finding("driver, all 2 nodes", "disk", "50 GB"),
+        Finding("a", "cache", "writable"),
+        Finding("b", "cache", "full", "make room"),
+    ]
