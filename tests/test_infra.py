@@ -147,8 +147,6 @@ class Machines(Home):
 
     def __init__(self, folder: Path, nodes: Nodes) -> None:
         super().__init__(folder)
-        (folder / "infra").mkdir()
-        shutil.copy(INFRA / "env.py", folder / "infra")
         self.nodes, self.started = nodes, []
         self.ports = {name: free_port() for name in ("6379", "8265", "5000")}
         self.environment |= {"HOME": str(folder / "home"), "RAY_DISABLE_IMPORT_WARNING": "1"}
