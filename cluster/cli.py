@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
@@ -116,13 +115,13 @@ def doctor(
         from cluster import jobs
 
         if output is not None:
-            jobs.check_output(output)
+            jobs.check_place("output", output)
         job = jobs.Job(
-            f"doctor-{time.strftime('%Y%m%d-%H%M%S')}",
+            jobs.dated("doctor"),
             ["doctor", "--address", "auto", *(["--output", output] if output else [])],
             {},
             [],
-            jobs.environment(address, None, env or []),
+            jobs.environment(address, env or []),
         )
         sys.exit(jobs.run(address, job))
     lines = look.grouped(look.examine(address, output))
@@ -136,7 +135,7 @@ def doctor(
     for line in bad:
         print(f"{line.place}: {line.what}: {line.found}: {line.remedy}", file=sys.stderr)
     if bad:
-        print(f"error: {len(bad)} of these must be mended, or a run would fail", file=sys.stderr)
+        print(f"error: {len(bad)} of these are to be mended", file=sys.stderr)
         raise typer.Exit(1)
     print("nothing is wrong")
 

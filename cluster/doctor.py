@@ -93,12 +93,11 @@ def judge(
 ) -> list[Finding]:
     """What facts mean: compared with the driver's, and with what a run needs."""
     findings = []
-    differ = {name: found for name, found in facts.versions.items() if found != driver.versions[name]}
+    there, here = ({name: found.split("+")[0] for name, found in of.versions.items()} for of in (facts, driver))
+    differ = {name: facts.versions[name] for name in there if there[name] != here[name]}  # whatever the build
     lacks = [name for name, found in facts.versions.items() if not found]
     shown = ", ".join(f"{name} {found or 'missing'}" for name, found in (differ or facts.versions).items())
-    remedy = f"install {', '.join(f'{name}=={driver.versions[name]}' for name in differ)}, as the driver has" * bool(
-        differ
-    )
+    remedy = f"install {', '.join(f'{name}=={here[name]}' for name in differ)}, as the driver has" * bool(differ)
     if lacks and not differ:
         remedy = f"install {', '.join(lacks)}: pip install -c constraints.txt -e . in the checkout"
     findings.append(Finding(place, "versions", shown, remedy))

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -32,7 +33,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.ray_pool import PACKAGES
+from cluster.ray_pool import JOB_CPUS, JOB_GPUS, PACKAGES
 from cluster.tracking import JOB
 from metatrain import storage
 from metatrain.core import InputError
@@ -40,10 +41,12 @@ from metatrain.core import InputError
 MOST_BYTES = 1 << 20  # of all that is sent
 ANSWER_S = 15.0  # for a dashboard to answer
 GONE_S = 60.0  # without an answer, and a job is followed no longer
+ENDED_S = 5.0  # of trying to read the log of one that has ended
 PENDING_S = 5.0  # before it is said what a job waits for
 POLL_S = 0.5
 STOP_S = 60  # for a job that is told to stop to save: Ray's default is 3
 KEPT_LINES = 50  # of a job's log, to say why it failed
+COMMANDS = {"follow:": "logs --follow", "status:": "status", "stop:  ": "stop"}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -64,17 +67,19 @@ class Job(NamedTuple):
 def run(address: str, job: Job, *, follow: bool = True) -> int:
     """Send a job, and follow it unless told otherwise; its exit code. Ctrl-C ends the following and not the job."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = dict(os.environ)
     client = connect(address)
+    again = commands(address.rstrip("/"), job.name, before)
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.WARNING)  # its uploads are nobody's concern
     submit(client, job)
-    print(f"submitted {job.name}", commands(address, job.name), sep="\n", flush=True)
+    print(f"submitted {job.name}", again, sep="\n", flush=True)
     if not follow:
         return 0
     try:
         return listen(client, job.name)
     except KeyboardInterrupt:
-        print(f"\nthe job goes on\n{commands(address, job.name)}", flush=True)
+        print(f"\nthe job goes on\n{again}", flush=True)
         return 130
 
 
@@ -83,6 +88,7 @@ def connect(address: str) -> JobSubmissionClient:
     address = address.rstrip("/")
     if not address.startswith(("http://", "https://")):
         raise InputError(f"--address {address} is no dashboard's: give one such as http://HEAD:8265")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # or another one there would be taken instead
     if _asks_for_token(address):
         os.environ["RAY_AUTH_MODE"] = "token"  # or Ray would not look for one
     try:
@@ -108,6 +114,8 @@ def connect(address: str) -> JobSubmissionClient:
 
 def submit(client: JobSubmissionClient, job: Job) -> None:
     """Send a job; InputError where its name is taken, another one writes to its output, or it is too large."""
+    if not re.fullmatch(r"[\w.-]+", job.name):
+        raise InputError(f"--name {job.name!r} cannot name a job: use letters, digits, '_', '-' and '.'")
     for other in client.list_jobs():
         if other.submission_id == job.name:
             ended = other.status.is_terminal()
@@ -135,27 +143,28 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
 
 def listen(client: JobSubmissionClient, name: str) -> int:
     """Print a job's log until it ends, and say how; its exit code. InputError where the cluster is gone."""
-    said = _Said()
-    heard_s, pending_s, waits = time.monotonic(), time.monotonic(), ""
+    said, sent_s, waits = _Said(), time.monotonic(), ""
+    failing_s: float | None = None  # since when
     while True:
+        ended = False
         try:
             info = client.get_job_info(name)
-            heard_s = time.monotonic()
-            if info.status == JobStatus.PENDING:
-                if info.message != waits and time.monotonic() - pending_s > PENDING_S:
-                    waits = info.message
-                    print(f"waiting: {waits}", flush=True)
-            elif info.status.is_terminal() and said.whole:
-                break
-            else:
-                said.whole = False
+            ended = info.status.is_terminal()
+            if info.status != JobStatus.PENDING:
                 asyncio.run(_listen(client, name, said))
+            elif info.message != waits and time.monotonic() - sent_s > PENDING_S:
+                waits = info.message
+                print(f"waiting: {waits}", flush=True)
+            failing_s = None
+            if ended:
+                break
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            if time.monotonic() - heard_s > GONE_S:
-                raise InputError(
-                    f"the cluster has not answered for {GONE_S:g} s ({_last_line(str(error))}): "
-                    f"the job {name} may go on"
-                ) from error
+            failing_s = failing_s or time.monotonic()
+            if ended and time.monotonic() - failing_s > ENDED_S:
+                break  # it never started, or its node is gone, so that there is no log
+            if time.monotonic() - failing_s > GONE_S:
+                why = _last_line(str(error))
+                raise InputError(f"no answer for {GONE_S:g} s ({why}): the job {name} may go on") from error
         time.sleep(POLL_S)
     if info.status == JobStatus.SUCCEEDED:
         return 0
@@ -167,36 +176,47 @@ def listen(client: JobSubmissionClient, name: str) -> int:
     return info.driver_exit_code or 1
 
 
-def commands(address: str, name: str) -> str:
-    """How to go on with a job by Ray's own commands."""
-    ends = f"{shlex.quote(name)} --address {shlex.quote(address.rstrip('/'))}"
-    return f"follow: ray job logs --follow {ends}\nstatus: ray job status {ends}\nstop:   ray job stop {ends}"
+def commands(address: str, name: str, shell: Mapping[str, str]) -> str:
+    """How to go on with a job by Ray's own commands, in a shell with these variables."""
+    needed = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "")}
+    if {shell.get(variable, address) for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")} != {address}:
+        needed["RAY_API_SERVER_ADDRESS"] = address  # which wins over --address
+    sets = "".join(f"{key}={shlex.quote(value)} " for key, value in needed.items() if value != shell.get(key, ""))
+    ends = f"{shlex.quote(name)} --address {shlex.quote(address)}"
+    return "\n".join(f"{what} {sets}ray job {how} {ends}" for what, how in COMMANDS.items())
 
 
-def check_output(output: str | None) -> str:
-    """Refuse results in a folder that ends with the job."""
-    if output is None or not (storage.is_remote(output) or Path(output).is_absolute()):
+def dated(name: str) -> str:
+    """A job's name that was not used before."""
+    return re.sub(r"[^\w.-]+", "-", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def check_place(key: str, place: str | None) -> str:
+    """Refuse what would lie in a job's own folder, which ends with the job."""
+    if place is None or not (storage.is_remote(place) or Path(place).is_absolute()):
         raise InputError(
-            f"output is {output or 'not given'}, and a job's own folder ends with it: give one that outlives it, such "
-            "as --set output=s3://bucket/runs/first or a folder that all nodes see"
+            f"{key} is {place or 'not given'}, and a job's own folder ends with it: give a place that outlives it, "
+            f"such as --set {key}=s3://bucket/first or the path of a folder that all nodes see"
         )
-    if storage.is_remote(output):
-        storage.check_address(output)
-    return output.rstrip("/")
+    if storage.is_remote(place):
+        storage.check_address(place)
+    return place.rstrip("/")
 
 
-def environment(address: str, tracking_uri: str | None, names: Sequence[str]) -> dict[str, str]:
+def environment(address: str, names: Sequence[str]) -> dict[str, str]:
     """What a job gets of this environment: MLflow's address, where it is a server's, and the variables in `names`."""
     found = {}
     for name in names:
         if name not in os.environ:
             raise InputError(f"--env {name} names a variable that is not set here: set it, or leave it out")
         found[name] = os.environ[name]
-    server = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
     parts = urlsplit(server)
     if parts.scheme not in ("http", "https"):
         return found
-    if parts.password is not None and "MLFLOW_TRACKING_URI" not in names:
+    if "MLFLOW_TRACKING_URI" in names:
+        return found
+    if parts.password is not None:
         raise InputError(
             "MLFLOW_TRACKING_URI holds a password, which a cluster shows to all who see its jobs: set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on its nodes, or pass it all the same with --env"
@@ -209,12 +229,15 @@ def environment(address: str, tracking_uri: str | None, names: Sequence[str]) ->
 
 
 def _environment(job: Job) -> dict[str, str]:
-    return {JOB: job.name, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **job.environment}
+    own = {JOB: job.name, JOB_CPUS: str(job.cpus), JOB_GPUS: str(job.gpus)}
+    return own | {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **job.environment}
 
 
 def _pack(job: Job, folder: Path) -> None:
     """All that is sent, as it will lie in the job's working directory."""
     for path in [*PACKAGES, *job.code]:
+        if (folder / path.name).exists():
+            raise InputError(f"{path} has the name of a package that every job gets: rename it")
         if path.is_dir():
             shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         else:
@@ -236,7 +259,6 @@ class _Said:
     def __init__(self) -> None:
         self.length = 0  # characters that were printed
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)  # the last ones
-        self.whole = False  # whether the log was read to its end
 
 
 async def _listen(client: JobSubmissionClient, name: str, said: _Said) -> None:
@@ -248,7 +270,6 @@ async def _listen(client: JobSubmissionClient, name: str, said: _Said) -> None:
         print(new, end="", flush=True)
         said.length += len(new)
         said.lines.extend(line for line in new.splitlines() if line)
-    said.whole = True
 
 
 def _asks_for_token(address: str) -> bool:

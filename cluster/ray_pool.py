@@ -47,6 +47,7 @@ from metatrain.recipe import Recipe
 log = logging.getLogger(__name__)
 
 PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
+JOB_CPUS, JOB_GPUS = "METATRAIN_JOB_CPUS", "METATRAIN_JOB_GPUS"  # environment variables: what a job's driver holds
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 PROBE_S = 15.0  # for a cluster to say that it is there
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call

@@ -15,7 +15,7 @@ VALUES = {
     "AWS_ACCESS_KEY_ID": "metatrain",
     "AWS_SECRET_ACCESS_KEY": secrets.token_hex(32),
     "POSTGRES_PASSWORD": secrets.token_hex(32),
-    "PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}",  # Ray wants the same on both sides
+    "IMAGE_PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}",  # Ray wants the same on both sides
 }
 
 if PATH.exists():

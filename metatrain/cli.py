@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metatrain.inference import Predictions
     from metatrain.tasks.images import ImageStore
 
+OPTIONAL = ("ray", "optuna")  # what a machine without a cluster may lack
 WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
 Statistics = Literal["transductive", "support", "support+1", "running"]
 
@@ -52,6 +53,11 @@ def main(app: typer.Typer) -> None:
         if not isinstance(error, InputError):
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        print(f"error: {error.name} is not installed: pip install 'ray[default,tune,train]' optuna", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, a folder that cannot be written
         logging.getLogger(__name__).debug("the operating system refused", exc_info=True)

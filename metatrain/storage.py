@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from metatrain.core import InputError
 
+PATIENCE_S = 30  # with a storage that does not answer
 WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # a file's name is all there is
 
 
@@ -26,8 +27,9 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     if not is_remote(uri):
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     check_address(uri)
+    patience = f"?retry_limit_seconds={PATIENCE_S}" if uri.startswith(("gs://", "gcs://")) else ""  # or a quarter hour
     with _said(f"use {uri} as storage", "give a folder or an address such as s3://bucket/runs"):
-        system, path = fs.FileSystem.from_uri(uri)
+        system, path = fs.FileSystem.from_uri(f"{uri}{patience}")
     return system, path
 
 
@@ -131,12 +133,15 @@ class Folder:
         """Copy what is new or has changed to where it can be found when this machine is gone."""
         if not is_remote(self.uri):
             return
-        files = [path for path in self._here.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: path.name == "manifest.json"):  # which says that the rest is there
-            state = path.stat()
-            if self._kept.get(path) != (state.st_mtime_ns, state.st_size):
-                write(f"{self.uri}/{path.relative_to(self._here)}", path.read_bytes())
-                self._kept[path] = (state.st_mtime_ns, state.st_size)
+        states = {path: path.stat() for path in self._here.rglob("*") if path.is_file()}
+        now = {path: (state.st_mtime_ns, state.st_size) for path, state in states.items()}
+        changed = [path for path in now if self._kept.get(path) != now[path]]
+        manifests = [path for path in changed if path.name == "manifest.json"]  # which say that the rest is there
+        for path in manifests:
+            remove(f"{self.uri}/{path.relative_to(self._here)}")
+        for path in [*(path for path in changed if path not in manifests), *manifests]:
+            write(f"{self.uri}/{path.relative_to(self._here)}", path.read_bytes())
+            self._kept[path] = now[path]
 
     def names(self, pattern: str) -> list[str]:
         """The files that match, by what people find them."""

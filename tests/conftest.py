@@ -184,7 +184,8 @@ class Nodes:
         command = list(COMPOSE["services"][service]["command"])
         for before, now in ports.items():
             command = [part.replace(before, now) for part in command]
-        command += [*options, f"--temp-dir={self.temporary()}"]
+        alone = f"--dashboard-agent-listen-port={free_port()}"  # there are other nodes on this machine
+        command += [*options, alone, f"--temp-dir={self.temporary()}"]
         with (self._folder / name).open("wb") as log:
             process = subprocess.Popen(
                 command, env=self.environment | environment, stdout=log, stderr=log, cwd=self._folder

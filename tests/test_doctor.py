@@ -48,7 +48,7 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
     assert ill.returncode == 1
     assert "nothing is wrong" not in ill.stdout
     *bad, last = ill.stderr.splitlines()
-    assert last == f"error: {len(bad)} of these must be mended, or a run would fail"
+    assert last == f"error: {len(bad)} of these are to be mended"
     address = f"{server}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
     for sentence in (
         r"third \(\w{6}\): versions: torch 9\.9: install torch==\S+, as the driver has",

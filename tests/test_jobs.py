@@ -143,6 +143,27 @@ def test_a_job_that_fails_ends_with_its_cause(nodes: Nodes, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.ray
+def test_a_job_that_waits_says_for_what_and_can_be_stopped(nodes: Nodes, tmp_path: Path) -> None:
+    recipe = written(tmp_path / "r.yaml", LONG)
+    sent = ["metatrain", "submit", str(recipe), "--address", nodes.address, "--name", "large", "--driver-cpus", "99"]
+    with subprocess.Popen(
+        [*sent, "--set", f"output={tmp_path}/out"],
+        env=nodes.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as follower:
+        assert follower.stdout is not None
+        (waits,) = [line for line, _ in zip(follower.stdout, range(5), strict=False)][4:]
+        assert waits.startswith("waiting: ")
+        assert "resources" in waits
+        assert nodes.run("ray", "job", "stop", "large", "--address", nodes.address).returncode == 0
+        _, errors = follower.communicate(timeout=60)
+    assert errors == "job large was stopped: submit it again with the same output to go on\n"
+    assert follower.returncode == 130
+
+
 OWN = """
 from dataclasses import dataclass
 from metatrain.algorithms.maml import MAML
@@ -182,7 +203,7 @@ def test_each_node_fetches_a_data_set_once(nodes: Nodes, s3: S3, tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sum(s3.asked("GET", "jobs/glyphs/images.arrow")) == 2 * size
     for cache in nodes.caches:
-        (copy,) = cache.glob("glyphs-*/images.arrow")
+        (copy,) = cache.glob("fetched/glyphs-*/images.arrow")
         assert copy.stat().st_size == size
     assert not list(nodes.caches[1].glob("glyphs/*"))  # it was not drawn
 
@@ -227,44 +248,28 @@ def test_who_cannot_send_a_job_is_told_why(nodes: Nodes, tmp_path: Path) -> None
     env = nodes.environment
     none, wrong = dict(env) | {"HOME": str(tmp_path)}, env | {"RAY_AUTH_TOKEN": "wrong"}
     del none["RAY_AUTH_MODE"], none["RAY_AUTH_TOKEN"]
-    main = "; from tuning.cli import main; main()"
-    other_ray = f"import ray; ray.__version__ = '2.1.0'{main}"
-    other_python = f"import platform; platform.python_version = lambda: '3.99.1'{main}"
     hint = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
     dashboard = "give that of the head node, such as http://HEAD:8265"
-    closed = f"http://127.0.0.1:{free_port()}"
-    mlflow = env["MLFLOW_TRACKING_URI"]
-    gcs = f"http://127.0.0.1:{nodes.port}"
-    cases: list[tuple[list[str], str, dict[str, str], str]] = [
-        ([], nodes.address, none, f"no token is here for the cluster at {nodes.address}: {hint}"),
-        ([], nodes.address, wrong, f"the token that is here is not that of the cluster at {nodes.address}: {hint}"),
-        ([], closed, env, rf"no Ray dashboard answers at {closed} \(.*refused\): {dashboard}"),
-        ([], mlflow, env, rf"no Ray dashboard answers at {mlflow} \(.*\): {dashboard}"),
-        ([], gcs, env, rf"no Ray dashboard answers at {gcs} \(what answers there does not speak .*\): {dashboard}"),
-        (
-            [other_ray],
-            nodes.address,
-            env,
-            r"the cluster at \S+ runs Ray [\d.]+ and this is 2\.1\.0: use the same on both",
-        ),
-        (
-            [other_python],
-            nodes.address,
-            env,
-            r"the cluster at \S+ runs Python [\d.]+ and this is 3\.99: use the same .*",
-        ),
-    ]
-    to = ["--set", f"output={tmp_path}/out", "--address"]
-    started = [
-        subprocess.Popen(
-            [sys.executable, *(["-c", *code] if code else ["-m", "tuning.cli"]), "submit", str(recipe), *to, address],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for code, address, environment, _ in cases
-    ]
-    for process, (*_, sentence) in zip(started, cases, strict=True):
+    here, mlflow = nodes.address, env["MLFLOW_TRACKING_URI"]
+    closed, gcs = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{nodes.port}"
+    other_ray = "import ray; ray.__version__ = '2.1.0'"
+    other_python = "import platform; platform.python_version = lambda: '3.99.1'"
+    cases = {  # sentence -> address, environment, what the program does first, options
+        f"no token is here for the cluster at {here}: {hint}": (here, none, "", ""),
+        f"the token that is here is not that of the cluster at {here}: {hint}": (here, wrong, "", ""),
+        rf"no Ray dashboard answers at {closed} \(.*refused\): {dashboard}": (closed, env, "", ""),
+        rf"no Ray dashboard answers at {mlflow} \(.*\): {dashboard}": (mlflow, env, "", ""),
+        rf"no Ray dashboard answers at {gcs} \(what answers there does not .*\): {dashboard}": (gcs, env, "", ""),
+        rf"the cluster at {here} runs Ray \S+ and this is 2\.1\.0: use the same on both": (here, env, other_ray, ""),
+        rf"the cluster at {here} runs Python \S+ and this is 3\.99: use .*": (here, env, other_python, ""),
+        "--name 'a/b' cannot name a job: use letters, digits, '_', '-' and '.'": (here, env, "", "--name a/b"),
+    }
+    started = {}
+    for sentence, (address, environment, before, options) in cases.items():
+        program = [sys.executable, "-c", f"{before}\nfrom tuning.cli import main; main()", "submit", str(recipe)]
+        to = ["--address", address, "--set", f"output={tmp_path}/out", *options.split()]
+        started[sentence] = subprocess.Popen([*program, *to], env=environment, stderr=subprocess.PIPE, text=True)
+    for sentence, process in started.items():
         _, errors = process.communicate()
         assert process.returncode == 2
         assert re.fullmatch(f"error: {sentence}\n", errors), errors
@@ -288,6 +293,10 @@ def test_nothing_else_is_sent(tmp_path: Path) -> None:
     files = [path for path in packed.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".py", ".yaml"}
     assert sum(path.stat().st_size for path in files) < 1 << 20
+    (tmp_path / "tuning").mkdir()
+    (tmp_path / "clash").mkdir()
+    with pytest.raises(InputError, match="tuning has the name of a package that every job gets: rename it"):
+        jobs._pack(job._replace(code=[tmp_path / "tuning"]), tmp_path / "clash")
     (tmp_path / "package" / "large.bin").write_bytes(bytes(1 << 20))
     packed = tmp_path / "again"
     packed.mkdir()
@@ -299,20 +308,41 @@ def test_a_job_gets_what_is_named_and_no_secret(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("WANTED", "yes")
     there = "http://head:8265"
-    assert jobs.environment(there, None, ["WANTED"]) == {"WANTED": "yes"}
+    assert jobs.environment(there, ["WANTED"]) == {"WANTED": "yes"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert jobs.environment(there, None, []) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert jobs.environment(there, []) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
-    assert jobs.environment(there, None, []) == {}  # a file of this machine
+    assert jobs.environment(there, []) == {}  # a file of this machine
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:word@mlflow:5000")
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI holds a password") as refused:
-        jobs.environment(there, None, [])
+        jobs.environment(there, [])
     assert "word@" not in str(refused.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     with pytest.raises(InputError, match="is this machine's own, which the cluster cannot reach"):
-        jobs.environment(there, None, [])
+        jobs.environment(there, [])
     with pytest.raises(InputError, match="--env NOWHERE names a variable that is not set here"):
-        jobs.environment(there, None, ["NOWHERE"])
+        jobs.environment(there, ["NOWHERE"])
+
+
+def test_the_commands_that_are_printed_work_in_the_users_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    here = "http://head:8265"
+    plain = "stop:   ray job stop j --address http://head:8265"
+    assert jobs.commands(here, "j", {"RAY_AUTH_MODE": "token"}).splitlines()[-1] == plain
+    token = plain.replace("ray job", "RAY_AUTH_MODE=token ray job")
+    assert jobs.commands(here, "j", {"RAY_API_SERVER_ADDRESS": here}).splitlines()[-1] == token
+    other = {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": "http://elsewhere:1"}
+    assert f"RAY_API_SERVER_ADDRESS={here} ray job stop" in jobs.commands(here, "j", other)
+
+
+@pytest.mark.parametrize("setting", ["checkpoint.uri=checkpoints", "family.data=data/glyphs", "family.data=./glyphs"])
+def test_what_else_a_job_reads_and_writes_does_so_too(setting: str, tmp_path: Path) -> None:
+    recipe = written(tmp_path / "r.yaml", GLYPHS)
+    to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}", "--set", setting]
+    done = command("submit", str(recipe), *to)
+    assert done.returncode == 2
+    key, _, value = setting.partition("=")
+    assert f"error: {key} is {value}, and a job's own folder ends with it" in done.stderr
 
 
 @pytest.mark.parametrize("output", ["", "--set output=runs/first"])
@@ -320,4 +350,6 @@ def test_results_need_a_place_that_outlives_the_job(output: str, tmp_path: Path)
     recipe = written(tmp_path / "r.yaml", SINUSOID)
     done = command("submit", str(recipe), "--address", "http://127.0.0.1:1", *output.split())
     assert done.returncode == 2
-    assert "and a job's own folder ends with it: give one that outlives it, such as --set output=s3://" in done.stderr
+    assert (
+        "and a job's own folder ends with it: give a place that outlives it, such as --set output=s3://" in done.stderr
+    )

@@ -80,6 +80,22 @@ def test_an_address_is_an_address(uri: str, sentence: str) -> None:
     assert "secret" not in str(refused.value)
 
 
+def interrupted(uri: str, data: bytes) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_bundle_that_is_replaced_is_whole_or_not_there(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder("s3://bucket/replaced")
+    for version in (b"1", b"2"):
+        bundle.write_directory(str(folder / "bundle"), {"x": version})
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(storage, "write", interrupted)
+            folder.keep()
+        assert not bundle.is_complete("s3://bucket/replaced/bundle")
+        folder.keep()
+        assert bundle.read_directory("s3://bucket/replaced/bundle") == {"x": version}
+
+
 def test_a_local_folder_is_its_own_copy(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "run")
     folder.make()
@@ -91,7 +107,7 @@ def test_a_local_folder_is_its_own_copy(tmp_path: Path) -> None:
 def test_a_data_set_is_fetched_once_and_known_by_its_checksum(s3: S3, pushed: str, own_cache: Path) -> None:
     settings = config(GLYPHS, family__data=pushed, outer__steps=1, evaluation__tasks=2)
     ready = run.prepare(settings)
-    (size,) = {path.stat().st_size for path in own_cache.glob("glyphs-*/images.arrow")}
+    (size,) = {path.stat().st_size for path in own_cache.glob("fetched/glyphs-*/images.arrow")}
     assert sum(s3.asked("GET", "data/glyphs/images.arrow")) == size
     before = len(s3.log.read_text())
     assert open_data(pushed, ready.config.family.checksum).checksum == ready.config.family.checksum
@@ -103,7 +119,7 @@ def test_processes_of_a_machine_fetch_one_copy(s3: S3, pushed: str, own_cache: P
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     said = {process.communicate()[0] for process in started}
     assert said == {f"{open_data('glyphs').checksum}\n"}
-    (size,) = {path.stat().st_size for path in own_cache.glob("glyphs-*/images.arrow")}
+    (size,) = {path.stat().st_size for path in own_cache.glob("fetched/glyphs-*/images.arrow")}
     assert sum(s3.asked("GET", "data/glyphs/images.arrow")) == size
 
 
@@ -111,7 +127,7 @@ def test_a_copy_that_broke_off_goes_on(s3: S3, pushed: str, own_cache: Path) -> 
     whole = remote.fetch(pushed)
     data = (whole / "images.arrow").read_bytes()
     shutil.rmtree(whole)
-    partial = own_cache / f".{whole.name}.partial"
+    partial = own_cache / "fetched" / f".{whole.name}.partial"
     partial.mkdir()
     (partial / "images.arrow").write_bytes(data[: len(data) // 2])
     s3.log.write_text("")
@@ -126,7 +142,7 @@ def test_what_is_not_what_was_pushed_is_refused_and_not_kept(s3: S3, pushed: str
     for _ in range(2):
         with pytest.raises(InputError, match=r"its checksum differs.*push the data set again"):
             remote.fetch(pushed)
-    assert not [path for path in own_cache.glob("*") if not path.name.endswith(".lock")]
+    assert not [path for path in (own_cache / "fetched").glob("*") if not path.name.endswith(".lock")]
     manifest = json.loads(storage.read(f"{pushed}/manifest.json"))
     storage.write(f"{pushed}/manifest.json", json.dumps(manifest | {"content": "../../elsewhere"}).encode())
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):

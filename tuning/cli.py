@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,14 +38,9 @@ def tune(
 
     Example: metatrain tune recipes/sweeps/sinusoid_rates.yaml --set budget.trials=4
     """
-    try:
-        from tuning import space
-        from tuning import sweep as sweeps
-    except ModuleNotFoundError as error:
-        from metatrain.core import InputError
-
-        raise InputError(f"{error.name} is not installed: pip install 'ray[default,tune,train]' optuna") from error
     from cluster.requests import Interrupted
+    from tuning import space
+    from tuning import sweep as sweeps
 
     search = space.load(sweep, set_ or [])
     if dry_run:
@@ -95,13 +89,17 @@ def submit(
         what = base = recipes.load(RunConfig, file, set_ or [])
         text = yaml.safe_dump(recipes.dump(base), sort_keys=False)
         arguments, files = ["train", "recipe.yaml", "--resume", "auto"], {"recipe.yaml": text}
+    data = getattr(base.family, "data", "")
+    for key, place in (("checkpoint.uri", base.checkpoint.uri), ("family.data", data if "/" in data else None)):
+        if place is not None:
+            jobs.check_place(key, place)
     job = jobs.Job(
-        name or f"{what.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        name or jobs.dated(what.name),
         arguments,
         files,
         recipes.own_code(base),
-        jobs.environment(address, base.tracking.uri, env or []),
-        jobs.check_output(what.output),
+        jobs.environment(address, env or []),
+        jobs.check_place("output", what.output),
         driver_cpus,
         driver_gpus,
         driver_memory,

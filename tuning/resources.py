@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
 import ray
 
@@ -25,7 +26,7 @@ def trial_resources(base: RunConfig) -> list[dict[str, float]]:
 
 def at_once(search: Search) -> int:
     """How many trials fit on the cluster that is connected, or as many as are wanted."""
-    rooms = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    rooms = [_room(node) for node in ray.nodes() if node["Alive"]]
     most = min(search.sweep.at_once or search.trials, search.trials)
     for trial in range(most):
         for bundle_ in trial_resources(search.base):
@@ -35,6 +36,15 @@ def at_once(search: Search) -> int:
             for kind, need in bundle_.items():
                 room[kind] -= need
     return most
+
+
+def _room(node: dict[str, Any]) -> dict[str, float]:
+    """What a node has, but for what this process holds of it where it is a job's."""
+    room = dict(node["Resources"])
+    if node["NodeID"] == ray.get_runtime_context().get_node_id():
+        for kind, variable in (("CPU", ray_pool.JOB_CPUS), ("GPU", ray_pool.JOB_GPUS)):
+            room[kind] = room.get(kind, 0.0) - float(os.environ.get(variable, 0.0))
+    return room
 
 
 def check_resources(search: Search) -> None:

@@ -85,19 +85,21 @@ class Watch(tune.Callback):  # type: ignore[misc]
         known = self._journal.trials.get(number)
         if known is None or known.state != "running":
             self._journal.write(number, "values", trial.config["values"])
+            self._keep(now=True)  # Optuna would draw others
         self._show()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         number, report = int(str(trial)), Report(**{name: result[name] for name in Report._fields})
+        changed = report.values != self._journal.trials[number].values  # by PBT
         known = [(other.step, other.value, other.values) for other in self._journal.trials[number].reports]
         if (report.step, report.value, report.values) not in known:
             self._journal.write(number, "report", report._asdict())
             best = self._best()
             if best is not None:
                 self._tracker.log(self._journal.steps(), {self._search.metric: best[1].value})
-        self._keep()
+        self._keep(now=changed)
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -35,6 +34,7 @@ def fetch(uri: str, checksum: str | None = None) -> Path:
     What is there already is taken, and needs no network where its `checksum` is given. One process of a machine copies
     and the others wait; a copy that was interrupted goes on. InputError where what came is not what was stored.
     """
+    uri = uri.rstrip("/")
     name = Path(uri).name
     if checksum is not None and _is_whole(_place(name, checksum)):
         return _place(name, checksum)
@@ -48,7 +48,7 @@ def fetch(uri: str, checksum: str | None = None) -> Path:
 
 def push(store: images.ImageStore, uri: str) -> None:
     """Copy a data set to `uri`: the manifest comes last, so that nobody fetches a half of it."""
-    folder = images.folder_of(store.name)
+    uri, folder = uri.rstrip("/"), images.folder_of(store.name)
     system, path = storage.filesystem(uri)
     try:
         storage.remove(f"{uri}/manifest.json")
@@ -61,7 +61,7 @@ def push(store: images.ImageStore, uri: str) -> None:
 
 
 def _place(name: str, content: str) -> Path:
-    return images.cache() / f"{name}-{content}"  # by content: what changes there is another data set here
+    return images.cache() / "fetched" / f"{name}-{content}"  # by content: what changes there is another data set here
 
 
 def _is_whole(folder: Path) -> bool:
@@ -97,6 +97,8 @@ def _stored(uri: str) -> _Stored:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process of this machine at a time."""
+    import fcntl  # here: not every system has it, and not everyone fetches
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
