@@ -23,9 +23,12 @@ from conftest import SINUSOID, command, store, until
 
 from cluster import checkpoint, run
 from cluster.config import RunConfig
+from cluster.ray_pool import JOB_CPUS
+from cluster.tracking import JOB
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from tuning import schedulers, space, sweep
+from tuning.resources import at_once, check_resources
 
 pytestmark = pytest.mark.ray
 
@@ -363,6 +366,18 @@ def test_more_than_the_cluster_has_is_refused_before_any_trial(tmp_path: Path) -
         InputError, match=r"a trial needs 5 workers of 1 CPUs and 0 GPUs, and this cluster has 4 CPUs and 1 GPUs"
     ):
         sweep.start(load(tmp_path, workers__max=5))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_jobs_own_process_leaves_less_for_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = load(tmp_path, workers__max=2)
+    assert at_once(search) == 2
+    monkeypatch.setenv(JOB, "mine")
+    monkeypatch.setenv(JOB_CPUS, "1")
+    assert at_once(search) == 1
+    monkeypatch.setenv(JOB_CPUS, "3")
+    with pytest.raises(InputError, match="this cluster has 1 CPUs and 1 GPUs besides what --driver-cpus"):
+        check_resources(search)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from cluster import ray_pool
+from cluster import ray_pool, tracking
 from cluster.config import RunConfig
 from cluster.worker import Worker, choose_plan, initial_meta
 from metatrain import recipe as recipes
@@ -50,10 +50,12 @@ def _room(node: dict[str, Any]) -> dict[str, float]:
 def check_resources(search: Search) -> None:
     """Refuse trials that no cluster like this one can hold: Tune would wait for ever."""
     if at_once(search) == 0:
-        there = ray.cluster_resources()
+        rooms = [_room(node) for node in ray.nodes() if node["Alive"]]
+        there = {kind: sum(room.get(kind, 0.0) for room in rooms) for kind in ("CPU", "GPU")}
+        besides = " besides what --driver-cpus and --driver-gpus hold" * (tracking.JOB in os.environ)
         raise InputError(
-            f"a trial needs {_resources(search.base)}, and this cluster has {there.get('CPU', 0):g} CPUs and "
-            f"{there.get('GPU', 0):g} GPUs: set workers.max, cpus or gpus in the sweep's `set`, or give --address"
+            f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} CPUs and "
+            f"{there['GPU']:g} GPUs{besides}: set workers.max, cpus or gpus in the sweep's `set`, or give --address"
         )
 
 
