@@ -48,11 +48,14 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with more CPU slots than this machine may have, and one for a GPU."""
+def ray_cluster(_s3: S3) -> Iterator[None]:
+    """A local Ray with more CPU slots than this machine may have, and one for a GPU; it knows the storage."""
     import ray
 
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _s3.environment.items():
+            patch.setenv(name, value)
+        ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -26,7 +26,9 @@ from cluster.config import RunConfig
 from cluster.ray_pool import JOB_CPUS
 from cluster.tracking import JOB
 from metatrain import recipe as recipes
+from metatrain import storage
 from metatrain.core import InputError
+from metatrain.storage import Folder
 from tuning import schedulers, space, sweep
 from tuning.resources import at_once, check_resources
 
@@ -75,9 +77,10 @@ def journal(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
 
 
-def rows(folder: Path, number: int) -> list[dict[str, Any]]:
-    path = folder / "trials" / f"{number:02d}" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+def rows(folder: Path | Folder, number: int) -> list[dict[str, Any]]:
+    path = f"{folder}/trials/{number:02d}/metrics.jsonl"
+    text = storage.read(path).decode() if storage.is_file(path) else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
@@ -231,11 +234,13 @@ def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
     assert equal(stopped, parameters(search.folder / "trials" / "01"))
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "s3")
 def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Path) -> None:
+    """Trials go on from each other's checkpoints, which lie in a storage here."""
     pbt = {"name": "pbt", "every_steps": 20, "quantile": 0.5, "resample": 0}
     rates = {"outer.lr": {"loguniform": [1e-9, 0.01]}}
-    search = load(tmp_path, space=rates, scheduler=pbt, at_once=2, workers__max=1, outer__steps=120, seed=3)
+    output = "s3://bucket/perturbed"
+    search = load(tmp_path, output=output, space=rates, scheduler=pbt, workers__max=1, outer__steps=120, seed=3)
     outcome = sweep.start(search)
     schedule = json.loads((search.folder / "schedule.json").read_text())
     assert schedule[0]["step"] == 0
