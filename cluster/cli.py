@@ -7,7 +7,6 @@ import signal
 import sys
 import webbrowser
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ app = typer.Typer(
 app.add_typer(cli.app)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
-RecipeFile = Annotated[Path, typer.Argument(help="A YAML file such as those in recipes/.")]
+RecipeFile = Annotated[str, typer.Argument(help="A YAML file such as those in recipes/.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster to join, instead of a local one.")]
 
 

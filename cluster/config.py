@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
+
+PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
+
+# Environment variables of a Ray job's process: its name, and what it holds of its node.
+JOB, JOB_CPUS, JOB_GPUS = "METATRAIN_JOB", "METATRAIN_JOB_CPUS", "METATRAIN_JOB_GPUS"
 
 
 def _refuse_secret(key: str, uri: str | None, instead: str) -> None:

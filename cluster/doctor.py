@@ -6,6 +6,7 @@ Whatever is wrong is said with the place where it is, and with what to do about 
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -118,7 +119,7 @@ def judge(
         )
     )
     if output:
-        remedy = f"give this machine's user or keys the right to write to {output}, or give another output"
+        remedy = f"make it, give this machine's user or keys the right to write to {output}, or give another output"
         findings.append(Finding(place, "output", facts.not_stored or "writable", remedy * bool(facts.not_stored)))
     mlflow = facts.not_tracked or (f"answers at {tracking.shown(server)}" if server else "no server is named")
     findings.append(Finding(place, "MLflow", mlflow, _mlflow_remedy(facts.not_tracked, server)))
@@ -188,7 +189,8 @@ def _writable(uri: str) -> str:
         storage.remove(name)
         return "" if same else "what was written is not what is read"
     except (InputError, OSError) as error:
-        return str(error).partition("): ")[0].partition(" (")[2] or str(error)
+        why = str(error).partition("): ")[0].partition(" (")[2] or str(error)
+        return re.sub(r"\.doctor-\w+", ".doctor", why)  # the same words from every node
 
 
 def _tracked(server: str) -> str:

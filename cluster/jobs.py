@@ -24,19 +24,16 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-import aiohttp
-import ray
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
-
-from cluster.ray_pool import JOB_CPUS, JOB_GPUS, PACKAGES
-from cluster.tracking import JOB
+from cluster.config import JOB, JOB_CPUS, JOB_GPUS, PACKAGES
 from metatrain import storage
 from metatrain.core import InputError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient  # elsewhere not before `find_token`
 
 MOST_BYTES = 1 << 20  # of all that is sent
 ANSWER_S = 15.0  # for a dashboard to answer
@@ -77,7 +74,10 @@ def run(address: str, job: Job, *, follow: bool = True) -> int:
     if not follow:
         return 0
     try:
-        return listen(client, job.name)
+        code = listen(client, job.name)
+        if code == 0 and job.output:
+            print(f"job {job.name} succeeded: its results are in {job.output}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print(f"\nthe job goes on\n{again}", flush=True)
         return 130
@@ -86,11 +86,12 @@ def run(address: str, job: Job, *, follow: bool = True) -> int:
 def connect(address: str) -> JobSubmissionClient:
     """The dashboard at `address`; InputError where it is none, its token is not here, or its versions are others."""
     address = address.rstrip("/")
-    if not address.startswith(("http://", "https://")):
-        raise InputError(f"--address {address} is no dashboard's: give one such as http://HEAD:8265")
+    find_token(address)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # or another one there would be taken instead
-    if _asks_for_token(address):
-        os.environ["RAY_AUTH_MODE"] = "token"  # or Ray would not look for one
+    import ray
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
     try:
         client = JobSubmissionClient(address)
         answer = client._do_request("GET", "/api/v0/cluster_metadata")  # nothing public says it
@@ -110,6 +111,14 @@ def connect(address: str) -> JobSubmissionClient:
         if theirs != ours:
             raise InputError(f"the cluster at {address} runs {what} {theirs} and this is {ours}: use the same on both")
     return client
+
+
+def find_token(address: str) -> None:
+    """Let Ray look for a token where the dashboard at `address` asks for one: it decides so when it is imported."""
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"--address {address} is no dashboard's: give one such as http://HEAD:8265")
+    if _asks_for_token(address.rstrip("/")):
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def submit(client: JobSubmissionClient, job: Job) -> None:
@@ -143,6 +152,8 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
 
 def listen(client: JobSubmissionClient, name: str) -> int:
     """Print a job's log until it ends, and say how; its exit code. InputError where the cluster is gone."""
+    from aiohttp import ClientError
+
     said, sent_s, waits = _Said(), time.monotonic(), ""
     failing_s: float | None = None  # since when
     while True:
@@ -150,7 +161,7 @@ def listen(client: JobSubmissionClient, name: str) -> int:
         try:
             info = client.get_job_info(name)
             ended = info.status.is_terminal()
-            if info.status != JobStatus.PENDING:
+            if info.status.value != "PENDING":
                 asyncio.run(_listen(client, name, said))
             elif info.message != waits and time.monotonic() - sent_s > PENDING_S:
                 waits = info.message
@@ -158,7 +169,7 @@ def listen(client: JobSubmissionClient, name: str) -> int:
             failing_s = None
             if ended:
                 break
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+        except (ClientError, OSError, RuntimeError) as error:
             failing_s = failing_s or time.monotonic()
             if ended and time.monotonic() - failing_s > ENDED_S:
                 break  # it never started, or its node is gone, so that there is no log
@@ -166,13 +177,14 @@ def listen(client: JobSubmissionClient, name: str) -> int:
                 why = _last_line(str(error))
                 raise InputError(f"no answer for {GONE_S:g} s ({why}): the job {name} may go on") from error
         time.sleep(POLL_S)
-    if info.status == JobStatus.SUCCEEDED:
+    if info.status.value == "SUCCEEDED":
         return 0
-    if info.status == JobStatus.STOPPED:
+    if info.status.value == "STOPPED":
         print(f"job {name} was stopped: submit it again with the same output to go on", file=sys.stderr)
         return 130
     cause = next((line for line in reversed(said.lines) if line.startswith("error: ")), _last_line(info.message or ""))
-    print(f"error: job {name} failed: {cause.removeprefix('error: ')}", file=sys.stderr)
+    again = "" if info.driver_exit_code in (1, 2) else "; submitted again with the same output it goes on"
+    print(f"error: job {name} failed: {cause.removeprefix('error: ')}{again}", file=sys.stderr)
     return info.driver_exit_code or 1
 
 

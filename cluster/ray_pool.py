@@ -32,13 +32,12 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.config import Workers
+from cluster.config import JOB, PACKAGES, Workers
 from cluster.pool import Contribution, Failure, PoolStatus, Snapshot
-from cluster.tracking import JOB
 from cluster.worker import Layout, Plan, Worker, initial_meta
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Scores, Ticket, Update
@@ -46,8 +45,6 @@ from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
-JOB_CPUS, JOB_GPUS = "METATRAIN_JOB_CPUS", "METATRAIN_JOB_GPUS"  # environment variables: what a job's driver holds
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 PROBE_S = 15.0  # for a cluster to say that it is there
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
@@ -184,7 +181,7 @@ class RayPool:
         actor.tickets -= ticket is not None
         try:
             answer = ray.get(done[0])
-        except RayActorError as error:
+        except (RayActorError, ObjectLostError) as error:  # its process, or its answer with the node that held it
             return self._lost(actor, ticket, error)
         except RayTaskError as error:
             return Failure(ticket, actor.name, "error", _where(error))
@@ -239,7 +236,7 @@ class RayPool:
         answers = actor.handle.ready.options(max_task_retries=-1).remote()  # waits until a restart is over
         self._under_way[answers] = (actor, None, -1)
 
-    def _lost(self, actor: _Actor, ticket: Ticket | None, error: RayActorError) -> Failure:
+    def _lost(self, actor: _Actor, ticket: Ticket | None, error: RayError) -> Failure:
         if ticket is None:
             self._start(actor)  # Ray does not restart this one any more
         elif actor.alive:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
-from cluster.config import Tracking
+from cluster.config import JOB, Tracking
 from metatrain import storage
 from metatrain.core import InputError
 
@@ -30,7 +30,7 @@ DRAIN_S = 1.0  # between calls
 CLOSE_S = 60.0  # how long a finished run waits for what is still queued
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
 PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
-JOB = "METATRAIN_JOB"  # the environment variable that holds the name of the Ray job that this runs in
+JOB_TAG = "metatrain.job"
 PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
 
 Params = Iterable[tuple[str, Any]]  # (dotted key, value)
@@ -162,6 +162,7 @@ def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> bool:
 def be_brief() -> None:
     """MLflow's defaults retry for four minutes, and tell of each. These are read at each request."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it where it is of use
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -192,6 +193,8 @@ class MLflowTracker:
             self._experiment_id = run.info.experiment_id
             if found is None:
                 self._log_params(params)
+            elif JOB in os.environ:  # it may be another one that goes on
+                self._client.set_tag(self.run_id, JOB_TAG, os.environ[JOB])
             self._client.update_run(self.run_id, status="RUNNING")
         except Exception as error:  # MLflow raises what its stores and requests raise
             why = reason(error, self.uri)
@@ -313,7 +316,7 @@ def reason(error: Exception, uri: str) -> str:
 
 
 def _tags() -> dict[str, str]:
-    tags = {"metatrain.job": os.environ[JOB]} if JOB in os.environ else {}
+    tags = {JOB_TAG: os.environ[JOB]} if JOB in os.environ else {}
     for package in PACKAGES:
         try:
             tags[f"version.{package}"] = metadata.version(package)

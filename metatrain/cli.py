@@ -45,6 +45,7 @@ def main(app: typer.Typer) -> None:
 
     signal.signal(signal.SIGINT, stop)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         app()
     except ValueError as error:

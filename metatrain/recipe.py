@@ -20,7 +20,7 @@ from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import CoreSchema, core_schema
 
-from metatrain import algorithms, models, tasks
+from metatrain import algorithms, models, storage, tasks
 from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily
 from metatrain.learner import Outer
 
@@ -150,15 +150,15 @@ def check_name(name: str) -> None:
         raise InputError(f"name is {name!r}, expected one that a folder can have: without / and no dot first")
 
 
-def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
+def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file as a dataclass tree, after overrides such as "algorithm.inner_lr=0.1"."""
     return parse(kind, apply_overrides(read(path), overrides), str(path))
 
 
-def read(path: Path) -> Tree:
-    """A YAML file of keys and values, not yet validated."""
+def read(path: Path | str) -> Tree:
+    """A YAML file of keys and values, not yet validated; that of a run may lie in a storage, as its output does."""
     try:
-        tree = yaml.load(path.read_text(), _Loader)
+        tree = yaml.load(storage.read(str(path)).decode() if "://" in str(path) else Path(path).read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read recipe {path}: {reason}; give a YAML file such as those in recipes/") from error
@@ -202,7 +202,7 @@ def dump(config: Any) -> Tree:
     return found
 
 
-def explain(config: Any, path: Path, overrides: Sequence[str]) -> str:
+def explain(config: Any, path: Path | str, overrides: Sequence[str]) -> str:
     """The configuration as YAML, with a comment for each value: from the default, the recipe or --set."""
     given = {key for key, _ in flatten(apply_overrides(read(path), overrides))}
     prefixes = [item.partition("=")[0].strip() for item in overrides]

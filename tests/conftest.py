@@ -197,15 +197,24 @@ class Nodes:
         until(lambda: "Ray runtime started" in (self._folder / name).read_text())
         return process
 
-    def run(self, *command: str, **environment: str) -> Done:
-        """A command that talks to the cluster, as a process of its own."""
-        done = subprocess.run(
-            command, env=self.environment | environment, capture_output=True, text=True, check=False, timeout=280
-        )
+    def run(self, *command: str, **environment: str | None) -> Done:
+        """A command that talks to the cluster, as a process of its own; None is for a variable that is not set."""
+        known = {name: value for name, value in (self.environment | environment).items() if value is not None}
+        done = subprocess.run(command, env=known, capture_output=True, text=True, check=False, timeout=280)
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def submit(self, file: Path, *arguments: str, **environment: str) -> Done:
+    def submit(self, file: Path, *arguments: str, **environment: str | None) -> Done:
         return self.run("metatrain", "submit", str(file), "--address", self.address, *arguments, **environment)
+
+    def fail(self, process: subprocess.Popen[bytes]) -> None:
+        """As a machine that loses its power."""
+        listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        gone = {process.pid}
+        for pid, parent in sorted((int(pid), int(parent)) for pid, parent in map(str.split, listed.splitlines())):
+            if parent in gone:
+                gone.add(pid)
+        for pid in gone:
+            os.kill(pid, signal.SIGKILL)
 
     def end(self) -> None:
         for process in reversed(self._started):

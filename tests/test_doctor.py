@@ -52,7 +52,7 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
     address = f"{server}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
     for sentence in (
         r"third \(\w{6}\): versions: torch 9\.9: install torch==\S+, as the driver has",
-        r"third \(\w{6}\): output: .*ACCESS_DENIED.*: give this machine's user or keys the right to write to "
+        r"third \(\w{6}\): output: .*ACCESS_DENIED.*: make it, give this machine's user or keys the right to write to "
         "s3://bucket/runs, or give another output",
         r"third \(\w{6}\): data cache: .*: make /proc/cache writable, or set METATRAIN_CACHE to a folder that is",
         rf"driver, all 3 nodes: MLflow: Connection refused: start MLflow at {address}",

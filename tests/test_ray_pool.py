@@ -85,6 +85,28 @@ def test_a_worker_killed_in_mid_ticket_changes_nothing(base: dict[str, Any]) -> 
     assert seen[-1] < 0, "no ticket was lost"
 
 
+def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.exceptions import ObjectReconstructionFailedError
+
+    settings = config(SINUSOID)
+    expected = train(settings, local(settings))
+    pool = ray_pool(settings, min=2, max=2)
+    get, seen, lost = ray.get, [], []
+
+    def get_or_lose(ref: Any) -> Any:
+        if not lost and len(seen) > 5:
+            lost.append(ref)
+            raise ObjectReconstructionFailedError(ref.hex(), None, "")
+        seen.append(ref)
+        return get(ref)
+
+    monkeypatch.setattr("cluster.ray_pool.ray.get", get_or_lose)
+    losses: list[int] = []
+    assert torch.equal(train(settings, pool, losses.append), expected)
+    assert losses[-1] == -1
+
+
 def test_a_killed_worker_comes_back() -> None:
     settings = config(SINUSOID)
     pool = ray_pool(settings, min=2, max=2)

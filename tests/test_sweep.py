@@ -22,9 +22,7 @@ import yaml
 from conftest import SINUSOID, command, store, until
 
 from cluster import checkpoint, run
-from cluster.config import RunConfig
-from cluster.ray_pool import JOB_CPUS
-from cluster.tracking import JOB
+from cluster.config import JOB, JOB_CPUS, RunConfig
 from metatrain import recipe as recipes
 from metatrain import storage
 from metatrain.core import InputError

@@ -56,7 +56,7 @@ def tune(
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="A recipe or a sweep.")],
+    file: Annotated[str, typer.Argument(help="A recipe or a sweep.")],
     address: Annotated[
         str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="A Ray cluster's dashboard, http://HEAD:8265.")
     ],
@@ -81,9 +81,10 @@ def submit(
     base: RunConfig
     what: Sweep | RunConfig
     if "space" in recipes.read(file):
+        jobs.find_token(address)
         from tuning import space
 
-        what, base = space.read(file, set_ or [])
+        what, base = space.read(Path(file), set_ or [])
         arguments, files = ["tune", "sweep.yaml", "--resume"], space.standalone(what, base)
     else:
         what = base = recipes.load(RunConfig, file, set_ or [])

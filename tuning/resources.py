@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import ray
 
-from cluster import ray_pool, tracking
-from cluster.config import RunConfig
+from cluster import ray_pool
+from cluster.config import JOB, JOB_CPUS, JOB_GPUS, RunConfig
 from cluster.worker import Worker, choose_plan, initial_meta
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Ticket
@@ -42,7 +42,7 @@ def _room(node: dict[str, Any]) -> dict[str, float]:
     """What a node has, but for what this process holds of it where it is a job's."""
     room = dict(node["Resources"])
     if node["NodeID"] == ray.get_runtime_context().get_node_id():
-        for kind, variable in (("CPU", ray_pool.JOB_CPUS), ("GPU", ray_pool.JOB_GPUS)):
+        for kind, variable in (("CPU", JOB_CPUS), ("GPU", JOB_GPUS)):
             room[kind] = room.get(kind, 0.0) - float(os.environ.get(variable, 0.0))
     return room
 
@@ -52,7 +52,7 @@ def check_resources(search: Search) -> None:
     if at_once(search) == 0:
         rooms = [_room(node) for node in ray.nodes() if node["Alive"]]
         there = {kind: sum(room.get(kind, 0.0) for room in rooms) for kind in ("CPU", "GPU")}
-        besides = " besides what --driver-cpus and --driver-gpus hold" * (tracking.JOB in os.environ)
+        besides = " besides what --driver-cpus and --driver-gpus hold" * (JOB in os.environ)
         raise InputError(
             f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} CPUs and "
             f"{there['GPU']:g} GPUs{besides}: set workers.max, cpus or gpus in the sweep's `set`, or give --address"

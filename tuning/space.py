@@ -228,7 +228,18 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
     for key, _ in recipes.flatten(sweep.set):
         if key in sweep.space:
             raise InputError(f"{key} is in set and in space of {path}: it is either fixed or searched")
-    return sweep, recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
+    base = recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
+    every = base.validation.every_steps
+    if not 0 < every <= base.outer.steps:
+        raise InputError(
+            f"a sweep compares trials by validation, and validation.every_steps is {every} of {base.outer.steps} outer "
+            f"steps: set it in {path}, such as set: {{validation.every_steps: {max(base.outer.steps // 10, 1)}}}"
+        )
+    if base.checkpoint.uri is not None:
+        raise InputError("checkpoint.uri would be the same for all trials of a sweep: leave it out, and give output")
+    if base.workers.cpus == base.workers.gpus == 0:
+        raise InputError("workers.cpus and workers.gpus are 0, so that all trials would start at once: set one")
+    return sweep, base
 
 
 def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
@@ -243,17 +254,8 @@ def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
 def load(path: Path, overrides: Sequence[str] = ()) -> Search:
     """Read a sweep file and the recipe that it names; InputError for whatever could not be searched."""
     sweep, base = read(path, overrides)
-    every = base.validation.every_steps
-    if not 0 < every <= base.outer.steps:
-        raise InputError(
-            f"a sweep compares trials by validation, and validation.every_steps is {every} of {base.outer.steps} outer "
-            f"steps: set it in {path}, such as set: {{validation.every_steps: {max(base.outer.steps // 10, 1)}}}"
-        )
-    if base.checkpoint.uri is not None:
-        raise InputError("checkpoint.uri would be the same for all trials of a sweep: leave it out, and give output")
-    if base.workers.cpus == base.workers.gpus == 0:
-        raise InputError("workers.cpus and workers.gpus are 0, so that all trials would start at once: set one")
     check_data(base)
+    every = base.validation.every_steps
     saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
     space = {key: _domain(key, given) for key, given in sweep.space.items()}
