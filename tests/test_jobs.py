@@ -187,7 +187,7 @@ from metatrain.algorithms.maml import MAML
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(MAML):
-    name: str = "mine:Mine"
+    name: str = "failing:Mine"
 
     def update(self, problem, meta, tasks, context):
         if context.ticket.step == 2:
@@ -198,9 +198,9 @@ class Mine(MAML):
 
 @pytest.mark.ray
 def test_an_own_module_goes_along_and_its_error_comes_back(nodes: Nodes, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "failing.py").write_text(OWN)
     (tmp_path / "secret.txt").write_text("stays here")
-    recipe = written(tmp_path / "own.yaml", LONG | {"algorithm": {"name": "mine:Mine", "inner_lr": 0.01}})
+    recipe = written(tmp_path / "own.yaml", LONG | {"algorithm": {"name": "failing:Mine", "inner_lr": 0.01}})
     done = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--name", "own")
     assert done.returncode == 2
     assert re.fullmatch(r"error: job own failed: .*ZeroDivisionError.*in the third step.*\n", done.stderr)
@@ -222,7 +222,6 @@ def test_each_node_fetches_a_data_set_once(nodes: Nodes, s3: S3, tmp_path: Path)
     for cache in nodes.caches:
         (copy,) = cache.glob("fetched/glyphs-*/images.arrow")
         assert copy.stat().st_size == size
-    assert not list(nodes.caches[1].glob("glyphs/*"))  # it was not drawn
 
 
 @pytest.mark.ray
