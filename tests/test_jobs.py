@@ -226,7 +226,7 @@ def test_each_node_fetches_a_data_set_once(nodes: Nodes, s3: S3, tmp_path: Path)
 
 @pytest.mark.ray
 def test_a_sweep_as_a_job_leaves_parent_and_children(nodes: Nodes, s3: S3, tmp_path: Path) -> None:
-    where = "s3://bucket/sweeps/rates"
+    where = "s3://bucket/sweeps/job"
     tree = LONG | {"validation": {"every_steps": 10, "tasks": 10}, "workers": {"min": 1, "max": 1}}
     written(tmp_path / "recipe.yaml", recipes.dump(config(tree, tracking__experiment="sweep-job")))
     sweep = {
