@@ -20,7 +20,7 @@ from metatrain import storage
 from metatrain.core import InputError
 from metatrain.tasks.images import cache
 
-PACKAGES = ("ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "mlflow")
+COMPARED = ("ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "mlflow")
 LEAST_GB = 2.0  # free where data sets are kept
 PROBE_S = 120.0  # for a node to answer
 DRIVER = "driver"
@@ -51,7 +51,7 @@ def look(output: str | None, server: str | None) -> Facts:
     """Look at this machine: with the output to write to, and MLflow's address, where there are such."""
     folder = cache()
     return Facts(
-        {"Python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        {"Python": platform.python_version()} | {name: _version(name) for name in COMPARED},
         shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free / 1e9,
         str(folder),
         _writable(str(folder)),
@@ -73,7 +73,6 @@ def examine(address: str | None, output: str | None) -> list[Finding]:
     with ray_pool.connected(address):
         import ray
 
-        here = here._replace(token=_token())  # joining may have turned it on
         findings = judge(DRIVER, here, here, output, server, None)
         nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
         for name, facts in _probe(nodes, output, server).items():

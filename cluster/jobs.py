@@ -199,7 +199,7 @@ def commands(address: str, name: str, shell: Mapping[str, str]) -> str:
 
 
 def dated(name: str) -> str:
-    """A job's name that was not used before."""
+    """A name for a job, with date and time: one for each that is sent."""
     return re.sub(r"[^\w.-]+", "-", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
@@ -208,7 +208,7 @@ def check_place(key: str, place: str | None) -> str:
     if place is None or not (storage.is_remote(place) or Path(place).is_absolute()):
         raise InputError(
             f"{key} is {place or 'not given'}, and a job's own folder ends with it: give a place that outlives it, "
-            f"such as --set {key}=s3://bucket/first or the path of a folder that all nodes see"
+            f"such as s3://bucket/first or the path of a folder that all nodes see"
         )
     if storage.is_remote(place):
         storage.check_address(place)
@@ -224,9 +224,7 @@ def environment(address: str, names: Sequence[str]) -> dict[str, str]:
         found[name] = os.environ[name]
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     parts = urlsplit(server)
-    if parts.scheme not in ("http", "https"):
-        return found
-    if "MLFLOW_TRACKING_URI" in names:
+    if parts.scheme not in ("http", "https") or "MLFLOW_TRACKING_URI" in names:
         return found
     if parts.password is not None:
         raise InputError(

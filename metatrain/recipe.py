@@ -158,7 +158,9 @@ def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 def read(path: Path | str) -> Tree:
     """A YAML file of keys and values, not yet validated; that of a run may lie in a storage, as its output does."""
     try:
-        tree = yaml.load(storage.read(str(path)).decode() if "://" in str(path) else Path(path).read_text(), _Loader)
+        tree = yaml.load(
+            storage.read(str(path)).decode() if storage.is_remote(str(path)) else Path(path).read_text(), _Loader
+        )
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read recipe {path}: {reason}; give a YAML file such as those in recipes/") from error

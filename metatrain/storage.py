@@ -126,7 +126,7 @@ class Folder:
         return here
 
     def make(self) -> None:
-        """Where it is local; an address has no need of it."""
+        """Make the folder where it is a local one that is not there yet."""
         self._here.mkdir(parents=True, exist_ok=True)
 
     def keep(self) -> None:

@@ -36,7 +36,7 @@ from tuning.cli import app
 def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's data cache, and none talks to an MLflow or Ray of theirs."""
     os.environ["METATRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     torch.set_num_threads(1)
 
@@ -169,10 +169,9 @@ class Nodes:
         self._short = Path(tempfile.mkdtemp(prefix="mt"))  # Ray's sockets are files, whose names must not be long
         self.port, self.dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.dashboard}"
-        here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_ADDRESS": "", "PYTHONPATH": ""}
+        here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.environment = os.environ | here | token | environment  # of who sends jobs, too
-        del self.environment["RAY_ADDRESS"], self.environment["PYTHONPATH"]
         self.caches = [folder / "cache-head", folder / "cache-node"]
         self._folder, self._started = folder, []
 

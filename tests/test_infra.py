@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import S3, Nodes
+from conftest import S3, Nodes, free_port
 from packaging.requirements import Requirement
-from test_readme import LESS, Home, commands, end, free_port
+from pages import LESS, ROOT, Home, commands, end
 
-ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 OURS = {"buckets", "mlflow", "head", "worker"}
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -149,8 +148,8 @@ class Machines(Home):
     def __init__(self, folder: Path, nodes: Nodes) -> None:
         super().__init__(folder)
         self.nodes, self.started = nodes, []
-        self.ports = {name: free_port() for name in ("6379", "8265", "5000")}
-        self.environment |= {"HOME": str(folder / "home"), "RAY_DISABLE_IMPORT_WARNING": "1"}
+        self.ports = {name: str(free_port()) for name in ("6379", "8265", "5000")}
+        self.environment |= {"HOME": str(folder / "home")}
         self.compose = self.environment | {  # as a shell has it after reading .env, but for where the tests' cluster is
             name: nodes.environment[name] for name in nodes.environment if name.startswith(("RAY_", "AWS_", "MLFLOW_"))
         }

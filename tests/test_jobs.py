@@ -367,5 +367,5 @@ def test_results_need_a_place_that_outlives_the_job(output: str, tmp_path: Path)
     done = command("submit", str(recipe), "--address", "http://127.0.0.1:1", *output.split())
     assert done.returncode == 2
     assert (
-        "and a job's own folder ends with it: give a place that outlives it, such as --set output=s3://" in done.stderr
+        "and a job's own folder ends with it: give a place that outlives it, such as s3://bucket/first" in done.stderr
     )

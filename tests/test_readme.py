@@ -5,94 +5,12 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 from conftest import Nodes
-from photos import album
-
-ROOT = Path(__file__).parent.parent
-LESS = (
-    "--set outer.steps=2 --set outer.tasks_per_step=4 --set outer.tasks_per_ticket=2 "
-    "--set validation.tasks=2 --set evaluation.tasks=4"
-)
-FEWER = (
-    "--set budget.trials=2 --set budget.steps=4 "
-    "--set 'set={validation: {every_steps: 2, tasks: 2}, evaluation.tasks: 4}'"
-)
-
-
-def blocks(name: str, language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
-    return [text for kind, text in found if kind == language and "-->" not in text]  # the drawing is no command
-
-
-def commands(name: str) -> list[str]:
-    lines = [line for block in blocks(name, "") for line in block.splitlines()]
-    return [line.partition("  #")[0].strip() for line in lines]
-
-
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
-class Home:
-    """A checkout with its environment, and the pictures that the README talks of."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "infra").mkdir()
-        shutil.copy(ROOT / "infra" / "env.py", folder / "infra")  # it writes beside itself
-        for name in ("recipes", "Makefile", "pyproject.toml", "constraints.txt"):
-            (folder / name).symlink_to(ROOT / name)
-        (folder / ".venv").symlink_to(sys.prefix)
-        photos = album(folder / "photos", range(29), 6)
-        album(photos, range(29, 30), 1)
-        (photos / "kind 03" / "00.jpg").write_bytes(b"\xff\xd8 broken")
-        album(folder / "few", range(30, 35), 1)
-        album(folder / "new", range(30, 35), 2, first=1)
-        here = {"PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}", "METATRAIN_CACHE": str(folder / "cache")}
-        self.environment = os.environ | here
-        for name in ("RAY_AUTH_MODE", "MAKEFLAGS", "MAKELEVEL", "VENV"):  # of another test's Ray, of `make test`
-            self.environment.pop(name, None)
-
-    def run(self, command: str, environment: dict[str, str] | None = None) -> str:
-        options = {"shell": True, "executable": "/bin/bash", "cwd": self.folder, "env": environment or self.environment}
-        done = subprocess.run(command, **options, capture_output=True, text=True, check=False, timeout=280)
-        assert done.returncode == 0, done.stderr
-        found: str = done.stdout
-        return found
-
-    def start(self, command: str, until: str) -> subprocess.Popen[bytes]:
-        """In a process group of its own, which `end` ends, as soon as it has said `until`."""
-        path = self.folder / "started.log"
-        with path.open("wb") as log:
-            options = {"cwd": self.folder, "env": self.environment, "stdout": log, "stderr": log}
-            process = subprocess.Popen(command.split(), **options, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while until not in path.read_text():
-            assert time.monotonic() < deadline, path.read_text()
-            assert process.poll() is None, path.read_text()
-            time.sleep(0.2)
-        return process
-
-
-def end(process: subprocess.Popen[bytes]) -> int:
-    process.send_signal(signal.SIGTERM)
-    try:
-        return process.wait(30)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+from pages import FEWER, LESS, ROOT, Home, blocks, commands, end
 
 
 @pytest.fixture(scope="module")
