@@ -18,7 +18,9 @@ from cluster import tracking
 from cluster.config import Tracking
 from metatrain import storage
 from metatrain.core import InputError
-from metatrain.tasks.images import cache
+from metatrain.ops.block import KERNELS
+from metatrain.ops.build import Unavailable, library
+from metatrain.storage import cache
 
 COMPARED = ("ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "mlflow")
 LEAST_GB = 2.0  # free where data sets are kept
@@ -45,6 +47,7 @@ class Facts(NamedTuple):
     not_stored: str
     not_tracked: str
     token: bool
+    not_built: str = ""  # the kernels for convolutional networks on a CPU
 
 
 def look(output: str | None, server: str | None) -> Facts:
@@ -58,6 +61,7 @@ def look(output: str | None, server: str | None) -> Facts:
         _writable(output) if output else "",
         _tracked(server) if server else "",
         _token(),
+        _built(),
     )
 
 
@@ -117,6 +121,10 @@ def judge(
             f"make {facts.cache} writable, or set METATRAIN_CACHE to a folder that is" * bool(facts.not_cached),
         )
     )
+    lacks_kernels = bool(facts.not_built) and not driver.not_built
+    kernels = "install g++ or clang there, as where the driver is: it chooses what all workers compute with"
+    found = facts.not_built and f"none, convolutions take twice the time: {facts.not_built}"
+    findings.append(Finding(place, "kernels", found or "built", kernels * lacks_kernels))
     if output:
         remedy = f"make it, give this machine's user or keys the right to write to {output}, or give another output"
         findings.append(Finding(place, "output", facts.not_stored or "writable", remedy * bool(facts.not_stored)))
@@ -213,6 +221,15 @@ def _mlflow_remedy(why: str, server: str | None) -> str:
     if "401" in why or "Unauthorized" in why:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
     return f"start MLflow at {tracking.shown(server)}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
+
+
+def _built() -> str:
+    try:
+        for name in KERNELS:
+            library(name)
+    except Unavailable as reason:
+        return str(reason)
+    return ""
 
 
 def _token() -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cluster.evaluation import evaluate_split
 from cluster.pool import Pool, Snapshot
 from cluster.requests import Interrupted, Requests, WorkersLost
-from metatrain.core import Ticket, Update
+from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Diverged, Learner
 from metatrain.recipe import Recipe
 
@@ -33,7 +33,7 @@ class Hooks(NamedTuple):
 def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hooks: Hooks, save_every: int) -> None:
     """Take the learner from its version to `outer.steps`.
 
-    Whatever ends it early (Interrupted, Diverged, WorkersLost) leaves a checkpoint of the last whole step.
+    Whatever ends it early (Interrupted, Diverged, WorkersLost, InputError) leaves a checkpoint of the last whole step.
     """
     outer, validation = recipe.outer, recipe.validation
     pool.publish(Snapshot(learner.version, learner.meta()))
@@ -74,7 +74,7 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
             if learner.version % save_every == 0 or last:
                 hooks.save()
                 saved = learner.version
-    except (Interrupted, Diverged, WorkersLost):
+    except (Interrupted, Diverged, WorkersLost, InputError):
         if learner.version > saved:
             hooks.save()
         raise

@@ -32,7 +32,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -45,6 +45,7 @@ from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
+LOW = "Ray ended it, for its node ran low on memory: set outer.tasks_per_ticket or workers.max lower"
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 PROBE_S = 15.0  # for a cluster to say that it is there
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
@@ -110,7 +111,8 @@ class RayWorker:
             self._worker.load(version, torch.from_numpy(flat))
         result, spent = self._worker.compute(ticket)
         if isinstance(result, Update):
-            return self._worker.layout.flatten(result.direction).numpy(), result.tasks, result.metrics, spent
+            flat_direction = self._worker.layout.flatten(result.direction).cpu().numpy()
+            return flat_direction, result.tasks, result.metrics, spent
         curves, baselines = (
             {name: values.numpy() for name, values in part.items()} for part in (result.curves, result.baselines)
         )
@@ -138,7 +140,7 @@ class RayPool:
         """
         if local:
             _check_capacity(workers)
-        self._layout = Layout(initial_meta(recipe))
+        self._layout = Layout(initial_meta(recipe), plan.path)
         placed = {}
         if group is not None:
             workers = dataclasses.replace(workers, min=workers.max)
@@ -162,7 +164,7 @@ class RayPool:
             raise
 
     def publish(self, snapshot: Snapshot) -> None:
-        flat = self._layout.flatten(snapshot.meta).numpy()
+        flat = self._layout.flatten(snapshot.meta).cpu().numpy()
         self._version = snapshot.version
         self._parameters = flat if flat.nbytes <= INLINE_BYTES else ray.put(flat)
 
@@ -181,7 +183,11 @@ class RayPool:
         actor.tickets -= ticket is not None
         try:
             answer = ray.get(done[0])
-        except (RayActorError, ObjectLostError) as error:  # its process, or its answer with the node that held it
+        except (
+            RayActorError,
+            ObjectLostError,
+            OutOfMemoryError,
+        ) as error:  # its process, or its answer with the node that held it
             return self._lost(actor, ticket, error)
         except RayTaskError as error:
             return Failure(ticket, actor.name, "error", _where(error))
@@ -242,7 +248,8 @@ class RayPool:
         elif actor.alive:
             self._await_ready(actor)
         last_line = str(error).strip().rpartition("\n")[2]
-        return Failure(ticket, actor.name, "lost", f"{type(error).__name__}: {last_line[:200]}")
+        low = isinstance(error, OutOfMemoryError) or "low on memory" in str(error)
+        return Failure(ticket, actor.name, "lost", LOW if low else f"{type(error).__name__}: {last_line[:200]}")
 
     def _dispatch(self) -> None:
         while self._waiting:
@@ -278,6 +285,8 @@ class RayPool:
 
 def _where(error: RayTaskError) -> str:
     """What went wrong in a worker, and at which line."""
+    if isinstance(error.cause, InputError):
+        return str(error.cause)
     lines = re.findall(r'File "(.+?)", line (\d+), in (\w+)', str(error))
     place = f" ({Path(lines[-1][0]).name} line {lines[-1][1]}, in {lines[-1][2]})" if lines else ""
     return f"{type(error.cause).__name__}: {error.cause}{place}"

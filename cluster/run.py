@@ -24,10 +24,10 @@ from cluster.pool import LocalPool, Pool, Snapshot
 from cluster.progress import ProgressLine
 from cluster.requests import Interrupted, Requests
 from cluster.tracking import Tracker
-from cluster.worker import Plan, choose_plan, initial_meta
+from cluster.worker import Plan, choose_plan, device_of, initial_meta
 from metatrain import bundle, figures, inference, storage
 from metatrain import recipe as recipes
-from metatrain.core import InputError, Meta
+from metatrain.core import InputError, Meta, to_device
 from metatrain.evaluate import Score
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
@@ -89,14 +89,18 @@ def prepare(config: RunConfig, resume: str | None = None) -> Run:
     config = dataclasses.replace(config, family=config.family.standalone())
     recipe = config.recipe()
     check_fit(recipe, initial_meta(recipe))
-    plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     folder, saved = _folder(config, resume)
+    plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
+    if saved is not None and saved.plan.device == plan.device:
+        plan, reason = plan._replace(path=saved.plan.path), "as before"  # whatever there was to choose from then
+    # In process, updates and parameters never leave the device.
+    device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
     folder.make()
     if saved is not None:
         checkpoint.check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
     torch.set_num_threads(plan.threads)
-    learner = Learner(initial_meta(recipe), config.outer)
+    learner = Learner(to_device(initial_meta(recipe), device), config.outer)
     notes: dict[str, str] = {}
     if saved is not None:
         learner.load_state_dict(saved.tensors, saved.scalars)
@@ -321,7 +325,8 @@ def _step(line: str) -> float:
 
 def _leave_results(run: Run, scores: list[Score]) -> None:
     """result.json and the pictures."""
-    folder, recipe, meta = run.folder, run.config.recipe(), run.learner.meta()
+    folder, recipe = run.folder, run.config.recipe()
+    meta = to_device(run.learner.meta(), torch.device("cpu"))
     result = {"scores": [dataclasses.asdict(score) for score in scores]}
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cluster.cuda import Replayed, Step, exact_products
 from metatrain import evaluate
 from metatrain.core import (
     Context,
@@ -19,9 +21,12 @@ from metatrain.core import (
     Split,
     Ticket,
     Update,
+    Work,
+    count,
     generator_for,
     to_device,
 )
+from metatrain.ops.build import Unavailable
 from metatrain.recipe import Recipe, Setting
 
 
@@ -44,9 +49,13 @@ class Plan(NamedTuple):
 
 
 class Layout:
-    """The one flat float32 array in which meta-parameters travel."""
+    """The one flat float32 array in which meta-parameters travel.
 
-    def __init__(self, meta: Meta) -> None:
+    On the fused path the weights of convolutions lie channels last, as its kernels read them.
+    """
+
+    def __init__(self, meta: Meta, path: Path = "reference") -> None:
+        self._last = path == "fused"
         self._slots: list[tuple[int, str, int, torch.Size]] = []  # (part of Meta, name, offset, shape)
         self.size = 0
         for part, params in enumerate(meta):
@@ -55,8 +64,9 @@ class Layout:
                 self.size += -(-p.numel() // ALIGNMENT) * ALIGNMENT
 
     def flatten(self, meta: Meta) -> Tensor:
-        """A new [size] array on the CPU."""
-        flat = torch.zeros(self.size)
+        """A new [size] array, where the parameters are."""
+        part, name, _, _ = self._slots[0]
+        flat = torch.zeros(self.size, device=meta[part][name].device)
         for (part, name, _, _), view in zip(self._slots, self._views(flat), strict=True):
             view.copy_(meta[part][name])
         return flat
@@ -69,10 +79,16 @@ class Layout:
         return meta
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        return [flat[start : start + shape.numel()].view(shape) for _, _, start, shape in self._slots]
+        return [self._view(flat[start : start + shape.numel()], shape) for _, _, start, shape in self._slots]
+
+    def _view(self, part: Tensor, shape: torch.Size) -> Tensor:
+        if not (self._last and len(shape) == 4):
+            return part.view(shape)
+        wide, narrow, height, width = shape
+        return part.view(wide, height, width, narrow).permute(0, 3, 1, 2)
 
 
-def initial_meta(recipe: Recipe, split: Split = "train", work: Literal["update", "score"] = "update") -> Meta:
+def initial_meta(recipe: Recipe, split: Split = "train", work: Work = "update") -> Meta:
     """The meta-parameters that a run starts from; those that a split's scores would start from have their shapes."""
     generator = generator_for(recipe.seed, Ticket("update", "train", 0, 0), "init")
     setting = recipe.setting(split, work)
@@ -83,30 +99,48 @@ def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
     """The compute path for a recipe, and why."""
     if gpus > 0:
         return Plan("batched", "cuda", threads), "a GPU computes a ticket's tasks together"
-    if any(p.dim() > 2 for p in initial_meta(recipe).model.values()):
-        return Plan("reference", "cpu", threads), "a CPU computes convolutions faster one task after the other"
-    return Plan("batched", "cpu", threads), "a CPU computes a small net faster for a ticket's tasks together"
+    if all(p.dim() <= 2 for p in initial_meta(recipe).model.values()):
+        return Plan("batched", "cpu", threads), "a CPU computes a small net faster for a ticket's tasks together"
+    setting = recipe.setting("train", "update")
+    try:
+        setting.family.bind(recipe.model, setting.norm, "fused")
+    except Unavailable as reason:
+        slower = (
+            f"one task after the other; the fused kernels, which take about half the time, cannot be used: {reason}"
+        )
+        return Plan("reference", "cpu", threads), slower
+    return Plan("fused", "cpu", threads), "a CPU computes convolutions faster one task after the other, fused"
+
+
+def device_of(plan: Plan) -> torch.device:
+    """Where it computes; InputError where that is not here."""
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("workers.gpus asks for a GPU, but torch sees none here: set workers.gpus to 0")
+    return torch.device(plan.device)
 
 
 class Worker:
     """Computes tickets on the newest parameters that were loaded."""
 
     def __init__(self, recipe: Recipe, plan: Plan) -> None:
-        if plan.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("workers.gpus asks for a GPU, but torch sees none here: set workers.gpus to 0")
+        self._device = device_of(plan)
         torch.set_num_threads(plan.threads)
-        if plan.device == "cuda":  # TF32 makes second-order gradients wrong by tens of percent
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
+        exact_products()
         self._recipe = recipe
-        self._device = torch.device(plan.device)
         self._path: Path = plan.path
-        self.layout = Layout(initial_meta(recipe))
+        self.layout = Layout(initial_meta(recipe), plan.path)
         self._buffer = torch.zeros(self.layout.size, device=self._device)
         self._meta = self.layout.unflatten(self._buffer)
         self.version = -1
         self._bound: dict[tuple[str, str], tuple[Setting, Problem]] = {}
         self._drawn: dict[Ticket, Any] = {}
+        self._steps: dict[int, Step] = {}  # by the number of tasks
+        try:
+            self._bind("train", "update")
+        except Unavailable as reason:
+            raise InputError(
+                f"the driver chose the compute path {plan.path!r}, which this machine has not: {reason}"
+            ) from reason
 
     def load(self, version: int, flat: Tensor) -> None:
         """Copy the parameters of a version; `flat` may be memory that other processes read."""
@@ -120,15 +154,35 @@ class Worker:
         self._drawn[ticket] = self._sample(ticket)
 
     def compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
-        """The ticket's update or scores (tensors on the CPU), and what it cost."""
+        """The ticket's update, on the worker's device, or its scores, and what it cost.
+
+        Raises InputError where memory is not enough.
+        """
+        try:
+            return self._compute(ticket)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            group = "outer" if ticket.work == "update" else "evaluation"
+            raise InputError(
+                f"the memory of the {self._device.type} is not enough for a ticket: set {group}.tasks_per_ticket "
+                "lower, or algorithm.recompute or algorithm.first_order to true where the algorithm has them"
+            ) from error
+
+    def _compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
         started, cpu_s = time.perf_counter(), time.process_time()
-        setting, problem = self._bind(ticket)
+        setting, problem = self._bind(ticket.split, ticket.work)
         tasks = to_device(self._drawn.pop(ticket, None) or self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         result: Update | Scores
         if ticket.work == "update":
-            update = setting.algorithm.update(problem, self._meta, tasks, context)
-            result = update._replace(direction=Meta(*to_device(update.direction, torch.device("cpu"))))
+            step: Step = partial(setting.algorithm.update, problem, self._meta)
+            if self._device.type == "cuda":
+                step = self._steps.setdefault(count(tasks), Replayed(step))
+            update = step(tasks, context)
+            if self._device.type == "cuda":  # away from where the next replay writes
+                update = update._replace(direction=self.layout.unflatten(self.layout.flatten(update.direction)))
+            result = update._replace(metrics={name: float(value) for name, value in update.metrics.items()})
         else:
             found = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
             curves = {name: values.cpu() for name, values in found.curves.items()}
@@ -137,14 +191,16 @@ class Worker:
         return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
 
     def _sample(self, ticket: Ticket) -> Any:
-        setting, _ = self._bind(ticket)
+        setting, _ = self._bind(ticket.split, ticket.work)
         first = ticket.part * setting.tasks_per_ticket
         count = min(setting.tasks_per_ticket, setting.tasks - first)
-        return setting.family.sample(generator_for(setting.seed, ticket, "tasks"), count, ticket.split)
+        family = setting.family
+        if self._device.type == "cuda" and hasattr(family, "resident"):
+            family = family.resident(self._device)
+        return family.sample(generator_for(setting.seed, ticket, "tasks"), count, ticket.split)
 
-    def _bind(self, ticket: Ticket) -> tuple[Setting, Problem]:
-        key = (ticket.work, ticket.split)
-        if key not in self._bound:
-            setting = self._recipe.setting(ticket.split, ticket.work)
-            self._bound[key] = setting, setting.family.bind(self._recipe.model, setting.norm, self._path)
-        return self._bound[key]
+    def _bind(self, split: Split, work: Work) -> tuple[Setting, Problem]:
+        if (split, work) not in self._bound:
+            setting = self._recipe.setting(split, work)
+            self._bound[split, work] = setting, setting.family.bind(self._recipe.model, setting.norm, self._path)
+        return self._bound[split, work]

@@ -76,7 +76,8 @@ def program() -> str:
 def list_() -> None:
     """Show the data sets that can be used. Example: metatrain data list"""
     from metatrain.core import InputError
-    from metatrain.tasks.images import ImageStore, cache
+    from metatrain.storage import cache
+    from metatrain.tasks.images import ImageStore
     from metatrain.tasks.sources import SOURCES
 
     imported = {path.parent.name for path in cache().glob("*/manifest.json")}

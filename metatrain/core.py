@@ -10,7 +10,7 @@ the tasks themselves, adapted parameters, losses and metrics. Meta-parameters ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 Params = dict[str, Tensor]  # name -> tensor, named as Module.named_parameters names them
 Norm = Literal["transductive", "support", "support+1", "running", "none"]  # whose statistics normalise a query example
 Targets = Literal["classes", "numbers", "rewards"]
-Path = Literal["reference", "batched"]  # how a ticket's tasks are computed; chosen once, by the driver
+# How a ticket's tasks are computed, chosen once, by the driver: all in one batch of tensors, or one after the other, in
+# plain PyTorch or with the kernels of metatrain.ops.
+Path = Literal["batched", "reference", "fused"]
 Split = Literal["train", "val", "test"]
+Work = Literal["update", "score"]
 Adapt = Callable[[Any], list[tuple[int, Params]]]  # tasks -> (inner step, their parameters), from step 0 to the last
 
 
@@ -51,7 +54,7 @@ class Task(NamedTuple):
 class Ticket(NamedTuple):
     """Names a chunk of tasks; together with a seed it determines them."""
 
-    work: Literal["update", "score"]
+    work: Work
     split: Split
     step: int  # outer step; 0 for scores, whose tasks are a fixed list
     part: int  # which chunk of the step's tasks
@@ -69,7 +72,7 @@ class Update(NamedTuple):
 
     direction: Meta  # to descend; mean over the ticket's tasks
     tasks: int  # its weight in the learner's mean
-    metrics: dict[str, float]  # means over the tasks, such as loss_before, loss_after
+    metrics: Mapping[str, float | Tensor]  # means over the tasks, such as loss_after; a worker sends numbers
 
 
 class Scores(NamedTuple):
@@ -82,7 +85,10 @@ class Scores(NamedTuple):
 
 
 class TaskFamily(Protocol):
-    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10) or FewShot(data="glyphs")."""
+    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10) or FewShot(data="glyphs").
+
+    One that draws from data may have `resident(device)`, which gives itself with the data and its samples there.
+    """
 
     @property
     def metric(self) -> str:
@@ -214,6 +220,11 @@ def take(task: Any, index: int) -> Any:
 def count(task: Any) -> int:
     """T."""
     return int(task[0].shape[0])
+
+
+def chunks(problem: Problem, tasks: Any) -> list[Any]:
+    """The tasks in groups that are computed at once: all, or each on its own, so that memory stays that of one."""
+    return [tasks] if problem.path == "batched" else [take(tasks, i) for i in range(count(tasks))]
 
 
 def to_device(tree: Any, device: torch.device) -> Any:

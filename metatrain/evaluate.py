@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores
+from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores, chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,18 @@ class Score:
         return f'result: {self.metric}={value} ci95={width} tasks={self.tasks} protocol="{self.protocol}"'
 
 
-def scores(problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context) -> Scores:
+def scores(problem: Problem, algorithm: Algorithm, meta: Meta, tasks: Any, context: Context) -> Scores:
     """Adapt to each task and measure it on its query set on the way: at steps 0 to 10, each tenth one, and the last."""
+    parts = [_curves(problem, algorithm, meta, chunk, context) for chunk in chunks(problem, tasks)]
+    steps, curves = parts[0]
+    whole = {name: torch.cat([part[name] for _, part in parts]) for name in curves}
+    return Scores(steps, whole, problem.baselines(tasks), tuple(problem.norm))
+
+
+def _curves(
+    problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context
+) -> tuple[list[int], dict[str, Tensor]]:
+    """The inner steps that are measured, and each metric [T, len(steps)]."""
     steps: list[int] = []
     found: list[dict[str, Tensor]] = []
 
@@ -53,8 +63,7 @@ def scores(problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, contex
             measure(step, params)
     if steps[-1] != step:
         measure(step, params)
-    curves = {name: torch.stack([f[name] for f in found], dim=1) for name in found[0]}
-    return Scores(steps, curves, problem.baselines(task), tuple(problem.norm))
+    return steps, {name: torch.stack([f[name] for f in found], dim=1) for name in found[0]}
 
 
 def summarise(parts: Sequence[Scores], metric: str, norm: Norm, protocol: str) -> Score:

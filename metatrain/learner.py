@@ -112,7 +112,7 @@ class Learner:
                 "or bound the step with outer.clip_norm"
             )
         for name, p in self._params.items():
-            p.grad = mean[name]
+            p.grad = torch.empty_like(p).copy_(mean[name])  # fused optimizers go by memory: lie as the parameter does
         if self._outer.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self._params.values(), self._outer.clip_value)
         if self._outer.clip_norm is not None:
@@ -124,7 +124,8 @@ class Learner:
         self._state = {name: mean[f"state.{name}"] for name in self._state}
         self.version += 1
         metrics = {
-            name: sum(update.metrics[name] * update.tasks for update in updates) / total for name in updates[0].metrics
+            name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
+            for name in updates[0].metrics
         }
         return metrics | {"gradient_norm": float(norm), "lr": self._outer.lr * rate}
 
@@ -167,8 +168,12 @@ class Learner:
         for full, value in (tensors | scalars).items():
             if full.startswith("optimizer."):
                 _, key, name = full.split(".", 2)
-                copy = value.clone() if isinstance(value, Tensor) else value
-                self._optimizer.state[self._params[name]][key] = copy
+                p = self._params[name]
+                if isinstance(value, Tensor):
+                    options = self._outer.options  # torch counts steps on the CPU unless one of these is true
+                    here = key == "step" and not (options.get("fused") or options.get("capturable"))
+                    value = value.clone() if here else value.to(p.device, copy=True)
+                self._optimizer.state[p][key] = value
         self.version = int(scalars["version"])
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import one_hot
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets, Task, take
-from metatrain.models.conv import BatchStatistics
+from metatrain.models.conv import BatchStatistics, fuse
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction [T, N, *out], target [T, N, ...]) -> [T]
 RUNNING = 0  # examples that the statistics are of: none of them
@@ -21,19 +22,34 @@ IMPURE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 def call(module: nn.Module, path: Path, params: Params, *inputs: Tensor, **options: Any) -> Any:
-    """The module as a function of T tasks' parameters [T, *shape] and inputs [T, ...]: outputs [T, ...]."""
+    """The module as a function of T tasks' parameters [T, *shape] and inputs [T, ...]: outputs [T, ...].
+
+    A module whose `takes_tasks` is true has a forward pass that does this by itself.
+    """
 
     def one(params: Params, *inputs: Tensor) -> Any:
-        return functional_call(module, params, inputs, options)
+        return functional_call(module, params, inputs, options, tie_weights=_shares(module))
 
+    if path == "batched" and getattr(module, "takes_tasks", False):
+        return functional_call(module, params, inputs, options, tie_weights=_shares(module))
     if path == "batched":
         # Only the forward pass is vmapped. Differentiating inside vmap is silently wrong in second order
         # for batch norm; autograd outside it is exact.
         return vmap(one)(params, *inputs)
-    rows = {name: p.unbind(0) for name, p in params.items()}  # indexing instead would cost T^2 in the backward
     tasks = range(len(inputs[0]))
+    if len(tasks) == 1:  # views, in the backward, too
+        found = one({name: p.squeeze(0) for name, p in params.items()}, *(x.squeeze(0) for x in inputs))
+        return tuple(part[None] for part in found) if isinstance(found, tuple) else found[None]
+    rows = {name: p.unbind(0) for name, p in params.items()}  # indexing instead would cost T^2 in the backward
     each = [one({name: row[t] for name, row in rows.items()}, *(x[t] for x in inputs)) for t in tasks]
     return tuple(map(torch.stack, zip(*each, strict=True))) if isinstance(each[0], tuple) else torch.stack(each)
+
+
+@lru_cache(maxsize=64)
+def _shares(module: nn.Module) -> bool:
+    """Whether a parameter is there under two names, which functional_call would look up anew on each call."""
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    return len(names) > len(list(module.parameters()))
 
 
 def part(params: Params, prefix: str) -> Params:
@@ -82,6 +98,8 @@ class Supervised:
                 "torch's batch normalisation and dropout change their state or draw at random in the forward pass: "
                 "use metatrain.models.conv.BatchStatistics, or another layer"
             )
+        if self.path == "fused":
+            fuse(module)
         layers = {name: m for name, m in module.named_modules() if isinstance(m, BatchStatistics)}
         if layers and "none" in self.norm:
             raise InputError(
@@ -123,7 +141,8 @@ class Supervised:
             for t in range(len(tasks.support_x)):
                 task = take(tasks, t)
                 x = self.to_float(torch.cat([task.support_x, task.query_x], 1))[0]
-                functional_call(self.module.get_submodule("body"), part(params, "body."), (x,))
+                # "of all of x" is the same, and calls the layers that fused kernels go past
+                functional_call(self.module.get_submodule("body"), part(params, "body."), (x, len(x)))
         return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
     def support_loss(self, params: Params, task: Task, context: Context, batch: Tensor | None = None) -> Tensor:
@@ -142,9 +161,11 @@ class Supervised:
             training = norm == "running" and context.ticket.work == "update"
             prediction = self._predict(params, task, "transductive" if training else norm)
             suffix = f"[{norm}]" if i else ""
-            found[f"loss{suffix}"] = self.loss(prediction, task.query_y)
+            loss = self.loss(prediction, task.query_y)
+            found[f"loss{suffix}"] = loss
             for name, metric in self.metrics.items():
-                found[f"{name}{suffix}"] = metric(prediction.detach(), task.query_y)
+                same = metric is self.loss
+                found[f"{name}{suffix}"] = loss.detach() if same else metric(prediction.detach(), task.query_y)
         return found
 
     def embed(self, params: Params, task: Task, context: Context) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import CoreSchema, core_schema
 
 from metatrain import algorithms, models, storage, tasks
-from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily
+from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily, Work
 from metatrain.learner import Outer
 
 Tree = dict[str, Any]
@@ -129,7 +129,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_name(self.name)
 
-    def setting(self, split: Split, work: Literal["update", "score"] = "score") -> Setting:
+    def setting(self, split: Split, work: Work = "score") -> Setting:
         """How a ticket's tasks are drawn and computed."""
         outer, evaluation, validation = self.outer, self.evaluation, self.validation
         if work == "update":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,11 @@ from metatrain.core import InputError
 
 PATIENCE_S = 30  # with a storage that does not answer
 WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # a file's name is all there is
+
+
+def cache() -> Path:
+    """Where this machine keeps data sets and what was compiled for it."""
+    return Path(os.environ.get("METATRAIN_CACHE") or Path.home() / ".cache" / "metatrain")
 
 
 def is_remote(uri: str) -> bool:

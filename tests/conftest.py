@@ -274,6 +274,7 @@ SHORT = {"steps": 4, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003}
 PROBES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     "sinusoid": SINUSOID,
     "maml-conv4": GLYPHS,
+    "maml-conv4-fused": GLYPHS | {"model": GLYPHS["model"] | {"filters": 16}, "outer": SHORT},
     "reptile-conv4": REPTILE,
     "anil": GLYPHS | {"algorithm": {"name": "maml", "inner_lr": 0.4, "adapts": ["head.*"]}, "outer": SHORT},
     "meta-sgd": GLYPHS

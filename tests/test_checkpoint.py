@@ -19,6 +19,7 @@ from cluster.worker import Worker, choose_plan, initial_meta
 from metatrain import bundle, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
+from metatrain.ops.build import Unavailable
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
@@ -86,6 +87,20 @@ def test_what_every_kind_learns_and_tracks_goes_on_exactly(probe: str, tmp_path:
     saved = checkpoint.load(checkpoint.save(str(tmp_path), settings, plan, stopped, {}, 1))
     resumed.load_state_dict(saved.tensors, saved.scalars)
     assert torch.equal(learn(resumed, 4), expected)
+
+
+def test_a_run_goes_on_by_the_path_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a compiler has come since, the kernels do not take over: the parameters would be others."""
+
+    def unavailable(name: str) -> None:
+        raise Unavailable("there is no compiler")
+
+    base = PROBES["maml-conv4-fused"] | {"output": str(tmp_path / "run")}
+    with monkeypatch.context() as patch:
+        patch.setattr("metatrain.models.conv.library", unavailable)
+        run.train(config(base, outer__steps=2))
+    assert run.prepare(config(base), resume="auto").plan.path == "reference"
+    assert run.prepare(config(base, output=str(tmp_path / "new"))).plan.path == "fused"
 
 
 def test_only_the_newest_are_kept_and_an_unfinished_one_does_not_count(tmp_path: Path) -> None:

@@ -86,6 +86,12 @@ def test_without_a_cluster_it_looks_at_this_machine(tmp_path: Path, monkeypatch:
     ("facts", "resources", "what", "remedy"),
     [
         (
+            HERE._replace(not_built="there is no C++ compiler"),
+            None,
+            "kernels",
+            "install g++ or clang there",
+        ),
+        (
             HERE._replace(free_gb=0.5),
             {},
             "free disk",

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from metatrain.core import InputError
+from metatrain.storage import cache
 from metatrain.tasks import FewShot, glyphs
-from metatrain.tasks.images import ImageStore, Scheme, cache
+from metatrain.tasks.images import ImageStore, Scheme
 from metatrain.tasks.sources import import_data, open_data
 
 

@@ -307,7 +307,7 @@ def test_nothing_else_is_sent(tmp_path: Path) -> None:
         "metatrain", "cluster", "tuning", "recipe.yaml", "mine.py", "package"
     }  # fmt: skip
     files = [path for path in packed.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".py", ".yaml"}
+    assert {path.suffix for path in files} == {".py", ".cpp", ".h", ".yaml"}
     assert sum(path.stat().st_size for path in files) < 1 << 20
     (tmp_path / "tuning").mkdir()
     (tmp_path / "clash").mkdir()

@@ -60,6 +60,20 @@ def test_schedules_fall_to_zero(schedule: Any, rates: list[float]) -> None:
     assert learner.meta().model["w"][0].item() == pytest.approx(-1 - rates[1], abs=1e-4)
 
 
+def test_the_layout_of_updates_changes_nothing() -> None:
+    """Fused optimizers go by memory, and a fused path's updates lie channels last."""
+    theta = torch.arange(144.0).view(4, 4, 3, 3)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        outer = Outer(steps=5, tasks_per_step=1, tasks_per_ticket=1, lr=0.1, options={"fused": True})
+        learner = Learner(Meta({"w": theta.clone()}, {}, {}), outer)
+        for _ in range(3):
+            direction = theta.sin().contiguous(memory_format=layout)
+            learner.apply([Update(Meta({"w": direction}, {}, {}), 1, {})])
+        found.append(learner.meta().model["w"])
+    assert torch.equal(*found)
+
+
 def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     learner = Learner(meta(), outer(lr=1.0, clip_norm=1.0))
     metrics = learner.apply([update(10.0)])

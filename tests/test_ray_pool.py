@@ -158,6 +158,31 @@ def test_workers_do_not_write_to_the_parameters_they_share() -> None:
         pool.close()
 
 
+def test_a_worker_is_lean() -> None:
+    """It has computed updates and scores of images, and imported neither torchvision nor MLflow nor matplotlib."""
+    import ray
+
+    settings = config(GLYPHS)
+    pool = ray_pool(settings, min=1, max=1)
+    try:
+        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        requests = Requests(pool)
+        tickets = [Ticket("update", "train", 0, 0), Ticket("score", "test", 0, 0)]
+        requests.ask(tickets)
+        requests.collect(tickets)
+
+        def imported(worker: Any) -> set[str]:
+            import sys
+
+            return {name.partition(".")[0] for name in sys.modules}
+
+        found = ray.get(pool._actors[0].handle.__ray_call__.remote(imported))
+        assert "torch" in found
+        assert not found & {"torchvision", "mlflow", "matplotlib", "optuna"}
+    finally:
+        pool.close()
+
+
 def test_the_next_tasks_are_drawn_while_a_worker_waits() -> None:
     import ray
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,6 +81,15 @@ def test_episodes_stay_in_their_split(split: Any) -> None:
     rows = (family.store.offsets[members][:, None] + torch.arange(20)).flatten()
     inside = torch.cdist(task.support_x.flatten(0, 1).flatten(1).float(), family.store.images[rows].flatten(1).float())
     assert inside.amin(1).max() == 0
+
+
+def test_images_that_are_resident_on_a_device_give_the_same_tasks() -> None:
+    family = FewShot(data="glyphs", shots=2)
+    there = family.resident(torch.device("cpu"))
+    for split in ("train", "test"):
+        drawn = [each.sample(generator(), 5, split) for each in (family, there)]
+        assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+    assert there.store is replace(there, ways=3).resident(torch.device("cpu")).store  # one copy
 
 
 def test_choose_is_distinct_and_uniform_below_each_size() -> None:

@@ -25,7 +25,8 @@ class MAML:
 
     Only parameters whose names match a pattern of `adapts` change in the inner loop: ("*.conv.*", "head.*") in the
     paper's nets, ("head.*",) in ANIL (Raghu et al. 2020, arXiv 1909.09157), ("body.*",) in BOIL (Oh et al. 2021, arXiv
-    2008.08882).
+    2008.08882). With `recompute` memory does not grow with the steps, for about two fifths more time: the backward pass
+    computes each step's graph again.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -35,6 +36,7 @@ class MAML:
     inner_steps: int = 1
     first_order: bool = False
     adapts: tuple[str, ...] = ("*",)
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:
@@ -59,4 +61,6 @@ class MAML:
     ) -> Iterator[Params]:
         rate = dict.fromkeys(inner_loop.matching(list(meta.model), self.adapts), self.inner_lr)
         phi = inner_loop.start(meta, task)
-        return inner_loop.descend(problem, phi, task, context, rates=[rate] * self.inner_steps, order=order)
+        return inner_loop.descend(
+            problem, phi, task, context, rates=[rate] * self.inner_steps, order=order, recompute=self.recompute
+        )

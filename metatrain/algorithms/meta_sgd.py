@@ -22,7 +22,8 @@ class MetaSGD:
     With `rates` "parameter", alpha has a number for each number of theta, which all `inner_steps` share. With
     "layer_step" it has one for each tensor and each step (Antoniou, Edwards and Storkey 2019, arXiv 1810.09502, section
     4: LSLR). All start at `initial_lr`, and may become negative. They are in `Meta.algorithm` as rate.NAME, or
-    rate.STEP.NAME: `outer.groups` can give "algorithm.*" an outer rate of its own. `adapts` is as in MAML.
+    rate.STEP.NAME: `outer.groups` can give "algorithm.*" an outer rate of its own. `adapts` and
+    `recompute` are as in MAML.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -32,6 +33,7 @@ class MetaSGD:
     inner_steps: int = 1
     rates: Literal["parameter", "layer_step"] = "parameter"
     adapts: tuple[str, ...] = ("*",)
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:
@@ -58,7 +60,9 @@ class MetaSGD:
     ) -> Iterator[Params]:
         adapting = inner_loop.matching(list(meta.model), self.adapts)
         rates = [{name: meta.algorithm[self._key(k, name)] for name in adapting} for k in self._steps]
-        return inner_loop.descend(problem, inner_loop.start(meta, task), task, context, rates=rates, order=order)
+        return inner_loop.descend(
+            problem, inner_loop.start(meta, task), task, context, rates=rates, order=order, recompute=self.recompute
+        )
 
     @property
     def _steps(self) -> range:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Meta, Params, Problem, Update, count
+from metatrain.core import Context, InputError, Meta, Params, Problem, Update, chunks, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +57,23 @@ class Reptile:
             yield {k: p.detach().clone() for k, p in phi.items()}
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        *_, phi = self.adapt(problem, meta, tasks, context)
-        direction = {name: theta - phi[name].mean(0) for name, theta in meta.model.items()}
-        with torch.no_grad():
-            before = problem.query(inner_loop.start(meta, tasks), tasks, context)
-            after = problem.query(phi, tasks, context)
-        metrics = inner_loop.means([before], "before") | inner_loop.means([after], "after")
-        return Update(Meta(direction, {}, inner_loop.tracked(problem, meta, tasks)), count(tasks), metrics)
+        total = count(tasks)
+        direction = {name: theta.clone() for name, theta in meta.model.items()}
+        before, after = [inner_loop.of_first(problem, inner_loop.start(meta, tasks), tasks, context)], []
+        for chunk in chunks(problem, tasks):
+            *_, phi = self.adapt(problem, meta, chunk, context)
+            for name, p in direction.items():
+                p.sub_(phi[name].sum(0), alpha=1 / total)
+            with torch.no_grad():
+                after.append(problem.query(phi, chunk, context))
+        metrics = inner_loop.means(before, "before") | inner_loop.means(after, "after")
+        return Update(Meta(direction, {}, inner_loop.tracked(problem, meta, tasks)), total, metrics)
 
     def _optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
         if self.inner_optimizer == "sgd":
             return torch.optim.SGD(params, lr=self.inner_lr)
-        return torch.optim.Adam(params, lr=self.inner_lr, betas=(0.0, 0.999))
+        on_gpu = params[0].is_cuda  # where a CUDA graph may be made of it
+        return torch.optim.Adam(params, lr=self.inner_lr, betas=(0.0, 0.999), fused=True, capturable=on_gpu)
 
     def _batches(self, problem: Problem, task: Any, context: Context) -> list[Tensor | None]:
         if self.inner_batch is None:

@@ -9,7 +9,25 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """Also takes the weights and inputs of T tasks at once, [T, out, in] and [T, N, in]."""
+
+    takes_tasks = True  # see metatrain.problem.call
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return super().forward(x)
+        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+
+
+class Layers(nn.Sequential):
+    """Layers that all take tasks at once, or have no weights."""
+
+    takes_tasks = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +47,13 @@ class MLP:
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, *inputs] -> [N, outputs]."""
         widths = [math.prod(inputs), *self.hidden]
-        layers: list[nn.Module] = [nn.Flatten()] if len(inputs) > 1 else []
+        layers: list[nn.Module] = [nn.Flatten(-len(inputs))] if len(inputs) > 1 else []
         for narrow, wide in pairwise(widths):
             layers += [self._linear(narrow, wide), nn.ReLU()]
-        return nn.Sequential(OrderedDict(body=nn.Sequential(*layers), head=self._linear(widths[-1], outputs)))
+        return Layers(OrderedDict(body=Layers(*layers), head=self._linear(widths[-1], outputs)))
 
-    def _linear(self, narrow: int, wide: int) -> nn.Linear:
-        linear = nn.Linear(narrow, wide)
+    def _linear(self, narrow: int, wide: int) -> Linear:
+        linear = Linear(narrow, wide)
         if self.init_std is not None:
             std = self.init_std
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)

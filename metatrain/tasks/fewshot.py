@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -38,10 +38,19 @@ def nearest_neighbour(task: Task) -> Tensor:
     return (task.support_y.gather(1, distance.argmin(-1)) == task.query_y).float().mean(1)
 
 
+@lru_cache(maxsize=2)
+def _resident(data: str, checksum: str | None, device: torch.device) -> ImageStore:
+    """One copy for all splits."""
+    store = open_data(data, checksum)
+    return replace(store, images=store.images.to(device))
+
+
 def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:
     """For each size n, k distinct numbers below n in random order: [*sizes.shape, k]."""
-    keys = torch.rand(*sizes.shape, int(sizes.max()), generator=generator)
-    keys.masked_fill_(torch.arange(keys.shape[-1]) >= sizes[..., None], -1.0)
+    least, most = (int(bound) for bound in sizes.aminmax())
+    keys = torch.rand(*sizes.shape, most, generator=generator)
+    if least < most:
+        keys.masked_fill_(torch.arange(most) >= sizes[..., None], -1.0)
     return keys.topk(k, dim=-1).indices
 
 
@@ -94,18 +103,31 @@ class FewShot:
             if rotations == "per-task":
                 turns = torch.randint(4, chosen.shape, generator=generator)
         examples = choose(generator, store.sizes[chosen], self.shots + self.queries)  # [T, W, K + Q]
-        images = store.images[store.offsets[chosen][..., None] + examples]  # [T, W, K + Q, C, H, W]
-        for turn in (1, 2, 3):
-            where = turns == turn
-            if where.any():
-                images[where] = torch.rot90(images[where], turn, dims=(-2, -1))
-        labels = torch.arange(self.ways).expand(count, self.ways)
+        rows = store.offsets[chosen][..., None] + examples
+        labels = torch.arange(self.ways, device=store.images.device).expand(count, self.ways)
         return Task(
-            images[:, :, : self.shots].flatten(1, 2),
+            self._images(rows[..., : self.shots], turns),
             labels.repeat_interleave(self.shots, dim=1),
-            images[:, :, self.shots :].flatten(1, 2),
+            self._images(rows[..., self.shots :], turns),
             labels.repeat_interleave(self.queries, dim=1),
         )
+
+    def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
+        """[T, W * n, C, H, W] of rows [T, W, n], turned by turns [T, W] quarters: where the data set's images are."""
+        device = self.store.images.device
+        images = self.store.images[rows.flatten(1).to(device)]
+        turns = turns.repeat_interleave(rows.shape[2], dim=1)
+        for turn in (1, 2, 3):
+            where = tuple(index.to(device) for index in (turns == turn).nonzero(as_tuple=True))
+            if len(where[0]):
+                images[where] = torch.rot90(images[where], turn, dims=(-2, -1))
+        return images
+
+    def resident(self, device: torch.device) -> FewShot:
+        """The family with its images on a device, where it then samples: the same tasks."""
+        there = replace(self)
+        vars(there)["store"] = _resident(self.data, self.checksum, device)
+        return there
 
     def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
         return Supervised(

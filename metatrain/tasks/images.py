@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tempfile
 import warnings
@@ -23,6 +22,7 @@ import yaml
 from torch import Tensor
 
 from metatrain.core import InputError, Split
+from metatrain.storage import cache
 
 FORMAT = 2  # of the files; another one is imported again
 Rotations = Literal["none", "per-task", "classes"]
@@ -168,11 +168,6 @@ def duplicates(store: ImageStore, scheme: Scheme) -> list[str]:
             names = (f"{store.class_names[x]} ({split_of[x]})" for x in (other, c))
             found.append(" = ".join(names))
     return found
-
-
-def cache() -> Path:
-    """Where data sets are kept."""
-    return Path(os.environ.get("METATRAIN_CACHE") or Path.home() / ".cache" / "metatrain")
 
 
 def folder_of(name: str) -> Path:

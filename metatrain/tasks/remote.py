@@ -61,7 +61,7 @@ def push(store: images.ImageStore, uri: str) -> None:
 
 
 def _place(name: str, content: str) -> Path:
-    return images.cache() / "fetched" / f"{name}-{content}"  # by content: what changes there is another data set here
+    return storage.cache() / "fetched" / f"{name}-{content}"  # by content: what changes there is another data set here
 
 
 def _is_whole(folder: Path) -> bool:

@@ -1,0 +1,38 @@
+// Vectors of LANES numbers, by the compiler's extension: what the kernels share.
+#pragma once
+
+#include <cstdint>
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr uint8_t OFF = 255;  // the choice of an output that ReLU has set to zero
+
+template <typename T> struct Types;
+template <> struct Types<float> {
+  typedef float Vec __attribute__((vector_size(64), aligned(4)));
+  typedef int32_t Mask __attribute__((vector_size(64), aligned(4)));
+};
+template <> struct Types<double> {
+  typedef double Vec __attribute__((vector_size(128), aligned(8)));
+  typedef int64_t Mask __attribute__((vector_size(128), aligned(8)));
+};
+typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1)));
+
+template <typename T> using Vec = typename Types<T>::Vec;
+template <typename T> using Mask = typename Types<T>::Mask;
+
+template <typename T> inline Vec<T> load(const T* p) { return *reinterpret_cast<const Vec<T>*>(p); }
+template <typename T> inline void store(T* p, Vec<T> v) { *reinterpret_cast<Vec<T>*>(p) = v; }
+template <typename T> inline Mask<T> load_choice(const uint8_t* p) {
+  return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Mask<T>);
+}
+template <typename T> inline void store_choice(uint8_t* p, Mask<T> v) {
+  *reinterpret_cast<Bytes*>(p) = __builtin_convertvector(v, Bytes);
+}
+
+// As torch has it: what is not a number is greater than all, and ReLU lets it pass.
+template <typename T> inline Mask<T> greater(Vec<T> a, Vec<T> b) { return (a > b) | (a != a); }
+template <typename T> inline Mask<T> not_off(Vec<T> a) { return ~(a <= 0); }
+
+}  // namespace
