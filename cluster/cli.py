@@ -7,6 +7,7 @@ import signal
 import sys
 import webbrowser
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,12 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="DIR|auto", help="Continue a run: its folder, or the newest of this recipe.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate memory and time, from a few tasks.")
+    ] = False,
+    profile: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Only compute one outer step, and write a trace of it.")
+    ] = None,
 ) -> None:
     """Meta-train a recipe and evaluate it. Example: metatrain train recipes/demo.yaml --set outer.steps=100"""
     from cluster import run, tracking
@@ -44,6 +51,15 @@ def train(
     from metatrain.learner import Diverged
 
     config = recipes.load(RunConfig, recipe, set_ or [])
+    if dry_run or profile:
+        from cluster import probe
+
+        run.check_data(config)
+        if dry_run:
+            print(*probe.estimate(config).lines(config), sep="\n")
+        if profile:
+            print(probe.trace(config, Path(profile)), f"trace: {profile}; open it at https://ui.perfetto.dev", sep="\n")
+        return
     try:
         folder, scores = run.train(config, address, resume)
     except Interrupted as stopped:

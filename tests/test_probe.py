@@ -1,0 +1,177 @@
+"""Before it hurts: an estimate of memory and time, a sentence where memory is short, a trace of where time goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import GLYPHS, SINUSOID, command, config
+
+from cluster import probe
+from metatrain import recipe as recipes
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+CONV4 = GLYPHS | {"model": {"name": "conv4", "filters": 32}, "algorithm": {"name": "maml", "inner_lr": 0.1}}
+WIDE = SINUSOID | {"model": {"name": "mlp", "hidden": [1024, 1024]}}
+
+
+def write(path: Path, tree: dict[str, Any]) -> str:
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> None:
+    done = command("train", write(tmp_path / "r.yaml", GLYPHS), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "compute path: reference: " in done.stdout
+    assert re.search(r"a ticket of 2 tasks: [\d.e-]+ s, \d+\.\d\d GB a worker\n", done.stdout)
+    assert re.search(r"an outer step of 5 tasks on 1 workers: [\d.e-]+ s\n", done.stdout)
+    assert re.search(r"the run, 20 outer steps and 30 tasks of evaluation: [\d.]+ minutes\n", done.stdout)
+    assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}
+
+
+def test_bad_input_is_refused_there_too(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", GLYPHS)
+    done = command("train", recipe, "--dry-run", "--set", "family.ways=5000")
+    assert done.returncode == 2
+    assert "lower family.ways" in done.stderr
+    done = command("train", recipe, "--profile", str(tmp_path / "no" / "trace.json"))
+    assert done.returncode == 2
+    assert "give a file in a folder that is there" in done.stderr
+
+
+@LINUX
+def test_what_is_estimated_grows_with_the_ticket_where_tasks_are_batched() -> None:
+    """From tickets of at most four tasks to one of 400, which is never computed."""
+    small, large = (
+        probe.estimate(config(WIDE, outer__tasks_per_step=n, outer__tasks_per_ticket=n)).ticket.memory for n in (4, 400)
+    )
+    weights = 4 * 1024**2  # bytes of the large layer
+    assert large - small > 100 * 4 * weights  # parameters, a gradient and both their graphs
+
+
+def test_more_than_is_free_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_available", lambda plan: 1e6)
+    settings = config(SINUSOID)
+    assert "set workers.max or outer.tasks_per_ticket lower" in probe.estimate(settings).lines(settings)[-1]
+
+
+def test_a_profile_is_a_trace_of_one_outer_step(tmp_path: Path) -> None:
+    done = command("train", write(tmp_path / "r.yaml", SINUSOID), "--profile", str(tmp_path / "trace.json"))
+    assert done.returncode == 0, done.stderr
+    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {"ticket 0", "ticket 1", "ticket 2", "ticket 3", "learner", "aten::baddbmm"} <= names
+    assert "ticket 4" not in names
+    assert {path.name for path in tmp_path.iterdir()} == {"r.yaml", "trace.json"}
+
+
+@LINUX
+def test_too_little_memory_is_one_sentence_and_the_last_step_is_saved(tmp_path: Path) -> None:
+    """A process that may have twelve gigabytes of addresses meets a ticket that wants more."""
+    recipe = write(tmp_path / "r.yaml", WIDE | {"output": str(tmp_path / "run"), "checkpoint": {"every_steps": 1}})
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv.pop(1)),) * 2); "
+    code = limit + "sys.argv[0] = 'metatrain'; from tuning.cli import main; main()"
+
+    def train(*sets: str) -> subprocess.CompletedProcess[str]:
+        arguments = [arg for item in sets for arg in ("--set", item)]
+        full = [sys.executable, "-c", code, str(12 * 1024**3), "train", recipe, "--resume", "auto", *arguments]
+        return subprocess.run(full, capture_output=True, text=True, check=False, env=os.environ)
+
+    done = train("outer.steps=1")
+    assert done.returncode == 0, done.stderr
+    done = train("outer.tasks_per_step=4000", "outer.tasks_per_ticket=4000")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    sentence = (
+        "the memory of the cpu is not enough for a ticket: set outer.tasks_per_ticket lower, or algorithm.recompute"
+    )
+    assert sentence in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "manifest.json").exists()
+
+
+PEAKS = """
+import json, runpy, sys
+from cluster.config import RunConfig
+from cluster.worker import Worker, choose_plan, initial_meta
+from metatrain import recipe as recipes
+from metatrain.core import Ticket
+
+peak_mb = runpy.run_path(sys.argv[1])["peak_mb"]
+for tree, work in json.load(sys.stdin):
+    recipe = recipes.parse(RunConfig, tree, "test").recipe()
+    worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
+    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    ticket = Ticket(work, "train" if work == "update" else "test", 0, 0)
+    print(peak_mb(lambda: worker.compute(ticket)))
+"""
+
+
+def peaks(*asked: tuple[Any, str]) -> list[float]:
+    """Megabytes that tickets add to a process of their own, in which they were computed before."""
+    measure = Path(__file__).parent.parent / "benchmarks" / "measure.py"
+    trees = json.dumps([(recipes.dump(settings), work) for settings, work in asked])
+    full = [sys.executable, "-c", PEAKS, str(measure)]
+    done = subprocess.run(full, input=trees, capture_output=True, text=True, check=True)
+    return [float(line) for line in done.stdout.splitlines()]
+
+
+@LINUX
+@pytest.mark.parametrize("filters", [24, 64], ids=["reference", "fused"])
+def test_memory_grows_neither_with_the_tasks_of_a_ticket_nor_an_evaluations_with_its_steps(filters: int) -> None:
+    def settings(tasks: int, steps: int) -> Any:
+        return config(
+            CONV4,
+            model={"name": "conv4", "filters": filters},
+            family__queries=15,
+            algorithm__inner_steps=3,
+            outer__tasks_per_step=tasks,
+            outer__tasks_per_ticket=tasks,
+            evaluation__algorithm={"inner_steps": steps},
+            evaluation__tasks=4,
+        )
+
+    few, many, one, twenty = peaks(
+        (settings(4, 1), "update"), (settings(32, 1), "update"), (settings(4, 1), "score"), (settings(4, 20), "score")
+    )
+    assert many < 1.2 * few
+    assert twenty < 1.2 * one
+
+
+@LINUX
+def test_recomputing_keeps_the_memory_of_one_step() -> None:
+    def settings(recompute: bool, steps: int) -> Any:
+        algorithm = {"name": "maml", "inner_lr": 0.1, "inner_steps": steps, "recompute": recompute}
+        return config(CONV4, algorithm=algorithm, model__filters=64, family__shots=8, outer__tasks_per_ticket=1)
+
+    again, again_more, kept, kept_more = peaks(
+        *((settings(recompute, steps), "update") for recompute in (True, False) for steps in (4, 8))
+    )
+    assert again_more < 1.2 * again
+    assert kept_more > 1.5 * kept
+
+
+def test_an_update_that_draws_at_random_is_not_replayed() -> None:
+    """What a CUDA graph repeats it would repeat with the same numbers; the first call tells."""
+    from conftest import context
+
+    from cluster.cuda import Replayed
+    from metatrain.core import Meta, Update
+
+    drawn: list[float] = []
+
+    def step(tasks: Any, context: Any) -> Update:
+        drawn.append(float(torch.rand(1, generator=context.generator)))
+        return Update(Meta({}, {}, {}), 1, {})
+
+    replayed, one = Replayed(step), context()
+    for _ in range(3):
+        replayed((), one)
+    assert len(set(drawn)) == 3
