@@ -37,7 +37,7 @@ def both(
     Images of few channels whose gradient nobody wants, those of a first layer, have kernels of their own.
     """
     g = torch.Generator().manual_seed(3)
-    cotangent = torch.randn(reference(x, weight, scale, shift, shape).shape, generator=g, dtype=x.dtype)
+    cotangent = torch.randn(reference(x, weight, scale, shift, shape).shape, generator=g, dtype=torch.double).to(x)
     found = []
     for function in (block, reference):
         leaves = [t.clone().requires_grad_(t is not x or images_too) for t in (x, weight, scale, shift)]
@@ -45,7 +45,8 @@ def both(
         y = function(*leaves, shape)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         first = torch.autograd.grad(y, wanted, upstream, create_graph=True)
-        along = [torch.randn(t.shape, generator=torch.Generator().manual_seed(4), dtype=x.dtype) for t in first]
+        g = torch.Generator().manual_seed(4)
+        along = [torch.randn(t.shape, generator=g, dtype=torch.double).to(x.dtype) for t in first]
         second = torch.autograd.grad(first, [*wanted[:-1], upstream], along)  # no derivative depends on the shift
         found.append([t.detach() for t in (y, *first, *second)])
     return found
@@ -80,6 +81,19 @@ def test_output_and_both_derivatives_equal_the_reference(
     found, expected = both(*tensors(images, narrow, wide, height, width), Shape(stride, pool, 1e-3), images_too)
     for here, there in zip(found, expected, strict=True):
         assert (here - there).norm() <= 1e-10 * (there.norm() + 1e-8)
+
+
+@pytest.mark.parametrize("images_too", [True, False])
+@pytest.mark.parametrize(("narrow", "wide"), [(1, 64), (64, 64), (16, 48)])
+def test_float32_is_the_same_function(narrow: int, wide: int, images_too: bool) -> None:
+    """It goes through the channels in larger parts."""
+    given = tensors(3, narrow, wide, 9, 8)
+    for shape in (Shape(1, 2, 1e-3), Shape(2, 1, 1e-3)):
+        single, double = (
+            both(*(t.to(kind) for t in given), shape, images_too)[0] for kind in (torch.float, torch.double)
+        )
+        for here, there in zip(single, double, strict=True):
+            assert (here - there).norm() <= 1e-4 * there.norm()
 
 
 def test_both_kinds_of_convolution_are_among_those() -> None:

@@ -246,12 +246,16 @@ void double_backward(Shape<P> s, const T* v, const T* a, const T* b_, const T* g
 
 }  // namespace
 
-// One C function for each derivative, window and type; four vectors at a time where the channels allow it.
-#define DISPATCH(function, T, P, ...)                         \
-  do {                                                        \
-    const Shape<P> s(N, H, W, C, eps);                        \
-    if (C % (4 * LANES) == 0) function<T, P, 4>(__VA_ARGS__); \
-    else function<T, P, 1>(__VA_ARGS__);                      \
+// One C function for each derivative, window and type; four vectors of floats at a time where the channels allow it.
+#define DISPATCH(function, T, P, ...)                           \
+  do {                                                          \
+    const Shape<P> s(N, H, W, C, eps);                          \
+    if constexpr (sizeof(T) == sizeof(float))                   \
+      if (C % (4 * LANES) == 0) {                               \
+        function<T, P, 4>(__VA_ARGS__);                         \
+        return;                                                 \
+      }                                                         \
+    function<T, P, 1>(__VA_ARGS__);                             \
   } while (0)
 
 #define EXPORT(T, P)                                                                                                  \
