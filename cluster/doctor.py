@@ -121,7 +121,7 @@ def judge(
             f"make {facts.cache} writable, or set METATRAIN_CACHE to a folder that is" * bool(facts.not_cached),
         )
     )
-    lacks_kernels = bool(facts.not_built) and not driver.not_built
+    lacks_kernels = bool(facts.not_built) and not driver.not_built and not facts.not_cached  # which is why, then
     kernels = "install g++ or clang there, as where the driver is: it chooses what all workers compute with"
     found = facts.not_built and f"none, convolutions take twice the time: {facts.not_built}"
     findings.append(Finding(place, "kernels", found or "built", kernels * lacks_kernels))
