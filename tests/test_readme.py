@@ -52,7 +52,9 @@ def test_every_command_runs(command: str, home: Home, nodes: Nodes) -> None:
             }
             environment = home.environment | shared | {"RAY_API_SERVER_ADDRESS": nodes.address}
         out = home.run(re.sub(r"(metatrain train [^;]*)", rf"\1 {LESS} ", command), environment).splitlines()
-        if re.search("metatrain (train|evaluate|submit)", command) or FEWER in command:
+        if re.search("metatrain train .*(--dry-run|--profile)", command):
+            assert any(line.startswith(("the run, ", "trace: ")) for line in out)
+        elif re.search("metatrain (train|evaluate|submit)", command) or FEWER in command:
             assert out[-1].startswith("result: ")
         if "metatrain adapt" in command:
             assert out[-1] == "written: adapted/predictions.json adapted/predictions.png"

@@ -1,0 +1,122 @@
+"""What workers add: one and two bare processes, one and two Ray workers with their driver, and no Ray, in turns.
+
+    python benchmarks/scaling.py [--steps 6] [--rounds 7]
+
+MAML in second order on Conv4 (5-way 1-shot, 15 queries, 5 steps): 8 tasks an outer step, in 4 tickets. A bare process
+is a worker that computes its share of the tickets, and nothing else. The rest is the training loop as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Any
+
+import measure
+import torch
+
+from cluster import loop, ray_pool
+from cluster.config import Workers
+from cluster.pool import LocalPool, Pool
+from cluster.requests import Requests
+from cluster.worker import Plan, Worker, choose_plan, initial_meta
+from metatrain import recipe as recipes
+from metatrain.learner import Learner
+from metatrain.recipe import Recipe
+
+RECIPE: dict[str, Any] = {
+    "name": "scaling",
+    "family": {"name": "fewshot", "queries": 15},
+    "model": {"name": "conv4"},
+    "algorithm": {"name": "maml", "inner_lr": 0.1, "inner_steps": 5},
+    "outer": {"steps": 1, "tasks_per_step": 8, "tasks_per_ticket": 2, "lr": 0.001},
+}
+
+
+def bare(recipe: Recipe, plan: Plan, orders: Connection) -> None:
+    """A process that computes the tickets it is told, until there are none."""
+    worker = Worker(recipe, plan)
+    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    while tickets := orders.recv():
+        for ticket in tickets:
+            worker.compute(ticket)
+        orders.send(len(tickets))
+
+
+class Bare:
+    def __init__(self, recipe: Recipe, plan: Plan, processes: int, steps: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        tickets = [ticket for step in range(steps) for ticket in loop.update_tickets(recipe, step)]
+        self._shares = [tickets[i::processes] for i in range(processes)]
+        self._ends = []
+        for _ in range(processes):
+            mine, theirs = context.Pipe()
+            context.Process(target=bare, args=(recipe, plan, theirs), daemon=True).start()
+            self._ends.append(mine)
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.send([])
+
+    def __call__(self) -> None:
+        for end, share in zip(self._ends, self._shares, strict=True):
+            end.send(share)
+        for end in self._ends:
+            end.recv()
+
+
+class Training:
+    """The training loop, some steps further with each call."""
+
+    def __init__(self, recipe: Recipe, pool: Pool, steps: int) -> None:
+        self._recipe, self._pool, self._steps = recipe, pool, steps
+        self._learner = Learner(initial_meta(recipe), recipe.outer)
+
+    def __call__(self) -> None:
+        steps = self._learner.version + self._steps
+        recipe = dataclasses.replace(self._recipe, outer=dataclasses.replace(self._recipe.outer, steps=steps))
+        hooks = loop.Hooks(lambda step, metrics: None, lambda: None)
+        loop.train(recipe, self._learner, self._pool, Requests(self._pool), hooks, save_every=10**9)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6, help="outer steps a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = recipes.parse(Recipe, RECIPE, "the benchmark")
+    plan, _ = choose_plan(recipe, gpus=0, threads=1)
+    with ray_pool.connected(None):
+        pools = {n: ray_pool.RayPool(recipe, plan, Workers(min=n, max=n, cpus=0.5), local=True) for n in (1, 2)}
+        processes = {n: Bare(recipe, plan, n, arguments.steps) for n in (1, 2)}
+        candidates = {
+            "one bare process": processes[1],
+            "two bare processes": processes[2],
+            "no Ray": Training(recipe, LocalPool(recipe, plan), arguments.steps),
+            "one Ray worker": Training(recipe, pools[1], arguments.steps),
+            "two Ray workers": Training(recipe, pools[2], arguments.steps),
+        }
+        times = measure.in_turns(candidates, arguments.rounds)
+        for started in (*pools.values(), *processes.values()):
+            started.close()
+    tasks = arguments.steps * recipe.outer.tasks_per_step
+    goals = [
+        ("two bare processes", "one bare process", 1.9),
+        ("two Ray workers", "one bare process", 1.75),
+        ("one Ray worker", "no Ray", 0.95),
+    ]
+    rows = [
+        [f"{ours}, over {base}", f"{measure.ratio(times[ours].wall_s, times[base].wall_s):.2f}", f"{goal}"]
+        for ours, base, goal in goals
+    ]
+    speeds = [[who, f"{tasks / sorted(t.wall_s)[arguments.rounds // 2]:.1f}"] for who, t in times.items()]
+    text = f"{measure.machine('ray')}; {plan.path} path; medians of {arguments.rounds} rounds of {tasks} tasks\n\n"
+    text += measure.table(["", "ratio", "goal"], rows) + "\n\n" + measure.table(["", "tasks/s"], speeds)
+    measure.write("scaling", text)
+
+
+if __name__ == "__main__":
+    main()
