@@ -119,7 +119,8 @@ def peaks(*asked: tuple[Any, str]) -> list[float]:
     measure = Path(__file__).parent.parent / "benchmarks" / "measure.py"
     trees = json.dumps([(recipes.dump(settings), work) for settings, work in asked])
     full = [sys.executable, "-c", PEAKS, str(measure)]
-    done = subprocess.run(full, input=trees, capture_output=True, text=True, check=True)
+    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}  # what is freed goes back at once
+    done = subprocess.run(full, input=trees, capture_output=True, text=True, check=True, env=os.environ | exact)
     return [float(line) for line in done.stdout.splitlines()]
 
 
