@@ -34,7 +34,6 @@ class Estimate(NamedTuple):
     reason: str
     parameters: int
     ticket: Cost
-    tickets: int  # in an outer step
     score: Cost  # of a ticket of the evaluation
     step_s: float
     total_s: float  # the evaluation included
@@ -84,7 +83,6 @@ def estimate(config: RunConfig) -> Estimate:
         reason=reason,
         parameters=sum(p.numel() for params in initial_meta(recipe) for p in params.values()),
         ticket=update,
-        tickets=outer.tickets(),
         score=score,
         step_s=step_s,
         total_s=outer.steps * step_s + score_s,

@@ -31,7 +31,7 @@ def call(module: nn.Module, path: Path, params: Params, *inputs: Tensor, **optio
         return functional_call(module, params, inputs, options, tie_weights=_shares(module))
 
     if path == "batched" and getattr(module, "takes_tasks", False):
-        return functional_call(module, params, inputs, options, tie_weights=_shares(module))
+        return one(params, *inputs)
     if path == "batched":
         # Only the forward pass is vmapped. Differentiating inside vmap is silently wrong in second order
         # for batch norm; autograd outside it is exact.

@@ -57,8 +57,8 @@ def descend(
 
     There is a step for each of `rates`; what it does not name stays as it is. `order` says which derivatives of phi_k
     with respect to phi_0 can be taken: all of them (2), with the gradient held constant (1, first-order MAML), or none
-    (0: every step forgets the one before). With `recompute` no step's graph is kept: the backward pass computes it
-    again, for memory that does not grow with the steps.
+    (0: every step forgets the one before). With `recompute` a step keeps its parameters and not its graph, which the
+    backward pass computes again.
     """
     yield phi
     for rate in rates:

@@ -25,8 +25,8 @@ class MAML:
 
     Only parameters whose names match a pattern of `adapts` change in the inner loop: ("*.conv.*", "head.*") in the
     paper's nets, ("head.*",) in ANIL (Raghu et al. 2020, arXiv 1909.09157), ("body.*",) in BOIL (Oh et al. 2021, arXiv
-    2008.08882). With `recompute` memory does not grow with the steps, for about two fifths more time: the backward pass
-    computes each step's graph again.
+    2008.08882). With `recompute` the backward pass computes each step's graph again, instead of keeping all: more time,
+    and less memory where steps are many.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

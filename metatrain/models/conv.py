@@ -73,7 +73,6 @@ class Block(nn.Module):
     def __init__(self, narrow: int, wide: int, pool: str, norm: str, norm_scale: bool) -> None:
         super().__init__()
         self.pool = pool == "max"
-        self.wide = wide
         # Normalisation takes a bias away again: there is one only without it.
         self.conv = nn.Conv2d(narrow, wide, 3, 1 if self.pool else 2, padding=1, bias=norm == "none")
         self.norm = BatchStatistics(wide, norm_scale) if norm == "batch" else None
@@ -99,10 +98,8 @@ class Block(nn.Module):
         x = F.pad(x, (1, 1, 1, 1))  # F.unfold would send a GPU a kernel for each image
         last = [stride * (n - 1) + 1 for n in (height, width)]
         taps = [x[..., i : i + last[0] : stride, j : j + last[1] : stride] for i in range(3) for j in range(3)]
-        patches = (
-            torch.stack(taps, 3).permute(0, 1, 4, 5, 2, 3).reshape(tasks, images * height * width, -1)
-        )  # [.., 9 C]
-        y = patches @ self.conv.weight.flatten(2).mT
+        patches = torch.stack(taps, 3).permute(0, 1, 4, 5, 2, 3)  # [T, N, h, w, C, 9]
+        y = patches.reshape(tasks, images * height * width, -1) @ self.conv.weight.flatten(2).mT
         if self.conv.bias is not None:
             y = y + self.conv.bias[:, None]
         if self.norm is not None:
@@ -129,7 +126,7 @@ class Blocks(nn.Sequential):
 def fuse(module: nn.Module) -> None:
     """Have the kernels of metatrain.ops compute a network's blocks; Unavailable where they cannot."""
     blocks = [m for m in module.modules() if isinstance(m, Block)]
-    if not blocks or any(b.norm is None or b.wide % CHANNELS for b in blocks):
+    if not blocks or any(b.norm is None or b.conv.out_channels % CHANNELS for b in blocks):
         raise Unavailable(f"they are for conv4 with batch statistics and filters in multiples of {CHANNELS}")
     for name in KERNELS:
         library(name)

@@ -145,26 +145,8 @@ class _Gradient(torch.autograd.Function):
             v.add_(_convolve(x, vw, stride))
         ggy, of_z, of_scale = torch.empty_like(gy), torch.empty_like(z), torch.empty_like(mean)
         a, b = (zeros if cotangent is None else cotangent.contiguous() for cotangent in (a, b))
-        _norm(
-            "double_backward",
-            ctx.shape,
-            z,
-            v,
-            a,
-            b,
-            gy,
-            z,
-            winner,
-            choice,
-            scale,
-            mean,
-            rstd,
-            s1,
-            s2,
-            ggy,
-            of_z,
-            of_scale,
-        )
+        given = v, a, b, gy, z, winner, choice, scale, mean, rstd, s1, s2
+        _norm("double_backward", ctx.shape, z, *given, ggy, of_z, of_scale)
         of_x = _input_gradient(gz, x, vw, stride) if vw is not None and ctx.needs_input_grad[2] else None
         of_weight = _weight_gradient(gz, vx, weight, stride) if vx is not None else None
         return ggy, None, of_x, of_weight, of_scale, of_z, None, None, None, None, None, None

@@ -92,7 +92,7 @@ def _compile(source: Path, built: Path) -> None:
             )
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", None) or str(error).encode()
-            reason = said.decode(errors="replace").strip().splitlines()[0][:200]
+            reason = said.decode(errors="replace").strip().partition("\n")[0][:200]
             raise Unavailable(f"{' '.join(compiler)} does not build {source.name} ({reason})") from error
         half.replace(built)
 

@@ -11,7 +11,7 @@ and with V = scale rstd w, c = shift - scale rstd (w . mean p), where rstd = 1 /
 
 Where it is known which pixel of each window was chosen, that is linear in V and c: (V, c) -> V . p + c at the chosen
 pixels. Its transpose is g -> (sum of g p, sum of g) over them. These two are each other's derivatives, and the rest is
-PyTorch on tensors of [O, K]; nothing of the size of z is kept, or ever computed twice from memory.
+PyTorch on tensors of [O, K]. Nothing of the size of z is ever stored.
 """
 
 from __future__ import annotations
