@@ -19,10 +19,10 @@ v = conv(vx, w) + conv(x, vw); with v1 = sum v, v2 = sum v zhat, vu = sum v u an
                q = u (a - scale r v2 / M) - v scale r s2 / M
     d/dx     = gradient of conv with respect to x for (gz, vw),   d/dw = with respect to w for (gz, vx).
 
-PyTorch's double backward of a convolution pads, transposes and groups; here it is four convolutions. What few small
-images need goes to the kernels of convolution.cpp, where oneDNN spends more time on preparing than on computing; the
-rest is oneDNN's. Normalisation, ReLU and pool are one pass over the images, in norm_relu_pool.cpp. Our kernels work in
-one thread, whatever torch is set to.
+PyTorch's double backward of a convolution pads, transposes and groups; here it is four convolutions. Those of few small
+images, for which oneDNN takes longer, go to the kernels of convolution.cpp; the rest is oneDNN's. Normalisation, ReLU
+and pool are one pass over the images, in norm_relu_pool.cpp. Our kernels work in one thread, whatever torch
+is set to.
 """
 
 from __future__ import annotations
