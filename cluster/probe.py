@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from cluster.config import RunConfig
 from cluster.loop import update_tickets
-from cluster.worker import Plan, Worker, choose_plan, device_of, initial_meta
+from cluster.worker import Plan, Worker, choose_plan, device_of, glibc, initial_meta
 from metatrain.core import InputError, Ticket, Update, to_device
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
@@ -157,6 +157,7 @@ def _peak(plan: Plan, run: Callable[[], object]) -> float:
         torch.cuda.reset_peak_memory_stats()
         run()
         return float(torch.cuda.max_memory_reserved())
+    glibc("malloc_trim", 0)  # what the process keeps without using it
     mark = Path("/proc/self/clear_refs")
     if mark.exists():
         mark.write_text("5")  # forget the highest so far

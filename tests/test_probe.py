@@ -99,11 +99,13 @@ def test_too_little_memory_is_one_sentence_and_the_last_step_is_saved(tmp_path: 
 
 PEAKS = """
 import json, runpy, sys
+import cluster.worker
 from cluster.config import RunConfig
 from cluster.worker import Worker, choose_plan, initial_meta
 from metatrain import recipe as recipes
 from metatrain.core import Ticket
 
+cluster.worker.keep_freed_memory = lambda: None  # what is freed goes back at once
 peak_mb = runpy.run_path(sys.argv[1])["peak_mb"]
 for tree, work in json.load(sys.stdin):
     recipe = recipes.parse(RunConfig, tree, "test").recipe()
@@ -119,7 +121,7 @@ def peaks(*asked: tuple[Any, str]) -> list[float]:
     measure = Path(__file__).parent.parent / "benchmarks" / "measure.py"
     trees = json.dumps([(recipes.dump(settings), work) for settings, work in asked])
     full = [sys.executable, "-c", PEAKS, str(measure)]
-    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}  # what is freed goes back at once
+    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     done = subprocess.run(full, input=trees, capture_output=True, text=True, check=True, env=os.environ | exact)
     return [float(line) for line in done.stdout.splitlines()]
 

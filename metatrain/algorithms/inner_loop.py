@@ -75,7 +75,12 @@ def _step(problem: Problem, task: Any, context: Context, phi: Params, rate: Rate
         loss = problem.support_loss(phi, task, context).sum()  # a sum, since no task's loss knows another's phi
         leaves = [phi[name] for name in rate]
         gradient = torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
-    return {name: p - rate[name] * g for name, p, g in zip(rate, leaves, gradient, strict=True)}
+    return {name: _less(p, rate[name], g) for name, p, g in zip(rate, leaves, gradient, strict=True)}
+
+
+def _less(p: Tensor, rate: float | Tensor, g: Tensor) -> Tensor:
+    """p - rate * g as one operation, which halves those of the derivative, too; both kinds of rate round alike."""
+    return torch.addcmul(p, rate, g, value=-1) if isinstance(rate, Tensor) else torch.sub(p, g, alpha=rate)
 
 
 def _recomputed(take_step: Callable[..., Params], phi: Params, rate: Rates, context: Context) -> Params:
