@@ -33,12 +33,21 @@ from tuning.cli import app
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _private_caches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's data cache, and none talks to an MLflow or Ray of theirs."""
+    kernels = request.config.cache.mkdir("kernels")  # which pytest keeps: to compile them takes seconds
     os.environ["METATRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    (Path(os.environ["METATRAIN_CACHE"]) / ".compiled").symlink_to(kernels)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     torch.set_num_threads(1)
+
+
+def cache_in(folder: Path) -> Path:
+    """A data cache of its own, but for the compiled kernels."""
+    folder.mkdir()
+    (folder / ".compiled").symlink_to((Path(os.environ["METATRAIN_CACHE"]) / ".compiled").resolve())
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +75,7 @@ def _omniglot_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(os.environ.get("METATRAIN_DATA", "")) / "omniglot"
     if not (source / "images_background.zip").exists():
         pytest.skip("METATRAIN_DATA has no omniglot/images_background.zip")
-    folder = tmp_path_factory.mktemp("omniglot")
+    folder = cache_in(tmp_path_factory.mktemp("omniglot") / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METATRAIN_CACHE", str(folder))
         import_data("omniglot", source)
@@ -172,7 +181,7 @@ class Nodes:
         here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.environment = os.environ | here | token | environment  # of who sends jobs, too
-        self.caches = [folder / "cache-head", folder / "cache-node"]
+        self.caches = [cache_in(folder / "cache-head"), cache_in(folder / "cache-node")]
         self._folder, self._started = folder, []
 
     def temporary(self) -> Path:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from conftest import cache_in
 from photos import album
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,10 @@ class Home:
         (photos / "kind 03" / "00.jpg").write_bytes(b"\xff\xd8 broken")
         album(folder / "few", range(30, 35), 1)
         album(folder / "new", range(30, 35), 2, first=1)
-        here = {"PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}", "METATRAIN_CACHE": str(folder / "cache")}
+        here = {
+            "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
+            "METATRAIN_CACHE": str(cache_in(folder / "cache")),
+        }
         self.environment = os.environ | here
         for name in ("RAY_AUTH_MODE", "MAKEFLAGS", "MAKELEVEL", "VENV"):  # of another test's Ray, of `make test`
             self.environment.pop(name, None)
