@@ -34,7 +34,8 @@ class Rounds(NamedTuple):
 def in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Rounds]:
     """Seconds of a call of each candidate, in each round; each round begins with another candidate.
 
-    What is short is called several times a turn, which then takes a quarter of a second, and once before all.
+    What is short is called several times a turn, one call after the other, so that a turn takes a quarter of a second
+    at least. Two calls before all do not count.
     """
     found = {name: Rounds([], []) for name in candidates}
     calls = {}
@@ -60,7 +61,7 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def gemm_peak() -> float:
-    """GFLOP/s of large float32 products on the threads that torch uses: the better of its two libraries for them.
+    """GFLOP/s that large float32 products sustain on the threads that torch uses, by the better of its two libraries.
 
     One has matmul, the other convolutions, which are products of blocks, too: on processors that are not Intel's
     the first may leave half of the machine unused.

@@ -4,7 +4,7 @@
 
 MAML in second order on Conv4 (5-way 1-shot, 15 queries, 5 steps): 8 tasks an outer step, in 4 tickets. A bare process
 is a worker that computes its share of the tickets, and nothing else; one and two are compared before Ray's own
-processes are there. The rest is the training loop as it is.
+processes are there, which cost every process beside them some percent. The rest is the training loop as it is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def bare(recipe: Recipe, plan: Plan, orders: Connection) -> None:
 
 
 class Bare:
-    """Two processes, of which one or both work: where its memory lies makes one faster than the other for good."""
+    """Two processes, of which one, each in turn, or both work: one may be faster for good, by where its memory lies."""
 
     def __init__(self, recipe: Recipe, plan: Plan, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -64,6 +64,7 @@ class Bare:
             end.send([])
 
     def __call__(self, processes: int) -> None:
+        self._ends.reverse()
         ends = self._ends[:processes]
         for i, end in enumerate(ends):
             end.send(self._tickets[i::processes])

@@ -138,16 +138,15 @@ def _learner_s(recipe: Recipe) -> float:
 
 
 def _measured(recipe: Recipe, plan: Plan, ticket: Ticket, tasks: int) -> Cost:
-    """The third time; on a GPU the first two prepare it."""
+    """Seconds of the third time, since on a GPU the first two prepare it, and the memory of one more."""
     outer = dataclasses.replace(recipe.outer, tasks_per_step=tasks, tasks_per_ticket=tasks)
     evaluation = dataclasses.replace(recipe.evaluation, tasks=max(tasks, 2), tasks_per_ticket=tasks)
     worker = Worker(dataclasses.replace(recipe, outer=outer, evaluation=evaluation), plan)
     worker.load(0, worker.layout.flatten(initial_meta(recipe)))
     for _ in range(2):
         worker.compute(ticket)
-    started = time.perf_counter()
-    memory = _peak(plan, lambda: worker.compute(ticket))
-    return Cost(time.perf_counter() - started, memory)
+    _, spent = worker.compute(ticket)
+    return Cost(spent.wall_s, _peak(plan, lambda: worker.compute(ticket)))
 
 
 def _peak(plan: Plan, run: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from functools import partial
 from typing import Any, NamedTuple
@@ -121,9 +122,13 @@ def device_of(plan: Plan) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Up to a gigabyte of it: to give pages back and fetch them anew can take a tenth of the time."""
-    glibc("mallopt", -3, 32 * 2**20)  # M_MMAP_THRESHOLD: larger blocks are mapped each on its own; the most it takes
-    glibc("mallopt", -1, 2**30)  # M_TRIM_THRESHOLD
+    """Give back what is free at the heap's end from a gigabyte on: to fetch pages anew can take a tenth of the time.
+
+    Where the environment says something of glibc's allocator, that holds.
+    """
+    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        glibc("mallopt", -3, 32 * 2**20)  # M_MMAP_THRESHOLD, above which a block is no part of the heap
+        glibc("mallopt", -1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def glibc(function: str, *numbers: int) -> None:

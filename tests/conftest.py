@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -35,7 +36,8 @@ from tuning.cli import app
 @pytest.fixture(scope="session", autouse=True)
 def _private_caches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's data cache, and none talks to an MLflow or Ray of theirs."""
-    kernels = request.config.cache.mkdir("kernels")  # which pytest keeps: to compile them takes seconds
+    compiler = re.sub(r"\W", "", os.environ.get("CXX", ""))
+    kernels = request.config.cache.mkdir(f"kernels{compiler}")  # which pytest keeps: to compile them takes seconds
     os.environ["METATRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     (Path(os.environ["METATRAIN_CACHE"]) / ".compiled").symlink_to(kernels)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):

@@ -79,7 +79,7 @@ def _step(problem: Problem, task: Any, context: Context, phi: Params, rate: Rate
 
 
 def _less(p: Tensor, rate: float | Tensor, g: Tensor) -> Tensor:
-    """p - rate * g as one operation, which halves those of the derivative, too; both kinds of rate round alike."""
+    """p - rate * g as one operation, which halves those of the derivative, too."""
     return torch.addcmul(p, rate, g, value=-1) if isinstance(rate, Tensor) else torch.sub(p, g, alpha=rate)
 
 
