@@ -183,11 +183,7 @@ class RayPool:
         actor.tickets -= ticket is not None
         try:
             answer = ray.get(done[0])
-        except (
-            RayActorError,
-            ObjectLostError,
-            OutOfMemoryError,
-        ) as error:  # its process, or its answer with the node that held it
+        except (RayActorError, ObjectLostError, OutOfMemoryError) as error:  # its process, or its answer with the node
             return self._lost(actor, ticket, error)
         except RayTaskError as error:
             return Failure(ticket, actor.name, "error", _where(error))
