@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cluster.watched import Watched
 from metatrain.core import Context, Update
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,9 @@ Step = Callable[[Any, Context], Update]
 class Replayed:
     """An update as one CUDA graph: instead of thousands of small kernels the GPU is sent one thing to do.
 
-    The first call is computed as it is. If it drew random numbers, so are all others: a replay would repeat them. The
-    second one is recorded, on buffers of its own for the tasks; parameters must stay where they are. What a call
-    returns lies where the next one writes.
+    The first call is computed as it is. If it drew random numbers or read which step it is, so are all others: a replay
+    would repeat them. The second one is recorded, on buffers of its own for the tasks; parameters must stay where they
+    are. What a call returns lies where the next one writes.
     """
 
     def __init__(self, step: Step) -> None:
@@ -39,9 +40,9 @@ class Replayed:
     def __call__(self, tasks: Any, context: Context) -> Update:
         self._calls += 1
         if self._calls == 1:
-            before = context.generator.get_state()
-            update = self._step(tasks, context)
-            self._replays = torch.equal(before, context.generator.get_state())
+            watched = Watched(context)
+            update = self._step(tasks, watched.context)
+            self._replays = not watched.decides()
             return update
         if not self._replays:
             return self._step(tasks, context)
@@ -56,17 +57,19 @@ class Replayed:
 
     def _record(self, tasks: Any, context: Context) -> None:
         self._tasks = type(tasks)(*(leaf.clone() for leaf in tasks))
+        watched = Watched(context)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # libraries choose and allocate what they need outside the graph
             for _ in range(2):
-                self._step(self._tasks, context)
+                self._step(self._tasks, watched.context)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self._update = self._step(self._tasks, context)
-            self._graph = graph
+                self._update = self._step(self._tasks, watched.context)
+            self._replays = not watched.decides()
+            self._graph = graph if self._replays else None
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -193,7 +193,7 @@ class RayPool:
             actor.alive = True
             self._dispatch()
             return None
-        del self._since[ticket]
+        self._since.pop(ticket, None)  # a ticket that was asked twice may be answered twice
         self._dispatch()
         return self._contribution(actor, ticket, version, answer)
 

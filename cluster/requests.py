@@ -34,12 +34,14 @@ class Requests:
     """Asks a pool for tickets and hands their contributions over in ticket order.
 
     Contributions that nobody collects yet are kept, so that training and evaluation tickets can be under way together.
+    The first answer to a ticket counts; tasks are repeated exactly, so that another one would say the same.
     """
 
     def __init__(self, pool: Pool, should_stop: Callable[[], bool] = lambda: False, wait_s: float = 60.0) -> None:
         self._pool = pool
         self._should_stop = should_stop
         self._wait_s = wait_s
+        self._outstanding: set[Ticket] = set()  # asked and not answered
         self._arrived: dict[Ticket, Contribution] = {}
         self.lost = 0  # tickets whose worker died
         self.dropped = 0  # contributions that were too old
@@ -50,6 +52,7 @@ class Requests:
 
     def ask(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
+            self._outstanding.add(ticket)
             self._pool.request(ticket)
 
     def collect(self, tickets: Sequence[Ticket], oldest_version: int = 0) -> list[Contribution]:
@@ -64,7 +67,7 @@ class Requests:
                 if found is not None and found.version < oldest_version:
                     del self._arrived[ticket]
                     self.dropped += 1
-                    self._pool.request(ticket)
+                    self.ask([ticket])
             if all(ticket in self._arrived for ticket in tickets):
                 return [self._arrived.pop(ticket) for ticket in tickets]
             if self._should_stop():
@@ -73,7 +76,9 @@ class Requests:
             got = self._pool.next(POLL_S)
             self.waited_s += time.monotonic() - started
             if isinstance(got, Contribution):
-                self._arrived[got.ticket] = got
+                if got.ticket in self._outstanding:
+                    self._outstanding.remove(got.ticket)
+                    self._arrived[got.ticket] = got
                 self.busy_s += got.spent.wall_s
                 self.cpu_s += got.spent.cpu_s
                 self._losses = 0
@@ -89,9 +94,11 @@ class Requests:
         if decide(failure, self._losses) == "stop":
             what = "failed" if failure.kind == "error" else f"was lost, the {self._losses}th in a row"
             raise WorkersLost(f"worker {failure.worker} {what} on {failure.ticket}: {failure.cause}")
-        log.warning("worker %s was lost (%s); %s is asked again", failure.worker, failure.cause, failure.ticket)
-        if failure.ticket is not None:
+        if failure.ticket in self._outstanding:
+            log.warning("worker %s was lost (%s); %s is asked again", failure.worker, failure.cause, failure.ticket)
             self._pool.request(failure.ticket)
+        else:  # it had none, or another worker has answered it
+            log.warning("worker %s was lost (%s)", failure.worker, failure.cause)
 
     def _report_silence(self, since: float) -> float:
         status = self._pool.status()

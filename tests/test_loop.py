@@ -110,6 +110,36 @@ def test_updates_that_are_too_old_are_dropped_and_asked_again(straight: torch.Te
     assert torch.equal(params, straight)
 
 
+def test_a_ticket_that_is_answered_twice_counts_once(straight: torch.Tensor) -> None:
+    """As by a worker that was taken for lost; of the late answers nothing is kept."""
+    count = 0
+
+    def answer_twice(answers: list[Event]) -> list[Event]:
+        nonlocal count
+        count += 1
+        return [answers[0], *answers[1:], answers[0]] if count % 2 and answers else answers
+
+    params, requests, _, rows = run(answer_twice, validation={"every_steps": 1, "tasks": 6})
+    assert torch.equal(params, straight)
+    assert not requests._arrived
+    assert not requests._outstanding
+    once = run(validation={"every_steps": 1, "tasks": 6})[3]
+    assert [row["val/mse_after"] for row in rows] == [row["val/mse_after"] for row in once]
+
+
+def test_a_ticket_that_is_lost_once_it_was_answered_is_not_asked_again(straight: torch.Tensor) -> None:
+    def lose_the_second(answers: list[Event]) -> list[Event]:
+        first = answers[0]
+        if isinstance(first, Contribution) and len(answers) < 5:
+            return [*answers, Failure(first.ticket, first.worker, "lost", "ActorDiedError")]
+        return answers
+
+    params, requests, pool, _ = run(lose_the_second)
+    assert torch.equal(params, straight)
+    assert requests.lost
+    assert len(pool.requested) == 20 * 4
+
+
 def test_validation_is_reported_at_its_steps_and_at_the_ends() -> None:
     _, _, _, rows = run(validation={"every_steps": 8, "tasks": 6})
     assert [row["step"] for row in rows if "val/mse_after" in row] == [0, 8, 16, 20]

@@ -218,6 +218,26 @@ def test_an_error_in_a_worker_ends_the_run_with_its_cause() -> None:
         pool.close()
 
 
+def test_a_ticket_that_was_asked_twice_is_answered_twice() -> None:
+    settings = config(SINUSOID)
+    pool = ray_pool(settings, min=2, max=2)
+    try:
+        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        ticket = Ticket("update", "train", 0, 0)
+        for _ in range(2):
+            pool.request(ticket)
+        answers = []
+        while len(answers) < 2:
+            got = pool.next(1.0)
+            answers += [got] if isinstance(got, Contribution) else []
+        assert [answer.ticket for answer in answers] == [ticket, ticket]
+        assert pool.status().oldest is None
+        here, there = (pool._layout.flatten(answer.result.direction) for answer in answers)
+        assert torch.equal(here, there)
+    finally:
+        pool.close()
+
+
 def test_a_worker_that_cannot_follow_refuses_with_the_reason() -> None:
     from cluster.config import Workers
     from cluster.ray_pool import RayPool

@@ -1,0 +1,121 @@
+"""A context that notes what a computation reads of it: whether the next ticket's would be computed in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatrain.core import Context, Ticket
+
+SAME = ("work", "split", "__class__")  # of all tickets that a step is computed for
+Note = Callable[[], None]
+
+
+class Watched:
+    """Stands for a context. The computation gets `context`, in which everything is as in the one that was given."""
+
+    def __init__(self, given: Context) -> None:
+        self._noted = False
+        self._generator = _Generator(given.generator, self._note)
+        self.context = Context(_ticket(given.ticket, self._note), self._generator)
+
+    def decides(self) -> bool:
+        """Whether the ticket or random numbers may have decided something so far."""
+        return self._noted or self._generator.used()
+
+    def _note(self) -> None:
+        self._noted = True
+
+
+class _Ticket(Ticket):
+    """Notes what is read of it, but for what is the `SAME`, and answers as the plain ticket."""
+
+    def __new__(cls, *fields: Any, **named: Any) -> Ticket:  # type: ignore[misc]
+        return Ticket(*fields, **named)  # for `type(ticket)(...)`, of which nothing has to be known
+
+    def __getattribute__(self, name: str) -> Any:
+        mine = object.__getattribute__(self, "__dict__")
+        if name not in SAME:
+            mine["note"]()
+        return getattr(mine["plain"], name)
+
+    def __radd__(self, other: Any) -> Any:
+        return other + tuple(self)
+
+
+def _asked_as(name: str) -> Callable[..., Any]:
+    """The method for an operator: those do not go through __getattribute__."""
+
+    def method(self: _Ticket, *arguments: Any) -> Any:
+        return getattr(self, name)(*(tuple(other) if isinstance(other, _Ticket) else other for other in arguments))
+
+    return method
+
+
+for _name in ("getitem", "iter", "contains", "add", "mul", "rmul", "eq", "ne", "lt", "le", "gt", "ge", "hash"):
+    setattr(_Ticket, f"__{_name}__", _asked_as(f"__{_name}__"))
+for _name in ("repr", "str", "format", "reduce", "reduce_ex", "getnewargs"):
+    setattr(_Ticket, f"__{_name}__", _asked_as(f"__{_name}__"))
+
+
+class _Value:
+    """A field as "%s" % ticket finds it, which asks nothing of the ticket itself."""
+
+    def __init__(self, plain: Any, note: Note) -> None:
+        self._plain, self._note = plain, note
+
+    def __str__(self) -> str:
+        self._note()
+        return str(self._plain)
+
+    def __repr__(self) -> str:
+        self._note()
+        return repr(self._plain)
+
+    def __index__(self) -> int:
+        self._note()
+        index: int = self._plain.__index__()
+        return index
+
+
+def _ticket(plain: Ticket, note: Note) -> Ticket:
+    found = tuple.__new__(_Ticket, [_Value(value, note) for value in plain])
+    object.__getattribute__(found, "__dict__").update(plain=plain, note=note)
+    return found
+
+
+class _Generator(torch.Generator):
+    """A copy that notes what is asked of it. A state that is taken and put back before numbers are drawn says nothing:
+    steps that are computed twice do so."""
+
+    def __new__(cls, given: torch.Generator, note: Note) -> _Generator:
+        return super().__new__(cls)
+
+    def __init__(self, given: torch.Generator, note: Note) -> None:
+        self._note, self._first = note, given.get_state()
+        self._taken: list[Tensor] = []
+        super().set_state(self._first)
+
+    def used(self) -> bool:
+        return bool(self._taken) or self._drawn()
+
+    def _drawn(self) -> bool:
+        return not torch.equal(super().get_state(), self._first)
+
+    def get_state(self) -> Tensor:
+        self._taken.append(super().get_state())
+        return self._taken[-1]
+
+    def set_state(self, state: Tensor) -> torch.Generator:
+        if self._drawn():
+            self._note()
+        self._taken = [taken for taken in self._taken if taken is not state]
+        return super().set_state(state)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("initial_seed", "clone_state", "get_offset", "graphsafe_get_state", "__reduce_ex__"):
+            object.__getattribute__(self, "_note")()
+        return super().__getattribute__(name)

@@ -1,0 +1,186 @@
+"""What a CUDA graph may repeat: an update that reads nothing of its ticket that another step would have otherwise."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import GLYPHS, PROBES, config, context
+
+from cluster.cuda import Replayed
+from cluster.watched import Watched
+from cluster.worker import Worker, choose_plan, initial_meta
+from metatrain.core import Context, Meta, Ticket, Update, generator_for
+
+NOTHING = Update(Meta({}, {}, {}), 1, {})
+OTHER = Ticket("update", "train", 3, 1)
+
+DEPENDS: dict[str, Callable[[Ticket], Any]] = {
+    "attribute": lambda t: t.step,
+    "part": lambda t: t.part,
+    "getattr": lambda t: getattr(t, "step"),  # noqa: B009
+    "attrgetter": operator.attrgetter("step", "part"),
+    "index": lambda t: t[2],
+    "negative index": lambda t: t[-2],
+    "itemgetter": operator.itemgetter(2),
+    "slice": lambda t: t[2:],
+    "unpacked": lambda t: [*t],
+    "assigned": lambda t: (lambda work, split, step, part: step)(*t),
+    "tuple": tuple,
+    "zip": lambda t: dict(zip(Ticket._fields, t, strict=True)),
+    "enumerate": lambda t: list(enumerate(t)),
+    "reversed": lambda t: list(reversed(t)),
+    "equal": lambda t: t == Ticket("update", "train", 0, 0),
+    "equal to itself": lambda t: t == copy.copy(t) and t == t and not t != t,  # noqa: SIM202
+    "equal from the left": lambda t: Ticket("update", "train", 0, 0) == t,
+    "not equal": lambda t: t != ("update", "train", 0, 0),
+    "less": lambda t: t < OTHER,
+    "more": lambda t: OTHER > t,  # noqa: SIM300
+    "hash": hash,
+    "in a set": lambda t: t in {OTHER},
+    "a key": lambda t: {t: 1}[Ticket("update", "train", 0, 0)],
+    "in a list": lambda t: t in [OTHER],
+    "contains": lambda t: 0 in t,
+    "count": lambda t: t.count(0),
+    "find": lambda t: t.index(0),
+    "repr": repr,
+    "str": str,
+    "f-string": lambda t: f"{t}",
+    "format": lambda t: f"{t!r:>80}",
+    "percent": lambda t: "%s/%s/%d/%x" % t,  # noqa: UP031
+    "percent of one": lambda t: "%s" % (t,),  # noqa: UP031
+    "added": lambda t: (*t, 1) + (t + (1,)),  # noqa: RUF005
+    "added to": lambda t: (1,) + t,  # noqa: RUF005
+    "times": lambda t: t * 2,
+    "replace": lambda t: t._replace(part=7),
+    "asdict": lambda t: t._asdict(),
+    "of the same type": lambda t: type(t)(*t),
+    "make": lambda t: t._make(t),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda t: pickle.loads(pickle.dumps(t)),
+    "generator_for": lambda t: generator_for(0, t, "mine").initial_seed(),
+    "sum": lambda t: sum(t[2:]),
+    "max": lambda t: max(t, OTHER),
+    "sorted": lambda t: sorted([OTHER, t]),
+    "tensor": lambda t: torch.tensor(t[2:]).tolist(),
+}
+SAME: dict[str, Callable[[Ticket], Any]] = {
+    "nothing": lambda t: None,
+    "work": lambda t: t.work,
+    "split": lambda t: t.split,
+    "length": len,
+    "isinstance": lambda t: isinstance(t, Ticket) and isinstance(t, tuple) and t.__class__ is Ticket,
+    "truth": bool,
+}
+
+
+def matched(ticket: Ticket) -> Any:
+    match ticket:
+        case Ticket(step=0):
+            return "first"
+        case (_, _, step, _):
+            return step
+
+
+def decided(reading: Callable[[Context], Any]) -> tuple[bool, Any]:
+    """Whether an update that reads this is replayed, and what it read."""
+    found = []
+
+    def step(tasks: Any, context: Context) -> Update:
+        found.append(reading(context))
+        return NOTHING
+
+    replayed = Replayed(step)
+    assert replayed((), context()) is NOTHING
+    if not replayed._replays:
+        replayed((), context())  # as it is: this machine has no GPU that could record it
+        assert len(found) == 2
+        assert found[0] == found[1]
+    return replayed._replays, found[0]
+
+
+@pytest.mark.parametrize("name", [*DEPENDS, "match"])
+def test_an_update_that_reads_its_step_is_not_replayed_and_reads_the_ticket_as_it_is(name: str) -> None:
+    reading = DEPENDS.get(name, matched)
+    replays, found = decided(lambda context: reading(context.ticket))
+    assert not replays
+    assert found == reading(context().ticket)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_an_update_that_reads_what_all_steps_have_in_common_is_replayed(name: str) -> None:
+    reading = SAME[name]
+    assert decided(lambda context: reading(context.ticket)) == (True, reading(context().ticket))
+
+
+def put_back(generator: torch.Generator) -> None:
+    """A step that is computed twice takes the same random numbers."""
+    before = generator.get_state()
+    now = generator.get_state()
+    generator.set_state(before)
+    generator.set_state(now)
+
+
+def drawn_in_between(generator: torch.Generator) -> Any:
+    before = generator.get_state()
+    drawn = torch.rand(2, generator=generator).tolist()
+    generator.set_state(before)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("reading", "replays"),
+    [
+        (lambda g: None, True),
+        (lambda g: isinstance(g, torch.Generator) and g.device.type, True),
+        (put_back, True),
+        (lambda g: torch.rand(3, generator=g).tolist(), False),
+        (lambda g: torch.empty(3).normal_(generator=g).tolist(), False),
+        (lambda g: torch.randperm(5, generator=g).tolist(), False),
+        (drawn_in_between, False),
+        (lambda g: g.initial_seed(), False),
+        (lambda g: g.get_state().tolist(), False),
+        (lambda g: torch.rand(1, generator=g.clone_state()).tolist(), False),
+        (lambda g: torch.rand(1, generator=copy.deepcopy(g)).tolist(), False),
+        (lambda g: torch.rand(1, generator=torch.Generator().set_state(g.get_state())).tolist(), False),
+        (lambda g: torch.Generator().manual_seed(g.initial_seed()).initial_seed(), False),
+        (lambda g: torch.rand(1, generator=g.manual_seed(3)).tolist(), False),
+    ],
+)
+def test_an_update_whose_random_numbers_differ_is_not_replayed(
+    reading: Callable[[torch.Generator], Any], replays: bool
+) -> None:
+    assert decided(lambda context: reading(context.generator)) == (replays, reading(context().generator))
+
+
+RECOMPUTED = GLYPHS | {"algorithm": {"name": "maml", "inner_lr": 0.4, "inner_steps": 2, "recompute": True}}
+DRAW = {"reptile-conv4", "recurrent-conv4", "rl2", "maml-navigation"}
+
+
+@pytest.mark.parametrize("probe", [*PROBES, "recomputed"])
+def test_updates_of_this_project_are_replayed_if_they_draw_nothing(probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under watch each gives the same bits."""
+    recipe = config(PROBES.get(probe, RECOMPUTED)).recipe()
+    worker, ticket = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Ticket("update", "train", 0, 0)
+    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    plain, _ = worker.compute(ticket)
+    update, decides = type(recipe.algorithm).update, []
+
+    def watched_update(self: Any, problem: Any, meta: Meta, tasks: Any, context: Context) -> Update:
+        watched = Watched(context)
+        found = update(self, problem, meta, tasks, watched.context)
+        decides.append(watched.decides())
+        return found
+
+    monkeypatch.setattr(type(recipe.algorithm), "update", watched_update)
+    again, _ = worker.compute(ticket)
+    assert isinstance(plain, Update)
+    assert isinstance(again, Update)
+    assert decides == [probe in DRAW]
+    assert all(torch.equal(again.direction.model[name], p) for name, p in plain.direction.model.items())
