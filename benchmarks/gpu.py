@@ -29,9 +29,10 @@ from workloads import TICKET, WORKLOADS, Workload
 from cluster import run
 from cluster.config import RunConfig
 from cluster.requests import Interrupted
-from cluster.worker import Plan, Worker, initial_meta
+from cluster.worker import Plan, Worker
 from metatrain import recipe as recipes
 from metatrain.core import Context, generator_for, to_device
+from metatrain.start import initial_meta
 
 NAMES = ("W1", "W1s", "W2", "W6", "O1")
 RECIPE = Path(__file__).parent.parent / "recipes" / "omniglot_maml_5w1s.yaml"

@@ -31,11 +31,12 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from workloads import TICKET, WORKLOADS, Workload
 
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain.algorithms import MAML, Prototypical, Reptile, inner_loop
 from metatrain.core import Context, Meta, Task, generator_for, take
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
+from metatrain.start import initial_meta
 from metatrain.tasks import FewShot
 
 Named = dict[str, Tensor]

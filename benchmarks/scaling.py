@@ -23,10 +23,11 @@ from cluster import loop, ray_pool
 from cluster.config import Workers
 from cluster.pool import LocalPool, Pool
 from cluster.requests import Requests
-from cluster.worker import Plan, Worker, choose_plan, initial_meta
+from cluster.worker import Plan, Worker, choose_plan
 from metatrain import recipe as recipes
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
+from metatrain.start import initial_meta
 
 RECIPE: dict[str, Any] = {
     "name": "scaling",
@@ -52,7 +53,7 @@ class Bare:
 
     def __init__(self, recipe: Recipe, plan: Plan, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._tickets = [ticket for step in range(steps) for ticket in loop.update_tickets(recipe, step)]
+        self._tickets = [ticket for step in range(steps) for ticket in recipe.setting("update").tickets("update", step)]
         self._ends = []
         for _ in range(2):
             mine, theirs = context.Pipe()

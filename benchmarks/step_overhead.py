@@ -20,10 +20,11 @@ from cluster import loop, ray_pool
 from cluster.config import Workers
 from cluster.pool import Contribution, LocalPool, Pool
 from cluster.requests import Requests
-from cluster.worker import Layout, choose_plan, initial_meta
+from cluster.worker import Layout, choose_plan
 from metatrain import recipe as recipes
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
+from metatrain.start import initial_meta
 
 WIDTHS = (40, 330, 1000, 2000, 3450)
 

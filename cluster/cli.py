@@ -49,12 +49,13 @@ def train(
     from metatrain import recipe as recipes
     from metatrain.core import InputError
     from metatrain.learner import Diverged
+    from metatrain.start import check_data
 
     config = recipes.load(RunConfig, recipe, set_ or [])
     if dry_run or profile:
         from cluster import probe
 
-        run.check_data(config)
+        check_data(config.recipe())
         if dry_run:
             print(*probe.estimate(config).lines(config), sep="\n")
         if profile:

@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from cluster.requests import Requests
 from metatrain import evaluate
-from metatrain.core import Algorithm, Norm, Scores, Split, Ticket
+from metatrain.core import Norm, Scores, Work
 from metatrain.evaluate import Score
 from metatrain.recipe import Recipe
 
-NOTHING = (None, False, (), ("*",))  # values that say nothing in a protocol line
 
+def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) -> list[Score]:
+    """Score the published parameters, which are those of `version`, on fixed tasks: one score per norm.
 
-def evaluate_split(recipe: Recipe, requests: Requests, split: Split, version: int) -> list[Score]:
-    """Score the published parameters, which are those of `version`, on a split's fixed tasks: one score per norm."""
-    setting = recipe.setting(split)
-    tickets = [Ticket("score", split, 0, part) for part in range(-(-setting.tasks // setting.tasks_per_ticket))]
+    `work` is "score" for the evaluation and "validate" for the validation.
+    """
+    setting = recipe.setting(work)
+    tickets = setting.tickets(work)
     requests.ask(tickets)
     contributions = requests.collect(tickets, oldest_version=version)
     parts = [c.result for c in contributions if isinstance(c.result, Scores)]
     found = []
     for i, norm in enumerate(parts[0].norms):
         name = setting.family.metric + (f"[{norm}]" if i else "")
-        found.append(evaluate.summarise(parts, name, norm, _protocol(recipe, split, norm, version)))
+        found.append(evaluate.summarise(parts, name, norm, protocol(recipe, work, norm, version)))
     return found
 
 
-def _protocol(recipe: Recipe, split: Split, norm: Norm, version: int) -> str:
-    setting = recipe.setting(split)
-    trained = f"{recipe.family.describe()}, bn={recipe.norm}, {_describe(recipe.algorithm)}"
+def protocol(recipe: Recipe, work: Work, norm: Norm, version: int) -> str:
+    """All that a score depends on, in a line; `norm` is the one that the problem was measured with."""
+    setting, training = recipe.setting(work), recipe.setting("update")
+    trained_norm = "none" if norm == "none" else recipe.norm  # a network without batch statistics has none in training
+    trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(training.algorithm)}"
     return (
-        f"{setting.family.describe()}, {split} split, bn={norm}, {_describe(setting.algorithm)}, "
-        f"{setting.tasks} tasks of seed {setting.seed}; trained {version} steps of {recipe.outer.tasks_per_step} tasks "
-        f"({trained}), seed {recipe.seed}; losses are means"
+        f"{setting.family.describe()}, {setting.split} split, bn={norm}, {described(recipe.model)}, "
+        f"{described(setting.algorithm, adapts=True)}, {setting.tasks} tasks of seed {setting.seed}; trained {version} "
+        f"steps of {recipe.outer.tasks_per_step} tasks ({trained}), seed {recipe.seed}; losses are means"
     )
 
 
-def _describe(algorithm: Algorithm) -> str:
-    fields = dict(vars(algorithm))
-    name = fields.pop("name")
-    return " ".join([name, *(f"{k}={v}" for k, v in fields.items() if v not in NOTHING)])
+def described(component: Any, *, adapts: bool = False) -> str:
+    """A model or an algorithm by its name and its fields, without those that are off.
+
+    With `adapts` it is the algorithm as it adapts: without what it uses in training only.
+    """
+    said = [str(component.name)]
+    for item in dataclasses.fields(component):
+        value = getattr(component, item.name)
+        off = value is None or value is False or value in ((), ("*",))
+        if item.name != "name" and not off and not (adapts and item.metadata.get("training_only")):
+            text = f"({described(value)})" if dataclasses.is_dataclass(value) else f"{value}".replace(" ", "")
+            said.append(f"{item.name}={text}")
+    return " ".join(said)

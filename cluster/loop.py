@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cluster.evaluation import evaluate_split
+from cluster.evaluation import evaluate_work
 from cluster.pool import Pool, Snapshot
 from cluster.requests import Interrupted, Requests, WorkersLost
-from metatrain.core import InputError, Ticket, Update
+from metatrain.core import InputError, Update
 from metatrain.learner import Diverged, Learner
 from metatrain.recipe import Recipe
 
@@ -35,7 +35,7 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
 
     Whatever ends it early (Interrupted, Diverged, WorkersLost, InputError) leaves a checkpoint of the last whole step.
     """
-    outer, validation = recipe.outer, recipe.validation
+    outer, validation, training = recipe.outer, recipe.validation, recipe.setting("update")
     pool.publish(Snapshot(learner.version, learner.meta()))
     asked = learner.version  # steps below it have been asked for
     saved = learner.version
@@ -45,10 +45,10 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
         while learner.version < outer.steps:
             started, busy_s, cpu_s, waited_s = time.monotonic(), requests.busy_s, requests.cpu_s, requests.waited_s
             while asked < outer.steps and asked <= learner.version + outer.max_staleness:
-                requests.ask(update_tickets(recipe, asked))
+                requests.ask(training.tickets("update", asked))
                 asked += 1
             oldest = learner.version - outer.max_staleness
-            contributions = requests.collect(update_tickets(recipe, learner.version), oldest)
+            contributions = requests.collect(training.tickets("update", learner.version), oldest)
             updates = [c.result for c in contributions if isinstance(c.result, Update)]
             staleness = max(learner.version - c.version for c in contributions)
             learned = learner.apply(updates)
@@ -80,13 +80,10 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
         raise
 
 
-def update_tickets(recipe: Recipe, step: int) -> list[Ticket]:
-    """The tickets of one outer step, in the order in which their updates are added."""
-    return [Ticket("update", "train", step, part) for part in range(recipe.outer.tickets())]
-
-
 def _validate(recipe: Recipe, requests: Requests, version: int) -> Metrics:
-    score = evaluate_split(recipe, requests, "val", version)[0]
+    """The mean over the tasks that did not diverge, and how many did, if any."""
+    score = evaluate_work(recipe, requests, "validate", version)[0]
     name = f"val/{score.metric}"
-    before = {f"{name}_before": value for value in score.curve[:-1][:1]}  # none where adapting is no step at all
-    return {**before, f"{name}_after": score.mean, f"{name}_after_ci95": score.ci95}
+    before = {f"{name}_before": value for value in score.curve[:-1][:1]}  # none if adapting is no step at all
+    diverged = {"val/diverged_tasks": float(score.diverged)} if score.diverged else {}
+    return {**before, f"{name}_after": score.mean, f"{name}_after_ci95": score.ci95, **diverged}

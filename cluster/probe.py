@@ -12,11 +12,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from cluster.config import RunConfig
-from cluster.loop import update_tickets
-from cluster.worker import Plan, Worker, choose_plan, device_of, glibc, initial_meta
+from cluster.worker import Plan, Worker, choose_plan, device_of, glibc
 from metatrain.core import InputError, Ticket, Update, to_device
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
+from metatrain.start import initial_meta
 
 FEW = 4  # tasks that are measured at most
 GB = 1024**3
@@ -101,12 +101,12 @@ def trace(config: RunConfig, path: Path) -> str:
     learner = Learner(to_device(initial_meta(recipe), device_of(plan)), recipe.outer)
     worker.load(0, worker.layout.flatten(learner.meta()))
     for _ in range(3):  # what is built, chosen or recorded on first use
-        for ticket in update_tickets(recipe, 0):
+        for ticket in recipe.setting("update").tickets("update"):
             worker.compute(ticket)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if plan.device == "cuda" else [])]
     with profile(activities=kinds) as profiled:
         updates = []
-        for ticket in update_tickets(recipe, 0):
+        for ticket in recipe.setting("update").tickets("update"):
             with record_function(f"ticket {ticket.part}"):
                 result, _ = worker.compute(ticket)
             updates += [result] if isinstance(result, Update) else []
@@ -118,7 +118,7 @@ def trace(config: RunConfig, path: Path) -> str:
 
 
 def _extrapolated(recipe: Recipe, plan: Plan, ticket: Ticket) -> Cost:
-    setting = recipe.setting(ticket.split, ticket.work)
+    setting = recipe.setting(ticket.work)
     tasks = min(setting.tasks_per_ticket, setting.tasks)
     few = min(tasks, FEW)
     one = _measured(recipe, plan, ticket, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from metatrain.core import (
     Path,
     Problem,
     Scores,
-    Split,
     Ticket,
     Update,
     Work,
@@ -30,6 +30,7 @@ from metatrain.core import (
 )
 from metatrain.ops.build import Unavailable
 from metatrain.recipe import Recipe, Setting
+from metatrain.start import check_sample, initial_meta
 
 
 class Spent(NamedTuple):
@@ -51,7 +52,7 @@ class Plan(NamedTuple):
 
 
 class Layout:
-    """The one flat float32 array in which meta-parameters travel.
+    """The one flat float32 array in which meta-parameters travel, and directions, which have no frozen parameters.
 
     On the fused path the weights of convolutions lie channels last, as its kernels read them.
     """
@@ -66,22 +67,25 @@ class Layout:
                 self.size += -(-p.numel() // ALIGNMENT) * ALIGNMENT
 
     def flatten(self, meta: Meta) -> Tensor:
-        """A new [size] array, where the parameters are."""
+        """A new array, where the parameters are: [size], or the beginning of it for a direction."""
         part, name, _, _ = self._slots[0]
-        flat = torch.zeros(self.size, device=meta[part][name].device)
-        for (part, name, _, _), view in zip(self._slots, self._views(flat), strict=True):
+        size = next((start for part, name, start, _ in self._slots if name not in meta[part]), self.size)
+        flat = torch.zeros(size, device=meta[part][name].device)
+        for part, name, view in self._views(flat):
             view.copy_(meta[part][name])
         return flat
 
     def unflatten(self, flat: Tensor) -> Meta:
-        """Views of a [size] array."""
-        meta = Meta({}, {}, {})
-        for (part, name, _, _), view in zip(self._slots, self._views(flat), strict=True):
+        """Views of such an array."""
+        meta = Meta({}, {}, {}, {})
+        for part, name, view in self._views(flat):
             meta[part][name] = view
         return meta
 
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        return [self._view(flat[start : start + shape.numel()], shape) for _, _, start, shape in self._slots]
+    def _views(self, flat: Tensor) -> Iterator[tuple[int, str, Tensor]]:
+        for part, name, start, shape in self._slots:
+            if start + shape.numel() <= len(flat):
+                yield part, name, self._view(flat[start : start + shape.numel()], shape)
 
     def _view(self, part: Tensor, shape: torch.Size) -> Tensor:
         if not (self._last and len(shape) == 4):
@@ -90,20 +94,19 @@ class Layout:
         return part.view(wide, height, width, narrow).permute(0, 3, 1, 2)
 
 
-def initial_meta(recipe: Recipe, split: Split = "train", work: Work = "update") -> Meta:
-    """The meta-parameters that a run starts from; those that a split's scores would start from have their shapes."""
-    generator = generator_for(recipe.seed, Ticket("update", "train", 0, 0), "init")
-    setting = recipe.setting(split, work)
-    return setting.algorithm.init(setting.family.bind(recipe.model, setting.norm, "reference"), generator)
-
-
 def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
     """The compute path for a recipe, and why."""
-    if gpus > 0:
-        return Plan("batched", "cuda", threads), "a GPU computes a ticket's tasks together"
-    if all(p.dim() <= 2 for p in initial_meta(recipe).model.values()):
-        return Plan("batched", "cpu", threads), "a CPU computes a small net faster for a ticket's tasks together"
-    setting = recipe.setting("train", "update")
+    device = "cuda" if gpus > 0 else "cpu"
+    start = initial_meta(recipe)
+    if gpus > 0 or all(p.dim() <= 2 for p in (start.model | start.frozen).values()):
+        try:
+            check_sample(recipe, "update", "batched")
+        except InputError as reason:  # on the reference path it was not refused
+            why = f"one task after the other: this network cannot be computed for several tasks at once ({reason})"
+            return Plan("reference", device, threads), why
+        together = "a GPU computes" if gpus > 0 else "a CPU computes a small net faster for"
+        return Plan("batched", device, threads), f"{together} a ticket's tasks together"
+    setting = recipe.setting("update")
     try:
         setting.family.bind(recipe.model, setting.norm, "fused")
     except Unavailable as reason:
@@ -152,11 +155,11 @@ class Worker:
         self._buffer = torch.zeros(self.layout.size, device=self._device)
         self._meta = self.layout.unflatten(self._buffer)
         self.version = -1
-        self._bound: dict[tuple[str, str], tuple[Setting, Problem]] = {}
+        self._bound: dict[Work, tuple[Setting, Problem]] = {}
         self._drawn: dict[Ticket, Any] = {}
         self._steps: dict[int, Step] = {}  # by the number of tasks
         try:
-            self._bind("train", "update")
+            self._bind("update")
         except Unavailable as reason:
             raise InputError(
                 f"the driver chose the compute path {plan.path!r}, which this machine has not: {reason}"
@@ -191,7 +194,7 @@ class Worker:
 
     def _compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
         started, cpu_s = time.perf_counter(), time.process_time()
-        setting, problem = self._bind(ticket.split, ticket.work)
+        setting, problem = self._bind(ticket.work)
         tasks = to_device(self._drawn.pop(ticket, None) or self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         result: Update | Scores
@@ -211,7 +214,7 @@ class Worker:
         return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
 
     def _sample(self, ticket: Ticket) -> Any:
-        setting, _ = self._bind(ticket.split, ticket.work)
+        setting, _ = self._bind(ticket.work)
         first = ticket.part * setting.tasks_per_ticket
         count = min(setting.tasks_per_ticket, setting.tasks - first)
         family = setting.family
@@ -219,8 +222,8 @@ class Worker:
             family = family.resident(self._device)
         return family.sample(generator_for(setting.seed, ticket, "tasks"), count, ticket.split)
 
-    def _bind(self, split: Split, work: Work) -> tuple[Setting, Problem]:
-        if (split, work) not in self._bound:
-            setting = self._recipe.setting(split, work)
-            self._bound[split, work] = setting, setting.family.bind(self._recipe.model, setting.norm, self._path)
-        return self._bound[split, work]
+    def _bind(self, work: Work) -> tuple[Setting, Problem]:
+        if work not in self._bound:
+            setting = self._recipe.setting(work)
+            self._bound[work] = setting, setting.family.bind(self._recipe.model, setting.norm, self._path)
+        return self._bound[work]

@@ -75,7 +75,7 @@ def load(uri: str) -> tuple[Recipe, Meta]:
         raise InputError(
             f"{uri} is not a bundle: it holds {', '.join(sorted(files))}; give a run's folder or its bundle"
         )
-    meta = Meta({}, {}, {})
+    meta = Meta({}, {}, {}, {})
     for full, tensor in load_tensors(files["meta.safetensors"]).items():
         part, _, name = full.partition(".")
         getattr(meta, part)[name] = tensor

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +26,33 @@ Targets = Literal["classes", "numbers", "rewards"]
 # plain PyTorch or with the kernels of metatrain.ops.
 Path = Literal["batched", "reference", "fused"]
 Split = Literal["train", "val", "test"]
-Work = Literal["update", "score"]
+Work = Literal["update", "validate", "score"]  # what a ticket is for: training, validation in training, evaluation
 Adapt = Callable[[Any], list[tuple[int, Params]]]  # tasks -> (inner step, their parameters), from step 0 to the last
+# Metadata of a dataclass's field: adaptation does not use it, so that an evaluation cannot change anything by it.
+TRAINING_ONLY: Mapping[str, Any] = {"training_only": True}
 
 
-class InputError(ValueError):
+class Sentence(Exception):
+    """An error whose message says all: a notebook shows that alone, and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InputError(Sentence, ValueError):
     """Something the user gave is wrong. The message is one sentence: what, what was expected, what to do."""
 
 
 class Meta(NamedTuple):
-    """What is meta-learned: what the learner publishes and a checkpoint stores."""
+    """What is meta-learned: what the learner publishes and a checkpoint stores.
+
+    An update's direction has no `frozen`.
+    """
 
     model: Params  # the initialisation; goes to the forward pass
     algorithm: Params  # the algorithm's own, such as learned inner rates; descended like `model`
     state: Params  # not descended: replaced by the weighted mean of the updates' state, such as running statistics
+    frozen: Params = {}  # parameters that the network does not train: they stay as they are
 
 
 class Task(NamedTuple):
@@ -56,7 +69,7 @@ class Ticket(NamedTuple):
 
     work: Work
     split: Split
-    step: int  # outer step; 0 for scores, whose tasks are a fixed list
+    step: int  # outer step; 0 for scores and validation, whose tasks are a fixed list
     part: int  # which chunk of the step's tasks
 
 
@@ -120,6 +133,28 @@ class TaskFamily(Protocol):
         ...
 
 
+@runtime_checkable
+class RawExamples(Protocol):
+    """A family that takes a user's examples as they are, such as paths of images or rows of a table."""
+
+    def examples(self, raw: Any) -> Tensor:
+        """[N, *in]: N examples as the family's tasks have them; InputError if they cannot be."""
+        ...
+
+
+@runtime_checkable
+class RawNumbers(Protocol):
+    """A family whose targets are numbers on a scale of its own."""
+
+    def targets(self, raw: Any) -> Tensor:
+        """[N, outputs]: N targets as the family's tasks have them; InputError if they cannot be."""
+        ...
+
+    def predictions(self, output: Tensor) -> Tensor:
+        """[N] or [N, outputs]: the network's outputs [N, outputs] in the units of the data."""
+        ...
+
+
 class Model(Protocol):
     """A network's hyper-parameters: a frozen dataclass such as MLP(hidden=(40, 40))."""
 
@@ -153,7 +188,11 @@ class Problem(Protocol):
         ...
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh parameters, without a leading T."""
+        """Fresh parameters that are trained, without a leading T."""
+        ...
+
+    def frozen(self, generator: torch.Generator) -> Params:
+        """Fresh parameters that are not: those that the network was built with `requires_grad_(False)`."""
         ...
 
     def state(self) -> Params:
@@ -174,6 +213,10 @@ class Problem(Protocol):
 
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
         """[T] each: "loss", which can be differentiated, and the family's metrics, which cannot."""
+        ...
+
+    def check(self, task: Any) -> None:
+        """Raise InputError if the tasks do not fit the network, or its predictions the tasks."""
         ...
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
@@ -206,8 +249,9 @@ class Algorithm(Protocol):
 
 
 def generator_for(seed: int, ticket: Ticket, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments."""
-    key = f"{seed}/{ticket.work}/{ticket.split}/{ticket.step}/{ticket.part}/{purpose}"
+    """A CPU generator that depends on nothing but its arguments; validation and evaluation of one seed draw alike."""
+    work = "score" if ticket.work == "validate" else ticket.work
+    key = f"{seed}/{work}/{ticket.split}/{ticket.step}/{ticket.part}/{purpose}"
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

@@ -15,26 +15,63 @@ from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scor
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A mean over tasks with half the width of its 95 % interval, and how it was measured."""
+    """A mean over tasks with half the width of its 95 % interval, and how it was measured.
+
+    A task diverged if the last inner step leaves it with a loss or a metric that is not finite. All numbers but
+    `diverged` are those of the tasks that did not; of tasks that all diverged they are nan. The same holds for each
+    step of the curves.
+    """
 
     metric: str
     mean: float
-    ci95: float  # 1.96 * standard deviation / sqrt(tasks)
+    ci95: float  # 1.96 * standard deviation / sqrt(tasks that did not diverge)
     tasks: int
+    diverged: int
+    median: float
+    quartiles: tuple[float, float]
     norm: Norm  # whose statistics normalised query examples
     protocol: str
     steps: list[int]  # inner steps; 0 is before adaptation
     curve: list[float]  # mean after each of `steps`
     curve_ci95: list[float]
+    curve_diverged: list[int]
+    curve_median: list[float]
+    curve_quartiles: list[tuple[float, float]]
     baselines: dict[str, float]  # mean metric of methods that learn nothing, on the same tasks
+    differences: dict[str, tuple[float, float]]  # metric less that of each baseline: paired mean, its 95 % half width
+
+    @property
+    def usable(self) -> bool:
+        """Whether more than half of the tasks have a result, so that the median of all of them is one of these."""
+        return 2 * self.diverged < self.tasks
+
+    def text(self, value: float) -> str:
+        """A value of the metric as people read it."""
+        if not math.isfinite(value):
+            return "none"
+        return f"{100 * value:.2f}%" if self.metric == "accuracy" else f"{value:.4f}"
 
     def line(self) -> str:
-        """The closing line of a command, for machines and people."""
-        if self.metric == "accuracy":
-            value, width = f"{100 * self.mean:.2f}%", f"{100 * self.ci95:.2f}"
+        """The closing line of a command, for machines and people: with diverged tasks the others' median."""
+        if not self.diverged:
+            width = self.text(self.ci95).removesuffix("%")
+            found = f"{self.text(self.mean)} ci95={width} tasks={self.tasks}"
         else:
-            value, width = f"{self.mean:.4f}", f"{self.ci95:.4f}"
-        return f'result: {self.metric}={value} ci95={width} tasks={self.tasks} protocol="{self.protocol}"'
+            low, high = map(self.text, self.quartiles)
+            found = (
+                f"{self.text(self.median)} statistic=median quartiles={low}..{high} "
+                f"tasks={self.tasks - self.diverged} diverged={self.diverged}"
+            )
+        return f'result: {self.metric}={found} protocol="{self.protocol}"'
+
+    def warning(self) -> str | None:
+        """A sentence about the tasks that diverged, if any did."""
+        if not self.diverged:
+            return None
+        return (
+            f"{self.diverged} of {self.tasks} tasks diverged in adaptation and are left out of the result: lower the "
+            "inner rate, or the number of inner steps, of the evaluation's algorithm"
+        )
 
 
 def scores(problem: Problem, algorithm: Algorithm, meta: Meta, tasks: Any, context: Context) -> Scores:
@@ -55,7 +92,7 @@ def _curves(
     def measure(step: int, params: Params) -> None:
         with torch.no_grad():
             steps.append(step)
-            found.append(problem.query(params, task, context))
+            found.append(_without_diverged(problem.query(params, task, context)))
 
     step, params = 0, meta.model
     for step, params in enumerate(algorithm.adapt(problem, meta, task, context)):
@@ -66,23 +103,56 @@ def _curves(
     return steps, {name: torch.stack([f[name] for f in found], dim=1) for name in found[0]}
 
 
+def _without_diverged(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Metrics [T], nan for tasks whose loss is not finite: an accuracy of predictions that are nan looks like one."""
+    lost = {norm: ~found[f"loss{norm}"].isfinite() for norm in {_norm(name) for name in found}}
+    return {name: value.masked_fill(lost[_norm(name)], math.nan) for name, value in found.items()}
+
+
+def _norm(name: str) -> str:
+    """Of "accuracy[support+1]" the part in brackets, with them."""
+    return name[len(name.partition("[")[0]) :]
+
+
 def summarise(parts: Sequence[Scores], metric: str, norm: Norm, protocol: str) -> Score:
     """One score from the measurements of all tickets, in ticket order."""
     curve = torch.cat([part.curves[metric] for part in parts]).double()  # [tasks, steps]
-    tasks = len(curve)
-    mean = curve.mean(0).tolist()
-    ci95 = (1.96 * curve.std(0) / math.sqrt(tasks)).tolist() if tasks > 1 else [math.nan] * len(mean)
+    finite = curve.isfinite()
+    means, widths = zip(*map(_mean, curve.mT), strict=True)
+    quantiles = [_quartiles(values) for values in curve.mT]
+    baselines = {name: torch.cat([part.baselines[name] for part in parts]).double() for name in parts[0].baselines}
     return Score(
         metric=metric.partition("[")[0],
-        mean=mean[-1],
-        ci95=ci95[-1],
-        tasks=tasks,
+        mean=means[-1],
+        ci95=widths[-1],
+        tasks=len(curve),
+        diverged=int((~finite[:, -1]).sum()),
+        median=quantiles[-1][1],
+        quartiles=(quantiles[-1][0], quantiles[-1][2]),
         norm=norm,
         protocol=protocol,
         steps=parts[0].steps,
-        curve=mean,
-        curve_ci95=ci95,
-        baselines={
-            name: float(torch.cat([part.baselines[name] for part in parts]).mean()) for name in parts[0].baselines
-        },
+        curve=list(means),
+        curve_ci95=list(widths),
+        curve_diverged=(~finite).sum(0).tolist(),
+        curve_median=[median for _, median, _ in quantiles],
+        curve_quartiles=[(low, high) for low, _, high in quantiles],
+        baselines={name: float(values.mean()) for name, values in baselines.items()},
+        differences={name: _mean(curve[:, -1] - values) for name, values in baselines.items()},
     )
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    """The mean of what is finite, and half the width of its 95 % interval."""
+    values = values[values.isfinite()]
+    width = 1.96 * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), width
+
+
+def _quartiles(values: Tensor) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of what is finite."""
+    values = values[values.isfinite()]
+    if not len(values):
+        return math.nan, math.nan, math.nan
+    low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)).tolist()
+    return low, median, high

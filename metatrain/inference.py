@@ -1,178 +1,336 @@
-"""What was meta-learned, put to use: adapt to a few labelled images, predict others. Needs only a bundle."""
+"""What was meta-learned, put to use: adapt to a few labelled examples, predict others. Needs only a bundle."""
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metatrain import bundle
-from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket, generator_for
+from metatrain.core import Context, InputError, Meta, Norm, Params, RawExamples, RawNumbers, Task, Ticket, generator_for
+from metatrain.isolation import isolated
+from metatrain.ops.build import Unavailable
 from metatrain.problem import Supervised
 from metatrain.recipe import Recipe
 from metatrain.tasks.fewshot import FewShot
-from metatrain.tasks.pixels import Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
-Pictures = Sequence[Picture] | Tensor  # N of them: a list, or an array or tensor with a leading N
+    from metatrain.core import TaskFamily
 
-CHUNK = 100  # images that are predicted at once where they do not depend on each other: bounds the memory
+CHUNK = 100  # examples that are predicted at once if they do not depend on each other: bounds the memory
+SHOWN = 10  # predictions in a notebook's cell
 
 
-class Predictions(NamedTuple):
-    """Of N images."""
+@dataclass(frozen=True, repr=False)
+class Predictions:
+    """Classes of N examples."""
 
     classes: list[Any]  # the labels of the support set, sorted
-    probabilities: Tensor  # [N, classes]
+    probabilities: Tensor  # [N, classes]; nan if the network gave no finite numbers
 
     @property
     def labels(self) -> list[Any]:
-        """[N] the most probable ones."""
-        return [self.classes[i] for i in self.probabilities.argmax(-1).tolist()]
+        """[N] the most probable ones; None for an example without finite probabilities."""
+        found = zip(self.probabilities.argmax(-1).tolist(), self.probabilities.isfinite().all(-1).tolist(), strict=True)
+        return [self.classes[i] if finite else None for i, finite in found]
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} predictions of {len(self.classes)} classes: {_some(self.labels)}>"
+
+    def _repr_html_(self) -> str:
+        rows = zip(self.labels, self.probabilities.tolist(), strict=True)
+        heads = ["prediction", *self.classes]
+        return _table(self, heads, [[label, *(f"{100 * p:.1f}%" for p in row)] for label, row in rows])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, repr=False)
+class Numbers:
+    """Predicted numbers of N examples, in the units of the data."""
+
+    values: Tensor  # [N], or [N, outputs] if there are several
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.values.numpy(), dtype=dtype)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} predictions: {_some(self.values.tolist())}>"
+
+    def _repr_html_(self) -> str:
+        return _table(self, ["prediction"], [[value] for value in self.values.tolist()])
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Adapted:
-    """A network that was adapted to a support set."""
+    """A network that was adapted to a support set. Threads may share it."""
 
-    classes: list[Any]  # the labels of the support set, sorted
-    norm: Norm  # whose statistics normalise an image that is predicted; "transductive": of all given at once
+    classes: list[Any] | None  # the labels of the support set, sorted; None if its targets are numbers
+    norm: Norm  # whose statistics normalise an example that is predicted; "transductive": of all given at once
     seconds: float  # that the inner loop took
-    problem: Supervised = field(repr=False)
-    family: FewShot = field(repr=False)
-    support: Task = field(repr=False)  # T = 1
-    before: Params = field(repr=False)  # of the one task, before and after the inner loop
-    after: Params = field(repr=False)
+    threads: int
+    problem: Supervised
+    family: TaskFamily
+    support: Task  # T = 1
+    before: Params  # of the one task, before and after the inner loop
+    after: Params
 
-    def predict(self, images: Pictures) -> Predictions:
-        """Probabilities of the classes for each image, [N, classes].
+    def predict(self, examples: Any) -> Any:
+        """Predictions of classes, or Numbers, for N examples of the kind that `adapt` took.
 
-        With norm "transductive" they depend on all images that are given together; else each on its own image only.
+        With norm "transductive" they depend on all examples that are given together; else each on its own only.
         """
-        return Predictions(self.classes, self._probabilities(self.after, self.family.examples(images)))
+        outputs = self.outputs(self.after, self.examples(examples))
+        if self.classes is not None:
+            return Predictions(self.classes, outputs.softmax(-1))
+        if isinstance(self.family, RawNumbers):
+            return Numbers(self.family.predictions(outputs))
+        return Numbers(outputs[:, 0] if self.problem.outputs == 1 else outputs)
+
+    def examples(self, raw: Any) -> Tensor:
+        """[N, *in]: what the network gets of N examples, which may be none."""
+        with isolated(self.threads):
+            return _examples(self.family, self.problem, raw)
+
+    def outputs(self, params: Params, x: Tensor) -> Tensor:
+        """[N, outputs] of the network with the parameters `before` or `after` adaptation."""
+        if not len(x):
+            raise InputError("there is nothing to predict: give at least one example")
+        at_once = len(x) if self.norm == "transductive" else CHUNK
+        with isolated(self.threads), torch.no_grad():
+            tasks = [self.support._replace(query_x=part[None]) for part in x.split(at_once)]
+            return torch.cat([self.problem.predict(params, task)[0] for task in tasks])
 
     def picture(
-        self, images: Pictures, labels: Sequence[str | None], title: str, captions: Sequence[str] | None = None
+        self, images: Any, labels: Sequence[str | None], title: str, captions: Sequence[str] | None = None
     ) -> Figure:
         """The support set, and the images with their predictions before and after adaptation.
 
-        Of an image whose label is None it is not told whether a prediction is right. `captions` stand above the images,
-        by default the labels.
+        If an image's label is None, its prediction is not marked right or wrong. `captions` stand above the images, by
+        default the labels.
         """
         from metatrain import figures
 
-        x = self.family.examples(images)
-        names = [str(self.classes[y]) for y in self.support.support_y[0].tolist()]
+        x = self.examples(images)
+        classes = [str(c) for c in self.classes or []]
+        names = [classes[y] for y in self.support.support_y[0].tolist()]
         return figures.episode(
             support=list(zip(self.support.support_x[0], names, strict=True)),
             query=list(zip(x, labels, captions or [label or "" for label in labels], strict=True)),
-            classes=[str(c) for c in self.classes],
-            before=self._probabilities(self.before, x),
-            after=self._probabilities(self.after, x),
+            classes=classes,
+            before=self.outputs(self.before, x).softmax(-1),
+            after=self.outputs(self.after, x).softmax(-1),
             title=title,
         )
 
-    def _probabilities(self, params: Params, x: Tensor) -> Tensor:
-        if not len(x):
-            raise InputError("there are no images to predict: give at least one")
-        at_once = len(x) if self.norm == "transductive" else CHUNK
-        with torch.no_grad():
-            tasks = [self.support._replace(query_x=part[None]) for part in x.split(at_once)]
-            return torch.cat([self.problem.predict(params, task)[0] for task in tasks]).softmax(-1)
+    def __repr__(self) -> str:
+        to = "" if self.classes is None else f" of {len(self.classes)} classes ({_some(self.classes)})"
+        return f"<adapted to {self.support.support_x.shape[1]} examples{to} in {1000 * self.seconds:.1f} ms>"
 
 
 class Learned:
-    """Meta-parameters with the recipe that they were learned by, ready to adapt to images."""
+    """Meta-parameters with the recipe that they were learned by, ready to adapt. Threads may share it."""
 
-    def __init__(self, recipe: Recipe, meta: Meta, source: str) -> None:
-        self.recipe, self.meta, self._source = recipe, meta, source
-        self._setting = recipe.setting(recipe.evaluation.split)
-        if not isinstance(recipe.family, FewShot) or not isinstance(self._setting.family, FewShot):
-            raise InputError(
-                f"{source} learned from {recipe.family.name} tasks: give a bundle that learned from images"
-            )
-        self._trained_on, self._family = recipe.family, self._setting.family
+    def __init__(self, recipe: Recipe, meta: Meta, source: str, threads: int = 1) -> None:
+        self.recipe, self.meta, self._source, self._threads = recipe, meta, source, threads
+        self._setting = recipe.setting("score")
+        with isolated(threads):
+            self._problem(self._setting.family, self._setting.norm[0])  # which refuses what cannot be adapted
 
     @property
     def protocol(self) -> str:
         """How they were learned."""
-        family, outer = self._trained_on, self.recipe.outer
-        channels, height, width = family.shape or family.store.shape
+        family, outer = self.recipe.family, self.recipe.outer
+        tasks = family.summary() if isinstance(family, FewShot) else family.describe()
         return (
-            f"{family.data}/{family.splits} {family.ways}-way {family.shots}-shot, {width}x{height} "
-            f"{'grey' if channels == 1 else 'RGB'}, {self.recipe.algorithm.name}, {outer.steps} steps of "
-            f"{outer.tasks_per_step} tasks ({self.recipe.name})"
+            f"{tasks}, {self.recipe.algorithm.name}, {outer.steps} steps of {outer.tasks_per_step} tasks "
+            f"({self.recipe.name})"
         )
 
-    def adapt(self, images: Pictures, labels: Sequence[Any] | Tensor, norm: Norm | None = None) -> Adapted:
-        """Adapt, as the recipe's evaluation does, to S images and their S labels, which may be of any kind.
+    def __repr__(self) -> str:
+        return f"<{self._source}: {self.protocol}>"
 
-        An image is a path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or in 0..1. `norm`
-        says whose statistics normalise an image that is predicted, by default the evaluation's. What the inner loop
-        draws at random is what it draws for the evaluation's first task. Raises InputError where the classes are not as
-        many as the network was trained for.
+    def adapt(self, examples: Any, targets: Any, norm: Norm | None = None) -> Adapted:
+        """Adapt, as the recipe's evaluation does, to S examples and their S labels or numbers.
+
+        An image is a path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or in 0..1; its
+        label may be of any kind. Rows of a table are a DataFrame, or arrays in the order of `features`. Examples of
+        other families are arrays [S, *in]. `norm` says whose statistics normalise an example that is predicted, by
+        default the evaluation's. What the inner loop draws at random is what it draws for the evaluation's first task.
+        Raises InputError if the classes are not as many as the network was trained for, or if adaptation diverges.
         """
         if norm is not None and norm not in get_args(Norm):
             raise InputError(f"norm is {norm!r}, expected one of {', '.join(get_args(Norm))}")
-        x = self._family.examples(images)
-        if any(getattr(label, "ndim", 0) for label in labels):
-            raise InputError("labels must be one number or string for each image, not vectors: pass class indices")
-        y = [label.item() if hasattr(label, "item") else label for label in labels]
-        if len(y) != len(x):
-            raise InputError(f"there are {len(x)} images but {len(y)} labels: give one label for each image")
-        try:
-            classes = sorted(set(y))
-        except TypeError as error:
-            raise InputError(f"labels must be numbers or strings, all of one kind ({error}): convert them") from error
-        family = replace(self._family, ways=max(len(classes), 2))
-        problem = family.bind(self.recipe.model, (norm or self._setting.norm[0],), "reference")
-        fresh = self._setting.algorithm.init(problem, torch.Generator().manual_seed(0)).model
-        if fresh.keys() != self.meta.model.keys():
-            raise InputError(f"{self._source} has parameters of another version of its network: train it again")
-        if len(classes) < 2 or any(fresh[name].shape != p.shape for name, p in self.meta.model.items()):
-            raise InputError(
-                f"{self._source} tells {self._family.ways} classes apart, got labels of {len(classes)} "
-                f"({', '.join(map(str, classes[:10]))}): give images of {self._family.ways} classes"
-            )
-        x, targets = x[None], torch.tensor([[classes.index(label) for label in y]])
-        support = Task(x, targets, x[:, :0], targets[:, :0])
-        ticket = Ticket("score", self.recipe.evaluation.split, 0, 0)
-        context = Context(ticket, generator_for(self._setting.seed, ticket, "adaptation"))
+        with isolated(self._threads):
+            return self._adapt(examples, targets, norm or self._setting.norm[0])
+
+    def _adapt(self, examples: Any, targets: Any, norm: Norm) -> Adapted:
+        setting, family = self._setting, self._setting.family
+        problem = self._problem(family, norm)
+        x = _examples(family, problem, examples)
+        classes = None
+        if problem.targets == "classes":
+            labels = _labels(targets, len(x))
+            classes = _classes(labels)
+            if "ways" in {item.name for item in dataclasses.fields(family)}:  # type: ignore[arg-type]
+                family = replace(family, ways=max(len(classes), 2))  # type: ignore[type-var]
+                problem = self._problem(family, norm)
+            if len(classes) < 2:
+                raise InputError(
+                    "all examples have the same label, so that there is nothing to tell apart: give a second class"
+                )
+            y = torch.tensor([classes.index(label) for label in labels])
+        else:
+            scaled = family.targets(targets) if isinstance(family, RawNumbers) else None
+            y = _array(targets, "targets", (problem.outputs,)) if scaled is None else scaled
+        self._check_network(problem, classes)
+        if len(y) != len(x) or not len(x):
+            raise InputError(f"there are {len(x)} examples and {len(y)} targets: give one or more, each with its target")
+        support = Task(x[None], y[None], x[None, :0], y[None, :0])
+        ticket = Ticket("score", setting.split, 0, 0)
+        context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         started = time.perf_counter()
-        before, *_, after = self._setting.algorithm.adapt(problem, self.meta, support, context)
+        steps = list(setting.algorithm.adapt(problem, self.meta, support, context))
+        seconds = time.perf_counter() - started
+        if not all(bool(p.isfinite().all()) for p in steps[-1].values()):
+            raise InputError(
+                f"adaptation to these {len(x)} examples diverged after at most {len(steps) - 1} inner steps: their "
+                "values may be far from those of training; check them, or lower the inner rate of evaluation.algorithm"
+            )
         return Adapted(
             classes=classes,
             norm=problem.norm[0],
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            threads=self._threads,
             problem=problem,
             family=family,
             support=support,
-            before=before,
-            after=after,
+            before=steps[0],
+            after=steps[-1],
         )
+
+    def _problem(self, family: TaskFamily, norm: Norm) -> Supervised:
+        """Bound to the kernels that training uses, if this machine has them."""
+        try:
+            problem = family.bind(self.recipe.model, (norm,), "fused")
+        except Unavailable:
+            problem = family.bind(self.recipe.model, (norm,), "reference")
+        if not isinstance(problem, Supervised):
+            raise InputError(
+                f"{self._source} learned from {self.recipe.family.name} tasks, which are episodes: give a run that "
+                "learned from examples"
+            )
+        return problem
+
+    def _check_network(self, problem: Supervised, classes: list[Any] | None) -> None:
+        """Refuse a number of classes that the network was not trained for, and parameters of another network."""
+        needed = self._setting.algorithm.init(problem, torch.Generator().manual_seed(0)).model
+        same_names = needed.keys() == self.meta.model.keys()
+        same_shapes = same_names and all(needed[name].shape == p.shape for name, p in self.meta.model.items())
+        if not same_names or (classes is None and not same_shapes):
+            raise InputError(f"{self._source} has parameters of another version of its network: train it again")
+        if classes is not None and not (same_shapes and problem.outputs == len(classes)):
+            ways = getattr(self._setting.family, "ways", problem.outputs)
+            raise InputError(
+                f"{self._source} tells {ways} classes apart, got labels of {len(classes)} "
+                f"({', '.join(map(str, classes[:10]))}): give examples of {ways} classes"
+            )
 
 
 def illustrate(recipe: Recipe, meta: Meta) -> Figure:
     """The family's picture of what adaptation does, on tasks of the evaluation's split."""
-    split = recipe.evaluation.split
-    setting = recipe.setting(split)
+    setting = recipe.setting("score")
     problem = setting.family.bind(recipe.model, setting.norm[:1], "reference")
-    ticket = Ticket("score", split, 0, 0)
+    ticket = Ticket("score", setting.split, 0, 0)
     context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
 
     def adapt(task: Any) -> list[tuple[int, Params]]:
         return list(enumerate(setting.algorithm.adapt(problem, meta, task, context)))
 
-    return setting.family.picture(problem, adapt, generator_for(setting.seed, ticket, "picture"), split)
+    return setting.family.picture(problem, adapt, generator_for(setting.seed, ticket, "picture"), setting.split)
 
 
-def load(path: str | Path) -> Learned:
-    """What a run's folder or bundle holds; InputError where it is missing, incomplete or damaged."""
-    return Learned(*bundle.load(bundle.find(str(path)) or str(path)), str(path))
+def load(path: str | Path, threads: int = 1) -> Learned:
+    """What a run's folder or bundle holds, ready to adapt in so many threads.
+
+    InputError if it is missing, incomplete or damaged.
+    """
+    with isolated(threads):
+        return Learned(*bundle.load(bundle.find(str(path)) or str(path)), str(path), threads)
+
+
+def _examples(family: TaskFamily, problem: Supervised, raw: Any) -> Tensor:
+    if isinstance(family, RawExamples):
+        return family.examples(raw)
+    return _array(raw, "examples", tuple(problem.inputs))
+
+
+def _array(raw: Any, what: str, shape: tuple[int, ...]) -> Tensor:
+    """[N, *shape] float32 of an array, tensor, DataFrame or list; [N] if each is one number."""
+    if isinstance(raw, Tensor):
+        raw = raw.detach().cpu()
+    elif isinstance(raw, Iterable) and not hasattr(raw, "__array__"):
+        raw = list(raw)
+    try:
+        array = torch.from_numpy(np.array(raw, dtype=np.float32))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be numbers, got {type(raw).__name__} ({error}): convert them") from error
+    if array.dim() == 1 and shape == (1,):
+        array = array[:, None]
+    if array.shape[1:] != shape or not array.dim():
+        expected = ", ".join(map(str, shape))
+        raise InputError(f"{what} have the shape {list(array.shape)}, expected [N, {expected}] for N of them")
+    if not bool(array.isfinite().all()):
+        raise InputError(f"{what} have values that are not finite: leave these examples out")
+    return array
+
+
+def _labels(raw: Any, examples: int) -> list[Any]:
+    """One label for each example, as plain values."""
+    labels = [label.item() if getattr(label, "ndim", None) == 0 else label for label in raw]
+    if any(getattr(label, "ndim", 0) or isinstance(label, list | tuple) for label in labels):
+        raise InputError("labels must be one number or string for each example, not vectors: pass class indices")
+    if len(labels) != examples:
+        raise InputError(f"there are {examples} examples but {len(labels)} labels: give one label for each example")
+    if any(label is None or label != label for label in labels):  # nan equals nothing
+        raise InputError("a label is missing (None or nan): give each example its label")
+    return labels
+
+
+def _classes(labels: list[Any]) -> list[Any]:
+    try:
+        return sorted(set(labels))
+    except TypeError as error:
+        raise InputError(f"labels must be numbers or strings, all of one kind ({error}): convert them") from error
+
+
+def _some(values: Sequence[Any]) -> str:
+    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values[:SHOWN]]
+    return ", ".join(shown) + (", ..." if len(values) > SHOWN else "")
+
+
+def _table(what: object, heads: Sequence[Any], rows: list[list[Any]]) -> str:
+    """A notebook's view of predictions: the first ones, names escaped."""
+
+    def cells(tag: str, values: Sequence[Any]) -> str:
+        texts = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+        return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows[:SHOWN])
+    more = f"<p>{len(rows) - SHOWN} more</p>" if len(rows) > SHOWN else ""
+    return f"<table><tr>{cells('th', heads)}</tr>{body}</table>{more}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import InputError, Meta, Params, Update
+from metatrain.core import InputError, Meta, Params, Sentence, Update
 
 Number = bool | int | float | tuple[float, ...]
 
@@ -66,7 +66,7 @@ class Outer:
         return 1.0
 
 
-class Diverged(RuntimeError):
+class Diverged(Sentence, RuntimeError):
     """The mean update is not finite."""
 
 
@@ -79,6 +79,7 @@ class Learner:
         self._params = {f"model.{k}": p.detach().clone() for k, p in meta.model.items()}
         self._params |= {f"algorithm.{k}": p.detach().clone() for k, p in meta.algorithm.items()}
         self._state = {k: p.detach().clone() for k, p in meta.state.items()}
+        self._frozen = {k: p.detach().clone() for k, p in meta.frozen.items()}
         groups = self._groups()
         try:
             self._optimizer = getattr(torch.optim, outer.optimizer)(groups, lr=outer.lr, **outer.options)
@@ -133,12 +134,13 @@ class Learner:
         """The meta-parameters now. The tensors are the learner's own: read them before the next step."""
         model = {k.removeprefix("model."): p for k, p in self._params.items() if k.startswith("model.")}
         algorithm = {k.removeprefix("algorithm."): p for k, p in self._params.items() if k.startswith("algorithm.")}
-        return Meta(model, algorithm, dict(self._state))
+        return Meta(model, algorithm, dict(self._state), self._frozen)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and scalars, flat, from which an equal learner continues exactly."""
         tensors = {f"params.{k}": p for k, p in self._params.items()}
         tensors |= {f"state.{k}": p for k, p in self._state.items()}
+        tensors |= {f"frozen.{k}": p for k, p in self._frozen.items()}
         scalars: dict[str, Any] = {"version": self.version}
         for name, p in self._params.items():
             for key, value in self._optimizer.state.get(p, {}).items():
@@ -152,7 +154,8 @@ class Learner:
         """Continue from a state_dict of a learner with the same parameters and optimizer; InputError for others."""
         held = {f"params.{k}": p.shape for k, p in self._params.items()}
         held |= {f"state.{k}": p.shape for k, p in self._state.items()}
-        saved = {k: p.shape for k, p in tensors.items() if k.startswith(("params.", "state."))}
+        held |= {f"frozen.{k}": p.shape for k, p in self._frozen.items()}
+        saved = {k: p.shape for k, p in tensors.items() if k.startswith(("params.", "state.", "frozen."))}
         if held != saved:
             other = next(k for k in sorted(held.keys() | saved.keys()) if held.get(k) != saved.get(k))
             raise InputError(
@@ -164,6 +167,8 @@ class Learner:
                 p.copy_(tensors[f"params.{name}"])
             for name, p in self._state.items():
                 p.copy_(tensors[f"state.{name}"])
+            for name, p in self._frozen.items():
+                p.copy_(tensors[f"frozen.{name}"])
         self._optimizer.state.clear()
         for full, value in (tensors | scalars).items():
             if full.startswith("optimizer."):

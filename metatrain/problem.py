@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets, Task, take
-from metatrain.models.conv import BatchStatistics, fuse
+from metatrain.functional import Network, call, fresh, part
+from metatrain.models.conv import fuse
+from metatrain.models.normalisation import BatchStatistics, converted, moments, normalised_by
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction [T, N, *out], target [T, N, ...]) -> [T]
 RUNNING = 0  # examples that the statistics are of: none of them
-IMPURE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-
-
-def call(module: nn.Module, path: Path, params: Params, *inputs: Tensor, **options: Any) -> Any:
-    """The module as a function of T tasks' parameters [T, *shape] and inputs [T, ...]: outputs [T, ...].
-
-    A module whose `takes_tasks` is true has a forward pass that does this by itself.
-    """
-
-    def one(params: Params, *inputs: Tensor) -> Any:
-        return functional_call(module, params, inputs, options, tie_weights=_shares(module))
-
-    if path == "batched" and getattr(module, "takes_tasks", False):
-        return one(params, *inputs)
-    if path == "batched":
-        # Only the forward pass is vmapped. Differentiating inside vmap is silently wrong in second order
-        # for batch norm; autograd outside it is exact.
-        return vmap(one)(params, *inputs)
-    tasks = range(len(inputs[0]))
-    if len(tasks) == 1:  # views, in the backward, too
-        found = one({name: p.squeeze(0) for name, p in params.items()}, *(x.squeeze(0) for x in inputs))
-        return tuple(part[None] for part in found) if isinstance(found, tuple) else found[None]
-    rows = {name: p.unbind(0) for name, p in params.items()}  # indexing instead would cost T^2 in the backward
-    each = [one({name: row[t] for name, row in rows.items()}, *(x[t] for x in inputs)) for t in tasks]
-    return tuple(map(torch.stack, zip(*each, strict=True))) if isinstance(each[0], tuple) else torch.stack(each)
-
-
-@lru_cache(maxsize=64)
-def _shares(module: nn.Module) -> bool:
-    """Whether a parameter is there under two names, which functional_call would look up anew on each call."""
-    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    return len(names) > len(list(module.parameters()))
-
-
-def part(params: Params, prefix: str) -> Params:
-    """The parameters of a submodule, named as it names them."""
-    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
-
-
-def fresh(build: Callable[[], nn.Module], generator: torch.Generator) -> Params:
-    """The parameters of a network that is built with the generator's seed; global randomness stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
-        return {name: p.detach().clone() for name, p in build().named_parameters()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,32 +47,34 @@ class Supervised:
     ordered: bool = False
     baseline_metrics: dict[str, Callable[[Task], Tensor]] = field(default_factory=dict)
 
+    network: Network = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
-        module = self._build()
-        if any(isinstance(m, IMPURE) for m in module.modules()):
-            raise InputError(
-                "torch's batch normalisation and dropout change their state or draw at random in the forward pass: "
-                "use metatrain.models.conv.BatchStatistics, or another layer"
-            )
-        if self.path == "fused":
-            fuse(module)
-        layers = {name: m for name, m in module.named_modules() if isinstance(m, BatchStatistics)}
-        if layers and "none" in self.norm:
+        object.__setattr__(self, "network", Network(self._build))
+        if "running" in self.norm[1:] or (self.norm[0] == "running" and len(self.norm) > 1):
+            raise InputError("norm 'running' adapts differently and cannot be listed with others: evaluate each alone")
+        normalises = bool(self.normalisations)
+        if normalises and "none" in self.norm:
             raise InputError(
                 "norm is 'none' but the model normalises with batch statistics: "
                 "give norm as transductive, support, support+1 or running, or the model as norm: none"
             )
-        if "running" in self.norm[1:] or (self.norm[0] == "running" and len(self.norm) > 1):
-            raise InputError("norm 'running' adapts differently and cannot be listed with others: evaluate each alone")
-        object.__setattr__(self, "module", module.requires_grad_(False))
-        object.__setattr__(self, "normalisations", layers)
-        object.__setattr__(self, "norm", tuple(self.norm) if layers else ("none",))
+        object.__setattr__(self, "norm", tuple(self.norm) if normalises else ("none",))
 
-    module: nn.Module = field(init=False)
-    normalisations: dict[str, BatchStatistics] = field(init=False)
+    @property
+    def module(self) -> nn.Module:
+        """The calling thread's network."""
+        return self.network.module
+
+    @property
+    def normalisations(self) -> dict[str, BatchStatistics]:
+        return self.network.normalisations
 
     def init(self, generator: torch.Generator) -> Params:
         return fresh(self._build, generator)
+
+    def frozen(self, generator: torch.Generator) -> Params:
+        return fresh(self._build, generator, trained=False)
 
     def state(self) -> Params:
         """Mean 0 and variance 1 for each channel of each normalisation."""
@@ -130,19 +88,23 @@ class Supervised:
         found: dict[str, list[Tensor]] = {name: [] for name in self.state()}
 
         def keep(name: str, x: Tensor) -> None:
-            variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+            variance, mean = moments(x)
             found[f"{name}.mean"].append(mean)
             found[f"{name}.variance"].append(variance)
 
+        # Fused kernels go past the layers, unless the statistics are those of the first examples: here of all.
+        layers, examples = self.normalisations, tasks.support_x.shape[1] + tasks.query_x.shape[1]
+        whole = any(not name.startswith("body.") for name in layers)  # prototypes have no head of their own to call
+        module = self.module if whole else self.module.get_submodule("body")
+        own = params if whole else part(params, "body.")
         with ExitStack() as hooks:
-            for name, layer in self.normalisations.items():
+            hooks.enter_context(normalised_by([*layers.values()], examples))
+            for name, layer in layers.items():
                 hook = layer.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs[0]))
                 hooks.callback(hook.remove)
             for t in range(len(tasks.support_x)):
                 task = take(tasks, t)
-                x = self.to_float(torch.cat([task.support_x, task.query_x], 1))[0]
-                # "of all of x" is the same, and calls the layers that fused kernels go past
-                functional_call(self.module.get_submodule("body"), part(params, "body."), (x, len(x)))
+                functional_call(module, own, self.to_float(torch.cat([task.support_x, task.query_x], 1))[0])
         return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
     def support_loss(self, params: Params, task: Task, context: Context, batch: Tensor | None = None) -> Tensor:
@@ -150,7 +112,8 @@ class Supervised:
         if batch is not None:
             rows = torch.arange(len(batch), device=batch.device)[:, None]
             x, y = x[rows, batch], y[rows, batch]
-        return self.loss(self._forward(params, self.to_float(x), self._support_statistics(context)), y)
+        prediction = self._forward(params, self.to_float(x), self._support_statistics(context))
+        return _of_tasks("loss", self.loss(prediction, y), len(y))
 
     def support_size(self, task: Task) -> int:
         return int(task.support_y.shape[1])
@@ -161,17 +124,52 @@ class Supervised:
             training = norm == "running" and context.ticket.work == "update"
             prediction = self._predict(params, task, "transductive" if training else norm)
             suffix = f"[{norm}]" if i else ""
-            loss = self.loss(prediction, task.query_y)
+            loss = _of_tasks("loss", self.loss(prediction, task.query_y), len(prediction))
             found[f"loss{suffix}"] = loss
             for name, metric in self.metrics.items():
-                same = metric is self.loss
-                found[f"{name}{suffix}"] = loss.detach() if same else metric(prediction.detach(), task.query_y)
+                value = loss.detach() if metric is self.loss else metric(prediction.detach(), task.query_y)
+                found[f"{name}{suffix}"] = _of_tasks(name, value, len(prediction))
         return found
 
+    def check(self, task: Task) -> None:
+        support, query = (self.to_float(x) for x in (task.support_x, task.query_x))
+        numbers = (self.outputs,) if self.targets == "numbers" else ()
+        for name, x, y in (("support", support, task.support_y), ("query", query, task.query_y)):
+            if x.shape[2:] != torch.Size(self.inputs):
+                raise InputError(f"{name}_x is {_shape(x)}, expected [T, N, {_listed(self.inputs)}], as `bind` says")
+            if y.shape != (*x.shape[:2], *numbers):
+                expected = f"[T, N, {_listed(numbers)}] for T tasks of N examples" if numbers else "[T, N]"
+                raise InputError(
+                    f"{name}_y is {_shape(y)} and {name}_x {_shape(x)}, expected {name}_y as {expected}: "
+                    + ("add the last dimension with [..., None]" if y.dim() == 2 and numbers else "correct `sample`")
+                )
+            if x.dtype != torch.float32 or (numbers and y.dtype != torch.float32):
+                wrong, kind = (f"{name}_x", x.dtype) if x.dtype != torch.float32 else (f"{name}_y", y.dtype)
+                raise InputError(f"{wrong} is {kind}, expected torch.float32: convert it with .float()")
+            if not numbers and (y.dtype != torch.int64 or not (int(y.min()) >= 0 and int(y.max()) < self.outputs)):
+                raise InputError(
+                    f"{name}_y is {y.dtype} in {y.min()}..{y.max()}, expected class numbers below {self.outputs} as "
+                    "torch.int64"
+                )
+
+        generator = torch.Generator().manual_seed(0)
+        params = self.init(generator) | self.frozen(generator) | self.state()
+        try:
+            with torch.no_grad():
+                self.predict({name: p[None] for name, p in params.items()}, take(task, 0))
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's network raises
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"the network {type(self.module).__name__} fails on examples of shape [{_listed(self.inputs)}] "
+                f"({type(error).__name__}: {reason}): correct its `forward`"
+            ) from error
+
     def embed(self, params: Params, task: Task, context: Context) -> tuple[Tensor, Tensor]:
-        options = self._options(params, self._support_statistics(context))
         x = self.to_float(task.support_x)
-        features: Tensor = call(self.module.get_submodule("body"), self.path, part(params, "body."), x, **options)
+        with self._normalised(params, self._support_statistics(context)):
+            features: Tensor = call(self._part("body"), self.path, part(params, "body."), x)
         y = task.support_y
         return features, one_hot(y, self.outputs).to(features.dtype) if self.targets == "classes" else y
 
@@ -182,7 +180,7 @@ class Supervised:
             order = torch.rand(targets.shape[:2], generator=context.generator).argsort(1).to(targets.device)[..., None]
             features, targets = features.take_along_dim(order, 1), targets.take_along_dim(order, 1)
         head = part(params, "head.")
-        module, memory = self.module.get_submodule("head"), (params["head.hidden"], params["head.previous"])
+        module, memory = self._part("head"), (params["head.hidden"], params["head.previous"])
         for x, y in zip(features.split(1, dim=1), targets.split(1, dim=1), strict=True):
             _, hidden = call(module, self.path, head, x, *(m[:, None] for m in memory))
             memory = hidden[:, 0], y[:, 0]
@@ -196,10 +194,27 @@ class Supervised:
         return {name: baseline(task) for name, baseline in self.baseline_metrics.items()}
 
     def _build(self) -> nn.Module:
-        return self.model.module(self.inputs, self.outputs, self.outputs)
+        module = converted(self.model.module(self.inputs, self.outputs, self.outputs))
+        if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules()):
+            raise InputError(
+                "torch's dropout draws at random in the forward pass, so that a retry of a ticket would give another "
+                "result: leave it out of the network"
+            )
+        if self.path == "fused":
+            fuse(module)
+        return module
+
+    def _part(self, name: str) -> nn.Module:
+        try:
+            return self.module.get_submodule(name)
+        except AttributeError as error:
+            raise InputError(
+                f"the network {type(self.module).__name__} has no part named {name!r}, which this algorithm computes "
+                "by itself: name its parts `body` and `head`, or choose another algorithm"
+            ) from error
 
     def _support_statistics(self, context: Context) -> int | None:
-        return RUNNING if self.norm[0] == "running" and context.ticket.work == "score" else None
+        return RUNNING if self.norm[0] == "running" and context.ticket.work != "update" else None
 
     def _predict(self, params: Params, task: Task, norm: Norm) -> Tensor:
         query = self.to_float(task.query_x)
@@ -218,13 +233,40 @@ class Supervised:
         return self._forward(each, x)[:, -1].unflatten(0, (tasks, queries))
 
     def _forward(self, params: Params, x: Tensor, statistics_from: int | None = None) -> Tensor:
-        """params [T, *shape], x [T, N, *in] -> [T, N, *out]; statistics over the first `statistics_from` examples."""
-        predicted: Tensor = call(self.module, self.path, params, x, **self._options(params, statistics_from))
+        """params [T, *shape], x [T, N, *in] -> [T, N, outputs]; statistics over the first `statistics_from` examples.
+
+        InputError if the network gives another shape, which a loss might broadcast.
+        """
+        with self._normalised(params, statistics_from):
+            predicted: Tensor = call(self.module, self.path, params, x)
+        if not isinstance(predicted, Tensor) or predicted.shape != (*x.shape[:2], self.outputs):
+            given = _shape(predicted[0]) if isinstance(predicted, Tensor) else type(predicted).__name__
+            raise InputError(
+                f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} examples, expected "
+                f"[{x.shape[1]}, {self.outputs}]: a number for each output, or for each class"
+            )
         return predicted
 
-    def _options(self, params: Params, statistics_from: int | None) -> dict[str, int]:
+    def _normalised(self, params: Params, statistics_from: int | None) -> AbstractContextManager[None]:
+        if statistics_from is None:
+            return nullcontext()
         if statistics_from == RUNNING and not self.state().keys() <= params.keys():
             raise InputError(
                 "norm is 'running', but no moving averages were learned: train with norm: running, or give another norm"
             )
-        return {} if statistics_from is None else {"statistics_from": statistics_from}
+        return normalised_by([*self.normalisations.values()], statistics_from)
+
+
+def _of_tasks(name: str, value: Tensor, tasks: int) -> Tensor:
+    """A loss or metric; InputError if it is not a number for each task, which would be averaged wrongly."""
+    if value.shape != (tasks,):
+        raise InputError(f"{name} is {_shape(value)} for {tasks} tasks, expected [{tasks}]: a mean for each of them")
+    return value
+
+
+def _shape(x: Tensor) -> str:
+    return f"[{_listed(x.shape)}]"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

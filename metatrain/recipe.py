@@ -21,7 +21,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import CoreSchema, core_schema
 
 from metatrain import algorithms, models, storage, tasks
-from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily, Work
+from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily, Ticket, Work
 from metatrain.learner import Outer
 
 Tree = dict[str, Any]
@@ -90,24 +90,44 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What is measured in training, each `every_steps` outer steps (never where it is 0), as the evaluation says."""
+    """What is measured on the val split in training, each `every_steps` outer steps (never if it is 0).
+
+    `family` and `algorithm` override keys of the recipe's, and `norm` is one mode. Each follows the evaluation's if it
+    is None: what chooses among trials is then measured like the result.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     every_steps: int = 0
     tasks: int = 100
     seed: int = 2
+    norm: Norm | None = None
+    family: dict[str, Any] | None = None
+    algorithm: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0 or self.tasks < 1:
+            raise InputError(
+                "validation.every_steps cannot be negative and validation.tasks must be at least 1, "
+                f"got {self.every_steps} and {self.tasks}"
+            )
 
 
 class Setting(NamedTuple):
-    """What tickets of one split are computed with."""
+    """What tickets of one kind of work are computed with."""
 
+    split: Split
     family: TaskFamily
     algorithm: Algorithm
     norm: tuple[Norm, ...]
     seed: int
     tasks: int  # a step's, or an evaluation's
     tasks_per_ticket: int
+
+    def tickets(self, work: Work, step: int = 0) -> list[Ticket]:
+        """All tickets of this work, in the order in which their answers are added."""
+        parts = -(-self.tasks // self.tasks_per_ticket)
+        return [Ticket(work, self.split, step, part) for part in range(parts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,19 +149,25 @@ class Recipe:
     def __post_init__(self) -> None:
         check_name(self.name)
 
-    def setting(self, split: Split, work: Work = "score") -> Setting:
-        """How a ticket's tasks are drawn and computed."""
+    def setting(self, work: Work) -> Setting:
+        """How the tasks of a kind of work are drawn and computed. InputError if an override does not fit."""
         outer, evaluation, validation = self.outer, self.evaluation, self.validation
         if work == "update":
-            norm: tuple[Norm, ...] = (self.norm,)
-            return Setting(self.family, self.algorithm, norm, self.seed, outer.tasks_per_step, outer.tasks_per_ticket)
-        family = override(self.family, evaluation.family, "evaluation.family")
-        algorithm = override(self.algorithm, evaluation.algorithm, "evaluation.algorithm")
-        norm = (evaluation.norm,) if isinstance(evaluation.norm, str) else evaluation.norm
-        if split == evaluation.split:
-            return Setting(family, algorithm, norm, evaluation.seed, evaluation.tasks, evaluation.tasks_per_ticket)
-        chunk = min(validation.tasks, evaluation.tasks_per_ticket)
-        return Setting(family, algorithm, norm[:1], validation.seed, validation.tasks, chunk)
+            tasks, chunk = outer.tasks_per_step, outer.tasks_per_ticket
+            return Setting("train", self.family, self.algorithm, (self.norm,), self.seed, tasks, chunk)
+        family, algorithm = self._overridden("family", work), self._overridden("algorithm", work)
+        norms = (evaluation.norm,) if isinstance(evaluation.norm, str) else evaluation.norm
+        if work == "score":
+            tasks, chunk = evaluation.tasks, evaluation.tasks_per_ticket
+            return Setting(evaluation.split, family, algorithm, norms, evaluation.seed, tasks, chunk)
+        norm, chunk = (validation.norm or norms[0],), min(validation.tasks, evaluation.tasks_per_ticket)
+        return Setting("val", family, algorithm, norm, validation.seed, validation.tasks, chunk)
+
+    def _overridden(self, name: str, work: Work) -> Any:
+        """The family or the algorithm of a validation or an evaluation."""
+        own = getattr(self.validation, name) if work == "validate" else None
+        group, changes = ("validation", own) if own is not None else ("evaluation", getattr(self.evaluation, name))
+        return override(getattr(self, name), changes, f"{group}.{name}")
 
 
 def check_name(name: str) -> None:
@@ -233,6 +259,12 @@ def override(component: C, changes: Mapping[str, Any], source: str) -> C:
     tree = dump(component)
     if changes.get("name", tree.get("name")) != tree.get("name"):
         raise InputError(f"{source} cannot change the name from {tree['name']!r}: train another run for that")
+    for item in dataclasses.fields(component):  # type: ignore[arg-type]
+        if item.name in changes and item.metadata.get("training_only") and changes[item.name] != tree[item.name]:
+            raise InputError(
+                f"{source}.{item.name} would change nothing: {tree['name']} uses it in training only; leave it out, or "
+                f"train another run with it"
+            )
     if not changes:
         return component
     try:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets
-from metatrain.problem import call, fresh, part
+from metatrain.functional import Network, call, fresh, part
+from metatrain.models.normalisation import converted
 
 RIDGE = 1e-5  # regularises the baseline's fit
 
@@ -92,14 +93,44 @@ class Episodes:
     path: Path
     norm: Sequence[Norm] = field(init=False, default=("none",))
     targets: Targets = field(init=False, default="rewards")
-    module: nn.Module = field(init=False)
+    network: Network = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "module", self._build().requires_grad_(False))
+        object.__setattr__(self, "network", Network(self._build))
+
+    @property
+    def module(self) -> nn.Module:
+        """The calling thread's network."""
+        return self.network.module
 
     def init(self, generator: torch.Generator) -> Params:
         params = fresh(self._build, generator)
         return params if self.environment.discrete else params | {"log_std": torch.zeros(self.environment.actions)}
+
+    def frozen(self, generator: torch.Generator) -> Params:
+        return fresh(self._build, generator, trained=False)
+
+    def check(self, task: Any) -> None:
+        env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
+        params = self.init(generator) | self.frozen(generator)
+        observation = env.start(task)
+        action = torch.zeros(tasks, env.episodes, env.actions)
+        action[..., 0] = 1.0
+        following, reward, ended = env.step(task, observation, action, generator)
+        with torch.no_grad():
+            expanded = {name: p.expand(tasks, *p.shape) for name, p in params.items()}
+            outputs, _ = self._act(expanded, observation, self._memory(expanded))
+        for what, x, shape in (
+            ("`start` gives observations", observation, (env.observations,)),
+            ("`step` gives observations", following, (env.observations,)),
+            ("`step` gives rewards", reward, ()),
+            ("`step` says what ended", ended, ()),
+            ("the network gives outputs", outputs, (env.actions,)),
+        ):
+            expected = (tasks, env.episodes, *shape)
+            if not isinstance(x, Tensor) or x.shape != expected:
+                given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise InputError(f"{what} of shape {given}, expected {list(expected)}: [tasks, episodes, ...]")
 
     def state(self) -> Params:
         return {}
@@ -218,4 +249,4 @@ class Episodes:
 
     def _build(self) -> nn.Module:
         actions = self.environment.actions
-        return self.model.module((self.environment.observations,), actions, actions + 1)
+        return converted(self.model.module((self.environment.observations,), actions, actions + 1))

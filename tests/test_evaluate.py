@@ -8,14 +8,15 @@ import pytest
 import torch
 from conftest import GLYPHS, SINUSOID, config, context
 
-from cluster.evaluation import evaluate_split
+from cluster.evaluation import evaluate_work
 from cluster.pool import LocalPool, Snapshot
 from cluster.requests import Requests
-from cluster.worker import choose_plan, initial_meta
+from cluster.worker import choose_plan
 from metatrain.algorithms import MAML
 from metatrain.core import Meta, Scores
 from metatrain.evaluate import scores, summarise
 from metatrain.models import MLP
+from metatrain.start import initial_meta
 from metatrain.tasks import Sinusoid
 
 
@@ -59,10 +60,10 @@ def test_an_evaluation_scores_its_fixed_tasks_with_its_own_settings() -> None:
         seeded = config(SINUSOID, seed=seed).recipe()
         pool = LocalPool(recipe, plan)
         pool.publish(Snapshot(0, initial_meta(seeded)))
-        (score,) = evaluate_split(recipe, Requests(pool), "test", 0)
+        (score,) = evaluate_work(recipe, Requests(pool), "score", 0)
         assert score.tasks == 30
         assert score.steps == [0, 1, 2, 3, 4]
-        assert "sinusoid 3-shot 5 query points, test split, bn=none, maml inner_lr=0.01 inner_steps=4" in score.protocol
+        assert "sinusoid 3-shot 5 query points, test split, bn=none, mlp hidden=(16,16), maml inner_lr=0.01 inner_steps=4" in score.protocol
         assert "30 tasks of seed 9" in score.protocol
         return score.curve
 
@@ -74,6 +75,6 @@ def test_each_norm_of_an_evaluation_gives_a_score() -> None:
     recipe = config(GLYPHS, evaluation__norm=["transductive", "support+1"], evaluation__tasks=4).recipe()
     pool = LocalPool(recipe, choose_plan(recipe, 0, 1)[0])
     pool.publish(Snapshot(0, initial_meta(recipe)))
-    found = evaluate_split(recipe, Requests(pool), "test", 0)
+    found = evaluate_work(recipe, Requests(pool), "score", 0)
     assert [score.protocol.split("bn=")[1].split(",")[0] for score in found] == ["transductive", "support+1"]
     assert {"nearest_neighbour_on_pixels"} == found[0].baselines.keys()

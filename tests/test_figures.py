@@ -16,10 +16,10 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from cluster.worker import initial_meta
 from metatrain import figures, inference
 from metatrain.core import Task, Ticket, generator_for
 from metatrain.evaluate import Score
+from metatrain.start import initial_meta
 
 
 def line(axes: Axes, label: str) -> tuple[list[float], list[float]]:
@@ -185,7 +185,7 @@ def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predic
     recipe = config(GLYPHS, evaluation__family={"queries": 2}, evaluation__algorithm={"inner_steps": 3}).recipe()
     meta = initial_meta(recipe)
     figure = inference.illustrate(recipe, meta)
-    setting, ticket = recipe.setting("test"), Ticket("score", "test", 0, 0)
+    setting, ticket = recipe.setting("score"), Ticket("score", "test", 0, 0)
     task = setting.family.sample(generator_for(setting.seed, ticket, "picture"), 1, "test")
     problem = setting.family.bind(recipe.model, setting.norm, "reference")
     before, *_, after = setting.algorithm.adapt(problem, meta, task, context())
@@ -205,7 +205,7 @@ def test_a_sinusoids_example_shows_what_was_fitted() -> None:
     recipe = config(SINUSOID, evaluation__algorithm={"inner_steps": 4}).recipe()
     meta = initial_meta(recipe)
     figure = inference.illustrate(recipe, meta)
-    setting, ticket = recipe.setting("test"), Ticket("score", "test", 0, 0)
+    setting, ticket = recipe.setting("score"), Ticket("score", "test", 0, 0)
     family = replace(setting.family, queries=400)
     task = family.sample(generator_for(setting.seed, ticket, "picture"), 3, "test")
     problem = family.bind(recipe.model, setting.norm, "reference")

@@ -7,8 +7,9 @@ import torch
 from conftest import PROBES, config
 
 from cluster import run
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain.core import Meta, Scores, Ticket, Update, to_device
+from metatrain.start import initial_meta
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

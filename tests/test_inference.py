@@ -57,7 +57,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     worker = Worker(recipe, Plan("reference", "cpu", 1))
     worker.load(0, worker.layout.flatten(meta))
     ticket = Ticket("score", "test", 0, 0)
-    setting, problem = worker._bind(ticket.split, ticket.work)
+    setting, problem = worker._bind(ticket.work)
     problem.metrics["probabilities"] = lambda prediction, _: prediction.softmax(-1)
     found, _ = worker.compute(ticket)
     curves = found.curves

@@ -12,12 +12,13 @@ from conftest import GLYPHS, SINUSOID, config, context
 from test_maml import NETS, start, supervised, tasks
 
 from cluster import run
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain import bundle
 from metatrain import recipe as recipes
 from metatrain.algorithms import MAML, MetaSGD
 from metatrain.core import InputError, Meta, Ticket, Update
 from metatrain.learner import Learner
+from metatrain.start import initial_meta
 
 
 def rates(algorithm: MetaSGD, problem: Any) -> Meta:

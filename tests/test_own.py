@@ -99,10 +99,10 @@ def test_overrides_of_an_evaluation_are_as_strict_as_the_recipe(mine: Path) -> N
     with pytest.raises(
         InputError, match=r"evaluation.algorithm: inner_stpes is not a key .* did you mean 'inner_steps'"
     ):
-        config.setting("test")
+        config.setting("score")
     config = recipes.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.name=maml"])
     with pytest.raises(InputError, match=r"evaluation\.algorithm cannot change the name"):
-        config.setting("test")
+        config.setting("score")
 
 
 def test_dump_then_parse_is_identity(mine: Path) -> None:

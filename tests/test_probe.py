@@ -106,9 +106,10 @@ def test_too_little_memory_is_one_sentence_and_the_last_step_is_saved(tmp_path: 
 PEAKS = """
 import json, runpy, sys
 from cluster.config import RunConfig
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain import recipe as recipes
 from metatrain.core import Ticket
+from metatrain.start import initial_meta
 
 peak_mb = runpy.run_path(sys.argv[1])["peak_mb"]
 for tree, work in json.load(sys.stdin):

@@ -63,7 +63,7 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
     found = recipes.load(RunConfig, path, sets)
     assert found.algorithm.inner_lr == 0.001  # YAML reads 1e-3 as text
     assert found.workers.max == 3
-    assert found.setting("test").family.shots == 7
+    assert found.setting("score").family.shots == 7
     assert found.model.hidden == (8, 8, 8)
 
 
@@ -111,7 +111,7 @@ def test_overrides_of_the_evaluation_are_validated_too() -> None:
     with pytest.raises(
         InputError, match=r"evaluation.algorithm: inner_stepz is not a key .* did you mean 'inner_steps'"
     ):
-        config(SINUSOID, evaluation__algorithm={"inner_stepz": 3}).setting("test")
+        config(SINUSOID, evaluation__algorithm={"inner_stepz": 3}).setting("score")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import torch
 from conftest import PROBES, SINUSOID, config, context
 
 from cluster import run
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain.algorithms import MAML, Recurrent, Reptile
 from metatrain.core import InputError, Meta, Params, Path, Scores, Ticket, Update
 from metatrain.models import MLP, RNN
 from metatrain.reinforcement import Episodes, Rollout
+from metatrain.start import initial_meta
 from metatrain.tasks import Bandit, Navigation
 from metatrain.tasks.bandit import Arms
 from metatrain.tasks.navigation import Goals

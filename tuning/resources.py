@@ -9,9 +9,10 @@ import ray
 
 from cluster import ray_pool
 from cluster.config import JOB, JOB_CPUS, JOB_GPUS, RunConfig
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Ticket
+from metatrain.start import initial_meta
 from tuning.space import Search
 
 START_S = 8.0  # for a trial's processes to start, about
@@ -83,8 +84,8 @@ def estimate(search: Search, address: str | None) -> Estimate:
     worker = Worker(recipe, plan)
     worker.load(0, worker.layout.flatten(initial_meta(recipe)))
     each: dict[str, float] = {}
-    for ticket in (Ticket("update", "train", 0, 0), Ticket("score", "val", 0, 0)):
-        setting = recipe.setting(ticket.split, ticket.work)
+    for ticket in (Ticket("update", "train", 0, 0), Ticket("validate", "val", 0, 0)):
+        setting = recipe.setting(ticket.work)
         worker.compute(ticket)  # the first one is slower
         each[ticket.work] = worker.compute(ticket)[1].wall_s / min(setting.tasks_per_ticket, setting.tasks)
     with ray_pool.connected(address, recipes.own_code(base)):
@@ -95,7 +96,7 @@ def estimate(search: Search, address: str | None) -> Estimate:
     validated = search.trials * validations * base.validation.tasks
     busy = min(together * max(workers.max, 1), cores)
     learnt = search.trials * outer.steps * outer.tasks_per_step
-    seconds = (learnt * each["update"] + validated * each["score"]) / busy + START_S * search.trials / together
+    seconds = (learnt * each["update"] + validated * each["validate"]) / busy + START_S * search.trials / together
     return Estimate(
         together,
         _resources(base),

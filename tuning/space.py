@@ -20,12 +20,12 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain as TuneDomain
 
 from cluster.config import RunConfig
-from cluster.run import check_data, check_fit
-from cluster.worker import Layout, initial_meta
+from cluster.worker import Layout
 from metatrain import recipe as recipes
 from metatrain import storage
 from metatrain.core import InputError
 from metatrain.learner import Learner
+from metatrain.start import check_data, check_fit, initial_meta
 from metatrain.storage import Folder
 
 Values = dict[str, Any]  # dotted key -> value: what a trial has of its own
@@ -220,7 +220,11 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
     sweep = recipes.load(Sweep, path, overrides)
     places = [path.parent / sweep.recipe, Path(sweep.recipe)]
     found = next((place for place in places if place.exists()), places[0])
-    tree = recipes.read(found)
+    return sweep, shared(sweep, recipes.read(found), str(path), str(found))
+
+
+def shared(sweep: Sweep, tree: recipes.Tree, path: str, found: str) -> RunConfig:
+    """What all trials of a sweep share, from its recipe's keys. Errors name the sweep `path` and the recipe `found`."""
     for key, value in recipes.flatten(sweep.set):
         recipes.put(tree, key, value)
     if sweep.budget.steps is not None:
@@ -239,7 +243,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
         raise InputError("checkpoint.uri would be the same for all trials of a sweep: leave it out, and give output")
     if base.workers.cpus == base.workers.gpus == 0:
         raise InputError("workers.cpus and workers.gpus are 0, so that all trials would start at once: set one")
-    return sweep, base
+    return base
 
 
 def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
@@ -254,7 +258,12 @@ def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
 def load(path: Path, overrides: Sequence[str] = ()) -> Search:
     """Read a sweep file and the recipe that it names; InputError for whatever could not be searched."""
     sweep, base = read(path, overrides)
-    check_data(base)
+    return resolve(sweep, base, str(path))
+
+
+def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
+    """What a sweep comes to; InputError for whatever could not be searched."""
+    check_data(base.recipe())
     every = base.validation.every_steps
     saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
@@ -340,7 +349,7 @@ def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Mode]:
 
 def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
     """Refuse keys that do not exist, values that are refused, and trials that could not be compared."""
-    validated = base.setting("val").family
+    validated = base.setting("validate").family
     for key, domain in space.items():
         group = key.split(".")[0]
         if group in SHARED or key == "outer.steps":
@@ -350,13 +359,13 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
             source = f"space.{key} at {value}"
             config = _with(base, {key: value}, source)
             try:
-                check_data(config)
+                check_data(config.recipe())
                 meta = initial_meta(config.recipe())
                 check_fit(config.recipe(), meta)
                 Learner(meta, config.outer)
             except InputError as error:
                 raise InputError(f"{source}: {error}") from error
-            if config.setting("val").family != validated:
+            if config.setting("validate").family != validated:
                 raise InputError(
                     f"{source} changes the validation tasks, too, so that trials could not be compared: fix them with "
                     f"set: {{evaluation.{key}: ...}}"

@@ -27,8 +27,8 @@ def expand(params: Params, tasks: int) -> Params:
 
 
 def start(meta: Meta, task: Any) -> Params:
-    """The tasks' parameters before adaptation, [T, *shape] each: the initialisation, and what training tracked."""
-    return expand(meta.model | meta.state, count(task))
+    """The tasks' parameters before adaptation, [T, *shape] each: the initialisation, and all that is not descended."""
+    return expand(meta.model | meta.state | meta.frozen, count(task))
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -139,6 +139,7 @@ def mean_gradient(
         {name: p.detach().requires_grad_() for name, p in meta.model.items()},
         {name: p.detach().requires_grad_() for name, p in meta.algorithm.items()},
         meta.state,
+        meta.frozen,
     )
     total = count(tasks)
     before, after = [], []
@@ -167,7 +168,7 @@ def tracked(problem: Problem, meta: Meta, tasks: Any) -> Params:
     if not meta.state:
         return {}
     with torch.no_grad():
-        seen = problem.statistics(meta.model, tasks)
+        seen = problem.statistics(meta.model | meta.frozen, tasks)
     return {name: torch.lerp(p, seen[name], MOMENTUM) for name, p in meta.state.items()}
 
 

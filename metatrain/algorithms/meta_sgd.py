@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Meta, Params, Problem, Update
+from metatrain.core import TRAINING_ONLY, Context, InputError, Meta, Params, Problem, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class MetaSGD:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["meta_sgd"] = "meta_sgd"
-    initial_lr: float
+    initial_lr: float = field(metadata=TRAINING_ONLY)
     inner_steps: int = 1
     rates: Literal["parameter", "layer_step"] = "parameter"
     adapts: tuple[str, ...] = ("*",)
-    recompute: bool = False
+    recompute: bool = field(default=False, metadata=TRAINING_ONLY)
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:

@@ -13,52 +13,9 @@ from torch import Tensor, nn
 
 from metatrain.core import InputError
 from metatrain.models.mlp import Linear
+from metatrain.models.normalisation import BatchStatistics
 from metatrain.ops.block import CHANNELS, KERNELS, Shape, block
 from metatrain.ops.build import Unavailable, library
-
-
-class BatchStatistics(nn.Module):
-    """Normalise with the mean and variance of a batch, per channel, or with those that it holds.
-
-    y = scale * (x - mean) / sqrt(variance + 0.001) + shift. The 0.001 is that of both papers' TensorFlow code.
-    """
-
-    EPS = 1e-3
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, channels: int, scale: bool) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels)) if scale else None
-        self.shift = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("variance", torch.ones(channels))
-
-    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
-        """x [N, C, H, W]; the statistics are those of x[:statistics_from], and where that is 0 the ones held."""
-        scale, shift = self.affine()
-        if statistics_from is None:
-            return F.batch_norm(x, None, None, scale, shift, training=True, eps=self.EPS)
-        variance, mean = self.variance, self.mean
-        if statistics_from:
-            variance, mean = torch.var_mean(x[:statistics_from], dim=(0, 2, 3), correction=0)
-        # batch_norm cannot be differentiated with respect to statistics that it is given.
-        factor = scale * torch.rsqrt(variance + self.EPS)
-        return x * factor[:, None, None] + (shift - mean * factor)[:, None, None]
-
-    def of_tasks(self, x: Tensor, pixels: int, statistics_from: int | None = None) -> Tensor:
-        """The same for T tasks at once, each with a scale and a shift: x [T, N * pixels, C]."""
-        variance, mean = self.variance[..., None, :], self.mean[..., None, :]
-        if statistics_from != 0:
-            seen = x if statistics_from is None else x[:, : statistics_from * pixels]
-            variance, mean = torch.var_mean(seen, dim=1, correction=0, keepdim=True)
-        scale, shift = self.affine()
-        factor = scale[:, None] * torch.rsqrt(variance + self.EPS)
-        return x * factor + (shift[:, None] - mean * factor)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift. Without a scale, batch_norm's second derivative fails in PyTorch: ones stand in for it."""
-        return torch.ones_like(self.shift) if self.scale is None else self.scale, self.shift
 
 
 class Block(nn.Module):
@@ -67,7 +24,7 @@ class Block(nn.Module):
     Also takes the parameters and images of T tasks at once, [T, N, C, H, W].
     """
 
-    takes_tasks = True  # see metatrain.problem.call
+    takes_tasks = True  # see metatrain.functional.call
     fused = False  # by the kernels of metatrain.ops; see `fuse`
 
     def __init__(self, narrow: int, wide: int, pool: str, norm: str, norm_scale: bool) -> None:
@@ -77,20 +34,20 @@ class Block(nn.Module):
         self.conv = nn.Conv2d(narrow, wide, 3, 1 if self.pool else 2, padding=1, bias=norm == "none")
         self.norm = BatchStatistics(wide, norm_scale) if norm == "batch" else None
 
-    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.conv.weight.dim() == 5:
-            return self._of_tasks(x, statistics_from)
-        if self.fused and self.norm is not None and statistics_from is None:
+            return self._of_tasks(x)
+        if self.fused and self.norm is not None and self.norm.statistics_from is None:
             scale, shift = self.norm.affine()
-            shape = Shape(stride=self.conv.stride[0], pool=2 if self.pool else 1, eps=self.norm.EPS)
+            shape = Shape(stride=self.conv.stride[0], pool=2 if self.pool else 1, eps=self.norm.eps)
             return block(x, self.conv.weight, scale, shift, shape)
         x = self.conv(x)
         if self.norm is not None:
-            x = self.norm(x, statistics_from)
+            x = self.norm(x)
         x = F.relu(x)
         return F.max_pool2d(x, 2) if self.pool else x
 
-    def _of_tasks(self, x: Tensor, statistics_from: int | None) -> Tensor:
+    def _of_tasks(self, x: Tensor) -> Tensor:
         """Each task's convolution is a matrix product, so that all of them are one batched product."""
         tasks, images, _, height, width = x.shape
         stride = self.conv.stride[0]
@@ -103,7 +60,7 @@ class Block(nn.Module):
         if self.conv.bias is not None:
             y = y + self.conv.bias[:, None]
         if self.norm is not None:
-            y = self.norm.of_tasks(y, height * width, statistics_from)
+            y = self.norm.of_tasks(y, height * width)
         y = F.relu(y).view(tasks * images, height, width, -1).permute(0, 3, 1, 2)
         return (F.max_pool2d(y, 2) if self.pool else y).unflatten(0, (tasks, images))
 
@@ -117,9 +74,9 @@ class Blocks(nn.Sequential):
         super().__init__(*blocks)
         self.mean = mean
 
-    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x, statistics_from)
+            x = layer(x)
         return x.mean((-2, -1)) if self.mean else x.flatten(-3)
 
 
@@ -164,8 +121,8 @@ class ConvNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, statistics_from: int | None = None) -> Tensor:
-        return self.head(self.body(x, statistics_from))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +130,7 @@ class Conv4:
     """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a head; Glorot-uniform weights.
 
     `features` says how the last images become features, `classifier` whether classes are linear functions of them or
-    cosines with a learned scale.
+    cosines with a learned scale. `weights` is where the initial weights are: a safetensors file, or a run's folder.
 
     MAML's Omniglot net (Finn et al. 2017): pool="stride", features="mean", norm_scale=False, and shifts that are not
     adapted (MAML(adapts=("*.conv.*", "head.*"))). Reptile's (Nichol et al. 2018): pool="stride", features="flatten",
@@ -189,6 +146,7 @@ class Conv4:
     norm: Literal["batch", "none"] = "batch"
     norm_scale: bool = True
     classifier: Literal["linear", "cosine"] = "linear"
+    weights: str | None = None
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, C, H, W] -> [N, outputs]."""

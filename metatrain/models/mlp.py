@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """Also takes the weights and inputs of T tasks at once, [T, out, in] and [T, N, in]."""
 
-    takes_tasks = True  # see metatrain.problem.call
+    takes_tasks = True  # see metatrain.functional.call
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dim() == 2:
@@ -36,6 +36,7 @@ class MLP:
 
     With `init_std` the weights are drawn from N(0, init_std^2) truncated at two standard deviations and the biases are
     zero, as in the code of Finn et al. 2017 (0.01); without it they are PyTorch's defaults.
+    `weights` is where the initial weights are instead: a safetensors file, or a run's folder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -43,6 +44,7 @@ class MLP:
     name: Literal["mlp"] = "mlp"
     hidden: tuple[int, ...] = (40, 40)
     init_std: float | None = None
+    weights: str | None = None
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, *inputs] -> [N, outputs]."""

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from metatrain.core import InputError
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
 
@@ -72,8 +73,8 @@ class MemoryNet(nn.Module):
         self.body = body
         self.head = head
 
-    def forward(self, x: Tensor, **statistics: int) -> Tensor:
-        predicted: Tensor = self.head(self.body(x, **statistics))
+    def forward(self, x: Tensor) -> Tensor:
+        predicted: Tensor = self.head(self.body(x))
         return predicted
 
 
@@ -81,7 +82,8 @@ class MemoryNet(nn.Module):
 class RNN:
     """A recurrent cell with `hidden` units on the features of a body: another network without its head.
 
-    `cell` "none" is a layer of that width which keeps nothing but the last target: what a memory has to beat.
+    `cell` "none" is a layer of that width which keeps nothing but the last target: what a memory has to beat. `weights`
+    is where the initial weights are: a safetensors file, or a run's folder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -90,6 +92,11 @@ class RNN:
     cell: Literal["rnn", "gru", "lstm", "none"] = "lstm"
     hidden: int = 64
     body: Annotated[MLP | Conv4, Field(discriminator="name")]
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.body.weights is not None:
+            raise InputError("body.weights would not be read: give the weights of the whole network as model.weights")
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, *inputs] -> [N, outputs], from the memory as it is at the start."""

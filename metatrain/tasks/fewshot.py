@@ -14,7 +14,7 @@ from torch import Tensor
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
 from metatrain.problem import Supervised
 from metatrain.tasks.images import ImageStore
-from metatrain.tasks.pixels import Picture, listed, stack
+from metatrain.tasks.pixels import Depth, Picture, listed, stack
 from metatrain.tasks.sources import open_data
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class FewShot:
     which each machine copies it once. `splits` names one of its splits into classes (default: its first). `queries`
     counts query images per class. Networks see an image x in 0..1 as its files show it, or 1 - x with `invert`. Runs
     and bundles, which are used without the data set and with no other one, record its images' `shape`, [channels,
-    height, width], and its `checksum`.
+    height, width], its `checksum`, and how many `bits` its grey images of 16 bits used, if it had some.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -77,6 +77,7 @@ class FewShot:
     invert: bool = False
     shape: tuple[int, int, int] | None = None
     checksum: str | None = None
+    bits: Depth | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
@@ -148,12 +149,13 @@ class FewShot:
         if self.shape is not None and self.splits is not None:
             return self
         store = self.store
-        return replace(self, shape=store.shape, splits=store.scheme(self.splits).name, checksum=store.checksum)
+        splits = store.scheme(self.splits).name
+        return replace(self, shape=store.shape, splits=splits, checksum=store.checksum, bits=store.bits)
 
     def examples(self, pictures: Sequence[Picture] | Tensor) -> Tensor:
         """[N, C, H, W] uint8: N pictures of any size and mode as this data set's images."""
-        shape = self.shape or self.store.shape
-        return stack(listed(pictures, shape[0]), shape)
+        shape, bits = (self.shape, self.bits) if self.shape else (self.store.shape, self.store.bits)
+        return stack(listed(pictures, shape[0]), shape, bits)
 
     def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
         """One episode: its images, and each query's predictions before and after adaptation."""
@@ -208,6 +210,12 @@ class FewShot:
             f"{self.data}/{self.store.scheme(self.splits).name}{synthetic} "
             f"{self.ways}-way {self.shots}-shot {self.queries} query/class"
         )
+
+    def summary(self) -> str:
+        """The tasks that a bundle learned from, without the data set at hand."""
+        channels, height, width = self.shape or self.store.shape
+        colours = "grey" if channels == 1 else "RGB"
+        return f"{self.data}/{self.splits} {self.ways}-way {self.shots}-shot, {width}x{height} {colours}"
 
     def _to_float(self, images: Tensor) -> Tensor:
         x = images.float().div_(255)

@@ -1,0 +1,108 @@
+"""Batch normalisation without hidden state: whose statistics normalise is decided by the caller of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metatrain.core import InputError
+
+
+class BatchStatistics(nn.Module):
+    """Normalise with the mean and variance of a batch, per channel, or with those that it holds.
+
+    y = scale * (x - mean) / sqrt(variance + eps) + shift, over all dimensions of x [N, C, ...] but the second. The eps
+    of 0.001 is that of the TensorFlow code of MAML's and Reptile's papers. `statistics_from` says which examples the
+    statistics are of: all (None), the first ones, or none of them (0), which takes the ones held; see `normalised_by`.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, scale: bool = True, shift: bool = True, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.eps = eps
+        self.statistics_from: int | None = None
+        self.scale = nn.Parameter(torch.ones(channels)) if scale else None
+        self.shift = nn.Parameter(torch.zeros(channels)) if shift else None
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, ...]."""
+        scale, shift = self.affine()
+        if self.statistics_from is None:
+            return F.batch_norm(x, None, None, scale, shift, training=True, eps=self.eps)
+        variance, mean = self.variance, self.mean
+        if self.statistics_from:
+            variance, mean = moments(x[: self.statistics_from])
+        # batch_norm cannot be differentiated with respect to statistics that it is given.
+        factor = scale * torch.rsqrt(variance + self.eps)
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x * factor.view(shape) + (shift - mean * factor).view(shape)
+
+    def of_tasks(self, x: Tensor, pixels: int) -> Tensor:
+        """The same for T tasks at once, each with a scale and a shift: x [T, N * pixels, C]."""
+        variance, mean = self.variance[..., None, :], self.mean[..., None, :]
+        if self.statistics_from != 0:
+            seen = x if self.statistics_from is None else x[:, : self.statistics_from * pixels]
+            variance, mean = torch.var_mean(seen, dim=1, correction=0, keepdim=True)
+        scale, shift = self.affine()
+        factor = scale[:, None] * torch.rsqrt(variance + self.eps)
+        return x * factor + (shift[:, None] - mean * factor)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift. Without a scale, batch_norm's second derivative fails in PyTorch: ones stand in for it."""
+        shift = torch.zeros_like(self.mean) if self.shift is None else self.shift
+        return torch.ones_like(shift) if self.scale is None else self.scale, shift
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance and mean of x [N, C, ...] for each channel."""
+    dimensions = [0, *range(2, x.dim())]
+    variance, mean = torch.var_mean(x, dim=dimensions, correction=0)
+    return variance, mean
+
+
+@contextmanager
+def normalised_by(layers: Sequence[BatchStatistics], statistics_from: int | None) -> Iterator[None]:
+    """Have a network's layers take the statistics of the first examples of a batch, or with 0 the ones that they hold.
+
+    The network must be the calling thread's own.
+    """
+    for layer in layers:
+        layer.statistics_from = statistics_from
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.statistics_from = None
+
+
+def converted(module: nn.Module) -> nn.Module:
+    """The network with BatchStatistics in place of torch's batch normalisation, of the same eps, scale and shift.
+
+    torch's layers change their running statistics in the forward pass; here `norm: running` tracks them. InputError
+    if a layer does not know its number of channels yet.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(module, name, _converted(child))
+        else:
+            converted(child)
+    return _converted(module) if isinstance(module, _BatchNorm) else module
+
+
+def _converted(norm: _BatchNorm) -> BatchStatistics:
+    if norm.num_features == 0:
+        raise InputError(f"{type(norm).__name__} does not know its number of channels: give it as num_features")
+    layer = BatchStatistics(norm.num_features, norm.affine, norm.affine, norm.eps)
+    if norm.affine:
+        # The parameters themselves: other layers may share them, and they keep whether they are trained.
+        layer.scale, layer.shift = norm.weight, norm.bias
+    return layer

@@ -1,0 +1,25 @@
+"""JSON that any reader takes: what is no finite number is null."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Numbers, text, lists, tuples and mappings as JSON."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Those of the metrics that are finite numbers."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
