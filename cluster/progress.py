@@ -1,25 +1,41 @@
-"""The progress line: live on a terminal, a plain line now and then in a log."""
+"""The progress line: live on a terminal, one line that changes in a notebook, a plain line now and then in a log."""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 PLAIN_EVERY_S = 10.0
+NOTEBOOK_EVERY_S = 0.25
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this process."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 class Line:
-    """One line that is replaced on a terminal, and printed anew now and then in a log."""
+    """One line that is replaced on a terminal and in a notebook, and printed again now and then in a log."""
 
     def __init__(self, total: int, done: int) -> None:
-        self._shown = 0.0
+        self._shown, self._every_s, self._text = 0.0, PLAIN_EVERY_S, ""
         self._live: Progress | None = None
-        if sys.stderr.isatty():
+        self._cell: Any = None  # the notebook's display, once there is something to show
+        self._notebook = in_notebook()
+        if self._notebook:
+            self._every_s = NOTEBOOK_EVERY_S
+        elif sys.stderr.isatty():
             self._live = Progress(
                 BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
             )
@@ -33,14 +49,29 @@ class Line:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
+        elif self._notebook and self._text:
+            self._display()
 
     def show(self, done: int, text: str, *, now: bool = False) -> None:
         """`now`: a log gets it whenever the last line was."""
+        self._text = text
         if self._live:
             self._live.update(self._task, completed=done, description=text)
-        elif now or time.monotonic() - self._shown >= PLAIN_EVERY_S:
+        elif now or time.monotonic() - self._shown >= self._every_s:
             self._shown = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+            if self._notebook:
+                self._display()
+            else:
+                print(text, file=sys.stderr, flush=True)
+
+    def _display(self) -> None:
+        from IPython.display import display
+
+        shown = {"text/plain": self._text, "text/html": f"<pre>{html.escape(self._text)}</pre>"}
+        if self._cell is None:
+            self._cell = display(shown, raw=True, display_id=True)
+        else:
+            self._cell.update(shown, raw=True)
 
 
 class ProgressLine:

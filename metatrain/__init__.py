@@ -1,23 +1,76 @@
-"""The meta-learning library: tasks, models, algorithms, learner, evaluation. Knows neither Ray nor MLflow.
+"""Meta-learning from Python: train, tune, look at runs, adapt and predict.
 
 import metatrain
 
-learned = metatrain.load("runs/first")
-adapted = learned.adapt(support_images, support_labels)
+run = metatrain.train("recipes/demo.yaml", outer={"steps": 50})  # or a dict, or the dataclass
+run.result, run.metrics, run.figures
+adapted = run.load().adapt(support_images, support_labels)  # or metatrain.load("runs/first")
 print(adapted.predict(query_images).labels)
+
+This file is the front door of all layers and imports none of them: a name brings its module when it is first used. The
+modules beside it are the library: tasks, models, algorithms, learner, evaluation. They know neither Ray nor MLflow.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metatrain.inference import Learned
+    from cluster.api import Run as Run
+    from cluster.api import runs as runs
+    from cluster.api import train as train
+    from cluster.requests import Interrupted as Interrupted
+    from cluster.requests import WorkersLost as WorkersLost
+    from metatrain.core import InputError as InputError
+    from metatrain.inference import load as load
+    from metatrain.learner import Diverged as Diverged
+    from metatrain.tasks.sources import open_data as open_data
+    from tuning.api import SweepRun as SweepRun
+    from tuning.api import tune as tune
+
+    __version__: str
+
+MODULES = {
+    "train": "cluster.api",
+    "tune": "tuning.api",
+    "runs": "cluster.api",
+    "Run": "cluster.api",
+    "SweepRun": "tuning.api",
+    "load": "metatrain.inference",
+    "open_data": "metatrain.tasks.sources",
+    "InputError": "metatrain.core",
+    "Interrupted": "cluster.requests",
+    "Diverged": "metatrain.learner",
+    "WorkersLost": "cluster.requests",
+}
+__all__ = ["__version__", *MODULES]
 
 
-def load(path: str | Path) -> Learned:
-    """What a run's folder or bundle holds, ready to adapt; InputError where it is missing, incomplete or damaged."""
-    from metatrain import inference  # torch only where it is needed: `metatrain --help` answers at once
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        found = _version()
+    elif name in MODULES:
+        found = getattr(import_module(MODULES[name]), name)
+    else:
+        raise AttributeError(f"module 'metatrain' has no attribute {name!r}")
+    globals()[name] = found
+    return found
 
-    return inference.load(path)
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _version() -> str:
+    """The version of what is installed, or else of the checkout that PYTHONPATH names."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("ray-metatrain")
+    except metadata.PackageNotFoundError:
+        import tomllib
+
+        project = Path(__file__).parent.parent / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"

@@ -1,0 +1,99 @@
+"""Sweeps from Python."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.api import Run, as_tree, change, front_door, plain, result_of
+from metatrain.core import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tuning.space import Search, Sweep
+
+
+class SweepRun(Run):
+    """A sweep's folder: the winner's run, and all trials."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        if not self.is_sweep:
+            raise InputError(f"{self.folder} holds a run and no sweep: open it with metatrain.Run")
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The trials, best first: state, outer steps made, the value that ranks them, and what was searched."""
+        import pandas as pd
+
+        return pd.DataFrame(result_of(self._place)["trials"]).set_index("trial")
+
+
+def tune(
+    sweep: str | Path | Mapping[str, Any] | Sweep,
+    *,
+    resume: bool = False,
+    address: str | None = None,
+    **overrides: Any,
+) -> SweepRun:
+    """Search a recipe's keys with Ray Tune, test the winner, and return its run: `metatrain tune`, from Python.
+
+    `sweep` is a YAML file, a dict of the same keys, whose `recipe` may be a file, a dict or the dataclass, or the
+    dataclass. `overrides` change keys of it, as of `metatrain.train`; a dict for `space` replaces those keys' ranges:
+
+        tune("recipes/sweeps/sinusoid_rates.yaml", budget={"trials": 4})
+
+    `resume` goes on with the sweep in its folder, `address` is a Ray cluster to join. Raises InputError for what you
+    can correct, and Interrupted after Ctrl-C, which says how to continue.
+    """
+    with front_door("metatrain.tune(..., resume=True)"), _same_random_numbers():
+        from tuning import sweep as sweeps
+
+        search = _search(sweep, overrides)
+        sweeps.start(search, address, resume=resume)
+    return SweepRun(str(search.folder).removeprefix(f"{Path.cwd()}/"))
+
+
+def _search(given: Any, overrides: Mapping[str, Any]) -> Search:
+    from metatrain import recipe as recipes
+    from tuning import space
+    from tuning.space import Sweep
+
+    try:
+        tree, source = as_tree(given, "sweep")
+        changes = dict(overrides)
+        ranges = plain(changes.pop("space", {}))
+        if isinstance(tree.get("space"), dict) and isinstance(ranges, dict):
+            tree["space"] |= ranges  # not merged with another kind of range
+        elif ranges:
+            tree["space"] = ranges
+        change(tree, changes)
+        recipe = tree.get("recipe")
+        if isinstance(recipe, dict):
+            keys, name = recipe, "its recipe"
+            tree["recipe"] = "recipe.yaml"  # as which the sweep's folder has it
+        parsed = recipes.parse(Sweep, tree, source)
+        if not isinstance(recipe, dict):
+            beside = [Path(source).parent / parsed.recipe] if isinstance(given, str | Path) else []
+            places = [*beside, Path(parsed.recipe)]
+            keys, name = as_tree(next((place for place in places if place.exists()), places[0]), "recipe")
+    except RecursionError:
+        raise InputError("the sweep holds itself: give a dict of keys and values") from None
+    return space.resolve(parsed, space.shared(parsed, keys, source, name), source)
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Ray Tune draws from the process's generators, which a sweep seeds: the caller gets them back as they were."""
+    import numpy as np
+
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
