@@ -6,13 +6,17 @@ import os
 import signal
 import sys
 import webbrowser
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metatrain import cli
+
+if TYPE_CHECKING:
+    from metatrain.evaluate import Score
 
 app = typer.Typer(
     help=cli.app.info.help,
@@ -31,6 +35,10 @@ Address = Annotated[str | None, typer.Option(help="A Ray cluster to join, instea
 def train(
     recipe: RecipeFile,
     set_: Set = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="RUN|FILE", help="Start from the weights of a run or a safetensors file (model.weights)."),
+    ] = None,
     address: Address = None,
     resume: Annotated[
         str | None, typer.Option(metavar="DIR|auto", help="Continue a run: its folder, or the newest of this recipe.")
@@ -51,7 +59,7 @@ def train(
     from metatrain.learner import Diverged
     from metatrain.start import check_data
 
-    config = recipes.load(RunConfig, recipe, set_ or [])
+    config = recipes.load(RunConfig, recipe, [*(set_ or []), *([f"model.weights={init}"] if init else [])])
     if dry_run or profile:
         from cluster import probe
 
@@ -71,16 +79,15 @@ def train(
         raise InputError(f"{error}; the last whole step is saved") from error
     score = scores[0]
     if len(score.curve) > 1:
-        print(f"before adaptation: {_show(score.metric, score.curve[0])}")
+        print(f"before adaptation: {score.text(score.curve[0])}")
     for name, value in score.baselines.items():
-        print(f"{name.replace('_', ' ')}: {_show(score.metric, value)}")
+        print(f"{name.replace('_', ' ')}: {score.text(value)}{_paired(score, name)}")
     print("pictures:", *folder.names("figures/*.png"))
     if (folder / "mlflow.json").exists():
         place = tracking.place_of(str(folder))
         page = f"{place.address()}{place.page()}" if place.uri.startswith("http") else f"{cli.program()} ui {folder}"
         print(f"compare runs: {page}")
-    for score in scores[1:] + scores[:1]:
-        print(score.line())
+    print_results(scores, f"all else is in {folder}")
 
 
 @app.command()
@@ -101,8 +108,7 @@ def evaluate(
     except Interrupted:
         print("stopped; nothing is kept of an evaluation that did not end", file=sys.stderr)
         raise typer.Exit(130) from None
-    for score in scores[1:] + scores[:1]:
-        print(score.line())
+    print_results(scores)
 
 
 @app.command()
@@ -187,5 +193,18 @@ def ui(
         wait()
 
 
-def _show(metric: str, value: float) -> str:
-    return f"{100 * value:.2f}%" if metric == "accuracy" else f"{value:.4f}"
+def print_results(scores: Sequence[Score], kept: str = "") -> None:
+    """The closing lines of a command, the result last; InputError if that is of no use."""
+    from metatrain.core import InputError
+
+    for score in [*scores[1:], scores[0]]:
+        print(score.line())
+    if not scores[0].usable:
+        raise InputError(f"{scores[0].warning()}; with so few of them this is no result{kept and f'; {kept}'}")
+
+
+def _paired(score: Score, baseline: str) -> str:
+    """By how much the result differs from a baseline on the same tasks."""
+    difference, width = score.differences[baseline]
+    shown = [score.text(value).removesuffix("%") for value in (difference, width)]
+    return f" (the result less it, on the same tasks: {shown[0]} ± {shown[1]})"

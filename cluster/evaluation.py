@@ -25,13 +25,14 @@ def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) 
     found = []
     for i, norm in enumerate(parts[0].norms):
         name = setting.family.metric + (f"[{norm}]" if i else "")
-        found.append(evaluate.summarise(parts, name, norm, protocol(recipe, work, norm, version)))
+        found.append(evaluate.summarise(parts, name, norm, protocol(recipe, work, version, norm)))
     return found
 
 
-def protocol(recipe: Recipe, work: Work, norm: Norm, version: int) -> str:
-    """All that a score depends on, in a line; `norm` is the one that the problem was measured with."""
+def protocol(recipe: Recipe, work: Work, version: int, norm: Norm | None = None) -> str:
+    """All that a score depends on, in a line; `norm` is one that it is measured with, by default the first."""
     setting, training = recipe.setting(work), recipe.setting("update")
+    norm = norm or setting.family.bind(recipe.model, setting.norm, "reference").norm[0]
     trained_norm = "none" if norm == "none" else recipe.norm  # a network without batch statistics has none in training
     trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(training.algorithm)}"
     return (

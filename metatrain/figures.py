@@ -69,30 +69,44 @@ def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
     validated = [row for row in rows if f"val/{metric}_after" in row]
     if validated:
         steps = [row["step"] for row in validated]
-        after, width = ([row[f"val/{metric}_{name}"] for row in validated] for name in ("after", "after_ci95"))
-        before = [row[name] for row in validated if (name := f"val/{metric}_before") in row]
-        if before:
+        after, width = ([row.get(f"val/{metric}_{name}", 0.0) for row in validated] for name in ("after", "after_ci95"))
+        before = [row.get(f"val/{metric}_before", math.nan) for row in validated]
+        if not all(map(math.isnan, before)):
             axes.plot(steps, before, color="black", linestyle=":", label="validation tasks, before adaptation")
         _band(axes, steps, after, width, color="tab:orange", marker="o", label="validation tasks, after adaptation")
     axes.set(xlabel="outer step", ylabel=f"{metric} (shaded: 95 % interval)", title=title)
     scale(axes, metric)
-    axes.legend(fontsize="small")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure
 
 
 @as_written
 def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
-    """The metric on held-out tasks after each adaptation step, one line per (label, score)."""
+    """The metric on held-out tasks after each adaptation step, one line per (label, score).
+
+    It is the mean with its interval; if tasks diverged, the median and the quartiles of the others.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
+    diverged = any(any(score.curve_diverged) for _, score in scores)
     for label, score in scores:
-        axes.errorbar(score.steps, score.curve, yerr=score.curve_ci95, marker="o", capsize=3, label=label)
+        if diverged:
+            low, high = zip(*score.curve_quartiles, strict=True)
+            _between(axes, score.steps, score.curve_median, low, high, marker="o", label=label)
+        else:
+            axes.errorbar(score.steps, score.curve, yerr=score.curve_ci95, marker="o", capsize=3, label=label)
     score = scores[0][1]
     for name, value in score.baselines.items():
         axes.axhline(value, color="tab:gray", linestyle="--", label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="adaptation step", ylabel=f"{score.metric} (95 % interval, {score.tasks} tasks)", title=title)
+    shown = f"95 % interval, {score.tasks} tasks"
+    if diverged:
+        title = f"{title}; {max(score.diverged for _, score in scores)} of {score.tasks} tasks diverged"
+        shown = "median and quartiles of the others"
+    axes.set(xlabel="adaptation step", ylabel=f"{score.metric} ({shown})", title=title)
+    axes.title.set_fontsize("medium")
     scale(axes, score.metric)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
@@ -149,9 +163,12 @@ def episode(
         _show(axes, image)
         axes.set_title(_short(caption), fontsize="small", style="normal" if truth is not None else "italic")
         for line, (when, probabilities) in enumerate((("before", before[i]), ("after", after[i]))):
-            predicted = classes[int(probabilities.argmax())]
-            mark, colour = ("", UNKNOWN) if truth is None else ("✓ ", RIGHT) if predicted == truth else ("✗ ", WRONG)
-            text = f"{when}: {mark}{_short(predicted)} {100 * float(probabilities.max()):.0f}%"
+            finite = bool(probabilities.isfinite().all())  # nan is never a label
+            predicted = classes[int(probabilities.argmax())] if finite else "none"
+            right = finite and predicted == truth
+            mark, colour = ("", UNKNOWN) if truth is None else ("✓ ", RIGHT) if right else ("✗ ", WRONG)
+            percent = f" {100 * float(probabilities.max()):.0f}%" if finite else ""
+            text = f"{when}: {mark}{_short(predicted)}{percent}"
             weight = "bold" if when == "after" else "normal"
             style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": colour, "weight": weight}
             axes.text(0.5, -0.05 - 0.14 * line, text, transform=axes.transAxes, **style)
@@ -198,6 +215,26 @@ def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str)
 
 
 @as_written
+def agreement(
+    truth: Tensor, predictions: Sequence[tuple[int, Tensor]], names: Sequence[str], quantity: str, title: str
+) -> Figure:
+    """Predicted against true numbers [T, Q] of T named tasks; (adaptation step, [T, Q]) each."""
+    figure = Figure(figsize=(3.6 * len(names), 3.9), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    styles = [("s", "tab:blue"), ("o", "tab:orange")]
+    for t, axes in enumerate(np.ravel(figure.subplots(1, len(names), sharex=True, sharey=True))):
+        axes.axline((float(truth[t, 0]), float(truth[t, 0])), slope=1, color="0.75", linewidth=5, label="no error")
+        for (step, predicted), (marker, colour) in zip(predictions, styles[-len(predictions) :], strict=True):
+            axes.plot(truth[t], predicted[t], marker, color=colour, alpha=0.8, label=when(step))
+        axes.set_title(_short(names[t]), fontsize="small")
+        axes.set_xlabel(f"true {_short(quantity)}")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel(f"predicted {_short(quantity)}")
+    _legend_below(figure)
+    return figure
+
+
+@as_written
 def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: str) -> Figure:
     """Walks in the plane to T `places` [T, 2]: (adaptation step, positions [T, N, H, 2], alive [T, N, H]) each."""
     tasks = len(places)
@@ -237,13 +274,15 @@ def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], titl
 @as_written
 def learned_parameters(rows: Sequence[Row], title: str) -> Figure:
     """What an algorithm learns besides the network, such as inner rates: the mean of each tensor by outer step."""
-    names = sorted(name for name in rows[-1] if name.startswith(ALGORITHM))
+    names = sorted({name for row in rows for name in row if name.startswith(ALGORITHM)})
     figure = Figure(figsize=(9, max(4.2, 0.25 * len(names))), layout="constrained")
     axes = figure.subplots()
-    axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0, 1, len(names))))
-    found = [row for row in rows if names and names[0] in row]
+    if names:
+        axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0, 1, len(names))))
+    found = [row for row in rows if any(name in row for name in names)]
     for name in names:
-        axes.plot([row["step"] for row in found], [row[name] for row in found], label=name.removeprefix(ALGORITHM))
+        values = [row.get(name, math.nan) for row in found]
+        axes.plot([row["step"] for row in found], values, label=name.removeprefix(ALGORITHM))
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.set(xlabel="outer step", ylabel="mean over the tensor", title=title)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
@@ -280,8 +319,15 @@ def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color:
     if len(x) == 1:
         style = {"marker": "o"} | style
     low, high = ([a + sign * w for a, w in zip(y, width, strict=True)] for sign in (-1, 1))
-    axes.plot(x, y, color=color, **style)
-    axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
+    _between(axes, x, y, low, high, color=color, **style)
+
+
+def _between(
+    axes: Axes, x: Sequence[float], y: Sequence[float], low: Sequence[float], high: Sequence[float], **style: Any
+) -> None:
+    """A line in a shaded band of its colour."""
+    (line,) = axes.plot(x, y, **style)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
 
 
 def when(step: int) -> str:

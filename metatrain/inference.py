@@ -200,7 +200,9 @@ class Learned:
             y = _array(targets, "targets", (problem.outputs,)) if scaled is None else scaled
         self._check_network(problem, classes)
         if len(y) != len(x) or not len(x):
-            raise InputError(f"there are {len(x)} examples and {len(y)} targets: give one or more, each with its target")
+            raise InputError(
+                f"there are {len(x)} examples and {len(y)} targets: give one or more, each with its target"
+            )
         support = Task(x[None], y[None], x[None, :0], y[None, :0])
         ticket = Ticket("score", setting.split, 0, 0)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))

@@ -1,4 +1,4 @@
-"""A family, a model and an algorithm of one's own, for `recipes/own.yaml`: copy this file and change it.
+"""A family, models and an algorithm of one's own, for `recipes/own.yaml` and `own_resnet.yaml`: copy and change them.
 
 Each is a frozen dataclass with a `name`; what it must do is written in `metatrain/core.py`.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -86,6 +88,44 @@ class SineNet:
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         return Sines(inputs[0], outputs, self.width)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and a shortcut, halved by max-pool (He et al. 2016, arXiv 1512.03385, figure 2)."""
+
+    def __init__(self, narrow: int, wide: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide))
+        self.shortcut = nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(self.second(self.first(x)) + self.shortcut(x)), 2)
+
+
+class Residuals(nn.Module):
+    """Residual blocks as the body, and a linear head on the mean of their last images."""
+
+    def __init__(self, channels: int, outputs: int, filters: Sequence[int]) -> None:
+        super().__init__()
+        blocks = [Residual(*pair) for pair in pairwise([channels, *filters])]
+        self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(filters[-1], outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet:
+    """A residual network with torch's own batch normalisation, which is computed as `norm` of the recipe says."""
+
+    name: str = "recipes.own:ResNet"
+    filters: tuple[int, ...] = (64, 128, 256)
+    weights: str | None = None  # where the initial weights are: a safetensors file, or a run's folder
+
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
+        return Residuals(inputs[0], outputs, self.filters)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
-from cluster.cli import Address, Set, app
+from cluster.cli import Address, Set, app, print_results
 from metatrain import cli
 
 if TYPE_CHECKING:
@@ -91,7 +91,12 @@ def submit(
         text = yaml.safe_dump(recipes.dump(base), sort_keys=False)
         arguments, files = ["train", "recipe.yaml", "--resume", "auto"], {"recipe.yaml": text}
     data = getattr(base.family, "data", "")
-    for key, place in (("checkpoint.uri", base.checkpoint.uri), ("family.data", data if "/" in data else None)):
+    given = (
+        ("checkpoint.uri", base.checkpoint.uri),
+        ("family.data", data if "/" in data else None),
+        ("model.weights", getattr(base.model, "weights", None)),
+    )
+    for key, place in given:
         if place is not None:
             jobs.check_place(key, place)
     job = jobs.Job(
@@ -109,6 +114,7 @@ def submit(
 
 
 def _print_plan(search: Search, address: str | None) -> None:
+    from cluster.evaluation import protocol
     from cluster.progress import duration
     from tuning.resources import estimate
 
@@ -119,6 +125,7 @@ def _print_plan(search: Search, address: str | None) -> None:
     print(f"recipe: {search.base.name}, each trial {each.steps} outer steps of {each.tasks_per_step} tasks")
     print(f"trials: {search.trials} by {search.sweep.search} search, scheduler {search.sweep.scheduler.name}")
     print(f"compared by: {search.mode} {search.metric}, every {search.base.validation.every_steps} outer steps")
+    print(f"  measured on: {protocol(search.base.recipe(), 'validate', each.steps)}")
     print(f"at once: {estimated.at_once} on this cluster, each with {estimated.resources}")
     learnt = search.trials * each.steps * each.tasks_per_step
     print(f"tasks: at most {learnt} to learn from and {estimated.validated} to validate with")
@@ -160,8 +167,8 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
         else:
             print(f"side by side: {cli.program()} ui {folder}")
             print(f"  which opens http://127.0.0.1:5000{place.page()}")
-    for score in outcome.scores[1:] + outcome.scores[:1]:
-        print(score.line())
+    print(f"chosen by: {outcome.protocol}")
+    print_results(outcome.scores, f"all else is in {folder}")
 
 
 def _near(uri: str) -> str:

@@ -10,17 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tuning.space import Search, Values
+from metatrain.plain import to_json
+from tuning.space import Mode, Search, Values
 
 
 class Report(NamedTuple):
     """A trial's validation after `step` outer steps, with the values that led there."""
 
     step: int
-    value: float
-    ci95: float  # nan where validation gives none
+    value: float  # mean over the tasks that did not diverge; nan if all did
+    ci95: float  # nan if validation gives none
     values: Values
     diverged: str = ""  # why it cannot go on
+    diverged_tasks: int = 0  # of validation
+
+    def compared(self, mode: Mode) -> float:
+        """What trials are compared by: with a task that diverged, the mean over all is as bad as can be."""
+        worst = math.inf if mode == "min" else -math.inf
+        return worst if self.diverged_tasks or not math.isfinite(self.value) else self.value
 
 
 @dataclass
@@ -71,7 +78,7 @@ class Journal:
     def write(self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]) -> None:
         line = {"trial": number, event: told, "at": round(time.time(), 3)}
         with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(to_json(line) + "\n")
         self._apply(line)
 
     def steps(self) -> int:
@@ -84,7 +91,8 @@ class Journal:
         if "values" in line:
             trial.values, trial.state, trial.cause = line["values"], "running", ""
         elif "report" in line:
-            report = Report(**line["report"])
+            told: dict[str, Any] = {name: math.nan if value is None else value for name, value in line["report"].items()}
+            report = Report(**told)
             trial.reports = [r for r in trial.reports if r.step < report.step + bool(report.diverged)] + [report]
             trial.values = report.values
         elif "ended" in line:
@@ -92,11 +100,15 @@ class Journal:
 
 
 def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:
-    """Best first; those that made all their steps before those that did not."""
+    """Best first; those that made all their steps before those that did not.
+
+    A trial with validation tasks that diverged comes behind those without, and the fewer the better.
+    """
     sign = -1 if search.mode == "max" else 1
 
-    def key(trial: Trial) -> tuple[bool, bool, float, int]:
+    def key(trial: Trial) -> tuple[bool, bool, int, float, int]:
         last = trial.last
-        return trial.state != "completed", last is None, sign * last.value if last else 0.0, trial.number
+        lost, value = (last.diverged_tasks, sign * last.value) if last else (0, 0.0)
+        return trial.state != "completed", last is None, lost, value, trial.number
 
     return sorted(trials, key=key)

@@ -12,14 +12,15 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search.optuna import OptunaSearch
 
 from tuning.journal import Journal
-from tuning.space import ASHA, PBT, Domain, Search, Values
+from tuning.space import ASHA, PBT, Domain, Mode, Search, Values
 
 
 class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
     """Successive halving that goes on: what trials reported before counts, and is not judged again."""
 
-    def __init__(self, journal: Journal, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, journal: Journal, mode: Mode, **options: Any) -> None:
+        super().__init__(mode=mode, **options)
+        self._searched = mode
         self._known = {str(trial.number): list(trial.reports) for trial in journal.trials.values()}
         for trial in journal.trials.values():
             if trial.over:
@@ -28,13 +29,14 @@ class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         for report in self._known.get(getattr(trial, "name", str(trial)), []):
-            super().on_trial_result(tune_controller, trial, {"step": report.step, "value": report.value})
+            told = {"step": report.step, "compared": report.compared(self._searched)}
+            super().on_trial_result(tune_controller, trial, told)
 
 
 def scheduler(search: Search, journal: Journal) -> TrialScheduler:
     """The scheduler, told of what happened before."""
     asked = search.sweep.scheduler
-    of: dict[str, Any] = {"time_attr": "step", "metric": "value", "mode": search.mode}
+    of: dict[str, Any] = {"time_attr": "step", "metric": "compared", "mode": search.mode}
     if isinstance(asked, PBT):
         return PopulationBasedTraining(
             **of,
@@ -75,12 +77,12 @@ def optuna_search(search: Search, journal: Journal, again: list[Values]) -> Optu
     optuna.logging.set_verbosity(logging.WARNING)
     algorithm = OptunaSearch(
         named({key: domain.for_optuna() for key, domain in search.space.items()}),
-        metric="value",
+        metric="compared",
         mode=search.mode,
         points_to_evaluate=[named(values) for values in again] or None,
         seed=search.sweep.seed + len(journal.trials),  # or it would draw the same points again
     )
     for trial in journal.trials.values():
         if trial.over and trial.last is not None:
-            algorithm.add_evaluated_point(named(trial.values), trial.last.value)
+            algorithm.add_evaluated_point(named(trial.values), trial.last.compared(search.mode))
     return algorithm

@@ -30,6 +30,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from cluster import checkpoint, ray_pool, run, tracking
+from cluster.evaluation import protocol
 from cluster.progress import Line, duration, show
 from cluster.requests import Interrupted
 from cluster.tracking import Place, Tracker
@@ -37,6 +38,7 @@ from metatrain import bundle, figures, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.evaluate import Score
+from metatrain.plain import to_json
 from tuning import pictures, schedulers, space
 from tuning import trial as one
 from tuning.journal import Journal, Report, Trial, ranked
@@ -64,6 +66,7 @@ class Outcome(NamedTuple):
     trials: list[Trial]  # best first
     winner: Trial
     scores: list[Score]  # the winner's, on the evaluation tasks
+    protocol: str  # of the validation that it was chosen by
     place: Place | None  # where MLflow opens the best trials side by side
 
 
@@ -141,7 +144,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         """The best validation so far."""
         choose = max if self._search.mode == "max" else min
         told = [(trial, report) for trial in self._journal.trials.values() for report in trial.finite()]
-        return choose(told, key=lambda found: found[1].value, default=None)
+        return choose(told, key=lambda found: found[1].compared(self._search.mode), default=None)
 
     def _show(self, *, now: bool = False) -> None:
         trials = self._journal.trials.values()
@@ -308,6 +311,7 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
         str(folder),
         recipes.dump(search.base),
         search.metric,
+        search.mode,
         isinstance(sweep.scheduler, PBT),
         place.run_id if place else None,
         tracking.store(search.base.tracking),
@@ -380,18 +384,26 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         {"trial": t.number, "state": t.state, "step": t.steps, "value": t.last.value if t.last else None} | t.values
         for t in order
     ]
+    chosen_by = protocol(config.recipe(), "validate", winner.last.step)
     result = {
         "winner": winner.number,
+        "chosen_by": chosen_by,
         "values": winner.values,
         "trials": rows,
         "scores": [dataclasses.asdict(s) for s in scores],
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    (folder / "result.json").write_text(to_json(result, indent=1))
     kept = ["sweep.yaml", "recipe.yaml", "journal.jsonl", "schedule.json", "result.json", "figures", "bundle"]
     for path in (folder / name for name in kept):
         if path.exists():
             tracker.artifact(path)
-    return Outcome(order, winner, scores, place)
+    if winner.last.diverged_tasks:
+        log.warning(
+            "%d validation tasks of the winner diverged, and no trial that made as many steps had fewer: "
+            "search lower inner rates",
+            winner.last.diverged_tasks,
+        )
+    return Outcome(order, winner, scores, chosen_by, place)
 
 
 def _end_children(search: Search, journal: Journal, place: Place | None) -> None:

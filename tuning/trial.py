@@ -29,9 +29,10 @@ from cluster.run import learn, pool_for, prepare, tracked
 from metatrain import bundle, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
+from metatrain.isolation import isolated
 from metatrain.learner import Diverged
 from tuning.journal import Report
-from tuning.space import Values
+from tuning.space import Mode, Values
 
 TRIAL = "metatrain.trial"  # the tag of MLflow runs that holds a trial's number
 
@@ -43,6 +44,7 @@ class Shared(NamedTuple):
     folder: str
     base: recipes.Tree
     metric: str
+    mode: Mode
     exploits: bool  # whether trials go on from each other's checkpoints
     parent: str | None  # the sweep's run in MLflow
     store: str  # where MLflow is
@@ -65,7 +67,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = shared.store
     taken = tune.get_checkpoint()  # of itself, or of a better trial
     scheme, remote, _ = shared.folder.rpartition("://")
-    ready = prepare(shared.config(values, number), f"{scheme}{remote}{taken.path}" if taken else "auto")
+    ready = prepare(shared.config(values, number), f"{scheme}{remote}{taken.path}" if taken else "auto", trial=True)
     if shared.exploits:
         _continue_schedule(ready.notes, ready.learner.version, number, values)
     newest = Report(-1, math.nan, math.nan, values)
@@ -79,7 +81,8 @@ def run(given: dict[str, Any], shared: Shared) -> None:
         if saved is not None:
             system, path = storage.filesystem(saved)
             kept = tune.Checkpoint(path, system)
-        tune.report(found._asdict() | {"done": done}, checkpoint=kept)
+        told = found._asdict() | {"compared": found.compared(shared.mode), "done": done}
+        tune.report(told, checkpoint=kept)
 
     if not taken and ready.learner.version:  # Tune has not heard of it, or has forgotten it
         past = _past(ready.folder / "metrics.jsonl", ready.learner.version, shared.metric, values)
@@ -89,6 +92,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
     tags = {tracking.PARENT: shared.parent, TRIAL: str(number)} if shared.parent is not None else {}
     try:
         with (
+            isolated(ready.config.workers.threads),
             pool_for(ready.config, ready.plan, group=get_current_placement_group()) as pool,
             tracked(ready, tags) as tracker,
         ):
@@ -114,7 +118,8 @@ def run(given: dict[str, Any], shared: Shared) -> None:
 
 
 def _report(step: int, metrics: Mapping[str, float], metric: str, values: Values) -> Report:
-    return Report(step, metrics[metric], metrics.get(f"{metric}_ci95", math.nan), values)
+    value, width = (math.nan if metrics.get(name) is None else metrics[name] for name in (metric, f"{metric}_ci95"))
+    return Report(step, value, width, values, diverged_tasks=int(metrics.get("val/diverged_tasks", 0)))
 
 
 def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]:
