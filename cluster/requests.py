@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from cluster.pool import Contribution, Failure, Pool
-from metatrain.core import Ticket
+from metatrain.core import Sentence, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +17,11 @@ STALL_S = 30.0  # how often a wait without any answer is reported
 MOST_LOSSES = 20  # in a row, without one answer between them
 
 
-class Interrupted(Exception):
+class Interrupted(Sentence):
     """Somebody asked the run to stop."""
 
 
-class WorkersLost(RuntimeError):
+class WorkersLost(Sentence, RuntimeError):
     """The pool cannot go on."""
 
 
