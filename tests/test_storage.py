@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import GLYPHS, S3, SINUSOID, command, config
+from photos import album
+from pyarrow import fs
 
 from cluster import checkpoint, run
 from metatrain import bundle, storage
@@ -160,3 +163,119 @@ def test_the_commands_for_data_elsewhere(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == f"use it with --set family.data={where}"
     assert command("data", "check", str(where)).returncode == 0
     assert "could be a data set's name: give a path with a /" in command("data", "push", "glyphs", "drawn").stderr
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def mine(own_cache: Path, tmp_path: Path) -> Path:
+    """The folder of a small data set of one's own, which nothing else can draw again."""
+    album(tmp_path / "photos", range(4), 2)
+    assert command("data", "import", "mine", "--source", str(tmp_path / "photos")).returncode == 0
+    return own_cache / "mine"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "cache/mine/",
+        "./cache/mine",
+        "{here}/cache/mine",
+        "{here}/cache/../cache/mine//",
+        "{here}/photos/../cache/mine",
+        "{here}/link",
+        "{here}/linked/mine",
+        "file://{here}/cache/mine",
+        "file://{here}/link/",
+        "file://{here}/a/../cache/mine",
+        "cache/other/",
+        "cache/mine/below",
+        "cache/fetched/mine",
+        "cache/",
+        "{here}/moved",
+    ],
+)
+def test_a_data_set_is_not_pushed_onto_itself_or_into_the_cache(target: str, mine: Path, tmp_path: Path) -> None:
+    if target.endswith("moved"):  # the data set is a link in the cache to where it was put
+        mine.rename(tmp_path / "moved")
+        mine.symlink_to(tmp_path / "moved")
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "linked").symlink_to(mine.parent)
+    before = files_in(tmp_path)
+    done = command("data", "push", "mine", target.format(here=tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is in this machine's data cache, where the data set is already: give a folder outside of" in done.stderr
+    assert files_in(tmp_path) == before
+    assert command("data", "check", "mine").returncode == 0
+
+
+def test_a_folder_of_other_files_is_refused_and_kept(mine: Path, tmp_path: Path) -> None:
+    bundle.write_directory(str(tmp_path / "bundle"), {"x": b"1"})  # which has a manifest.json, too
+    (tmp_path / "photos" / "manifest.json").write_text("{}")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"content": "text"}')
+    before = files_in(tmp_path)
+    for target, holds in (
+        ("bundle/", "manifest.json, x"),
+        ("photos/", "kind 00, kind 01, kind 02"),
+        ("web/", "manifest.json"),
+        (f"file://{tmp_path}/web", "manifest.json"),
+        ("/", ""),
+        ("file:///", ""),
+    ):
+        done = command("data", "push", "mine", target)
+        assert done.returncode == 2
+        assert f"holds {holds}" in done.stderr
+        assert "and no data set: give a new folder, an empty one, or one that a data set was pushed to" in done.stderr
+    assert "is a file: give a folder for the data set" in command("data", "push", "mine", "./web/manifest.json").stderr
+    assert files_in(tmp_path) == before
+
+
+def test_a_newer_version_replaces_an_earlier_one_and_what_a_push_left(mine: Path, tmp_path: Path) -> None:
+    empty, used = tmp_path / "empty", tmp_path / "used"
+    empty.mkdir()
+    for target in (empty, used):
+        assert command("data", "push", "mine", str(target)).returncode == 0
+    (used / "README").write_text("whose this is")
+    album(tmp_path / "photos", range(4, 5), 2)
+    assert command("data", "import", "mine", "--source", str(tmp_path / "photos")).returncode == 0
+    assert command("data", "push", "mine", str(used)).returncode == 0
+    assert open_data(str(used)).checksum == open_data("mine").checksum
+    assert files_in(used).keys() == {"README", "images.arrow", "manifest.json"}
+    (empty / "manifest.json").write_text("{")
+    (empty / "images.arrow").rename(empty / "images.arrow.partial")  # as a machine that lost its power left it
+    (empty / "images.arrow").write_bytes(b"half")
+    assert command("data", "push", "mine", str(empty)).returncode == 0
+    assert open_data(str(empty)).checksum == open_data("mine").checksum
+    os.link(mine / "images.arrow", tmp_path / "images.arrow")  # the same file by another name is not written through
+    (used / "images.arrow").unlink()
+    (used / "images.arrow").symlink_to(mine / "images.arrow")
+    assert command("data", "push", "mine", str(used)).returncode == 0
+    assert not (used / "images.arrow").is_symlink()
+    assert command("data", "check", "mine").returncode == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no space left")])
+def test_a_push_that_fails_leaves_what_was_there(
+    error: BaseException, mine: Path, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: str, target: str, *systems: object) -> None:
+        if isinstance(systems[1], fs.LocalFileSystem):
+            Path(target).write_bytes(b"half")
+        raise error
+
+    for target in (str(tmp_path / "pushed"), f"s3://bucket/kept/{type(error).__name__}"):
+        remote.push(open_data("mine"), target)
+        before = {info.base_name: storage.read(f"{target}/{info.base_name}") for info in storage.listing(target)}
+        with monkeypatch.context() as patch:
+            patch.setattr(fs, "copy_files", fail)
+            with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError):
+                remote.push(open_data("mine"), target)
+        after = {info.base_name: storage.read(f"{target}/{info.base_name}") for info in storage.listing(target)}
+        assert after == before
+        storage.write(f"{target}/other/notes.txt", b"1")
+        storage.remove(f"{target}/manifest.json")
+        with pytest.raises(InputError, match=r"holds images\.arrow, other and no data set"):
+            remote.push(open_data("mine"), target)

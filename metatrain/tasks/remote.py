@@ -47,17 +47,52 @@ def fetch(uri: str, checksum: str | None = None) -> Path:
 
 
 def push(store: images.ImageStore, uri: str) -> None:
-    """Copy a data set to `uri`: the manifest comes last, so that nobody fetches a half of it."""
-    uri, folder = uri.rstrip("/"), images.folder_of(store.name)
+    """Copy a data set to `uri`: an empty or new place, or that of an earlier one, which stays until the copy is whole.
+
+    The manifest comes last. A reader that comes between the two files refuses them, since the checksum differs.
+    """
+    folder = images.folder_of(store.name)
     system, path = storage.filesystem(uri)
+    local = isinstance(system, fs.LocalFileSystem)
+    if local:
+        path = uri = str(Path(path).resolve())
+    uri, path = uri.rstrip("/"), path.rstrip("/")
+    _check_target(uri, Path(path) if local else None, folder)
+    arriving = f"{path}/images.arrow.partial" if local else f"{path}/images.arrow"  # elsewhere it appears as a whole
     try:
-        storage.remove(f"{uri}/manifest.json")
         if system.type_name not in storage.WITHOUT_FOLDERS:
             system.create_dir(path, recursive=True)
-        fs.copy_files(str(folder / "images.arrow"), f"{path}/images.arrow", fs.LocalFileSystem(), system)
+        fs.copy_files(str(folder / "images.arrow"), arriving, fs.LocalFileSystem(), system)
+        if local:
+            system.move(arriving, f"{path}/images.arrow")
     except OSError as error:
         raise InputError(f"cannot write {uri} ({error}): check its address, its keys and its room") from error
+    finally:
+        if local:
+            Path(arriving).unlink(missing_ok=True)
     storage.write(f"{uri}/manifest.json", (folder / "manifest.json").read_bytes())
+
+
+def _check_target(uri: str, path: Path | None, folder: Path) -> None:
+    """Refuse to push the data set in `folder` onto itself, into the cache, or among other files."""
+    for place in (path, *path.parents) if path else ():
+        if any(place.exists() and place.samefile(own) for own in (folder, storage.cache())):
+            raise InputError(
+                f"{uri} is in this machine's data cache, where the data set is already: give a folder outside of "
+                f"{storage.cache()}, or an address"
+            )
+    if storage.is_file(uri):
+        raise InputError(f"{uri} is a file: give a folder for the data set")
+    names = {info.base_name.removesuffix(".partial") for info in storage.listing(uri)}
+    if not names or ("images.arrow" in names and names <= {"images.arrow", "manifest.json"}):
+        return  # nothing, or what a push left
+    try:
+        _stored(uri)
+    except InputError as error:
+        raise InputError(
+            f"{uri} holds {', '.join(sorted(names)[:3])} and no data set: give a new folder, an empty one, "
+            "or one that a data set was pushed to"
+        ) from error
 
 
 def _place(name: str, content: str) -> Path:
