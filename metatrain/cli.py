@@ -140,6 +140,12 @@ def import_(
         print(f"replaces the data set {name} that was there: what was trained on that one cannot go on with this one")
     for what, why in report.refused:
         print(f"refused {what}: {why}")
+    for note in report.notes:
+        print(f"note: {note}")
+    if report.twins:
+        print(f"note: {len(report.twins)} images have the pixels of an earlier one; a query may be its support image:")
+    for later, earlier in report.twins:
+        print(f"  {later} = {earlier}")
     print(
         f"imported {name}: {len(store.sizes)} classes, {report.taken} images ({report.resized} resized) "
         f"{_shape(store)} into {folder}"
@@ -157,13 +163,22 @@ def import_(
 @data.command()
 def check(name: str) -> None:
     """Verify a data set: checksum, counts, sizes, splits, duplicates. Example: metatrain data check glyphs"""
-    from metatrain.tasks.images import duplicates
+    from metatrain.tasks.images import duplicates, twins
     from metatrain.tasks.sources import open_data
+
+    def told(image: int) -> str:
+        c = store.class_of(image)
+        return f"{store.class_names[c]} image {1 + image - int(store.offsets[c])}"
 
     store = open_data(name)
     sizes = store.sizes
     print(f"{name}: the checksum is right; {len(sizes)} classes, {len(store.images)} images {_shape(store)}")
     print(f"  {sizes.min()} to {sizes.max()} images a class, median {sizes.median()}")
+    pairs = twins(store)
+    for what, same in (("twice in their class", True), ("in two classes", False)):
+        equal = [f"{told(a)} = {told(b)}" for a, b in pairs if (store.class_of(a) == store.class_of(b)) is same]
+        if equal:
+            print(f"  {len(equal)} images are {what}: {_some(equal)}")
     for scheme in store.schemes:
         counts = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
         found = duplicates(store, scheme)
@@ -220,12 +235,15 @@ def adapt(
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file: give a folder")
     learned = inference.load(bundle)
-    examples = labelled_files(support)
+    examples, unread = labelled_files(support)
     if any(label is None for _, label in examples):
         raise InputError(f"{support} has images outside of class folders: put each into a folder named after its class")
     adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
     files, classes, images = [], [], []
-    for file, label in [found for path in [*query, *(more or [])] for found in labelled_files(path)]:
+    queries = [labelled_files(path) for path in [*query, *(more or [])]]
+    for file, why in [*unread, *(other for _, others in queries for other in others)]:
+        print(f"refused {file}: {why}")
+    for file, label in [example for labelled, _ in queries for example in labelled]:
         try:
             images.append(adapted.family.examples([file]))
         except InputError as error:

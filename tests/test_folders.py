@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import random
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 import torch
 from conftest import command
-from photos import album, photo, save
-from PIL import Image
+from photos import album, exif, photo, png16, save, tiff
+from PIL import Image, PngImagePlugin
 
 from metatrain.core import InputError
-from metatrain.tasks import FewShot
+from metatrain.tasks import FewShot, pixels
 from metatrain.tasks.folders import labelled_files, read_folder, shuffled_splits
 from metatrain.tasks.images import ImageStore, duplicates
 from metatrain.tasks.pixels import stack, to_pixels
@@ -45,7 +51,7 @@ def test_mixed_images_become_one_shape_and_the_rest_is_refused_with_its_reason(m
         "kind 03/00.jpg": "cannot be read as an image (not one of BMP, GIF, JPEG, PNG, TIFF, WEBP)",
         "kind 29": "has 1 images, at least 2 are needed",
         "loose.png": "lies in no class folder",
-        "readme.txt": "is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "readme.txt": "is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
     }
     assert not store.synthetic
 
@@ -69,7 +75,7 @@ def test_the_splits_are_disjoint_cover_everything_and_are_told(mixed: Path) -> N
     assert lines[:4] == [
         "refused kind 03/00.jpg: cannot be read as an image (not one of BMP, GIF, JPEG, PNG, TIFF, WEBP)",
         "refused loose.png: lies in no class folder",
-        "refused readme.txt: is none of .bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "refused readme.txt: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
         "refused kind 29: has 1 images, at least 2 are needed",
     ]
     assert lines[4].startswith("imported mine: 29 classes, 144 images (144 resized) of 20x20 pixels, RGB into ")
@@ -130,7 +136,7 @@ def test_linked_folders_and_files_count_and_loops_end(tmp_path: Path) -> None:
     assert store.class_names == [f"kind {kind}" for kind in range(4)]
     assert len(store.images) == 8
     assert report.refused == [("kind 1/gone.png", "cannot be read as an image (No such file or directory)")]
-    assert len(labelled_files(photos)) == 9
+    assert len(labelled_files(photos)[0]) == 9
 
 
 def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
@@ -147,12 +153,12 @@ def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
     (tmp_path / "test").rename(tmp_path / "Test")
     assert read_folder("mine", tmp_path)[0].schemes[0].classes == store.schemes[0].classes
     (tmp_path / "Test").rename(tmp_path / "test")
-    (tmp_path / "val").rename(tmp_path / "valid")
+    (tmp_path / "val").rename(tmp_path / "more")
     with pytest.raises(
-        InputError, match="folders test, train and beside them valid: every class must lie in train, val"
+        InputError, match="folders test, train and beside them more: every class must lie in train, val"
     ):
         read_folder("mine", tmp_path)
-    (tmp_path / "valid").rename(tmp_path / "val")
+    (tmp_path / "more").rename(tmp_path / "val")
     (tmp_path / "val" / "kind 04").rename(tmp_path / "test" / "kind 04")
     with pytest.raises(InputError, match="and val 2 or none: train has 3, val has 1, test has 4; move some"):
         read_folder("mine", tmp_path)
@@ -160,6 +166,287 @@ def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
     album(tmp_path / "test", range(1), 2)
     with pytest.raises(InputError, match="class 'kind 00' is in test and in train: every class must be in one split"):
         read_folder("mine", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("training", "validation", "testing"),
+        ("Train", "Valid", "Test"),
+        ("TRAIN", "dev", "eval"),
+        ("training_set", "val-set", "test_set"),
+        ("train2017", "val2017", "test2017"),
+        ("meta-train", "meta-val", "meta-test"),
+        ("1_train", "2_val", "3_test"),
+        ("Training images", "Development", "Evaluation"),
+    ],
+)
+def test_other_names_of_splits_are_known_and_told(names: tuple[str, str, str], tmp_path: Path) -> None:
+    for name, kinds in zip(names, (range(2), range(2, 4), range(4, 6)), strict=True):
+        album(tmp_path / name, kinds, 2)
+    store, report = read_folder("mine", tmp_path)
+    splits = store.schemes[0].classes
+    found = {split: [store.class_names[c] for c in splits[split]] for split in splits}
+    assert found == {"train": ["kind 00", "kind 01"], "val": ["kind 02", "kind 03"], "test": ["kind 04", "kind 05"]}
+    expected = zip(names, ("train", "val", "test"), strict=True)
+    told = {f"{name} is the {split} split" for name, split in expected if name.lower() != split}
+    assert set(report.notes) == told
+
+
+@pytest.mark.parametrize(
+    ("folders", "sentence"),
+    [
+        (
+            ["dataset/train", "dataset/test"],
+            r"the folders test, train are splits by their names, but lie in \S*/s/dataset: give --source \S*/dataset$",
+        ),
+        (["a/b/Training", "a/b/Validation", "a/b/Testing"], "give --source .*/s/a/b$"),
+        (["cats/train", "cats/test", "dogs/train", "dogs/test"], r"lie in \S*/s/cats, \S*/s/dogs: move the classes"),
+        (["one/train", "one/test", "two"], r"lie in \S*/s/one: move the classes into train, val and test right below"),
+        (["train", "training", "test"], "the folders train and training are all named as the train split: merge"),
+        (["train", "val", "dev", "test"], "the folders dev and val are all named as the val split"),
+    ],
+)
+def test_splits_that_would_become_classes_are_refused(folders: list[str], sentence: str, tmp_path: Path) -> None:
+    for i, folder in enumerate(folders):
+        album(tmp_path / "s" / folder, range(2 * i, 2 * i + 2), 2)
+    with pytest.raises(InputError, match=sentence):
+        read_folder("mine", tmp_path / "s")
+
+
+def test_splits_within_classes_or_without_classes_are_refused(tmp_path: Path) -> None:
+    for kind in range(4):
+        for split in ("train", "test"):
+            for number in range(2):
+                save(photo(kind, number), tmp_path / "inside" / str(kind) / split / str(number), 1)
+    with pytest.raises(InputError, match="the folders test, train are splits by their names, but lie in"):
+        read_folder("mine", tmp_path / "inside")
+    for name in ("train", "val", "test", "more"):
+        for number in range(2):
+            save(photo(0, number), tmp_path / "flat" / name / str(number), 1)
+    with pytest.raises(InputError, match="test, train, val are named as splits and hold images, but no class folders"):
+        read_folder("mine", tmp_path / "flat")
+
+
+def test_a_class_in_two_splits_is_found_whatever_its_case(tmp_path: Path) -> None:
+    album(tmp_path / "train", range(2), 2)
+    album(tmp_path / "test", range(1, 3), 2)
+    (tmp_path / "test" / "kind 01").rename(tmp_path / "test" / "Kind 01")
+    with pytest.raises(InputError, match="class 'kind 01' is in test and in train: every class must be in one split"):
+        read_folder("mine", tmp_path)
+
+
+def test_words_that_may_be_classes_stay_classes(tmp_path: Path) -> None:
+    """A train among vehicles, dev and eval without a train, and names that only begin as a split does."""
+    for name in ("vehicles/train", "vehicles/car", "dev/web", "dev/app", "eval/exam", "testament/old", "trainers/red"):
+        for number in range(2):
+            save(photo(len(name), number), tmp_path / name / str(number), 1)
+    store, report = read_folder("mine", tmp_path)
+    assert store.schemes[0].name == "shuffled"
+    assert len(store.class_names) == 7
+    assert report.notes == []
+
+
+def test_class_names_that_are_in_several_folders_are_told(tmp_path: Path) -> None:
+    for alphabet in ("Greek", "Latin", "Tifinagh"):
+        album(tmp_path / alphabet, range(2), 2)
+    save(photo(3, 0), tmp_path / "Other" / "Kind 01" / "0", 1)
+    save(photo(3, 1), tmp_path / "Other" / "Kind 01" / "1", 1)
+    store, report = read_folder("mine", tmp_path)
+    assert len(store.class_names) == 7
+    assert report.notes == [
+        "2 class names are in several folders, each a class of its own: Greek/kind 00, Latin/kind 00, Tifinagh/kind 00"
+    ]
+
+
+def test_images_that_are_there_twice_are_counted_and_named(tmp_path: Path) -> None:
+    """The same pixels in one class, whatever the files are called and however they are compressed; or in two."""
+    album(tmp_path / "photos", range(4), 3)
+    first = tmp_path / "photos" / "kind 00" / "01.png"
+    (first.parent / "copy.png").write_bytes(first.read_bytes())
+    Image.open(first).save(first.parent / "other.tif")
+    (tmp_path / "photos" / "kind 02" / "copy.png").write_bytes(first.read_bytes())
+    done = command("data", "import", "twins", "--source", str(tmp_path / "photos"), "--size", "16")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "note: 3 images have the pixels of an earlier one; a query may be its support image:"
+    assert lines[1:4] == [
+        "  kind 00/copy.png = kind 00/01.png",
+        "  kind 00/other.tif = kind 00/01.png",
+        "  kind 02/copy.png = kind 00/01.png",
+    ]
+    checked = command("data", "check", "twins").stdout.splitlines()
+    assert checked[2:4] == [
+        "  2 images are twice in their class: kind 00 image 4 = kind 00 image 2, kind 00 image 5 = kind 00 image 2",
+        "  1 images are in two classes: kind 02 image 4 = kind 00 image 2",
+    ]
+
+
+def deep(folder: Path, values: list[int]) -> Path:
+    """Four classes of two grey images of 16 bits, each of one value; the last two may be others than the first."""
+    for i, value in enumerate(values):
+        path = folder / f"kind {i // 2}" / f"{i % 2}{'.png' if i % 3 else '.tif'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 20), value, np.uint16)).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("highest", "bits", "how"),
+    [
+        (255, 8, "taken as they are"),
+        (1000, 10, "divided by 4"),
+        (4095, 12, "divided by 16"),
+        (16000, 14, "divided by 64"),
+        (65535, 16, "divided by 256"),
+    ],
+)
+def test_images_of_16_bits_are_scaled_by_what_the_data_set_holds(
+    highest: int, bits: int, how: str, tmp_path: Path
+) -> None:
+    values = [highest, highest // 2, highest // 3, highest // 4, 0, highest // 5, highest // 6, highest // 7]
+    source = deep(tmp_path / "deep", values)
+    store, report = read_folder("deep", source)
+    assert [int(image[0, 9, 9]) for image in store.images] == [value >> (bits - 8) for value in values]
+    assert report.notes == [f"8 grey images are of 16 bits with values up to {highest}, which are {bits} bits: {how}"]
+    store.save()
+    family = FewShot(data="deep").standalone()
+    assert family.bits == ImageStore.open("deep").bits == bits
+    files = [path for path, _ in labelled_files(source)[0]]
+    assert torch.equal(FewShot(data="none", shape=family.shape, bits=family.bits).examples(files), store.images)
+    Image.fromarray(np.full((20, 20), (1 << bits) - 1, np.uint16)).save("brightest.png")
+    assert int(family.examples(["brightest.png"]).min()) == 255
+    if bits < 16:
+        Image.fromarray(np.full((20, 20), 1 << bits, np.uint16)).save("brighter.png")
+        with pytest.raises(
+            InputError, match=rf"brighter.png .*reach {1 << bits}, but .* 16 bits end at {(1 << bits) - 1}"
+        ):
+            family.examples(["brighter.png"])
+
+
+def test_dark_images_of_16_bits_stay_dark_and_are_named(tmp_path: Path) -> None:
+    deep(tmp_path, [65535, 40000, 30000, 255, 20000, 0, 9000, 9000])
+    store, report = read_folder("mine", tmp_path)
+    assert [int(image.max()) for image in store.images] == [255, 156, 117, 0, 78, 0, 35, 35]
+    assert report.notes[1] == "1 of them become all black, since their values are low: kind 1/1.tif"
+
+
+def test_what_was_scaled_is_told_by_the_command(tmp_path: Path) -> None:
+    deep(tmp_path / "deep", [200] * 8)
+    lines = command("data", "import", "told", "--source", str(tmp_path / "deep")).stdout.splitlines()
+    assert lines[0].startswith("note: 8 grey images are of 16 bits with values up to 200, which are 8 bits: taken as")
+    for path, value in zip(sorted(album(tmp_path / "unit", range(4), 2).glob("*/*")), range(8), strict=True):
+        Image.fromarray(np.full((9, 9), value / 7, np.float32)).save(path.with_suffix(".tif"))
+        path.unlink()
+    store, report = read_folder("unit", tmp_path / "unit")
+    assert [int(image.max()) for image in store.images] == [round(255 * value / 7) for value in range(8)]
+    assert report.notes == ["8 images are of numbers in 0..1, times 255"]
+
+
+def test_without_images_of_16_bits_a_data_set_is_what_it_was(tmp_path: Path) -> None:
+    """Its checksum, which runs record, is that of an import before there were bits."""
+    album(tmp_path, range(4), 2)
+    store, _ = read_folder("plain", tmp_path)
+    assert (store.bits, ImageStore.open(store.save().name).bits) == (None, None)
+    for value, expected in ((200, 200), (4000, 250), (0x8080, 128)):  # each image's own values decide
+        Image.fromarray(np.full((20, 20), value, np.uint16)).save("query.png")
+        assert int(FewShot(data="plain").examples(["query.png"]).max()) == expected
+
+
+@pytest.mark.parametrize("kind", ["LA", "RGB", "RGBA"])
+def test_colours_of_16_bits_that_would_be_black_are_refused(kind: str, tmp_path: Path) -> None:
+    album(tmp_path, range(4), 2)
+    values = np.arange(20 * 20 * len(kind)).reshape(20, 20, len(kind))
+    (tmp_path / "kind 00" / "bright.png").write_bytes(png16(kind, values % 256 * 257))
+    (tmp_path / "kind 00" / "dark.png").write_bytes(png16(kind, values % 256))
+    (tmp_path / "kind 00" / "twelve.png").write_bytes(png16(kind, values % 4096))
+    store, report = read_folder("mine", tmp_path)
+    assert store.sizes.tolist() == [3, 2, 2, 2]
+    why = "cannot be read as an image (its colours of 16 bits use less than a sixteenth of their range: save it with 8"
+    assert [(file, reason[: len(why)]) for file, reason in report.refused] == [
+        ("kind 00/dark.png", why),
+        ("kind 00/twelve.png", why),
+    ]
+    assert report.notes == ["1 images are of 16-bit colours, divided by 256"]
+
+
+ODD_EXIF = {
+    "a long where a short is": {296: 70000},
+    "text where a number is": {296: "inch", 282: "many"},
+    "numbers where text is": {271: 7, 306: (1, 2, 3)},
+    "no such tag": {65000: b"\xff\xfe"},
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("odd", ODD_EXIF)
+def test_a_photo_with_an_odd_exif_is_read_upright(odd: str, suffix: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste((0, 0, 0), (0, 0, 20, 20))  # dark left half; turned upright: dark upper half
+    file = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        file.write_bytes(tiff(np.asarray(image.convert("L")), {274: 6} | ODD_EXIF[odd]))
+    else:
+        image.save(file, exif=exif({274: 6} | ODD_EXIF[odd]))
+    upright = to_pixels(file, (1, 40, 20))[0]
+    assert upright[:16].max() < 60
+    assert upright[-16:].min() > 195
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 70000, "6", b"6", (1, 6)])
+def test_an_orientation_that_is_none_turns_nothing(orientation: object, tmp_path: Path) -> None:
+    Image.new("L", (40, 20)).save(tmp_path / "a.jpg", exif=exif({274: orientation}))
+    assert pixels.read(tmp_path / "a.jpg").image.size == (40, 20)
+
+
+def test_a_broken_exif_or_file_ends_no_import(tmp_path: Path) -> None:
+    """Whatever bytes are wrong: a file is read, or refused by its name."""
+    album(tmp_path, range(4), 2)
+    whole, chance = exif({274: 6, 296: 2, 282: 72.0, 270: "text"}), random.Random(0)
+    stems = [tmp_path / "kind 00" / f"broken{i:03d}" for i in range(90)]
+    for i, stem in enumerate(stems):
+        image, suffix = photo(0, i), (".jpg", ".png", ".webp", ".tif", ".bmp", ".gif")[i % 6]
+        broken = bytearray(whole)
+        for _ in range(3):
+            broken[chance.randrange(6, len(broken))] = chance.randrange(256)
+        image.save(stem.with_suffix(suffix), **({"exif": bytes(broken)} if suffix in (".jpg", ".png", ".webp") else {}))
+        if i % 2:
+            data = bytearray(stem.with_suffix(suffix).read_bytes())
+            for _ in range(4):
+                data[chance.randrange(min(300, len(data)))] = chance.randrange(256)
+            stem.with_suffix(suffix).write_bytes(data)
+    store, report = read_folder("mine", tmp_path)
+    refused = [file for file, _ in report.refused]
+    assert all(file.startswith("kind 00/broken") for file in refused)
+    assert len(store.images) + len(refused) == 98
+    assert 20 < len(refused) < 60
+    assert all("\n" not in why and "()" not in why for _, why in report.refused)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "it needs more memory than there is"),
+        (KeyError(5), "KeyError: 5"),
+        (struct.error("short\nformat"), "error: short format"),
+        (EOFError(), "EOFError: "),
+    ],
+)
+def test_whatever_is_raised_for_a_file_refuses_that_file(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    album(tmp_path, range(4), 2)
+    load = PngImagePlugin.PngImageFile.load
+
+    def fail(image: PngImagePlugin.PngImageFile) -> object:
+        if image.size == (33, 17):
+            raise error
+        return load(image)
+
+    Image.new("L", (33, 17)).save(tmp_path / "kind 00" / "odd.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    assert read_folder("mine", tmp_path)[1].refused == [
+        ("kind 00/odd.png", f"cannot be read as an image ({reason})"),
+    ]
 
 
 def test_images_that_are_in_two_splits_are_found(tmp_path: Path) -> None:
@@ -265,9 +552,9 @@ def test_one_picture_gives_the_same_pixels_in_every_form(tmp_path: Path) -> None
         torch.from_numpy(array.copy()).permute(2, 0, 1),
         torch.from_numpy(array.copy()).float() / 255,
     ]
-    pixels = stack(forms, (3, 32, 32))
-    assert pixels.shape == (len(forms), 3, 32, 32)
-    assert all(torch.equal(p, pixels[0]) for p in pixels)
+    stacked = stack(forms, (3, 32, 32))
+    assert stacked.shape == (len(forms), 3, 32, 32)
+    assert all(torch.equal(p, stacked[0]) for p in stacked)
 
 
 def test_modes_mean_what_a_viewer_shows() -> None:
@@ -314,13 +601,14 @@ def test_what_is_no_image_is_said(picture: object, sentence: str) -> None:
 def test_query_files_are_labelled_by_the_folder_they_lie_in(tmp_path: Path) -> None:
     album(tmp_path, range(2), 1)
     loose = save(photo(0, 9), tmp_path / "loose", 1)
-    found = labelled_files(tmp_path)
+    found, refused = labelled_files(tmp_path)
+    assert refused == []
     assert [(path.name, label) for path, label in found] == [
         ("00.jpg", "kind 00"),
         ("00.jpg", "kind 01"),
         ("loose.png", None),
     ]
-    assert labelled_files(loose) == [(loose, None)]
+    assert labelled_files(loose) == ([(loose, None)], [])
     with pytest.raises(InputError, match="nowhere does not exist: give image files, or a folder of them"):
         labelled_files(tmp_path / "nowhere")
 
@@ -329,6 +617,114 @@ def test_query_files_are_labelled_by_the_folder_they_lie_in(tmp_path: Path) -> N
 def test_a_single_image_is_not_taken_apart(single: object) -> None:
     with pytest.raises(InputError, match=r"a single image was given .*: put it into a list, as \[image\]"):
         FewShot(data="none", shape=(3, 8, 9)).examples(single)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        tuple,
+        iter,
+        np.array,
+        lambda paths: np.array(paths, object),
+        lambda paths: np.array([Path(path) for path in paths]),
+        lambda paths: (Path(path) for path in paths),
+        lambda paths: pandas.Series(paths, index=[7, 9]),
+        lambda paths: pandas.DataFrame({"path": paths}).path,
+        lambda paths: pandas.Categorical(paths),
+        lambda paths: pandas.Index(paths),
+        lambda paths: [np.array(path) for path in paths],
+        lambda paths: pyarrow.array(paths),
+        lambda paths: (Image.open(path) for path in paths),
+    ],
+)
+def test_a_list_of_images_may_have_any_form(form: Callable[[list[str]], object], tmp_path: Path) -> None:
+    paths = [str(save(photo(kind, 1), tmp_path / str(kind), 1)) for kind in range(2)]
+    family = FewShot(data="none", shape=(3, 8, 9))
+    assert torch.equal(family.examples(form(paths)), family.examples(paths))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "sentence"),
+    [
+        (
+            np.array([["a.png"], ["b.png"]]),
+            r"images must be a list of paths or of images, .*; got <U5 of shape \(2, 1\)",
+        ),
+        (pandas.DataFrame({"path": ["a.png"]}), r"images must be a list of paths .* of shape \(1, 1\)"),
+        (np.array([1.0, 2.0]), r"images must be a list of paths .*; got float64 of shape \(2,\)"),
+        (np.array(7), r"images must be a list of paths .*; got int64 of shape \(\)"),
+        (torch.tensor(7), r"images must be a list of paths .*; got torch.int64 of shape \(\)"),
+        (None, "images must be a list of them, got NoneType"),
+        (7, "images must be a list of them, got int"),
+        ({"a.png": "cat"}, "images must have an order: give a list of them, got a dict"),
+        ({"a.png"}, "images must have an order: give a list of them, got a set"),
+        (np.array("a.png"), "images must be a list of paths"),
+        ([None], "an image must be a file's path, a PIL image or an array of numbers, got NoneType"),
+        ([float("nan")], "an image must be a file's path, a PIL image or an array of numbers, got float"),
+        ([np.array(7)], "an image must be a file's path, a PIL image or an array of numbers, got int"),
+        ([b"a.png"], "an image must be a file's path, a PIL image or an array of numbers, got bytes"),
+        ([["a.png", "b.png"]], "an image must be a file's path, a PIL image or an array of numbers, got list of <U5"),
+        ([[[0, 1], [1, 0]]], "an image must be uint8 in 0..255 or floating point in 0..1, got int64"),
+        ([[[0.5, 1], [1]]], "an image of type list is no array of numbers"),
+        ([torch.eye(4).to_sparse()], "an image of type Tensor is no array of numbers"),
+        ([np.zeros((4, 4), complex)], "an image must be uint8 in 0..255 or floating point in 0..1, got complex128"),
+        ([np.full((4, 4), 60000, np.float16)], r"an image of float16 must lie in 0..1, got 60000..60000"),
+        ([np.full((4, 4), -1.0)], "an image of float64 must lie in 0..1, got -1..-1"),
+        ([np.full((4, 4), 1.01)], r"an image of float64 must lie in 0..1, got 1.01..1.01"),
+        ([np.full((4, 4), np.inf)], "an image of float64 must lie in 0..1, got inf..inf"),
+    ],
+)
+def test_what_is_no_list_of_images_is_said(pictures: object, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        FewShot(data="none", shape=(1, 4, 4)).examples(pictures)
+
+
+def test_rounding_takes_no_number_out_of_its_range(tmp_path: Path) -> None:
+    for kind in (np.float16, np.float32, np.float64):
+        high = kind(1) + np.finfo(kind).eps
+        for low in (kind(-1e-4), kind(-1e-9), kind(0)):
+            image = np.array([[low, high]] * 2, kind)
+            assert stack([image, torch.from_numpy(image)], (1, 2, 2)).tolist() == [[[[0, 255]] * 2]] * 2
+    for low, high in ((-1e-7, 1.0000001), (-1e-5, 255.00002)):
+        Image.fromarray(np.array([[low, high]] * 2, np.float32)).save(tmp_path / "a.tif")
+        assert stack([tmp_path / "a.tif"], (1, 2, 2)).tolist() == [[[[0, 255]] * 2]]
+    assert stack([[[0.0, 1.0], [1.0, 0.0]]], (1, 2, 2)).tolist() == [[[[0, 255], [255, 0]]]]
+    Image.fromarray(np.array([[-1, 1]] * 2, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"its values are -1\.\.1, which is neither 0\.\.255 nor 0\.\.1"):
+        stack([tmp_path / "a.tif"], (1, 2, 2))
+
+
+def test_adapt_tells_the_files_of_a_folder_that_it_leaves_out(tmp_path: Path) -> None:
+    album(tmp_path / "photos", range(4), 2)
+    assert command("data", "import", "asked", "--source", str(tmp_path / "photos"), "--size", "16").returncode == 0
+    small = ["workers.max=0", "tracking.uri=none", "outer.steps=1", "evaluation.tasks=2", "model.filters=2"]
+    small += ["family.data=asked", "family.ways=2", "validation.every_steps=0", "output=run"]
+    recipe = str(Path(__file__).parent.parent / "recipes" / "own_images.yaml")
+    assert command("train", recipe, *(part for item in small for part in ("--set", item))).returncode == 0
+    album(tmp_path / "few", range(2), 1)
+    (tmp_path / "few" / "kind 00" / "Thumbs.db").write_bytes(b"x")
+    new = album(tmp_path / "new", range(2), 1)
+    for name in ("taken.jfif", "taken.JPE", "phone.heic", "none", "kind 00/broken.jpg"):
+        (new / name).write_bytes((new / "kind 00" / "00.jpg").read_bytes()[: -200 if "broken" in name else None])
+    done = command("adapt", "run", "--support", "few", "--query", "new")
+    assert done.returncode == 0, done.stderr
+    mine = [line for line in done.stdout.splitlines() if line.startswith("refused ")]
+    assert mine == [
+        "refused few/kind 00/Thumbs.db: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "refused new/none: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "refused new/phone.heic: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        mine[-1],
+    ]
+    assert mine[-1].startswith("refused new/kind 00/broken.jpg cannot be read as an image (image file is truncated")
+    predicted = json.loads(Path("adapted/predictions.json").read_text())["predictions"]
+    assert [p["image"] for p in predicted] == [
+        f"new/{name}" for name in ("kind 00/00.jpg", "kind 01/00.jpg", "taken.JPE", "taken.jfif")
+    ]
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.heic").write_bytes(b"x")
+    done = command("adapt", "run", "--support", "few", "--query", "phone")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: phone holds no images, but a.heic: give image files, or a folder of .bmp")
 
 
 def test_one_image_of_three_channels_is_no_three_grey_ones() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import hashlib
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metatrain.core import InputError
 from metatrain.storage import cache
@@ -34,6 +38,41 @@ def test_the_built_in_data_set_is_drawn_once(monkeypatch: pytest.MonkeyPatch) ->
     assert store.synthetic
     monkeypatch.setattr(glyphs, "draw", None)
     assert torch.equal(open_data("glyphs").images, store.images)
+
+
+def test_a_data_set_is_shown_in_a_line_and_in_notebooks_with_images() -> None:
+    store = open_data("glyphs")
+    assert repr(store) == (
+        "ImageStore('glyphs': 1000 classes, 20000 images of 28x28 grey, "
+        f"splits glyphs (train 700, val 100, test 200), synthetic, checksum {store.checksum})"
+    )
+    page = store._repr_html_()
+    assert page.startswith("<b>glyphs</b>: 1000 classes, 20000 images of 28x28 grey, splits glyphs (train 700")
+    assert len(page) < 10_000
+    picture = Image.open(io.BytesIO(base64.b64decode(page.split("base64,")[1].split('"')[0])))
+    assert picture.size == (280, 28)
+    assert np.array_equal(np.asarray(picture)[:, 28:56], store.images[100 * 20, 0].numpy())
+
+
+def test_what_notebooks_show_is_escaped_and_small() -> None:
+    store = ImageStore(
+        name="<b>&",
+        images=torch.zeros(4, 3, 300, 200, dtype=torch.uint8),
+        class_names=['"><script>', "two", "three"],
+        sizes=torch.tensor([2, 0, 2]),
+        schemes=[Scheme(name="<i>", classes={"train": [0, 1], "test": [2]}, rotations={})],
+        synthetic=False,
+    )
+    page = store._repr_html_()
+    assert "<script>" not in page
+    assert "<i>" not in page
+    assert page.startswith("<b>&lt;b&gt;&amp;</b>: 3 classes, 4 images of 200x300 RGB, ")
+    assert 'alt="&quot;&gt;&lt;script&gt;, three"' in page
+    assert "not synthetic, not saved" in repr(store)
+    assert "\n" not in repr(store)
+    assert Image.open(io.BytesIO(base64.b64decode(page.split("base64,")[1].split('"')[0]))).size == (133, 100)
+    empty = dataclasses.replace(store, images=store.images[:0], sizes=torch.tensor([0, 0, 0]))
+    assert "<img" not in empty._repr_html_()
 
 
 def test_splits_that_share_a_class_are_refused() -> None:
@@ -68,6 +107,15 @@ def test_a_source_without_omniglot_says_what_is_missing(tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
             archive.writestr(f"{part}/Greek/character01/0001_01.png", b"")
     with pytest.raises(InputError, match="has 1 background and 1 evaluation characters; Omniglot has 964 and 659"):
+        import_data("omniglot", tmp_path)
+    (tmp_path / "images_background.zip").write_bytes(b"PK broken")
+    with pytest.raises(InputError, match=r"images_background\.zip is damaged \(File is not a zip file\): get it again"):
+        import_data("omniglot", tmp_path)
+    for part, characters in (("images_background", 964), ("images_evaluation", 659)):
+        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
+            for number in range(20 * characters):
+                archive.writestr(f"{part}/Greek/character{number // 20:04d}/{number % 20:02d}.png", b"\x89PNG broken")
+    with pytest.raises(InputError, match=r"has a drawing that cannot be read \(.*\): get it again"):
         import_data("omniglot", tmp_path)
     assert not (cache() / "omniglot").exists()
 

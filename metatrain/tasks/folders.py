@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -14,13 +16,21 @@ from PIL import Image
 
 from metatrain.core import InputError, Split
 from metatrain.tasks import pixels
-from metatrain.tasks.images import ImageStore, Rotations, Scheme
-from metatrain.tasks.pixels import FORMATS
+from metatrain.tasks.images import ImageStore, Rotations, Scheme, twins
+from metatrain.tasks.pixels import FORMATS, Depth
 
 FEWEST_PIXELS, MOST_PIXELS = 16, 84  # a side, where no size is asked for; 84 is that of mini-ImageNet
 MOST_ASKED = 1024
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SPLIT_FOLDER = re.compile(  # what data sets call them: Training, test_set, val2017, meta-train, 1_train
+    r"(?:\d+[\W_]+)?(?:(?:meta|data|images?|imgs?)[\W_]*)?"
+    r"(?:(?P<train>train(?:ing)?|trn)|(?P<val>val(?:id(?:ation)?)?|(?P<dev>dev(?:elopment)?))"
+    r"|(?P<test>test(?:ing)?|tst|(?P<eval>eval(?:uation)?)))"
+    r"(?:[\W_]*(?:set|data|images?|imgs?|split|(?:19|20)\d\d))?",
+    re.IGNORECASE,
+)
 FEWEST_CLASSES = 4  # two to train on and two to test on
+NO_IMAGE = f"is none of {', '.join(sorted(FORMATS))}"
 GREY = 16  # how far apart the channels of a grey image may be, of 255: JPEG colours greys a little
 
 
@@ -30,6 +40,8 @@ class Report(NamedTuple):
     taken: int
     resized: int
     refused: list[tuple[str, str]]  # (file or folder, why)
+    notes: list[str]  # what else somebody should know, such as how numbers became pixels
+    twins: list[tuple[str, str]]  # an image that became the same pixels as an earlier one, and that one
 
 
 class _Found(NamedTuple):
@@ -37,6 +49,8 @@ class _Found(NamedTuple):
     width: int
     height: int
     coloured: bool
+    highest: int | None  # as pixels.Read
+    scaling: str | None
 
 
 def read_folder(
@@ -49,9 +63,10 @@ def read_folder(
     """The images of all folders in `source` that hold some: each is a class, named by its path.
 
     They become `size` x `size` pixels (by default the median of their shorter sides, between 16 and 84), grey where no
-    image has colours. Classes of fewer than `least` images are refused, as are files that cannot be read. Where
-    `source` has folders train, test and perhaps val with the classes in them, these are the splits; otherwise the
-    classes are shuffled into them. `watch` sees the files go by.
+    image has colours. Classes of fewer than `least` images are refused, as are files that cannot be read. If
+    `source` has folders train, test and perhaps val (or training, valid, dev, eval ...) with the classes in them, these
+    are the splits; otherwise the classes are shuffled into them. The highest value of all grey images of 16 bits
+    decides how many bits they use. `watch` sees the files go by.
     """
     if size is not None and not FEWEST_PIXELS <= size <= MOST_ASKED:
         raise InputError(f"--size must be between {FEWEST_PIXELS} and {MOST_ASKED} pixels, got {size}")
@@ -66,23 +81,28 @@ def read_folder(
             f"{source} has {len(classes)} class folders of {least} or more images and at least {FEWEST_CLASSES} are "
             f"needed: give a folder with a folder of images for each class{because}"
         )
-    given = _given_splits(list(classes))
+    _refuse_deeper_splits(source, list(classes))
+    given, notes = _given_splits(list(classes))
     everything = [found for members in classes.values() for found in members]
     side = size or int(np.clip(median(min(f.width, f.height) for f in everything), FEWEST_PIXELS, MOST_PIXELS))
     shape = (3 if any(f.coloured for f in everything) else 1, side, side)
     names = [n.partition("/")[2] for n in classes] if given else list(classes)
+    bits, scaled = _depth(source, everything)
     none: dict[Split, Rotations] = dict.fromkeys(SPLITS, "none")
     splits = given or shuffled_splits(len(classes))
     store = ImageStore(
         name=name,
-        images=pixels.stack(list(watch([f.path for f in everything])), shape),
+        images=pixels.stack(list(watch([f.path for f in everything])), shape, bits),
         class_names=names,
         sizes=torch.tensor([len(members) for members in classes.values()]),
         schemes=[Scheme(name="folders" if given else "shuffled", classes=splits, rotations=none)],
         synthetic=False,
+        bits=bits,
     )
     resized = sum((f.width, f.height) != (side, side) for f in everything)
-    return store, Report(len(everything), resized, refused)
+    files = [f.path.relative_to(source).as_posix() for f in everything]
+    same = [(files[later], files[earlier]) for later, earlier in twins(store)]
+    return store, Report(len(everything), resized, refused, [*notes, *_repeated_names(list(classes)), *scaled], same)
 
 
 def shuffled_splits(classes: int) -> dict[Split, list[int]]:
@@ -94,17 +114,25 @@ def shuffled_splits(classes: int) -> dict[Split, list[int]]:
     return {"train": sorted(order[2 * held :]), "val": sorted(order[held : 2 * held]), "test": sorted(order[:held])}
 
 
-def labelled_files(path: Path) -> list[tuple[Path, str | None]]:
-    """An image file, or all of a folder, each with its class: the name of the folder in there that it lies in."""
+def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tuple[Path, str]]]:
+    """An image file, or all of a folder, each with its class: the name of the folder in there that it lies in.
+
+    Beside them the files of the folder that are refused, each with the reason.
+    """
     if not path.exists():
         raise InputError(f"{path} does not exist: give image files, or a folder of them")
     if path.is_file():
-        return [(path, None)]
-    found = [file for file in _files(path) if file.suffix.lower() in FORMATS]
+        return [(path, None)], []
+    files = _files(path)
+    found = [file for file in files if file.suffix.lower() in FORMATS]
+    refused = [(file, NO_IMAGE) for file in files if file.suffix.lower() not in FORMATS]
     if not found:
-        raise InputError(f"{path} holds no images: give image files, or a folder of {', '.join(sorted(FORMATS))}")
+        others = f", but {_some([file.name for file, _ in refused])}" if refused else ""
+        raise InputError(
+            f"{path} holds no images{others}: give image files, or a folder of {', '.join(sorted(FORMATS))}"
+        )
     names = [file.parent.relative_to(path).as_posix() for file in found]
-    return [(file, None if name == "." else name) for file, name in zip(found, names, strict=True)]
+    return [(file, None if name == "." else name) for file, name in zip(found, names, strict=True)], refused
 
 
 def _files(folder: Path) -> list[Path]:
@@ -129,42 +157,120 @@ def _scan(
     for path in watch(_files(source)):
         name, file = path.parent.relative_to(source).as_posix(), path.relative_to(source).as_posix()
         if path.suffix.lower() not in FORMATS:
-            refused.append((file, f"is none of {', '.join(sorted(FORMATS))}"))
+            refused.append((file, NO_IMAGE))
         elif name == ".":
             refused.append((file, "lies in no class folder"))
         else:
             try:
-                image = pixels.read(path)
+                image, highest, scaling = pixels.read(path)
             except InputError as error:
                 refused.append((file, str(error).removeprefix(f"{path} ").removesuffix(": replace or remove it")))
                 classes.setdefault(name, [])
             else:
-                classes.setdefault(name, []).append(_Found(path, *image.size, _is_coloured(image)))
+                classes.setdefault(name, []).append(_Found(path, *image.size, _is_coloured(image), highest, scaling))
     return classes, refused
 
 
-def _given_splits(names: list[str]) -> dict[Split, list[int]] | None:
-    """The splits, where the classes lie in folders train, test and perhaps val; None where in none of these."""
+def _split_folders(names: Iterable[str]) -> dict[str, Split]:
+    """Those of the folders that are named as splits. What may mean something else, such as dev, does beside a train."""
+    matches = {name: match for name in names if (match := _SPLIT_FOLDER.fullmatch(name.strip()))}
+    trains = any(match["train"] for match in matches.values())
+    return {
+        name: next(split for split in SPLITS if match[split])
+        for name, match in matches.items()
+        if trains or not (match["dev"] or match["eval"])
+    }
+
+
+def _given_splits(names: list[str]) -> tuple[dict[Split, list[int]] | None, list[str]]:
+    """The splits, if the classes lie in folders train, test and perhaps val, and a note of other names; else None."""
     tops = [name.partition("/") for name in names]
-    split_folders = {top for top, _, name in tops if name and top.lower() in SPLITS}
-    if not split_folders:
-        return None
-    for top, _, name in tops:
-        if not name or top.lower() not in SPLITS:
+    split_of = _split_folders(top for top, _, name in tops if name)
+    if not split_of:
+        loose = _split_folders(names)
+        if len(set(loose.values())) > 1:
             raise InputError(
-                f"there are folders {', '.join(sorted(split_folders))} and beside them {top}: every class must lie in "
+                f"the folders {', '.join(sorted(loose))} are named as splits and hold images, but no class folders: "
+                "put the images of each class into a folder of its own in there"
+            )
+        return None, []
+    for top, _, name in tops:
+        if not name or top not in split_of:
+            raise InputError(
+                f"there are folders {', '.join(sorted(split_of))} and beside them {top}: every class must lie in "
                 "train, val or test; rename or move it, or give one folder of classes without splits"
             )
-    splits = {split: [i for i, (top, _, _) in enumerate(tops) if top.lower() == split] for split in SPLITS}
+    for split in SPLITS:
+        if len(same := sorted(top for top in split_of if split_of[top] == split)) > 1:
+            raise InputError(
+                f"the folders {' and '.join(same)} are all named as the {split} split: merge or rename them"
+            )
+    splits = {split: [i for i, (top, _, _) in enumerate(tops) if split_of[top] == split] for split in SPLITS}
     if min(len(splits["train"]), len(splits["test"]), len(splits["val"]) or 2) < 2:
         sizes = ", ".join(f"{split} has {len(members)}" for split, members in splits.items())
         raise InputError(f"train and test need at least 2 classes each, and val 2 or none: {sizes}; move some")
     seen: dict[str, str] = {}
     for top, _, name in tops:
-        if name in seen:
-            raise InputError(f"class {name!r} is in {seen[name]} and in {top}: every class must be in one split")
-        seen[name] = top
-    return {split: members for split, members in splits.items() if members}
+        other = seen.setdefault(name.casefold(), top)
+        if other != top:
+            raise InputError(f"class {name!r} is in {other} and in {top}: every class must be in one split")
+    others = [f"{top} is the {split} split" for top, split in sorted(split_of.items()) if top.lower() != split]
+    return {split: members for split, members in splits.items() if members}, others
+
+
+def _refuse_deeper_splits(source: Path, names: list[str]) -> None:
+    """InputError if folders below the first level are splits: their classes would be shuffled over all splits."""
+    inside: dict[str, set[str]] = {}
+    for name in names:
+        *parents, last = name.split("/")
+        for depth, folder in enumerate([*parents, last]):
+            inside.setdefault("/".join(parents[:depth]), set()).add(folder)
+    holders = {}
+    for folder, members in inside.items():
+        split_of = _split_folders(members)
+        if folder and len(set(split_of.values())) > 1:
+            holders[folder] = sorted(split_of)
+    if not holders:
+        return
+    (folder, splits), *_ = holders.items()
+    where = f"{', '.join(splits)} are splits by their names, but lie in {_some([f'{source / h}' for h in holders])}"
+    if all(name.startswith(f"{folder}/") for name in names):
+        raise InputError(f"the folders {where}: give --source {source / folder}")
+    raise InputError(
+        f"the folders {where}: move the classes into train, val and test right below {source}, "
+        "or give a folder of classes without splits"
+    )
+
+
+def _repeated_names(names: list[str]) -> list[str]:
+    """A note of classes in several folders whose own names are the same: they are different classes here."""
+    classes: dict[str, list[str]] = {}
+    for name in names:
+        classes.setdefault(name.rpartition("/")[2].casefold(), []).append(name)
+    repeated = [same for same in classes.values() if len(same) > 1]
+    if not repeated:
+        return []
+    count = "1 class name is" if len(repeated) == 1 else f"{len(repeated)} class names are"
+    return [f"{count} in several folders, each a class of its own: {_some(repeated[0])}"]
+
+
+def _depth(source: Path, everything: list[_Found]) -> tuple[Depth | None, list[str]]:
+    """How many bits the grey images of 16 bits use, None if there are none; and notes on all that was scaled."""
+    notes = [f"{n} images are of {how}" for how, n in Counter(f.scaling for f in everything if f.scaling).items()]
+    deep = {f.path.relative_to(source).as_posix(): f.highest for f in everything if f.highest is not None}
+    if not deep:
+        return None, notes
+    highest = max(deep.values())
+    bits = pixels.depth_of(highest)
+    how = f"divided by {1 << (bits - 8)}" if bits > 8 else "taken as they are"
+    notes.append(f"{len(deep)} grey images are of 16 bits with values up to {highest}, which are {bits} bits: {how}")
+    if dark := [file for file, value in deep.items() if 0 < value < 1 << (bits - 8)]:
+        notes.append(f"{len(dark)} of them become all black, since their values are low: {_some(dark)}")
+    return bits, notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _is_coloured(image: Image.Image) -> bool:

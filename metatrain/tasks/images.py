@@ -6,11 +6,15 @@ A data set is a directory `NAME/` in the cache (METATRAIN_CACHE, else ~/.cache/m
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
+import io
 import json
 import re
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,12 +23,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from metatrain.core import InputError, Split
 from metatrain.storage import cache
+from metatrain.tasks.pixels import Depth
 
 FORMAT = 2  # of the files; another one is imported again
+SHOWN = 10  # classes in a notebook
 Rotations = Literal["none", "per-task", "classes"]
 
 
@@ -57,6 +64,34 @@ class ImageStore:
     schemes: list[Scheme]
     synthetic: bool
     checksum: str = ""  # of all of it, whatever wrote the file; empty before it is saved
+    bits: Depth | None = None  # how many of their 16 bits the source's grey images use; None if it has no such images
+
+    def __repr__(self) -> str:
+        return f"ImageStore({self.name!r}: {', '.join(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the same facts, and an image of each of some classes."""
+        facts = f"<b>{html.escape(self.name)}</b>: {html.escape(', '.join(self._facts()))}"
+        shown = [c for c in range(0, len(self.sizes), -(-len(self.sizes) // SHOWN) or 1) if self.sizes[c]]
+        if not shown:
+            return facts
+        strip = torch.cat([self.images[self.offsets[c]].cpu() for c in shown], dim=2).permute(1, 2, 0).numpy()
+        picture, file = Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]), io.BytesIO()
+        picture.thumbnail((1000, 100))
+        picture.save(file, "PNG")
+        names = html.escape(", ".join(self.class_names[c] for c in shown))
+        data = base64.b64encode(file.getvalue()).decode()
+        return f'{facts}<br><img src="data:image/png;base64,{data}" alt="{names}" title="{names}">'
+
+    def _facts(self) -> list[str]:
+        channels, height, width = self.shape
+        facts = [f"{len(self.sizes)} classes", f"{len(self.images)} images of {width}x{height}"]
+        facts[-1] += " grey" if channels == 1 else " RGB"
+        for scheme in self.schemes:
+            counts = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
+            facts.append(f"splits {scheme.name} ({counts})")
+        facts += ["synthetic"] if self.synthetic else ["not synthetic"]
+        return [*facts, f"checksum {self.checksum}" if self.checksum else "not saved"]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,6 +103,10 @@ class ImageStore:
     def offsets(self) -> Tensor:
         """[classes] index of each class's first image."""
         return self.sizes.cumsum(0) - self.sizes
+
+    def class_of(self, image: int) -> int:
+        """The class of the image with this index."""
+        return int(torch.searchsorted(self.offsets, image, right=True)) - 1
 
     def scheme(self, name: str | None) -> Scheme:
         """The splits of that name; the first ones where the name is None."""
@@ -116,6 +155,7 @@ class ImageStore:
             schemes=[Scheme(**scheme) for scheme in header["schemes"]],
             synthetic=header["synthetic"],
             checksum=manifest["content"],
+            bits=header.get("bits"),
         )
 
     def save(self) -> Path:
@@ -127,6 +167,8 @@ class ImageStore:
             "schemes": [asdict(scheme) for scheme in self.schemes],
             "synthetic": self.synthetic,
         }
+        if self.bits is not None:  # else the checksum is as it was before there were bits
+            header["bits"] = self.bits
         size = self.images[0].numel()
         pixels = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(size), len(self.images), [None, pa.py_buffer(self.images.contiguous().numpy())]
@@ -159,15 +201,34 @@ class ImageStore:
 def duplicates(store: ImageStore, scheme: Scheme) -> list[str]:
     """Images, named by class, that equal an image of a class in another split."""
     split_of = {c: split for split, members in scheme.classes.items() for c in members}
-    class_of = torch.repeat_interleave(torch.arange(len(store.sizes)), store.sizes).tolist()
     first: dict[bytes, int] = {}
     found = []
-    for c, image in zip(class_of, store.images.numpy(), strict=True):
-        other = first.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), c)
+    for c, digest in _digests(store):
+        other = first.setdefault(digest, c)
         if c in split_of and other in split_of and split_of[c] != split_of[other]:
             names = (f"{store.class_names[x]} ({split_of[x]})" for x in (other, c))
             found.append(" = ".join(names))
     return found
+
+
+def twins(store: ImageStore) -> list[tuple[int, int]]:
+    """The index of each image that equals an earlier one, and that one's: of the same class, if there is one."""
+    first: dict[bytes, int] = {}
+    of_class: dict[tuple[int, bytes], int] = {}
+    found = []
+    for i, (c, digest) in enumerate(_digests(store)):
+        anywhere = first.setdefault(digest, i)
+        here = of_class.setdefault((c, digest), i)
+        if anywhere != i:
+            found.append((i, here if here != i else anywhere))
+    return found
+
+
+def _digests(store: ImageStore) -> Iterator[tuple[int, bytes]]:
+    """The class of each image, and what tells it from images of other pixels."""
+    class_of = torch.repeat_interleave(torch.arange(len(store.sizes)), store.sizes).tolist()
+    for c, image in zip(class_of, store.images.numpy(), strict=True):
+        yield c, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def folder_of(name: str) -> Path:

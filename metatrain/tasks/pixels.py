@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metatrain.core import InputError
@@ -20,90 +22,177 @@ FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".webp": "WEBP",
     ".bmp": "BMP",
     ".gif": "GIF",
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }  # and no others, whatever a file calls itself: some of PIL's run programs
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for files it cannot read
+Depth = Literal[8, 10, 12, 14, 16]  # the bits of cameras and scanners, whose files have 16
+TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the EXIF's orientation
+SINGLE = "a single image was given where several are expected: put it into a list, as [image]"
+
+
+class Read(NamedTuple):
+    """A picture as 8 bits a channel, and the numbers that they were made from."""
+
+    image: Image.Image  # upright, of mode 1, L or RGB
+    highest: int | None = None  # the highest value of a grey image of 16 bits
+    scaling: str | None = None  # of other numbers than 8 bits
+
+
+def depth_of(highest: int) -> Depth:
+    """How many of their 16 bits grey images use whose highest value this is."""
+    depths: tuple[Depth, ...] = get_args(Depth)
+    return next(bits for bits in depths if highest < 1 << bits)
 
 
 def listed(pictures: Any, channels: int) -> list[Picture]:
     """N pictures, one by one. InputError for a single one: its rows or channels would be taken for pictures."""
-    shape = getattr(pictures, "shape", None)
-    single = isinstance(pictures, str | Path | Image.Image)
-    if shape is not None and len(shape) <= 3:
-        single = len(shape) < 3 or shape[2] in (3, 4) or shape[0] == channels == 3
-    if single:
-        raise InputError("a single image was given where several are expected: put it into a list, as [image]")
-    return list(pictures)
+    if isinstance(pictures, str | bytes | os.PathLike | Image.Image):
+        raise InputError(SINGLE)
+    if isinstance(pictures, Mapping | Set):
+        raise InputError(f"images must have an order: give a list of them, got a {type(pictures).__name__}")
+    if not hasattr(pictures, "__array__"):
+        try:
+            return list(iter(pictures))
+        except TypeError as error:
+            raise InputError(f"images must be a list of them, got {type(pictures).__name__}") from error
+    array = pictures if isinstance(pictures, Tensor) else np.asarray(pictures)
+    shape = tuple(array.shape)
+    if 0 in shape[:1] or (len(shape) == 1 and not _is_numeric(array)):  # none, or paths
+        return list(array)
+    if len(shape) < 2 or not _is_numeric(array):
+        raise InputError(
+            "images must be a list of paths or of images, or numbers [N, H, W], [N, H, W, C] or [N, C, H, W]; "
+            f"got {array.dtype} of shape {shape}"
+        )
+    if len(shape) == 2 or (len(shape) == 3 and (shape[2] in (3, 4) or shape[0] == channels == 3)):
+        raise InputError(SINGLE)
+    return list(array)
 
 
-def stack(pictures: Sequence[Picture], shape: Sequence[int]) -> Tensor:
+def stack(pictures: Sequence[Picture], shape: Sequence[int], bits: Depth | None = None) -> Tensor:
     """[N, *shape] uint8; `shape` is [channels, height, width] with 1 (grey) or 3 (RGB) channels."""
     pixels = np.empty((len(pictures), *shape), np.uint8)
     for i, picture in enumerate(pictures):
-        pixels[i] = to_pixels(picture, shape)
+        pixels[i] = to_pixels(picture, shape, bits)
     return torch.from_numpy(pixels)
 
 
-def to_pixels(picture: Picture, shape: Sequence[int]) -> NDArray[np.uint8]:
+def to_pixels(picture: Picture, shape: Sequence[int], bits: Depth | None = None) -> NDArray[np.uint8]:
     """The picture's middle, cut to the aspect ratio of `shape` and resized; what is transparent becomes white.
 
-    Raises InputError where it cannot be read as an image.
+    `bits` is how many of their 16 bits the grey images of the data set use; if it is None, the picture's own values
+    decide. Raises InputError for a picture that cannot be read as an image, or has higher values.
     """
     channels, height, width = shape
-    image = read(picture)
+    image = read(picture, bits).image
     image = image.convert("L" if channels == 1 else "RGB")
     image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
-def read(picture: Picture) -> Image.Image:
-    """An upright image of mode 1, L or RGB."""
-    is_file = isinstance(picture, str | Path)
+def read(picture: Picture, bits: Depth | None = None) -> Read:
+    """One picture; `bits` as for `to_pixels`."""
+    if isinstance(picture, np.ndarray) and picture.ndim == 0:
+        picture = picture.item()  # a path in an array of its own
+    is_file = isinstance(picture, str | os.PathLike)
     if not is_file and not isinstance(picture, Image.Image):
         picture = Image.fromarray(_from_array(picture))
     try:
-        if not is_file:
-            return _plain(picture)
-        with Image.open(picture, formats=sorted(set(FORMATS.values()))) as opened:
-            return _plain(opened)
-    except BROKEN as error:
-        name = picture if is_file else f"an image of mode {picture.mode}"
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, UnidentifiedImageError):
-            reason = f"not one of {', '.join(sorted(set(FORMATS.values())))}"
-        raise InputError(f"{name} cannot be read as an image ({reason}): replace or remove it") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PIL warns of is either read or refused
+            if not is_file:
+                return _plain(picture, bits)
+            with Path(picture).open("rb") as file:  # by its name PIL would map a TIFF, and scramble one to be turned
+                return _plain(Image.open(file, formats=sorted(set(FORMATS.values()))), bits)
+    except Exception as error:  # PIL raises nearly anything for a broken file
+        name = os.fspath(picture) if is_file else f"an image of mode {picture.mode}"
+        raise InputError(f"{name} cannot be read as an image ({_reason(error)}): replace or remove it") from error
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+def _reason(error: Exception) -> str:
+    """Why PIL cannot read a file, on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not one of {', '.join(sorted(set(FORMATS.values())))}"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+    understood = isinstance(error, OSError | SyntaxError | ValueError | Image.DecompressionBombError) and reason
+    return reason if understood else f"{type(error).__name__}: {reason}"
+
+
+def _plain(image: Image.Image, bits: Depth | None) -> Read:
+    coarse = image.format in ("PNG", "TIFF") and any(";16" in str(args) for *_, args in getattr(image, "tile", ()))
+    image.load()  # reads the whole file; a TIFF turns itself
+    image = _upright(image)
     if image.mode.startswith("I;16"):  # convert() would clip them
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey = np.asarray(image)
+        highest = int(grey.max())
+        used = bits or depth_of(highest)
+        if highest >> used:
+            raise ValueError(
+                f"its values reach {highest}, but the data set's images of 16 bits end at {(1 << used) - 1}"
+            )
+        return Read(Image.fromarray((grey >> (used - 8)).astype(np.uint8)), highest)
     if image.mode in ("I", "F"):
         values = np.asarray(image, np.float64)
-        if image.mode == "F" and values.max() <= 1:
-            values = values * 255
-        if not (values.min() >= 0 and values.max() <= 255):
-            raise ValueError(f"its values are {values.min():g}..{values.max():g}, which is neither 0..255 nor 0..1")
-        return Image.fromarray(np.rint(values).astype(np.uint8))
+        low, high = values.min(), values.max()
+        unit = image.mode == "F" and np.rint(high * 255) <= 255
+        whole = np.rint(values * 255 if unit else values)
+        if not (whole.min() >= 0 and whole.max() <= 255):
+            raise ValueError(f"its values are {low:g}..{high:g}, which is neither 0..255 nor 0..1")
+        return Read(Image.fromarray(whole.astype(np.uint8)), None, "numbers in 0..1, times 255" if unit else None)
+    if coarse and np.asarray(image).max() < 16:  # PIL keeps the higher 8 bits of a colour
+        raise ValueError("its colours of 16 bits use less than a sixteenth of their range: save it with 8 bits")
+    scaling = "16-bit colours, divided by 256" if coarse else None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         paper.alpha_composite(image)
-        return paper.convert("RGB")
-    return image.copy() if image.mode in ("1", "L", "RGB") else image.convert("RGB")  # either reads the whole file
+        return Read(paper.convert("RGB"), None, scaling)
+    return Read(image.copy() if image.mode in ("1", "L", "RGB") else image.convert("RGB"), None, scaling)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says, if that can be read; nothing else in there matters to the pixels."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _is_numeric(array: NDArray[Any] | Tensor) -> bool:
+    return isinstance(array, Tensor) or array.dtype.kind in "biufcV"
 
 
 def _from_array(picture: Any) -> NDArray[np.uint8]:
     """[H, W] or [H, W, C] uint8."""
-    if isinstance(picture, Tensor):
-        picture = picture.detach().cpu()
-        array = (picture.float() if picture.is_floating_point() else picture).numpy()
-    else:
-        array = np.asarray(picture)
+    try:
+        if isinstance(picture, Tensor):
+            picture = picture.detach().cpu()
+            array = (picture.float() if picture.is_floating_point() else picture).numpy()
+        else:
+            array = np.asarray(picture)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, a sparse tensor
+        raise InputError(f"an image of type {type(picture).__name__} is no array of numbers ({error})") from error
+    if array.ndim == 0 or not _is_numeric(array):
+        raise InputError(
+            f"an image must be a file's path, a PIL image or an array of numbers, got {type(picture).__name__}"
+            + (f" of {array.dtype}" if array.ndim else "")
+        )
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -113,9 +202,11 @@ def _from_array(picture: Any) -> NDArray[np.uint8]:
     if array.dtype == np.bool_:
         array = array.astype(np.float32)
     if np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):
+        with np.errstate(over="ignore"):
+            pixels = np.rint(array * 255)
+        if not (pixels.min() >= 0 and pixels.max() <= 255):  # 1 + 1e-7 is a rounded 1
             raise InputError(f"an image of {array.dtype} must lie in 0..1, got {array.min():g}..{array.max():g}")
-        array = np.rint(array * 255).astype(np.uint8)
+        array = pixels.astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"an image must be uint8 in 0..255 or floating point in 0..1, got {array.dtype}")
     return np.ascontiguousarray(array)

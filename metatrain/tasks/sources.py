@@ -6,11 +6,12 @@ import io
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from metatrain.core import InputError, Split
 from metatrain.tasks import glyphs, pixels, remote
@@ -63,7 +64,11 @@ def _omniglot(source: Path | None) -> ImageStore:
             _download_omniglot(source)
         files: dict[str, dict[str, list[bytes]]] = {"images_background": {}, "images_evaluation": {}}
         for part, members in files.items():
-            for (alphabet, character, _), data in sorted(_pngs(source, part)):
+            try:
+                found = sorted(_pngs(source, part))
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise InputError(f"{source / part}.zip is damaged ({error}): get it again") from error
+            for (alphabet, character, _), data in found:
                 members.setdefault(f"{alphabet}/{character}", []).append(data)
     counts = [len(members) for members in files.values()]
     if counts != [964, 659]:
@@ -75,7 +80,10 @@ def _omniglot(source: Path | None) -> ImageStore:
     drawings = [drawing for members in files.values() for character in members.values() for drawing in character]
     if any(len(character) != 20 for members in files.values() for character in members.values()):
         raise InputError(f"{source} is incomplete: every Omniglot character has 20 drawings; get it again")
-    images = pixels.stack([Image.open(io.BytesIO(drawing)) for drawing in drawings], (1, 28, 28))
+    try:
+        images = pixels.stack([Image.open(io.BytesIO(drawing)) for drawing in drawings], (1, 28, 28))
+    except (UnidentifiedImageError, InputError) as error:
+        raise InputError(f"{source} has a drawing that cannot be read ({error}): get it again") from error
     return ImageStore(
         name="omniglot",
         images=images,
