@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 from conftest import GLYPHS, SINUSOID, config, context
 
-from cluster.evaluation import evaluate_work
+from cluster.evaluation import described, evaluate_work, protocol
 from cluster.pool import LocalPool, Snapshot
 from cluster.requests import Requests
 from cluster.worker import choose_plan
 from metatrain.algorithms import MAML
-from metatrain.core import Meta, Scores
+from metatrain.core import TRAINING_ONLY, InputError, Meta, Scores
 from metatrain.evaluate import scores, summarise
 from metatrain.models import MLP
 from metatrain.start import initial_meta
@@ -63,7 +65,10 @@ def test_an_evaluation_scores_its_fixed_tasks_with_its_own_settings() -> None:
         (score,) = evaluate_work(recipe, Requests(pool), "score", 0)
         assert score.tasks == 30
         assert score.steps == [0, 1, 2, 3, 4]
-        assert "sinusoid 3-shot 5 query points, test split, bn=none, mlp hidden=(16,16), maml inner_lr=0.01 inner_steps=4" in score.protocol
+        assert (
+            "sinusoid 3-shot 5 query points, test split, bn=none, mlp hidden=(16,16), maml inner_lr=0.01 inner_steps=4"
+            in score.protocol
+        )
         assert "30 tasks of seed 9" in score.protocol
         return score.curve
 
@@ -78,3 +83,92 @@ def test_each_norm_of_an_evaluation_gives_a_score() -> None:
     found = evaluate_work(recipe, Requests(pool), "score", 0)
     assert [score.protocol.split("bn=")[1].split(",")[0] for score in found] == ["transductive", "support+1"]
     assert {"nearest_neighbour_on_pixels"} == found[0].baselines.keys()
+
+
+def test_a_split_says_nothing_of_the_purpose() -> None:
+    """With `evaluation.split: val` the validation in training took the evaluation's tasks, seed and norms."""
+    recipe = config(
+        SINUSOID, evaluation__split="val", evaluation__seed=9, validation={"tasks": 12, "every_steps": 5}
+    ).recipe()
+    score, validation = recipe.setting("score"), recipe.setting("validate")
+    assert (score.split, score.seed, score.tasks, score.tasks_per_ticket) == ("val", 9, 30, 7)
+    assert (validation.split, validation.seed, validation.tasks, validation.tasks_per_ticket) == ("val", 2, 12, 7)
+    plan, _ = choose_plan(recipe, 0, 1)
+    pool = LocalPool(recipe, plan)
+    pool.publish(Snapshot(0, initial_meta(recipe)))
+    requests = Requests(pool)
+    found = {work: evaluate_work(recipe, requests, work, 0)[0] for work in ("score", "validate")}
+    assert (found["score"].tasks, found["validate"].tasks) == (30, 12)
+    on_test = config(SINUSOID, validation={"tasks": 12, "every_steps": 5}).recipe()
+    pool = LocalPool(on_test, plan)
+    pool.publish(Snapshot(0, initial_meta(on_test)))
+    assert evaluate_work(on_test, Requests(pool), "validate", 0)[0].mean == found["validate"].mean
+
+
+def test_validation_is_measured_like_the_result_unless_it_says_otherwise() -> None:
+    given = {"tasks": 30, "family": {"shots": 3}, "algorithm": {"inner_steps": 4}}
+    validation = config(SINUSOID, evaluation=given).recipe().setting("validate")
+    assert (validation.family.shots, validation.algorithm.inner_steps) == (3, 4)
+    own = {"family": {"shots": 8}, "algorithm": {}}
+    validation = config(SINUSOID, evaluation=given, validation=own).recipe().setting("validate")
+    assert (validation.family.shots, validation.algorithm.inner_steps) == (8, 1)
+    recipe = config(GLYPHS, evaluation__norm=["support+1", "transductive"]).recipe()
+    assert recipe.setting("validate").norm == ("support+1",)
+    assert recipe.setting("score").norm == ("support+1", "transductive")
+    recipe = config(GLYPHS, evaluation__norm="support+1", validation__norm="transductive").recipe()
+    assert recipe.setting("validate").norm == ("transductive",)
+    with pytest.raises(InputError, match=r"validation.algorithm: .*inner_stepz"):
+        config(SINUSOID, validation__algorithm={"inner_stepz": 3}).recipe().setting("validate")
+    with pytest.raises(InputError, match=r"validation.every_steps cannot be negative and validation.tasks"):
+        config(SINUSOID, validation__tasks=0)
+
+
+def test_a_protocol_names_the_network_and_the_statistics_that_there_are() -> None:
+    line = protocol(config(SINUSOID).recipe(), "score", 20)
+    assert line.count("bn=none") == 2
+    assert "mlp hidden=(16,16), maml inner_lr=0.01 inner_steps=1" in line
+    line = protocol(config(GLYPHS, evaluation__norm="support+1").recipe(), "score", 20)
+    assert (
+        "bn=support+1, conv4 filters=8 pool=stride features=mean norm=batch norm_scale=True classifier=linear" in line
+    )
+    assert "(glyphs/glyphs (synthetic) 5-way 1-shot 1 query/class, bn=transductive, maml inner_lr=0.4" in line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd:
+    name: str = "odd"
+    epsilon: float = 0.0
+    count: int = 0
+    on: bool = True
+    off: bool = False
+    nothing: str | None = None
+    everything: tuple[str, ...] = ("*",)
+    body: Any = None
+    start: float = field(default=0.5, metadata=TRAINING_ONLY)
+
+
+def test_a_protocol_drops_no_zero() -> None:
+    """0 equals False, which is what was left out."""
+    assert described(Odd()) == "odd epsilon=0.0 count=0 on=True start=0.5"
+    assert described(Odd(body=Odd(on=False)), adapts=True) == (
+        "odd epsilon=0.0 count=0 on=True body=(odd epsilon=0.0 count=0 start=0.5)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "algorithm"),
+    [
+        ({"name": "meta_sgd", "initial_lr": 0.1}, {"initial_lr": 0.5}),
+        ({"name": "meta_sgd", "initial_lr": 0.1}, {"recompute": True}),
+        ({"name": "maml", "inner_lr": 0.1}, {"first_order": True}),
+    ],
+)
+def test_an_evaluation_does_not_take_what_would_change_nothing(base: Any, algorithm: Any) -> None:
+    """The protocol said that it was used."""
+    (key,) = algorithm
+    for group in ("evaluation", "validation"):
+        recipe = config(SINUSOID, algorithm=base, **{f"{group}__algorithm": algorithm}).recipe()
+        with pytest.raises(InputError, match=rf"{group}.algorithm.{key} would change nothing"):
+            recipe.setting("score" if group == "evaluation" else "validate")
+    line = protocol(config(SINUSOID, algorithm=base).recipe(), "score", 1)
+    assert line.count("initial_lr") == (base["name"] == "meta_sgd")  # of the training only

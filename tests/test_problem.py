@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import context
-from torch import nn
 
 from metatrain.core import InputError, Norm, Path, Task
 from metatrain.models import MLP, Conv4
@@ -89,18 +88,6 @@ def test_no_statistics_where_the_model_has_none() -> None:
     assert problem(("none",), model=Conv4(norm="none")).norm == ("none",)
     with pytest.raises(InputError, match="norm is 'none' but the model normalises"):
         problem(("none",))
-
-
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(0.1)])
-def test_layers_whose_forward_pass_is_not_pure_are_refused(layer: nn.Module) -> None:
-    """Torch's batch norm would be scored with the query set's statistics under the name of none at all."""
-
-    class Own:
-        def module(self, inputs: tuple[int, ...], outputs: int, feedback: int) -> nn.Module:
-            return nn.Sequential(nn.Flatten(), nn.Linear(784, 4), layer, nn.Linear(4, outputs))
-
-    with pytest.raises(InputError, match=r"use metatrain\.models\.conv\.BatchStatistics, or another layer"):
-        problem(("transductive",), model=Own())
 
 
 def test_init_is_a_function_of_its_generator_and_leaves_global_randomness_alone() -> None:
