@@ -8,29 +8,30 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import yaml
 
 from cluster import checkpoint, loop, tracking
 from cluster.config import RunConfig
-from cluster.evaluation import evaluate_split
+from cluster.evaluation import evaluate_work
+from cluster.output import choose, record, whole_lines
 from cluster.pool import LocalPool, Pool, Snapshot
 from cluster.progress import ProgressLine
 from cluster.requests import Interrupted, Requests
 from cluster.tracking import Tracker
-from cluster.worker import Plan, choose_plan, device_of, initial_meta
-from metatrain import bundle, figures, inference, storage
+from cluster.worker import Plan, choose_plan, device_of
+from metatrain import bundle, figures, inference
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Meta, to_device
 from metatrain.evaluate import Score
+from metatrain.isolation import isolated
 from metatrain.learner import Learner
-from metatrain.recipe import Recipe
+from metatrain.plain import finite, to_json
+from metatrain.start import check_data, check_fit, initial_meta, warm
 from metatrain.storage import Folder
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
     bundle/, figures/ and result.json.
     Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
     """
-    with interruptible() as should_stop:
+    with isolated(config.workers.threads), interruptible() as should_stop:
         run = prepare(config, resume)
         recipe, learner, outer = run.config.recipe(), run.learner, config.outer
         try:
@@ -72,7 +73,8 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
                 requests = Requests(pool, should_stop, config.workers.wait_s)
                 learn(run, pool, requests, tracker)
                 bundle.save(str(run.folder / "bundle"), recipe, learner.meta())
-                scores = evaluate_split(recipe, requests, recipe.evaluation.split, learner.version)
+                scores = evaluate_work(recipe, requests, "score", learner.version)
+                _warn(scores)
                 _leave_results(run, scores)
                 run.folder.keep()
                 for name in ("figures", "bundle", "result.json"):
@@ -83,13 +85,16 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
     return run.folder, scores
 
 
-def prepare(config: RunConfig, resume: str | None = None) -> Run:
-    """Check a configuration, choose its folder, and set up its learner, or that of the checkpoint to go on from."""
-    check_data(config)
+def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False) -> Run:
+    """Check a configuration, choose its folder, and set up its learner, or that of the checkpoint to go on from.
+
+    A sweep's `trial` may continue in its own folder from another trial's checkpoint.
+    """
     config = dataclasses.replace(config, family=config.family.standalone())
+    check_data(config.recipe())
     recipe = config.recipe()
     check_fit(recipe, initial_meta(recipe))
-    folder, saved = _folder(config, resume)
+    folder, saved = choose(config, resume, trial=trial)
     plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     if saved is not None and saved.plan.device == plan.device:
         plan, reason = plan._replace(path=saved.plan.path), "as before"  # whatever there was to choose from then
@@ -99,8 +104,8 @@ def prepare(config: RunConfig, resume: str | None = None) -> Run:
     if saved is not None:
         checkpoint.check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
-    torch.set_num_threads(plan.threads)
-    learner = Learner(to_device(initial_meta(recipe), device), config.outer)
+    start = initial_meta(recipe)
+    learner = Learner(to_device(start if saved is not None else warm(recipe, start), device), config.outer)
     notes: dict[str, str] = {}
     if saved is not None:
         learner.load_state_dict(saved.tensors, saved.scalars)
@@ -120,7 +125,7 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker
     params = [(key, value) for key, value in recipes.flatten(recipes.dump(config)) if key not in ("name", "output")]
     tracker: Tracker = tracking.NoTracker()
     try:
-        tracker = tracking.start(config.tracking, config.name, params, run_id, tags)
+        tracker = tracking.start(config.tracking, config.name, params, run_id, tags, run.learner.version)
     except InputError as error:
         if not tags:
             raise
@@ -147,8 +152,7 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
     `also` is told of each step and each checkpoint once the run has recorded it.
     """
     config, learner, outer = run.config, run.learner, run.config.outer
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(recipes.dump(config), sort_keys=False))
-    tracker.artifact(run.folder / "config.yaml")
+    tracker.artifact(record(run.folder, config))
     root = config.checkpoint.uri or f"{run.folder}/checkpoints"
     checkpoint.forget_after(root, learner.version)
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
@@ -156,7 +160,7 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
 
         def on_step(step: int, metrics: Mapping[str, float]) -> None:
             write(step, metrics)
-            tracker.log(step, metrics)
+            tracker.log(step, finite(dict(metrics)))
             line(step, metrics)
             for hooks in also:
                 hooks.on_step(step, dict(metrics))
@@ -179,13 +183,15 @@ def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list
                 "as evaluation.family.ways=5"
             )
     config, meta, version = load_trained(uri, overrides)
-    check_data(config)
+    check_data(config.recipe())
     check_fit(config.recipe(), meta)
     plan, _ = choose_plan(config.recipe(), config.workers.gpus, config.workers.threads)
-    with interruptible() as should_stop, pool_for(config, plan, address) as pool:
+    with isolated(config.workers.threads), interruptible() as should_stop, pool_for(config, plan, address) as pool:
         pool.publish(Snapshot(version, meta))
         requests = Requests(pool, should_stop, config.workers.wait_s)
-        return evaluate_split(config.recipe(), requests, config.evaluation.split, version)
+        scores = evaluate_work(config.recipe(), requests, "score", version)
+        _warn(scores)
+        return scores
 
 
 def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
@@ -203,27 +209,6 @@ def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
         learner.load_state_dict(saved.tensors, saved.scalars)
         tree, meta, version = recipes.dump(saved.config), learner.meta(), learner.version
     return recipes.parse(RunConfig, recipes.apply_overrides(tree, overrides), uri), meta, version
-
-
-def check_data(config: RunConfig) -> None:
-    """Refuse tasks that the data cannot give, before anything is started."""
-    config.setting("train", "update").family.check("train")
-    if config.validation.every_steps:
-        config.setting("val").family.check("val")
-    config.setting(config.evaluation.split).family.check(config.evaluation.split)
-
-
-def check_fit(recipe: Recipe, meta: Meta) -> None:
-    """Refuse to evaluate meta-parameters on a network that they are not of."""
-    needed = initial_meta(recipe, recipe.evaluation.split, "score")
-    for have, need in zip(meta, needed, strict=True):
-        for name in need:
-            shapes = [list(params[name].shape) if name in params else None for params in (have, need)]
-            if shapes[0] != shapes[1]:
-                raise InputError(
-                    f"the evaluation needs {name} of shape {shapes[1]}, and what was trained has {shapes[0]}: "
-                    "evaluate with the model, algorithm, norm and family.ways of training"
-                )
 
 
 @contextmanager
@@ -278,49 +263,24 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _folder(config: RunConfig, resume: str | None) -> tuple[Folder, checkpoint.Saved | None]:
-    """The run's folder, and the checkpoint to go on from."""
-    runs = Path("runs") / config.name
-    folder = Folder(config.output or runs / time.strftime("%Y%m%d-%H%M%S"))
-    if resume == "auto":
-        candidates = [folder] if config.output else [Folder(path) for path in sorted(runs.glob("*"), reverse=True)]
-        for candidate in candidates:
-            newest = checkpoint.latest(config.checkpoint.uri or f"{candidate}/checkpoints")
-            if newest is not None:
-                return candidate, checkpoint.load(newest)
-        log.info("there is nothing to resume for %s: starting afresh", config.name)
-    elif resume is not None:
-        saved = checkpoint.load(resume)
-        before, _, name = saved.uri.rpartition("/")[0].rpartition("/")
-        return Folder(before) if config.output is None and name == "checkpoints" else folder, saved
-    metrics = folder / "metrics.jsonl"
-    begun = storage.listing(f"{folder}/checkpoints") or (metrics.exists() and metrics.stat().st_size)
-    if resume is None and begun:
-        raise InputError(f"{folder} already holds a run: pass --resume auto to continue it, or another output")
-    return folder, None
-
-
 @contextmanager
 def _metrics_file(folder: Folder, version: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """metrics.jsonl, one line per outer step; a resumed run forgets the lines after its checkpoint."""
     path = folder / "metrics.jsonl"
-    kept = [line for line in path.read_text().splitlines() if _step(line) <= version] if path.exists() else []
+    lines = list(whole_lines(path.read_bytes())) if path.exists() else []
+    kept = [(step, line) for step, line in lines if step <= version]
+    missing = set(range(1, version + 1)) - {step for step, _ in kept}
+    if missing:
+        log.warning("%s lacks %d of the %d outer steps before", path, len(missing), version)
     temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.write_text("".join(f"{line}\n" for _, line in kept))
     temporary.replace(path)
     with path.open("a", buffering=1) as file:
 
         def write(step: int, metrics: Mapping[str, float]) -> None:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(to_json({"step": step, **metrics}) + "\n")
 
         yield write
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return float("inf")  # the half line of a process that was killed while writing
 
 
 def _leave_results(run: Run, scores: list[Score]) -> None:
@@ -328,8 +288,8 @@ def _leave_results(run: Run, scores: list[Score]) -> None:
     folder, recipe = run.folder, run.config.recipe()
     meta = to_device(run.learner.meta(), torch.device("cpu"))
     result = {"scores": [dataclasses.asdict(score) for score in scores]}
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "result.json").write_text(to_json(result, indent=1))
+    rows = read_metrics(folder / "metrics.jsonl")
     labels = [NORMALISED[score.norm] for score in scores]
     pictures = {
         "learning_curve": figures.learning_curve(rows, scores[0].metric, f"{recipe.name}: learning curve"),
@@ -344,12 +304,26 @@ def _leave_results(run: Run, scores: list[Score]) -> None:
         figures.save(figure, folder / "figures" / f"{name}.png")
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, without what was no finite number."""
+    rows = (json.loads(line) for _, line in whole_lines(path.read_bytes()))
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
 def as_metrics(scores: list[Score]) -> dict[str, float]:
-    """The scores as MLflow has them: test/accuracy, test/accuracy_ci95 and so on, numbered where there are several."""
+    """The scores as MLflow has them: test/accuracy, test/accuracy_ci95 and so on, numbered if there are several."""
     found: dict[str, float] = {}
     for i, score in enumerate(scores):
         name = f"test/{score.metric}" + (f"_{i}" if i else "")
         found |= {name: score.mean, f"{name}_ci95": score.ci95}
         found |= {f"{name}_before": value for value in score.curve[:-1][:1]}
+        if score.diverged:
+            found |= {f"{name}_median": score.median, f"{name}_diverged_tasks": score.diverged}
         found |= {f"test/{baseline}": value for baseline, value in score.baselines.items()}
-    return found
+    return finite(found)
+
+
+def _warn(scores: list[Score]) -> None:
+    for score in scores:
+        if score.diverged:
+            log.warning("%s", score.warning())

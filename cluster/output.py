@@ -1,0 +1,194 @@
+"""Where a run's results go: its folder, the checkpoint to continue from, and what a start must not overwrite.
+
+A new run takes a folder that is empty or holds no more than a start that ended before its first checkpoint leaves. What
+else lies there, and what only its own checkpoints could give again, is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from pyarrow import fs
+
+from cluster import checkpoint
+from cluster.config import RunConfig
+from metatrain import recipe as recipes
+from metatrain import storage
+from metatrain.core import InputError
+from metatrain.storage import Folder
+
+log = logging.getLogger(__name__)
+
+RESULTS = {"result.json", "bundle", "figures"}  # what a run leaves at its end
+RECORDS = {"metrics.jsonl", "mlflow.json", "checkpoints"}  # what it leaves on its way
+EARLY = {"mlflow.json", "error.txt"}  # what is there before config.yaml
+KEYS = {"name", "family", "model", "algorithm", "outer", "validation", "evaluation", "workers", "checkpoint", "output"}
+
+
+def choose(config: RunConfig, resume: str | None, *, trial: bool = False) -> tuple[Folder, checkpoint.Saved | None]:
+    """A run's folder, and the checkpoint to continue from; InputError if something there would be lost.
+
+    The folder of a sweep's `trial` is its own, in which it may also continue from another trial's checkpoint.
+    """
+    runs = Path("runs") / config.name
+    folder, saved = Folder(config.output or _dated(runs)), None
+    if resume == "auto":
+        past = sorted((path for path in runs.glob("*") if path.is_dir()), reverse=True)
+        for candidate in [folder] if config.output else map(Folder, past):
+            newest = _newest(candidate, config)
+            if newest is not None:
+                folder, saved = candidate, checkpoint.load(newest)
+                break
+    elif resume is not None:
+        saved = checkpoint.load(resume)
+        before, _, name = _root(saved).rpartition("/")
+        folder = Folder(before) if config.output is None and name == "checkpoints" else folder
+    if saved is None:
+        _check_free(folder, resume)
+        _check_place(config.checkpoint.uri)
+        if resume:
+            log.info("there is nothing to resume for %s: starting afresh", config.name)
+    elif not trial:
+        _check_continued(folder, config, saved)
+    return folder, saved
+
+
+def record(folder: Folder, config: RunConfig) -> Path:
+    """Write a run's config.yaml."""
+    path = folder / "config.yaml"
+    storage.write(str(path), yaml.safe_dump(recipes.dump(config), sort_keys=False).encode())
+    return path
+
+
+def whole_lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """(step, line) for each whole line of a metrics.jsonl; a process that was killed while writing left half of one."""
+    for line in data.split(b"\n"):
+        try:
+            text = line.decode()
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        step = row.get("step") if isinstance(row, dict) else None
+        if isinstance(step, int) and not isinstance(step, bool):
+            yield step, text
+
+
+class _Held(NamedTuple):
+    """What a folder holds."""
+
+    names: set[str]
+    config: recipes.Tree | None  # of the run whose folder it is
+    step: int  # the last one in metrics.jsonl; -1 if there is none
+    roots: list[str]  # where that run's checkpoints may be
+
+    def newest(self) -> str | None:
+        return next((found for root in self.roots if (found := checkpoint.latest(root)) is not None), None)
+
+    def is_ahead(self) -> bool:
+        """Whether the run has more than it would have before its first checkpoint."""
+        try:
+            config = self.config or {}
+            first = min(int(config["checkpoint"]["every_steps"]), int(config["outer"]["steps"]))
+        except (KeyError, TypeError, ValueError):
+            first = 0
+        return bool(self.names & RESULTS) or self.step > first
+
+
+def _look(folder: Folder) -> _Held:
+    uri = str(folder)
+    if storage.is_file(uri):
+        raise InputError(f"{uri} is a file: give a folder as output")
+    held = storage.listing(uri)
+    files = {info.base_name for info in held if info.type == fs.FileType.File}
+    names = {info.base_name for info in held} - {name for name in files if name.startswith(".")}
+    config = _recorded(uri) if "config.yaml" in files else None
+    lines = whole_lines(storage.read(f"{uri}/metrics.jsonl")) if "metrics.jsonl" in files else []
+    own = [config["checkpoint"]["uri"]] if config is not None and config["checkpoint"].get("uri") else []
+    return _Held(names, config, max((step for step, _ in lines), default=-1), [*own, f"{uri}/checkpoints"])
+
+
+def _recorded(uri: str) -> recipes.Tree | None:
+    """The config.yaml of a run; None if it is something else's."""
+    try:
+        tree = yaml.safe_load(storage.read(f"{uri}/config.yaml").decode())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return tree if isinstance(tree, dict) and tree.keys() >= KEYS and isinstance(tree["checkpoint"], dict) else None
+
+
+def _root(saved: checkpoint.Saved) -> str:
+    """Where a checkpoint lies, with others of its run."""
+    return saved.uri.rpartition("/")[0]
+
+
+def _newest(folder: Folder, config: RunConfig) -> str | None:
+    """The newest checkpoint of the run in a folder, or of the one that lost this folder."""
+    newest, uri = _look(folder).newest(), config.checkpoint.uri
+    if newest is None and uri is not None and config.output is not None:
+        newest = checkpoint.latest(uri)
+        if newest is not None and not _same(checkpoint.load(newest).config.output, config.output):
+            return None
+    return newest
+
+
+def _check_free(folder: Folder, resume: str | None) -> None:
+    """Refuse a folder that holds something else, or a run."""
+    held = _look(folder)
+    if held.config is None or not held.names & RECORDS:
+        early = EARLY if held.config is None else EARLY | {"config.yaml", "code"}
+        other = sorted(name for name in held.names - early if not name.endswith(".partial"))
+        if other:
+            raise InputError(f"{folder} is not empty and holds no run, but {other[0]}: give another output")
+        return
+    newest = held.newest()
+    if newest is None and held.is_ahead():
+        raise InputError(
+            f"{folder} holds a run that cannot be continued, as {held.roots[0]} has no checkpoint of it: give another "
+            "output, or put its checkpoints back"
+        )
+    if resume is None and (newest is not None or held.step >= 0 or storage.listing(f"{folder}/checkpoints")):
+        raise InputError(f"{folder} already holds a run: pass --resume auto to continue it, or another output")
+
+
+def _check_continued(folder: Folder, config: RunConfig, saved: checkpoint.Saved) -> None:
+    """Refuse to continue from a checkpoint in the folder, or with the checkpoint.uri, of another run."""
+    held, root, place = _look(folder), _root(saved), config.checkpoint.uri
+    own = any(_same(root, other) for other in held.roots)
+    if not own and not (held.config is not None and _same(held.config["output"], saved.config.output)):
+        _check_free(folder, None)
+    if place is not None and not any(_same(place, other) for other in (root, *held.roots)):
+        _check_place(place)
+
+
+def _check_place(uri: str | None) -> None:
+    """Refuse a checkpoint.uri whose checkpoints the first own one would replace."""
+    if uri is not None and storage.is_file(uri):
+        raise InputError(f"checkpoint.uri is {uri}, which is a file: give a folder")
+    if uri is not None and checkpoint.latest(uri) is not None:
+        raise InputError(
+            f"checkpoint.uri is {uri}, which holds the checkpoints of another run: give another one, or continue that "
+            f"run with --resume {uri}"
+        )
+
+
+def _same(one: str | None, other: str | None) -> bool:
+    """Whether two paths or addresses are of one place."""
+    return one is not None and other is not None and _whole(one) == _whole(other)
+
+
+def _whole(uri: str) -> str:
+    local = uri.removeprefix("file://")
+    return uri.rstrip("/") if storage.is_remote(local) else str(Path(local).resolve())
+
+
+def _dated(runs: Path) -> Path:
+    """A folder of this moment; those of runs that start in the same second are numbered."""
+    name = time.strftime("%Y%m%d-%H%M%S")
+    return next(path for i in count() if not (path := runs / (f"{name}-{i}" if i else name)).exists())
