@@ -55,8 +55,8 @@ def train(
     with front_door("metatrain.train(..., resume='auto')"):
         from cluster import run
 
-        if resume is not None and not isinstance(resume, str | Path):
-            raise InputError(f"resume is {resume!r}, expected 'auto' or a run's folder")
+        check_argument("resume", resume, str | Path | None, "'auto' or a run's folder")
+        check_argument("address", address, str | None, "a Ray cluster's address")
         config = _configured(recipe, overrides, address)
         folder, _ = run.train(config, address, None if resume is None else str(resume))
     return Run(str(folder))
@@ -262,6 +262,12 @@ def _messages_shown() -> Iterator[None]:
             logger.removeHandler(handler)
 
 
+def check_argument(name: str, given: Any, kind: Any, expected: str) -> None:
+    """Refuse what a command could not be given."""
+    if not isinstance(given, kind):
+        raise InputError(f"{name} is {_printable(repr(given))}, expected {expected}")
+
+
 def as_tree(given: Any, what: str) -> tuple[Tree, str]:
     """A recipe or a sweep as plain data of the caller's own, and what errors call it."""
     from metatrain import recipe as recipes
@@ -271,7 +277,8 @@ def as_tree(given: Any, what: str) -> tuple[Tree, str]:
     if isinstance(given, Mapping) or (dataclasses.is_dataclass(given) and not isinstance(given, type)):
         tree: Tree = plain(given)
         return tree, f"the {what}"
-    raise InputError(f"the {what} is {given!r}, expected a YAML file's path, a dict or the dataclass")
+    shown = _printable(repr(given))
+    raise InputError(f"the {what} is {shown}, expected a YAML file's path, a dict or the dataclass")
 
 
 def plain(value: Any) -> Any:
@@ -320,7 +327,8 @@ def _configured(recipe: Any, overrides: Mapping[str, Any], address: str | None) 
     except RecursionError:
         raise InputError("the recipe holds itself: give a dict of keys and values") from None
     found = recipes.parse(RunConfig, tree, source)
-    asked = address is not None or "workers.max" in overrides or "max" in (overrides.get("workers") or {})
+    workers = plain(overrides.get("workers"))
+    asked = address is not None or "workers.max" in overrides or (isinstance(workers, dict) and "max" in workers)
     if found.workers.max and not asked and importlib.util.find_spec("ray") is None:
         log.info("ray is not installed: this process computes")
         found = dataclasses.replace(found, workers=dataclasses.replace(found.workers, max=0))
@@ -475,4 +483,4 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
 def _printable(text: str) -> str:
     """One line without control characters, and not endless."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
-    return shown if len(shown) <= 500 else f"{shown[:497]}..."
+    return shown if len(shown) <= 300 else f"{shown[:297]}..."

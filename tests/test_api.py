@@ -22,7 +22,7 @@ from conftest import GLYPHS, S3, SINUSOID, config
 from test_without_ray import HIDE
 
 import metatrain
-from cluster.config import RunConfig
+from cluster.config import RunConfig, Workers
 from metatrain.recipe import Recipe
 from tuning.space import Sweep
 
@@ -79,6 +79,7 @@ def test_overrides_set_dotted_keys_and_merge_dicts() -> None:
     run = metatrain.train(SHORT, output=Path("run"), outer={"steps": np.int64(2)}, **options)
     found = run.config
     assert (found.outer.steps, found.outer.lr, found.algorithm.inner_lr, found.model.hidden) == (2, 0.001, 0.5, (4, 4))
+    assert metatrain.train(SHORT, outer=found.outer, workers=Workers(max=0)).config.outer == found.outer
     other = {"name": "reptile", "inner_lr": 0.01, "inner_steps": 2, "inner_batch": 5}
     again = metatrain.train(SHORT | {"algorithm": SHORT["algorithm"] | {"inner_steps": 2}}, algorithm=other)
     assert again.config.algorithm.name == "reptile"  # and no key of maml's is left
@@ -101,7 +102,12 @@ HOLDS_ITSELF["outer"] = HOLDS_ITSELF
         (None, {}, "the recipe is None, expected"),
         ([SHORT], {}, "expected a YAML file's path, a dict or the dataclass"),
         ("no.yaml", {}, "cannot read recipe no.yaml"),
+        ([SHORT] * 50, {}, "expected a YAML file's path, a dict or the dataclass"),
+        (SHORT, {"outer": 5}, "outer is 5, expected"),
+        (SHORT, {"workers": 5}, "workers is 5, expected"),
+        (SHORT, {"recipes": "x"}, "recipes is not a key of a recipe"),
         (SHORT, {"resume": True}, "resume is True, expected 'auto' or a run's folder"),
+        (SHORT, {"address": 5}, "address is 5, expected a Ray cluster's address"),
         (SHORT, {"resume": "nowhere"}, "nowhere holds no checkpoint"),
     ],
 )
@@ -420,6 +426,7 @@ SWEEP: dict[str, Any] = {
         (SWEEP, {"space": 5}, "space is 5, expected a valid dictionary"),
         ({"name": "x"}, {}, "recipe is missing"),
         (5, {}, "the sweep is 5, expected a YAML file's path, a dict or the dataclass"),
+        (SWEEP, {"resume": "auto"}, "resume is 'auto', expected True or False"),
     ],
 )
 def test_a_bad_sweep_is_one_sentence(sweep: Any, changes: dict[str, Any], sentence: str) -> None:

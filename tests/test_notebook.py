@@ -115,3 +115,19 @@ def test_what_is_wrong_is_one_sentence_in_a_notebook(kernel: tuple[KernelManager
     messages = run(client, f"import metatrain\nmetatrain.train({SINUSOID!r}, outer={{'stepz': 3}})")
     (error,) = of(messages, "error")
     assert error["traceback"] == ["InputError: the recipe: outer.stepz is not a key of a recipe; did you mean 'steps'?"]
+
+
+@pytest.mark.ray
+def test_ray_works_in_a_kernel_twice_and_a_sweep_keeps_its_line(
+    kernel: tuple[KernelManager, BlockingKernelClient],
+) -> None:
+    _, client = kernel
+    recipe = SINUSOID | {"outer": SINUSOID["outer"] | {"steps": 2}, "workers": {"max": 1}}
+    sweep = {"name": "rates", "recipe": recipe, "set": {"validation.every_steps": 1}, "budget": {"trials": 1}}
+    sweep["space"] = {"outer.lr": {"choice": [0.001]}}
+    for code in (f"import metatrain\nmetatrain.train({recipe!r}, output='run')", f"metatrain.tune({sweep!r})"):
+        messages = run(client, code)
+        assert not of(messages, "error")
+        assert len(of(messages, "display_data")) == 1
+        assert not of(messages, "clear_output")
+        assert "2 of 2 steps, mse " in of(messages, "execute_result")[0]["data"]["text/plain"]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.api import Run, as_tree, change, front_door, plain, result_of
+from cluster.api import Run, as_tree, change, check_argument, front_door, plain, result_of
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def tune(
     with front_door("metatrain.tune(..., resume=True)"), _same_random_numbers():
         from tuning import sweep as sweeps
 
+        check_argument("resume", resume, bool, "True or False")
+        check_argument("address", address, str | None, "a Ray cluster's address")
         search = _search(sweep, overrides)
         sweeps.start(search, address, resume=resume)
     return SweepRun(str(search.folder).removeprefix(f"{Path.cwd()}/"))

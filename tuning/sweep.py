@@ -344,6 +344,7 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
             callbacks=[watch],
             stop=_Stop(should_stop),
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # that of notebooks clears the cell
             failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
         ),
     ).fit()
