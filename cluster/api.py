@@ -467,17 +467,10 @@ def _nan_for_null(value: Any) -> Any:
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are whole: objects with a step."""
-    rows = []
-    for line in data.splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # half a line of a process that was killed, or no text
-        step = row.get("step") if isinstance(row, dict) else None
-        if isinstance(step, int | float) and not isinstance(step, bool) and math.isfinite(step):
-            rows.append(row)
-    return rows
+    """The whole lines of metrics.jsonl."""
+    from cluster.output import whole_lines
+
+    return [json.loads(line) for _, line in whole_lines(data)]
 
 
 def _printable(text: str) -> str:
