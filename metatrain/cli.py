@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from metatrain.inference import Predictions
     from metatrain.tasks.images import ImageStore
 
 OPTIONAL = ("ray", "optuna")  # what a machine without a cluster may lack
 WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
+MOST_ROWS = 20  # of predicted numbers on a terminal
 Statistics = Literal["transductive", "support", "support+1", "running"]
 
 app = typer.Typer(
@@ -209,107 +209,70 @@ def push(
 @app.command()
 def adapt(
     bundle: Annotated[str, typer.Argument(help="A run's folder or its bundle.")],
-    support: Annotated[Path, typer.Option(help="The labelled images: a folder with a folder for each class.")],
+    support: Annotated[
+        Path, typer.Option(help="What to adapt to: a folder with a folder of images for each class, or a file of rows.")
+    ],
     query: Annotated[
         list[Path],
-        typer.Option(help="Images to predict: files or folders, in class folders where classes are known."),
+        typer.Option(
+            help="What to predict: images or folders of them, or files of rows; with the truth if it is known."
+        ),
     ],
-    more: Annotated[list[Path] | None, typer.Argument(help="More images to predict, as after --query *.png.")] = None,
+    more: Annotated[list[Path] | None, typer.Argument(help="More to predict, as after --query *.png.")] = None,
     norm: Annotated[
         Statistics | None, typer.Option(help="Whose statistics normalise an image; default: as the run was tested.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for predictions.json and predictions.png.")] = Path("adapted"),
+    output: Annotated[Path, typer.Option(help="Folder for predictions.json and the like.")] = Path("adapted"),
 ) -> None:
-    """Adapt a trained run to a few labelled images, and predict others.
+    """Adapt a trained run to a few examples, and predict others: images, or rows of CSV, Parquet or NPZ files.
 
     Example: metatrain adapt runs/mine --support few --query new
+
+    Example: metatrain adapt runs/table --support few.csv --query new.csv
     """
-    import json
-
-    import torch
-
-    from metatrain import figures, inference
+    from metatrain import figures, files, inference
     from metatrain.core import InputError
-    from metatrain.tasks.folders import labelled_files
+    from metatrain.plain import to_json
 
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file: give a folder")
-    learned = inference.load(bundle)
-    examples, unread = labelled_files(support)
-    if any(label is None for _, label in examples):
-        raise InputError(f"{support} has images outside of class folders: put each into a folder named after its class")
-    adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
-    files, classes, images = [], [], []
-    queries = [labelled_files(path) for path in [*query, *(more or [])]]
-    for file, why in [*unread, *(other for _, others in queries for other in others)]:
-        print(f"refused {file}: {why}")
-    for file, label in [example for labelled, _ in queries for example in labelled]:
-        try:
-            images.append(adapted.family.examples([file]))
-        except InputError as error:
-            print(f"refused {error}")
-        else:
-            files.append(str(file))
-            classes.append(label)
-    if not images:
-        raise InputError("none of the query images can be read: give others")
-    pictures = torch.cat(images)
-    truth = [label if label in adapted.classes else None for label in classes]
-    found = adapted.predict(pictures)
-    known = [label == predicted for label, predicted in zip(truth, found.labels, strict=True) if label is not None]
-    title = f"Predictions of {bundle} for {len(files)} images"
-    captions = [label or Path(file).name for file, label in zip(files, truth, strict=True)]
-    picture = adapted.picture(pictures, truth, title, captions)
-
-    _print_table(files, classes, truth, found)
-    ms = 1000 * adapted.seconds
-    print(f"learned from {learned.protocol}")
-    print(f"adapted to {len(examples)} images of {len(adapted.classes)} classes in {ms:.1f} ms")
-    if adapted.norm == "transductive":
-        print(
-            f"the {len(files)} query images are normalised by their common statistics (transductive): "
-            "pass --norm support+1 for predictions that do not depend on each other"
-        )
-    if known:
-        print(f"accuracy: {100 * sum(known) / len(known):.1f}% of {len(known)} images")
-    others = sorted({label for label in classes if label is not None and label not in adapted.classes})
-    if others:
-        print(f"not counted: images of classes that the support set does not have ({_some(others)})")
+    found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
     output.mkdir(parents=True, exist_ok=True)
-    predictions = [
-        {
-            "image": file,
-            "class": label,
-            "prediction": predicted,
-            "probabilities": dict(zip(adapted.classes, row, strict=True)),
-        }
-        for file, label, predicted, row in zip(files, classes, found.labels, found.probabilities.tolist(), strict=True)
-    ]
-    result = {
-        "bundle": bundle,
-        "trained": learned.protocol,
-        "norm": adapted.norm,
-        "adaptation_ms": ms,
-        "accuracy": sum(known) / len(known) if known else None,
-        "predictions": predictions,
-    }
-    (output / "predictions.json").write_text(json.dumps(result, indent=1))
-    figures.save(picture, output / "predictions.png")
-    print(f"written: {output}/predictions.json {output}/predictions.png")
+    written = [output / "predictions.json"]
+    written[0].write_text(to_json(found.result, indent=1))
+    if found.rows:
+        written.append(output / "predictions.csv")
+        _write_csv(found.rows, written[-1])
+    if found.picture is not None:
+        written.append(figures.save(found.picture, output / "predictions.png"))
+    _print_table(found.shown)
+    print(*found.notes, f"written: {' '.join(map(str, written))}", sep="\n")
 
 
-def _print_table(files: list[str], classes: list[str | None], truth: list[str | None], found: Predictions) -> None:
-    """A row for each image; a tick or a cross where its class is known."""
+def _write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    import csv
+
+    names = [name for name in rows[0] if name != "probabilities"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _print_table(columns: Mapping[str, Sequence[str]]) -> None:
+    """A row for each prediction: all of images, the first ones of rows."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("image", "class", "prediction", *found.classes)
-    rows = zip(files, classes, truth, found.labels, found.probabilities.tolist(), strict=True)
-    for file, label, true, predicted, row in rows:
-        mark = "" if true is None else "✓ " if true == predicted else "✗ "
-        table.add_row(file, label or "", mark + predicted, *(f"{100 * p:.1f}%" for p in row))
+    most = None if "image" in columns else MOST_ROWS
+    table = Table(*columns)
+    rows = list(zip(*columns.values(), strict=True))
+    for row in rows[:most]:
+        table.add_row(*row)
     width = None if sys.stdout.isatty() else 10_000  # no wrapping in files and pipes
     Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+    if most is not None and len(rows) > most:
+        print(f"and {len(rows) - most} more rows")
 
 
 def _shape(store: ImageStore) -> str:

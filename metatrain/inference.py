@@ -83,6 +83,7 @@ class Adapted:
     classes: list[Any] | None  # the labels of the support set, sorted; None if its targets are numbers
     norm: Norm  # whose statistics normalise an example that is predicted; "transductive": of all given at once
     seconds: float  # that the inner loop took
+    steps: int  # of adaptation
     threads: int
     problem: Supervised
     family: TaskFamily
@@ -95,7 +96,10 @@ class Adapted:
 
         With norm "transductive" they depend on all examples that are given together; else each on its own only.
         """
-        outputs = self.outputs(self.after, self.examples(examples))
+        return self.predictions(self.outputs(self.after, self.examples(examples)))
+
+    def predictions(self, outputs: Tensor) -> Any:
+        """What the network's outputs [N, outputs] say: Predictions of classes, or Numbers."""
         if self.classes is not None:
             return Predictions(self.classes, outputs.softmax(-1))
         if isinstance(self.family, RawNumbers):
@@ -147,10 +151,11 @@ class Learned:
     """Meta-parameters with the recipe that they were learned by, ready to adapt. Threads may share it."""
 
     def __init__(self, recipe: Recipe, meta: Meta, source: str, threads: int = 1) -> None:
-        self.recipe, self.meta, self._source, self._threads = recipe, meta, source, threads
+        self.recipe, self.meta, self.source, self._threads = recipe, meta, source, threads
         self._setting = recipe.setting("score")
         with isolated(threads):
-            self._problem(self._setting.family, self._setting.norm[0])  # which refuses what cannot be adapted
+            problem = self._problem(self._setting.family, self._setting.norm[0])
+        self.targets = 1 if problem.targets == "classes" else problem.outputs  # numbers or labels of an example
 
     @property
     def protocol(self) -> str:
@@ -163,7 +168,7 @@ class Learned:
         )
 
     def __repr__(self) -> str:
-        return f"<{self._source}: {self.protocol}>"
+        return f"<{self.source}: {self.protocol}>"
 
     def adapt(self, examples: Any, targets: Any, norm: Norm | None = None) -> Adapted:
         """Adapt, as the recipe's evaluation does, to S examples and their S labels or numbers.
@@ -218,6 +223,7 @@ class Learned:
             classes=classes,
             norm=problem.norm[0],
             seconds=seconds,
+            steps=len(steps) - 1,
             threads=self._threads,
             problem=problem,
             family=family,
@@ -234,7 +240,7 @@ class Learned:
             problem = family.bind(self.recipe.model, (norm,), "reference")
         if not isinstance(problem, Supervised):
             raise InputError(
-                f"{self._source} learned from {self.recipe.family.name} tasks, which are episodes: give a run that "
+                f"{self.source} learned from {self.recipe.family.name} tasks, which are episodes: give a run that "
                 "learned from examples"
             )
         return problem
@@ -245,11 +251,11 @@ class Learned:
         same_names = needed.keys() == self.meta.model.keys()
         same_shapes = same_names and all(needed[name].shape == p.shape for name, p in self.meta.model.items())
         if not same_names or (classes is None and not same_shapes):
-            raise InputError(f"{self._source} has parameters of another version of its network: train it again")
+            raise InputError(f"{self.source} has parameters of another version of its network: train it again")
         if classes is not None and not (same_shapes and problem.outputs == len(classes)):
             ways = getattr(self._setting.family, "ways", problem.outputs)
             raise InputError(
-                f"{self._source} tells {ways} classes apart, got labels of {len(classes)} "
+                f"{self.source} tells {ways} classes apart, got labels of {len(classes)} "
                 f"({', '.join(map(str, classes[:10]))}): give examples of {ways} classes"
             )
 

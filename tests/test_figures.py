@@ -64,12 +64,19 @@ def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
         mean=0.9,
         ci95=0.02,
         tasks=600,
+        diverged=0,
+        median=0.9,
+        quartiles=(0.8, 1.0),
         norm="support",
         protocol="p",
         steps=[0, 1, 3],
         curve=[0.2, 0.8, 0.9],
         curve_ci95=[0.01, 0.03, 0.02],
+        curve_diverged=[0, 0, 0],
+        curve_median=[0.2, 0.8, 0.9],
+        curve_quartiles=[(0.2, 0.2), (0.7, 0.9), (0.8, 1.0)],
         baselines={"nearest_neighbour_on_pixels": 0.5},
+        differences={"nearest_neighbour_on_pixels": (0.4, 0.02)},
     )
     (axes,) = figures.adaptation_curve([("statistics: support", score)], "t").axes
     (bars,) = axes.containers

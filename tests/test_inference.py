@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import GLYPHS, REPTILE, SINUSOID, Done, command, config
+from conftest import GLYPHS, REPTILE, SINUSOID, Done, cache_in, command, config
 from PIL import Image
 from torch import Tensor
 
@@ -58,14 +58,18 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     worker.load(0, worker.layout.flatten(meta))
     ticket = Ticket("score", "test", 0, 0)
     setting, problem = worker._bind(ticket.work)
-    problem.metrics["probabilities"] = lambda prediction, _: prediction.softmax(-1)
-    found, _ = worker.compute(ticket)
-    curves = found.curves
+    seen: list[Tensor] = []
+
+    def spy(prediction: Tensor, _: Tensor) -> Tensor:
+        seen.append(prediction.softmax(-1)[0])
+        return torch.zeros(len(prediction))
+
+    problem.metrics["spy"] = spy
+    worker.compute(ticket)
     task = setting.family.sample(generator_for(setting.seed, ticket, "tasks"), 1, "test")
     support = [(x, f"class {y}", "support") for x, y in zip(task.support_x[0], task.support_y[0], strict=True)]
     query = [(x, f"class {y}", "query") for x, y in zip(task.query_x[0], task.query_y[0], strict=True)]
-    names = {"transductive": "probabilities", "support+1": "probabilities[support+1]"}
-    return Trained(folder, support + query, {norm: curves[name][0, -1] for norm, name in names.items()})
+    return Trained(folder, support + query, dict(zip(NORMS, seen[-len(NORMS) :], strict=True)))
 
 
 def part(trained: Trained, which: str) -> tuple[list[Tensor], list[str]]:
@@ -152,6 +156,7 @@ import sys, torch
 torch.set_num_threads(1)
 import metatrain
 learned = metatrain.load(sys.argv[1])
+assert learned._problem(learned.recipe.family, "transductive").path == "fused"
 images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
 adapted = learned.adapt(images, [0, 1, 2, 3, 4])
 assert adapted.predict(images).probabilities.shape == (5, 5)
@@ -163,31 +168,31 @@ print(int(memory["RssAnon"].split()[0]) // 1024, *sorted(unwanted))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
 def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
-    """No data set, no Ray, no MLflow: a conv4 of 64 filters adapts to 5-way 1-shot in a process of its own.
+    """No data set, no Ray, no MLflow: a conv4 of 64 filters adapts to 5-way 1-shot in a process of its own, fused.
 
     Counted is the memory that the process holds; the pages of PyTorch's libraries belong to the file cache.
     """
     settings = config(GLYPHS, model__filters=64, output=str(tmp_path / "run"), outer__steps=1, evaluation__tasks=2)
     run.train(settings)
     alone = shutil.copytree(tmp_path / "run" / "bundle", tmp_path / "alone")
-    environment = os.environ | {"METATRAIN_CACHE": str(tmp_path / "empty")}
+    environment = os.environ | {"METATRAIN_CACHE": str(cache_in(tmp_path / "cache"))}
     arguments = [sys.executable, "-c", SCRIPT, str(alone)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     megabytes, *unwanted = done.stdout.split()
     assert not unwanted
     assert int(megabytes) < 500
-    assert not (tmp_path / "empty").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".compiled"]
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "sentence"),
     [
-        (3, [0, 1, 2], r"tells 5 classes apart, got labels of 3 \(0, 1, 2\): give images of 5 classes"),
-        (1, [0], "tells 5 classes apart, got labels of 1"),
-        (5, [0, 1], "there are 5 images but 2 labels"),
+        (3, [0, 1, 2], r"tells 5 classes apart, got labels of 3 \(0, 1, 2\): give examples of 5 classes"),
+        (1, [0], "all examples have the same label, so that there is nothing to tell apart"),
+        (5, [0, 1], "there are 5 examples but 2 labels"),
         (2, [0, "a"], "labels must be numbers or strings, all of one kind"),
-        (5, torch.eye(5), "labels must be one number or string for each image, not vectors"),
+        (5, torch.eye(5), "labels must be one number or string for each example, not vectors"),
     ],
 )
 def test_a_support_set_that_does_not_fit_is_one_sentence(
@@ -237,15 +242,16 @@ def album_of_six(folder: Path) -> Path:
     return six
 
 
-def test_a_damaged_bundle_and_one_without_images_are_refused(trained: Trained, tmp_path: Path) -> None:
+def test_a_damaged_bundle_and_one_of_episodes_are_refused(trained: Trained, tmp_path: Path) -> None:
     damaged = shutil.copytree(trained.folder / "bundle", tmp_path / "damaged")
     tensors = damaged / "meta.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-4])
     with pytest.raises(InputError, match=r"damaged is damaged: meta\.safetensors is not what was saved"):
         metatrain.load(damaged)
-    run.train(config(SINUSOID, output=str(tmp_path / "sinusoid"), outer__steps=1))
-    with pytest.raises(InputError, match="learned from sinusoid tasks: give a bundle that learned from images"):
-        metatrain.load(tmp_path / "sinusoid")
+    bandit = {"name": "bandit", "pulls": 2, "episodes": 2}
+    run.train(config(SINUSOID, family=bandit, output=str(tmp_path / "bandit"), outer__steps=1))
+    with pytest.raises(InputError, match="learned from bandit tasks, which are episodes: give a run that learned from"):
+        metatrain.load(tmp_path / "bandit")
 
 
 def test_a_norm_that_does_not_exist_is_refused(trained: Trained) -> None:
@@ -321,6 +327,6 @@ def test_a_query_image_that_is_broken_is_told_and_left_out(trained: Trained, tmp
     (folder / "query" / "broken.png").write_bytes(b"no image")
     done, written = adapt(trained, folder)
     assert done.returncode == 0
-    assert re.match(r"refused .*/query/broken\.png cannot be read as an image .*: replace or remove it\n", done.stdout)
+    assert re.search(r"\nrefused .*/query/broken\.png cannot be read as an image .*: replace or remove it\n", done.stdout)
     assert len(written["predictions"]) == len(part(trained, "query")[0])
     assert f"learned from {metatrain.load(trained.folder).protocol}" in done.stdout

@@ -141,7 +141,7 @@ def test_the_bits_do_not_depend_on_the_callers_threads_or_modes(learned: Any, th
     try:
         for mode in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16)):
             with mode:
-                again = metatrain.load(learned._source)
+                again = metatrain.load(learned.source)
                 given = torch.stack([image.clone() for image in support])  # an inference tensor, in that mode
                 assert torch.equal(again.adapt(given, labels).predict(query).probabilities, expected)
                 assert torch.equal(learned.adapt(given, labels).predict(query).probabilities, expected)

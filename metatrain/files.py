@@ -1,0 +1,218 @@
+"""What `metatrain adapt` does with files: a support set and examples to predict, as images or as rows of numbers."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metatrain.core import InputError, Norm
+from metatrain.inference import Adapted, Learned, Predictions
+from metatrain.tasks import columns
+from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.folders import labelled_files
+from metatrain.tasks.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Predicted(NamedTuple):
+    """What was predicted of N examples, and how it is shown."""
+
+    shown: Mapping[str, Sequence[str]]  # the columns of a printed table, [N] each
+    notes: list[str]  # lines to print
+    result: dict[str, Any]  # predictions.json
+    picture: Figure | None
+    rows: list[dict[str, Any]]  # predictions.csv; none for images
+
+
+def predict(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+    """Adapt to the support set in a folder or file, and predict what is in others. InputError if they do not fit."""
+    if isinstance(learned.recipe.family, FewShot):
+        return _images(learned, support, query, norm)
+    return _rows(learned, support, query, norm)
+
+
+def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+    """The support set lies in a folder for each class, and so may the queries."""
+    examples, refused = labelled_files(support)
+    if any(label is None for _, label in examples):
+        raise InputError(f"{support} has images outside of class folders: put each into a folder named after its class")
+    adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
+    unread, files, labels, images = [], [], [], []
+    for path in query:
+        found, others = labelled_files(path)
+        refused += others
+        for file, label in found:
+            try:
+                images.append(adapted.examples([file]))
+            except InputError as error:
+                unread.append(f"refused {error}")
+            else:
+                files.append(str(file))
+                labels.append(label)
+    if not images:
+        raise InputError("none of the query images can be read: give others")
+    x = torch.cat(images)
+    predictions = adapted.predictions(adapted.outputs(adapted.after, x))
+    truth = [label if label in predictions.classes else None for label in labels]
+    captions = [label or Path(file).name for file, label in zip(files, truth, strict=True)]
+    title = f"Predictions of {learned.source} for {len(files)} images"
+    shown, notes, result = _classified(learned, adapted, predictions, "image", files, labels)
+    notes = [*(f"refused {file}: {why}" for file, why in refused), *unread, *notes]
+    return Predicted(shown, notes, result, adapted.picture(x, truth, title, captions), [])
+
+
+def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+    """The support set and the queries are CSV, Parquet or NPZ files."""
+    raw, targets, names = _read(learned, support, None)
+    if targets is None:
+        raise InputError(f"{support} has no targets ({', '.join(names)}), and adapting needs some: add them")
+    adapted = learned.adapt(raw, targets, norm)
+    examples, truth, places = [], [], []
+    for path in query:
+        raw, known, _ = _read(learned, path, names)
+        examples.append(adapted.examples(raw))
+        truth += [None] * len(examples[-1]) if known is None else list(known)
+        places += [f"{path}:{i + 1}" for i in range(len(examples[-1]))]
+    x = torch.cat(examples)
+    found = adapted.predictions(adapted.outputs(adapted.after, x))
+    if isinstance(found, Predictions):
+        shown, notes, result = _classified(learned, adapted, found, "row", places, truth)
+        return Predicted(shown, notes, result, None, result["predictions"])
+    rows = [
+        {"row": place, "target": target, "prediction": value}
+        for place, target, value in zip(places, truth, found.values.tolist(), strict=True)
+    ]
+    shown = {name: [_text(row[name]) for row in rows] for name in ("row", "target", "prediction")}
+    notes, result = _told(learned, adapted, "row", len(places)), _result(learned, adapted, rows)
+    known = [i for i, target in enumerate(truth) if target is not None]
+    if not known or found.values.dim() > 1:
+        return Predicted(shown, notes, result, None, rows)
+    told = torch.tensor([float(truth[i]) for i in known], dtype=torch.float64)
+    constant = float(np.mean(np.asarray(targets, np.float64)))
+    errors = [float((guess - told).square().mean()) for guess in (found.values[known].double(), constant)]
+    notes.append(
+        f"mean squared error: {errors[0]:.6g} of {len(known)} rows; {errors[1]:.6g} if the mean of the support set's "
+        "targets is predicted"
+    )
+    return Predicted(
+        shown, notes, result | {"mean_squared_error": errors[0]}, _agreement(adapted, x[known], told), rows
+    )
+
+
+def _read(learned: Learned, path: Path, targets: Sequence[str] | None) -> tuple[Any, Any, Sequence[str]]:
+    """Examples as `adapt` takes them, their targets if the file has them, and how these are called there.
+
+    Of a table they are columns by their names. Else the targets are those columns, the column y, or the last ones.
+    """
+    if path.suffix.lower() == ".npz":
+        arrays = _arrays(path)
+        if "x" not in arrays:
+            raise InputError(f"{path} has no array x, the examples: save it with numpy.savez(path, x=..., y=...)")
+        return arrays["x"], arrays.get("y"), ["y"]
+    file = columns.opened(str(path), columns.stamp(str(path)), "")
+    table = {name: file.column(name).to_pylist() for name in file.types}
+    family = learned.recipe.family
+    if isinstance(family, Table):
+        return table, table.get(family.target), [family.target]
+    names = targets or (["y"] if "y" in table else list(table)[-learned.targets :])
+    x = np.array([table[name] for name in table if name not in names]).T
+    if not set(names) <= table.keys():
+        return x, None, names
+    return x, table[names[0]] if len(names) == 1 else np.array([table[name] for name in names]).T, names
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    columns.stamp(str(path))  # which refuses what is no regular file, or too large
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read as NPZ ({error}): save it with numpy.savez(path, x=..., y=...)"
+        ) from error
+
+
+def _classified(
+    learned: Learned, adapted: Adapted, found: Predictions, kind: str, places: list[str], labels: Sequence[Any]
+) -> tuple[dict[str, list[str]], list[str], dict[str, Any]]:
+    """The table, the notes and the result of predicted classes; a label may be None, or no class of the support set."""
+    truth = [label if label in found.classes else None for label in labels]
+    marks = [
+        "" if t is None else "✓ " if t == predicted else "✗ " for t, predicted in zip(truth, found.labels, strict=True)
+    ]
+    shown = {
+        kind: places,
+        "class": [_text(label) for label in labels],
+        "prediction": [mark + _text(label, "none") for mark, label in zip(marks, found.labels, strict=True)],
+    }
+    chances = found.probabilities.tolist()
+    shown |= {str(c): [f"{100 * row[i]:.1f}%" for row in chances] for i, c in enumerate(found.classes)}
+    rows = [
+        {
+            kind: place,
+            "class": label,
+            "prediction": predicted,
+            "probabilities": dict(zip(found.classes, row, strict=True)),
+        }
+        for place, label, predicted, row in zip(places, labels, found.labels, chances, strict=True)
+    ]
+    notes = _told(learned, adapted, kind, len(places))
+    known = [mark == "✓ " for mark in marks if mark]
+    if known:
+        notes.append(f"accuracy: {100 * sum(known) / len(known):.1f}% of {len(known)} {kind}s")
+    others = sorted({str(label) for label in labels if label is not None and label not in found.classes})
+    if others:
+        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        notes.append(f"not counted: {kind}s of classes that the support set does not have ({listed})")
+    return shown, notes, _result(learned, adapted, rows) | {"accuracy": sum(known) / len(known) if known else None}
+
+
+def _told(learned: Learned, adapted: Adapted, kind: str, queries: int) -> list[str]:
+    """What was done, in lines."""
+    to = f"{adapted.support.support_x.shape[1]} {kind}s"
+    of = "" if adapted.classes is None else f" of {len(adapted.classes)} classes"
+    notes = [f"learned from {learned.protocol}", f"adapted to {to}{of} in {1000 * adapted.seconds:.1f} ms"]
+    if adapted.norm == "transductive":
+        notes.append(
+            f"the {queries} query {kind}s are normalised by their common statistics (transductive): "
+            "pass --norm support+1 for predictions that do not depend on each other"
+        )
+    return notes
+
+
+def _result(learned: Learned, adapted: Adapted, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "bundle": learned.source,
+        "trained": learned.protocol,
+        "norm": adapted.norm,
+        "adaptation_ms": 1000 * adapted.seconds,
+        "predictions": rows,
+    }
+
+
+def _agreement(adapted: Adapted, x: Tensor, truth: Tensor) -> Figure:
+    """Predicted against true numbers, before and after adaptation."""
+    from metatrain import figures
+
+    before, after = (
+        adapted.predictions(adapted.outputs(params, x)).values.double() for params in (adapted.before, adapted.after)
+    )
+    return figures.agreement(
+        truth[None],
+        [(0, before[None]), (adapted.steps, after[None])],
+        [f"{len(x)} rows"],
+        "target",
+        f"Predictions, adapted to {adapted.support.support_x.shape[1]} rows",
+    )
+
+
+def _text(value: Any, nothing: str = "") -> str:
+    return nothing if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
