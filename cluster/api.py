@@ -160,7 +160,7 @@ class Run:
         return [known.name, *steps, *results]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({_printable(self.folder)!r}: {_printable(', '.join(self._cells()))})"
+        return f"{type(self).__name__}({self.folder!r}: {_printable(', '.join(self._cells()))})"
 
     def _repr_html_(self) -> str:
         cells = "".join(f"<td>{html.escape(_printable(cell))}</td>" for cell in [*self._cells(), self.folder])
