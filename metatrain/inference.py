@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,9 +154,14 @@ class Learned:
     def __init__(self, recipe: Recipe, meta: Meta, source: str, threads: int = 1) -> None:
         self.recipe, self.meta, self.source, self._threads = recipe, meta, source, threads
         self._setting = recipe.setting("score")
+        self._problems: dict[tuple[Norm, int], tuple[TaskFamily, Supervised]] = {}  # by norm and number of classes
         with isolated(threads):
-            problem = self._problem(self._setting.family, self._setting.norm[0])
-        self.targets = 1 if problem.targets == "classes" else problem.outputs  # numbers or labels of an example
+            self._problem = self._bind(self._setting.family, self._setting.norm[0])
+
+    @property
+    def targets(self) -> int:
+        """How many numbers, or labels, belong to an example."""
+        return 1 if self._problem.targets == "classes" else self._problem.outputs
 
     @property
     def protocol(self) -> str:
@@ -185,25 +191,16 @@ class Learned:
             return self._adapt(examples, targets, norm or self._setting.norm[0])
 
     def _adapt(self, examples: Any, targets: Any, norm: Norm) -> Adapted:
-        setting, family = self._setting, self._setting.family
-        problem = self._problem(family, norm)
-        x = _examples(family, problem, examples)
+        setting, family, outputs = self._setting, self._setting.family, self._problem.outputs
+        x = _examples(family, self._problem, examples)
         classes = None
-        if problem.targets == "classes":
+        if self._problem.targets == "classes":
             labels = _labels(targets, len(x))
             classes = _classes(labels)
-            if "ways" in {item.name for item in dataclasses.fields(family)}:  # type: ignore[arg-type]
-                family = replace(family, ways=max(len(classes), 2))  # type: ignore[type-var]
-                problem = self._problem(family, norm)
-            if len(classes) < 2:
-                raise InputError(
-                    "all examples have the same label, so that there is nothing to tell apart: give a second class"
-                )
             y = torch.tensor([classes.index(label) for label in labels])
         else:
-            scaled = family.targets(targets) if isinstance(family, RawNumbers) else None
-            y = _array(targets, "targets", (problem.outputs,)) if scaled is None else scaled
-        self._check_network(problem, classes)
+            y = family.targets(targets) if isinstance(family, RawNumbers) else _array(targets, "targets", (outputs,))
+        family, problem = self._bound(norm, classes)
         if len(y) != len(x) or not len(x):
             raise InputError(
                 f"there are {len(x)} examples and {len(y)} targets: give one or more, each with its target"
@@ -212,27 +209,41 @@ class Learned:
         ticket = Ticket("score", setting.split, 0, 0)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         started = time.perf_counter()
-        steps = list(setting.algorithm.adapt(problem, self.meta, support, context))
+        adapting = setting.algorithm.adapt(problem, self.meta, support, context)
+        before = next(adapting)
+        ((steps, after),) = deque(enumerate(adapting, 1), maxlen=1) or [(0, before)]
         seconds = time.perf_counter() - started
-        if not all(bool(p.isfinite().all()) for p in steps[-1].values()):
+        if not all(bool(p.isfinite().all()) for p in after.values()):
             raise InputError(
-                f"adaptation to these {len(x)} examples diverged after at most {len(steps) - 1} inner steps: their "
-                "values may be far from those of training; check them, or lower the inner rate of evaluation.algorithm"
+                f"adaptation to these {len(x)} examples diverged in {steps} inner steps: their values may be far from "
+                "those of training; check them, or lower the inner rate of evaluation.algorithm"
             )
         return Adapted(
             classes=classes,
             norm=problem.norm[0],
             seconds=seconds,
-            steps=len(steps) - 1,
+            steps=steps,
             threads=self._threads,
             problem=problem,
             family=family,
             support=support,
-            before=steps[0],
-            after=steps[-1],
+            before=before,
+            after=after,
         )
 
-    def _problem(self, family: TaskFamily, norm: Norm) -> Supervised:
+    def _bound(self, norm: Norm, classes: list[Any] | None) -> tuple[TaskFamily, Supervised]:
+        """The family of so many classes, and its problem; InputError if the network was not trained for them."""
+        key = norm, len(classes or [])
+        if key not in self._problems:
+            family = self._setting.family
+            if classes is not None and "ways" in {item.name for item in dataclasses.fields(family)}:  # type: ignore[arg-type]
+                family = replace(family, ways=max(len(classes), 2))  # type: ignore[type-var]
+            problem = self._bind(family, norm)
+            self._check_network(problem, classes)
+            self._problems[key] = family, problem
+        return self._problems[key]
+
+    def _bind(self, family: TaskFamily, norm: Norm) -> Supervised:
         """Bound to the kernels that training uses, if this machine has them."""
         try:
             problem = family.bind(self.recipe.model, (norm,), "fused")
@@ -247,6 +258,10 @@ class Learned:
 
     def _check_network(self, problem: Supervised, classes: list[Any] | None) -> None:
         """Refuse a number of classes that the network was not trained for, and parameters of another network."""
+        if classes is not None and len(classes) < 2:
+            raise InputError(
+                "all examples have the same label, so that there is nothing to tell apart: give a second class"
+            )
         needed = self._setting.algorithm.init(problem, torch.Generator().manual_seed(0)).model
         same_names = needed.keys() == self.meta.model.keys()
         same_shapes = same_names and all(needed[name].shape == p.shape for name, p in self.meta.model.items())

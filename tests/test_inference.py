@@ -156,7 +156,7 @@ import sys, torch
 torch.set_num_threads(1)
 import metatrain
 learned = metatrain.load(sys.argv[1])
-assert learned._problem(learned.recipe.family, "transductive").path == "fused"
+assert learned._bind(learned.recipe.family, "transductive").path == "fused"
 images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
 adapted = learned.adapt(images, [0, 1, 2, 3, 4])
 assert adapted.predict(images).probabilities.shape == (5, 5)
