@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -104,7 +105,9 @@ class ProgressLine:
 
 def show(metric: str, value: float) -> str:
     """A score as people read it."""
-    return f"{100 * value:.1f}%" if metric == "accuracy" else f"{value:.3f}"
+    if not math.isfinite(value):
+        return "none"
+    return f"{100 * value:.1f}%" if metric == "accuracy" else f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -49,7 +49,9 @@ class Score:
         """A value of the metric as people read it."""
         if not math.isfinite(value):
             return "none"
-        return f"{100 * value:.2f}%" if self.metric == "accuracy" else f"{value:.4f}"
+        if self.metric == "accuracy":
+            return f"{100 * value:.2f}%"
+        return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
 
     def line(self) -> str:
         """The closing line of a command, for machines and people: with diverged tasks the others' median."""

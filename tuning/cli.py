@@ -103,7 +103,7 @@ def submit(
         name or jobs.dated(what.name),
         arguments,
         files,
-        recipes.own_code(base),
+        recipes.own_code(base, whole=True),
         jobs.environment(address, env or []),
         jobs.check_place("output", what.output),
         driver_cpus,
@@ -143,14 +143,16 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     from tuning.sweep import trial_folder
 
     table = Table(title=f"{search.sweep.name}: the best of {len(outcome.trials)} trials")
-    for name in ("trial", search.metric, "95 %", "step", "state", *search.space):
+    diverged = ["diverged tasks"] if any(trial.last and trial.last.diverged_tasks for trial in outcome.trials) else []
+    for name in ("trial", search.metric, "95 %", *diverged, "step", "state", *search.space):
         table.add_column(name, justify="left" if name == "state" else "right")
     metric = search.base.family.metric
     for trial in outcome.trials[:SHOWN]:
         last = trial.last
         found = (show(metric, last.value), f"± {show(metric, last.ci95)}") if last else ("none", "")
+        lost = [str(last.diverged_tasks) if last else "" for _ in diverged]
         values = [text(trial.values[key]) for key in search.space]
-        table.add_row(str(trial.number), *found, str(trial.steps), trial.state, *values)
+        table.add_row(str(trial.number), *found, *lost, str(trial.steps), trial.state, *values)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     folder = _near(str(search.folder))
     print("pictures:", *(_near(name) for name in search.folder.names("figures/*.png")))
