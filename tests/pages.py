@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 from conftest import cache_in
 from photos import album
 
@@ -35,8 +37,19 @@ def commands(name: str) -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines]
 
 
+def houses(folder: Path) -> None:
+    """A table of ten districts, and one of a new district in two parts."""
+    generator = np.random.default_rng(0)
+    rows = pd.DataFrame({"district": np.repeat(np.arange(11), 20), "rooms": generator.integers(1, 6, 220)})
+    rows["area"] = 10 * rows["rooms"] + generator.uniform(0, 20, 220)
+    rows["price"] = (2 + rows["district"] / 10) * rows["area"]
+    rows[:200].to_csv(folder / "houses.csv", index=False)
+    rows[200:205].to_csv(folder / "few.csv", index=False)
+    rows[205:].drop(columns="price").to_csv(folder / "new.csv", index=False)
+
+
 class Home:
-    """A checkout with its environment, and the pictures that the README talks of."""
+    """A checkout with its environment, and the pictures and tables that the README talks of."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,6 +63,7 @@ class Home:
         (photos / "kind 03" / "00.jpg").write_bytes(b"\xff\xd8 broken")
         album(folder / "few", range(30, 35), 1)
         album(folder / "new", range(30, 35), 2, first=1)
+        houses(folder)
         here = {
             "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
             "METATRAIN_CACHE": str(cache_in(folder / "cache")),

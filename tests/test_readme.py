@@ -57,15 +57,18 @@ def test_every_command_runs(command: str, home: Home, nodes: Nodes) -> None:
         elif re.search("metatrain (train|evaluate|submit)", command) or FEWER in command:
             assert out[-1].startswith("result: ")
         if "metatrain adapt" in command:
-            assert out[-1] == "written: adapted/predictions.json adapted/predictions.png"
-            assert (home.folder / "adapted" / "predictions.png").exists()
+            second = "csv" if ".csv" in command else "png"
+            assert out[-1] == f"written: adapted/predictions.json adapted/predictions.{second}"
+            assert (home.folder / "adapted" / f"predictions.{second}").exists()
         assert out or command.startswith("set")
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_the_python_example_runs(name: str, home: Home) -> None:
-    (code,) = blocks(name, "python")
+    code, table = blocks(name, "python")
+    (home.folder / "table.py").write_text(table)
+    assert home.run("python table.py").count(",") == 14  # as many prices as rows of new.csv
     (home.folder / "example.py").write_text(code)
     labels, *rows = home.run("python example.py").splitlines()
     assert len(ast.literal_eval(labels)) == 5

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +281,40 @@ def test_a_family_of_ones_own_adapts_to_its_classes(tmp_path: Path, monkeypatch:
     assert done.returncode == 0, done.stderr
     assert written["accuracy"] == sum(row["prediction"] == row["class"] for row in rows) / 4
     assert f"accuracy: {100 * written['accuracy']:.1f}% of 4 rows" in done.stdout
+
+
+SIX_LINES = """
+import metatrain, pandas as pd
+few, new = pd.read_csv("few.csv"), pd.read_csv("new.csv")
+adapted = metatrain.load("run").adapt(few, few["target"])
+predicted = adapted.predict(new).values
+print(float(((predicted.numpy() - new["target"]) ** 2).mean()))
+print(float(((few["target"].mean() - new["target"]) ** 2).mean()))
+"""
+
+
+def test_a_real_table_is_predicted_better_than_by_the_mean_of_its_support_rows(tmp_path: Path) -> None:
+    """scikit-learn's diabetes, grouped by age: the paired interval over held-out groups' tasks, and a new group."""
+    from sklearn.datasets import load_diabetes
+
+    frame = load_diabetes(as_frame=True, scaled=False).frame.sort_values("age", kind="stable")
+    frame["age_group"] = np.arange(len(frame)) // 21
+    new_group = frame[frame["age_group"] == 10].drop(columns=["age_group", "age"])
+    frame[frame["age_group"] != 10].drop(columns="age").to_csv("diabetes.csv", index=False)
+    new_group[:5].to_csv("few.csv", index=False)
+    new_group[5:].to_csv("new.csv", index=False)
+    recipe = Path(__file__).parent.parent / "recipes" / "table.yaml"
+    sets = ["family.data=diabetes.csv", "family.group=age_group", "tracking.uri=none", "output=run", "outer.steps=150"]
+    done = command("train", str(recipe), *(item for value in sets for item in ("--set", value)))
+    assert done.returncode == 0, done.stderr
+    (score,) = json.loads(Path("run/result.json").read_text())["scores"]
+    difference, width = score["differences"]["support_mean"]
+    assert difference + width < 0
+    assert f"the result less it, on the same tasks: {difference:.4f} ± {width:.4f}" in done.stdout
+    done, written, _ = adapt(Path("run"), Path("few.csv"), Path("new.csv"))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "numbers_of.py").write_text(SIX_LINES)
+    ran = subprocess.run([sys.executable, "numbers_of.py"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ours, mean = map(float, ran.stdout.split())
+    assert ours == pytest.approx(written["mean_squared_error"], rel=1e-5)
+    assert ours < mean

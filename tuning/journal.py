@@ -91,7 +91,8 @@ class Journal:
         if "values" in line:
             trial.values, trial.state, trial.cause = line["values"], "running", ""
         elif "report" in line:
-            told: dict[str, Any] = {name: math.nan if value is None else value for name, value in line["report"].items()}
+            given = line["report"].items()
+            told: dict[str, Any] = {name: math.nan if value is None else value for name, value in given}
             report = Report(**told)
             trial.reports = [r for r in trial.reports if r.step < report.step + bool(report.diverged)] + [report]
             trial.values = report.values
