@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
 import queue
 import re
+import shlex
+import shutil
+import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 from cluster.config import JOB, Tracking
@@ -28,7 +34,10 @@ log = logging.getLogger(__name__)
 BATCH = 1000  # metrics in one MLflow call
 DRAIN_S = 1.0  # between calls
 CLOSE_S = 60.0  # how long a finished run waits for what is still queued
+BUSY_S = 20.0  # how long another process may write to a database, as in MLflow
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
+CHANGED = re.compile(r"(.+) from step (\d+)(?: attempt (\d+))?")  # the parameter of a value that a resumed run changed
+NOT_SET = "not set"  # the value of a key that a resumed run leaves out
 PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
 JOB_TAG = "metatrain.job"
 PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
@@ -76,11 +85,16 @@ class NoTracker:
 
 
 def start(
-    tracking: Tracking, name: str, params: Params, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    tracking: Tracking,
+    name: str,
+    params: Params,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    step: int = 0,
 ) -> Tracker:
-    """Start a run in MLflow, or continue `run_id` or the run that has all these tags.
+    """Start a run in MLflow, or continue `run_id` or the run that has all these tags, after `step` steps.
 
-    Raises InputError where its server does not answer.
+    Raises InputError if its server does not answer or its store cannot be used.
     """
     if tracking.uri == "none":
         return NoTracker()
@@ -92,7 +106,7 @@ def start(
             raise InputError(f"tracking.uri is {tracking.uri} but mlflow is not installed: pip install mlflow")
         log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
         return NoTracker()
-    return MLflowTracker(tracking, name, params, run_id, tags or {})
+    return MLflowTracker(tracking, name, params, run_id, tags or {}, step)
 
 
 class Place(NamedTuple):
@@ -137,8 +151,100 @@ def place_of(folder: Path | str | None) -> Place:
 def store(tracking: Tracking) -> str:
     """The tracking URI that a run uses; a local database by its whole path, which holds in other folders, too."""
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    scheme, separator, path = uri.partition(":///")
-    return f"{scheme}{separator}{Path(path).absolute()}" if scheme == "sqlite" and path else uri
+    path, (_, mark, options) = database(uri), uri.partition("?")
+    return uri if path is None else f"{_sqlite(path.absolute())}{mark}{options}"
+
+
+def database(uri: str) -> Path | None:
+    """The file of a SQLite store."""
+    scheme, _, rest = uri.partition(":///")
+    path = rest.partition("?")[0]
+    if scheme not in ("sqlite", "sqlite+pysqlite") or not path:
+        return None
+    if "%" in path:
+        from sqlalchemy import make_url
+
+        path = str(make_url(uri).database)
+    return Path(path)
+
+
+def _sqlite(path: Path) -> str:
+    """The URI of a database file, with what SQLAlchemy would read as something else in the spelling that it takes."""
+    if not {"%", "?"} & set(str(path)):
+        return f"sqlite:///{path}"
+    from sqlalchemy import URL
+
+    # Without the driver's name MLflow would make a folder of the quoted name beside the real one.
+    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
+
+
+@contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """Make a SQLite store if there is none, check it, and keep other runs waiting until the end of the context.
+
+    MLflow's own making is neither for two processes at once nor whole if it is killed.
+    """
+    path = database(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if not path.exists():
+            _make(path, uri)
+        check(path, "BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock file that is gone afterwards."""
+    lock = _lock(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    waited = False
+    while True:
+        lock = path.open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                log.info("waiting for another process that opens the MLflow store here (%s)", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waited = True
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                return lock
+        lock.close()  # its holder has removed it: another file is the lock now
+
+
+def _make(path: Path, uri: str) -> None:
+    """Make a store beside its place, then put it there."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = path.with_name(f".{path.name}.making")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir()
+    # MLflow puts the artifacts' root into SQL as it is: quoted, because a working folder may be called :b.
+    root = Path("mlruns").absolute().as_uri()
+    SqlAlchemyStore(_sqlite(folder / path.name), root).engine.dispose()
+    (folder / path.name).replace(path)
+    folder.rmdir()
+    SqlAlchemyStore(uri, root).engine.dispose()  # this process may still be connected to one that was deleted
+
+
+def check(path: Path, statement: str) -> None:
+    """Raise what SQLite has against a statement on a database: MLflow would try for minutes, and print pages."""
+    if path.exists() and not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=BUSY_S, uri=True)) as connection:
+        connection.execute(statement)
 
 
 def shown(uri: str) -> str:
@@ -176,7 +282,7 @@ class MLflowTracker:
     """
 
     def __init__(
-        self, tracking: Tracking, name: str, params: Params, run_id: str | None, tags: Mapping[str, str]
+        self, tracking: Tracking, name: str, params: Params, run_id: str | None, tags: Mapping[str, str], step: int = 0
     ) -> None:
         be_brief()
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -185,22 +291,30 @@ class MLflowTracker:
 
         self.uri = store(tracking)
         try:
-            self._client = MlflowClient(self.uri)
-            self._experiment_id = self._experiment(tracking.experiment)
-            found = self._client.get_run(run_id) if run_id else self._find(tags)
+            with opening(self.uri):
+                self._client = MlflowClient(self.uri)
+                known = self._known(run_id) if run_id else None
+                lost = run_id if known is None else None
+                self._experiment_id = known.info.experiment_id if known else self._experiment(tracking.experiment)
+            found = known or self._find(tags)
             run = found or self._client.create_run(self._experiment_id, run_name=name, tags={**_tags(), **tags})
             self.run_id: str = run.info.run_id
-            self._experiment_id = run.info.experiment_id
             if found is None:
                 self._log_params(params)
-            elif JOB in os.environ:  # it may be another one that goes on
-                self._client.set_tag(self.run_id, JOB_TAG, os.environ[JOB])
+            else:
+                self._log_params(changes(found.data.params, _named(params), step).items())
+                if JOB in os.environ:  # it may be another one that goes on
+                    self._client.set_tag(self.run_id, JOB_TAG, os.environ[JOB])
             self._client.update_run(self.run_id, status="RUNNING")
+        except InputError:
+            raise
         except Exception as error:  # MLflow raises what its stores and requests raise
-            why = reason(error, self.uri)
-            raise InputError(
-                f"MLflow does not answer at {shown(self.uri)} ({why}): start it, or set tracking.uri"
-            ) from None  # which names the address with its password
+            raise InputError(trouble(error, self.uri)) from None  # which names the address with its password
+        if lost:
+            log.warning(
+                "MLflow's run %s is deleted or unknown at %s: what follows step %d is in a new one, %s",
+                *(lost, shown(self.uri), step, self.run_id),
+            )
         self.errors = 0
         self._every = tracking.every_steps
         self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
@@ -210,6 +324,9 @@ class MLflowTracker:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"MLflowTracker(run {self.run_id} at {shown(self.uri)})"
 
     def params(self, params: Params) -> None:
         try:
@@ -277,14 +394,40 @@ class MLflowTracker:
     def _log_params(self, params: Params) -> None:
         from mlflow.entities import Param
 
-        named = [Param(NOT_IN_NAMES.sub("_", key), str(value)) for key, value in params]
-        self._client.log_batch(self.run_id, params=named)
+        named = [Param(name, value) for name, value in _named(params).items()]
+        if named:
+            self._client.log_batch(self.run_id, params=named)
+
+    def _known(self, run_id: str) -> Run | None:
+        """The run, if this store has it and nobody deleted it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
 
     def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
-            local = str(Path("mlartifacts").absolute()) if self.uri.startswith("sqlite:") else None
-            return self._client.create_experiment(name, artifact_location=local)
+            local = Path("mlartifacts").absolute().as_uri() if database(self.uri) else None
+            try:
+                return self._client.create_experiment(name, artifact_location=local)
+            except MlflowException:
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:  # else another run was faster
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            restore = f"MLFLOW_TRACKING_URI={shlex.quote(shown(self.uri))} mlflow experiments restore"
+            raise InputError(
+                f"MLflow's experiment {name!r} at {shown(self.uri)} was deleted: restore it by "
+                f"`{restore} --experiment-id {experiment.experiment_id}`, or set tracking.experiment to another name"
+            )
         return experiment.experiment_id
 
     def _find(self, tags: Mapping[str, str]) -> Run | None:
@@ -306,11 +449,81 @@ class MLflowTracker:
             log.warning("MLflow failed (%s): %s", reason(error, self.uri), consequence)
 
 
+def _named(params: Params) -> dict[str, str]:
+    """Parameters as MLflow takes them."""
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    return {NOT_IN_NAMES.sub("_", key): str(value)[:MAX_PARAM_VAL_LENGTH] for key, value in params}
+
+
+def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> dict[str, str]:
+    """The parameters that say which values a run has from `step` on, if not those that MLflow has recorded.
+
+    MLflow keeps a parameter as it is. A new value of outer.lr is beside it, as "outer.lr from step 400", and as
+    "outer.lr from step 300 attempt 2" if the run resumes before a step from which another value held: the last attempt
+    counts.
+    """
+    past: dict[str, list[tuple[int, int, str]]] = {}
+    for name, value in recorded.items():
+        found = CHANGED.fullmatch(name)
+        if found:
+            past.setdefault(found[1], []).append((int(found[3] or 1), int(found[2]), value))
+    groups = {key.partition(".")[0] for key in now}
+    known = [key for key in recorded.keys() | past.keys() if not CHANGED.fullmatch(key)]
+    gone = {key: NOT_SET for key in sorted(known) if key.partition(".")[0] in groups}
+    added = {}
+    for key, value in {**gone, **now}.items():
+        course = [(-1, recorded.get(key, NOT_SET))]  # the values that held, each with the step from which on it did
+        attempts = sorted(past.get(key, []))
+        for _, start, changed in attempts:
+            course = [point for point in course if point[0] < start] + [(start, changed)]
+        held = [changed for start, changed in course if start <= step][-1]
+        undone = [changed for start, changed in course[1:] if start >= step]
+        if {held, *undone} != {value}:
+            attempt = (attempts[-1][0] if attempts else 1) + bool(undone)
+            added[f"{key} from step {step}" + (f" attempt {attempt}" if attempt > 1 else "")] = value
+    return added
+
+
+def trouble(error: Exception, uri: str) -> str:
+    """What an error of MLflow's means, and what to do."""
+    why, where = reason(error, uri), shown(uri)
+    if _unanswered(error, uri):
+        return f"MLflow does not answer at {where} ({why}): start it, or set tracking.uri"
+    if "out-of-date database schema" in str(error) or "locate revision" in str(error):
+        return (
+            f"the MLflow store {where} is of another version than MLflow {metadata.version('mlflow')} "
+            f"({why.partition('. ')[0]}): install that version, or back the store up and run `mlflow db upgrade` on it "
+            "if that version is older"
+        )
+    if "duplicate column name" in str(error):
+        return (
+            f"the MLflow store {where} was left half made ({why}): move it away, or set tracking.uri to another store"
+        )
+    return f"MLflow cannot use {where} ({why}): put that right, or set tracking.uri to another store"
+
+
+def _unanswered(error: BaseException | None, uri: str) -> bool:
+    """Whether no server answered; MLflow wraps what its requests raise."""
+    import requests
+    from sqlalchemy.exc import OperationalError
+
+    while error is not None:
+        if isinstance(error, requests.ConnectionError | requests.Timeout):
+            return not isinstance(error, requests.exceptions.SSLError)
+        if isinstance(error, OperationalError) and database(uri) is None:
+            return re.search("refused|timed? ?out|resolve|translate|connect to", str(error), re.I) is not None
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def reason(error: Exception, uri: str) -> str:
     """An error of MLflow's in a line, without the address's password."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    refused = re.search(r"\[Errno -?\d+\] ([^'\")]+)", first)  # at the end of what its requests say
-    first = refused.group(1) if refused else first
+    if isinstance(error, OSError) and error.strerror:
+        first = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    cause = re.search(r"\[Errno -?\d+\] ([^'\")]+)|\(Caused by (.+)\)$", first)  # at the end of what its requests say
+    first = cause[1] or cause[2] if cause else first
     password = urlsplit(uri).password
     return (first.replace(password, "***") if password else first)[:200]
 

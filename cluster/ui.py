@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -13,11 +14,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import util
-from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError
 
-from cluster.tracking import Place
+from cluster.tracking import Place, check, database, trouble
 from metatrain.core import InputError
 
 START_S = 120.0  # for a server to start
@@ -37,14 +37,20 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
             raise InputError(f"MLflow does not answer at {address}: start it, or check the address")
         yield f"{address}{place.page()}", lambda: None
         return
-    if "***" in place.uri:
+    path = database(place.uri)
+    if path is None and "***" in place.uri:
         raise InputError(
             "the store's password is not recorded: give its address in MLFLOW_TRACKING_URI, without a folder"
         )
-    if place.uri.startswith("sqlite:") and not Path(place.uri.partition(":///")[2]).exists():
+    if path is not None and not path.exists():
         raise InputError(f"there is no MLflow store {place.uri} yet: train first, or name the run's folder")
     if util.find_spec("mlflow") is None:
         raise InputError("mlflow is not installed: pip install mlflow")
+    if path is not None:
+        try:
+            check(path, "PRAGMA schema_version")
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(trouble(error, place.uri)) from error
     address = f"http://127.0.0.1:{_free_port(port)}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--port", address.rpartition(":")[2]]

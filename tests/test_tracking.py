@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+import sqlite3
 import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import GLYPHS, PROBES, SINUSOID, config, free_port, store
+from conftest import GLYPHS, PROBES, SINUSOID, config, free_port, store, until
 
 from cluster import run, tracking
 from cluster.config import RunConfig, Tracking
@@ -18,6 +25,29 @@ from metatrain.core import InputError
 from metatrain.tasks import open_data
 
 pytestmark = pytest.mark.ray
+
+# A process that makes a run in each of some new folders at the same moment as others.
+TOGETHER = """
+import os, sys
+from pathlib import Path
+from cluster import tracking
+from cluster.config import Tracking
+import mlflow.tracking
+
+name, others, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+top = Path.cwd()
+for number in range(rounds):
+    (top / f"ready-{number}-{name}").touch()
+    while len(list(top.glob(f"ready-{number}-*"))) < others:
+        pass
+    folder = top / f"round-{number}"
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    tracker = tracking.start(Tracking(), name, [("seed", name)])
+    tracker.log(1, {"loss": 1.0})
+    tracker.finish("FINISHED")
+    assert tracker.errors == 0
+"""
 
 
 def history(uri: str, run_id: str, name: str) -> dict[int, float]:
@@ -106,6 +136,49 @@ def test_a_resumed_run_continues_its_mlflow_run(tmp_path: Path) -> None:
     assert found.info.status == "FINISHED"
 
 
+def test_what_a_resumed_run_changes_is_beside_what_it_was(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, folder = store(tmp_path), tmp_path / "s"
+
+    def train(steps: int, lr: float, resume: str | None = "auto") -> dict[str, str]:
+        changed = {"outer__steps": steps, "outer__lr": lr, "checkpoint__every_steps": 2, "output": str(folder)}
+        run.train(config(SINUSOID, tracking__uri=uri, evaluation__tasks=2, **changed), resume=resume)
+        return MlflowClient(uri).get_run(tracking.place_of(folder).run_id).data.params
+
+    first = train(2, 0.001, None)
+    assert not any("from step" in name for name in first)
+    second = first | {"outer.steps from step 2": "4", "outer.lr from step 2": "0.002"}
+    assert train(4, 0.002) == second
+    assert train(4, 0.002) == second
+    third = second | {"outer.steps from step 4": "6", "outer.lr from step 4": "0.003"}
+    assert train(6, 0.003) == third
+    again = {"outer.steps from step 4 attempt 2": "8", "outer.lr from step 4 attempt 2": "0.004"}
+    assert train(8, 0.004, f"{folder}/checkpoints/step-00000004") == third | again
+
+
+def test_the_course_of_a_parameter_can_be_read_from_its_names() -> None:
+    def after(*resumed: tuple[int, str]) -> dict[str, str]:
+        recorded = {"outer.lr": "1"}
+        for step, value in resumed:
+            recorded |= tracking.changes(recorded, {"outer.lr": value}, step)
+        return {name: value for name, value in recorded.items() if name != "outer.lr"}
+
+    assert after((4, "1"), (8, "1")) == {}
+    assert after((4, "2"), (8, "2"), (9, "3")) == {"outer.lr from step 4": "2", "outer.lr from step 9": "3"}
+    assert after((4, "2"), (8, "1")) == {"outer.lr from step 4": "2", "outer.lr from step 8": "1"}
+    twice = {"outer.lr from step 4": "2", "outer.lr from step 4 attempt 2": "3"}
+    assert after((4, "2"), (4, "2"), (4, "3"), (4, "3")) == twice
+    back = {"outer.lr from step 4": "2", "outer.lr from step 3 attempt 2": "1", "outer.lr from step 6 attempt 2": "5"}
+    assert after((4, "2"), (3, "1"), (5, "1"), (6, "5")) == back
+    assert after((0, "2"), (0, "3")) == {"outer.lr from step 0": "2", "outer.lr from step 0 attempt 2": "3"}
+    recorded = {"evaluation.family.ways": "3", "note": "mine"}
+    assert tracking.changes(recorded, {"evaluation.family": "{}"}, 5) == {
+        "evaluation.family.ways from step 5": "not set",
+        "evaluation.family from step 5": "{}",
+    }
+
+
 def test_metrics_are_logged_as_often_as_asked(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -116,6 +189,162 @@ def test_metrics_are_logged_as_often_as_asked(tmp_path: Path) -> None:
     (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
     assert sorted(history(uri, found.info.run_id, "train/mse_after")) == [5, 10, 15, 20]
     assert sorted(history(uri, found.info.run_id, "val/mse_after")) == [0, 7, 14, 20]
+
+
+def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    names, rounds = ["a", "b", "c"], 4
+    started = [
+        subprocess.Popen([sys.executable, "-c", TOGETHER, name, str(len(names)), str(rounds)], cwd=tmp_path)
+        for name in names
+    ]
+    assert [process.wait(240) for process in started] == [0, 0, 0]
+    for number in range(rounds):
+        folder = tmp_path / f"round-{number}"
+        assert [path.name for path in folder.iterdir()] == ["mlflow.db"]
+        client = MlflowClient(store(folder))
+        assert sorted(experiment.name for experiment in client.search_experiments()) == ["Default", "metatrain"]
+        found = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+        assert sorted(run.info.run_name for run in found) == names
+        assert all(run.data.metrics == {"loss": 1.0} for run in found)
+
+
+def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", TOGETHER, "a", "1", "1"], cwd=tmp_path)
+    folder = tmp_path / "round-0"
+    until((folder / ".mlflow.db.making" / "mlflow.db").exists)
+    process.kill()
+    process.wait()
+    assert not (folder / "mlflow.db").exists()
+    tracker = tracking.MLflowTracker(Tracking(uri=store(folder)), "b", [], None, {})
+    tracker.finish("FINISHED")
+    assert [path.name for path in folder.iterdir()] == ["mlflow.db"]
+
+
+def test_runs_that_start_together_make_one_experiment_on_a_server(
+    mlflow_server: tuple[str, subprocess.Popen[bytes]],
+) -> None:
+    uri, _ = mlflow_server
+    together = threading.Barrier(6)
+
+    def start(name: str) -> str:
+        together.wait()
+        tracker = tracking.MLflowTracker(Tracking(uri=uri, experiment="new"), name, [], None, {})
+        tracker.finish("FINISHED")
+        place = tracker.place()
+        assert place is not None
+        return place.experiment_id
+
+    with ThreadPoolExecutor(6) as threads:
+        assert len(set(threads.map(start, "abcdef"))) == 1
+
+
+@pytest.mark.parametrize("name", ["50%", "%41 #1?", ":b@c d;é日'\"[x]", "***"])
+def test_a_working_folder_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    here = tmp_path / name
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run.train(config(SINUSOID, tracking__uri=None, outer__steps=1, evaluation__tasks=2, output="out"))
+    assert {path.name for path in here.iterdir()} == {"mlflow.db", "mlartifacts", "out"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    monkeypatch.chdir("/")
+    place = tracking.place_of(here / "out")
+    client = MlflowClient(place.uri)
+    assert client.get_run(place.run_id).info.status == "FINISHED"
+    assert {found.path for found in client.list_artifacts(place.run_id)} >= {"config.yaml", "figures", "bundle"}
+    copy = client.download_artifacts(place.run_id, "result.json")
+    assert Path(copy).read_bytes() == (here / "out" / "result.json").read_bytes()
+    assert tracking.store(Tracking(uri=place.uri)) == place.uri  # as a trial gets it
+    assert tracking.database(place.uri) == here / "mlflow.db"
+
+
+def test_a_deleted_experiment_is_one_sentence_whose_advice_works(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = store(tmp_path)
+    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
+    place = tracker.place()
+    tracker.finish("FINISHED")
+    assert place is not None
+    MlflowClient(uri).delete_experiment(place.experiment_id)
+    for run_id in (None, place.run_id):
+        with pytest.raises(InputError, match=r"experiment 'metatrain' at .* was deleted: restore it") as refused:
+            tracking.MLflowTracker(Tracking(uri=uri), "s", [], run_id, {})
+    tracking.MLflowTracker(Tracking(uri=uri, experiment="other"), "s", [], None, {}).finish("FINISHED")
+    advice = re.search("`(.+) mlflow (.+)`", str(refused.value))
+    assert advice
+    command = f"{advice[1]} {sys.executable} -m mlflow {advice[2]}"
+    subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], place.run_id, {})
+    tracker.finish("FINISHED")
+    assert tracker.run_id == place.run_id
+
+
+def test_a_run_that_its_store_has_lost_goes_on_in_a_new_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = store(tmp_path)
+
+    def train(steps: int, resume: str | None) -> str:
+        changed = {"outer__steps": steps, "evaluation__tasks": 2, "output": str(tmp_path / "s")}
+        run.train(config(SINUSOID, tracking__uri=uri, **changed), resume=resume)
+        return tracking.place_of(tmp_path / "s").run_id
+
+    first = train(1, None)
+    MlflowClient(uri).delete_run(first)
+    second = train(2, "auto")
+    assert f"MLflow's run {first} is deleted or unknown at {uri}: what follows step 1 is in a new one" in caplog.text
+    (tmp_path / "mlflow.db").unlink()  # another store
+    third = train(3, "auto")
+    assert f"MLflow's run {second} is deleted or unknown" in caplog.text
+    assert len({first, second, third}) == 3
+    assert sorted(history(uri, third, "train/mse_after")) == [3]
+    assert train(4, "auto") == third
+
+
+def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
+    def refused(sentence: str, name: str) -> None:
+        uri = name if "://" in name else f"sqlite:///{tmp_path / name}"
+        started = time.monotonic()
+        with pytest.raises(InputError, match=sentence) as error:
+            tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
+        assert "\n" not in str(error.value)
+        assert time.monotonic() - started < 30  # MLflow itself would try for minutes
+
+    (tmp_path / "text.db").write_text("no database" * 100)
+    (tmp_path / "folder.db").mkdir()
+    refused(r"MLflow cannot use .*text\.db \(file is not a database\): put that right, or set tracking.uri", "text.db")
+    refused(r"MLflow cannot use .*folder\.db \(unable to open database file\)", "folder.db")
+    refused(r"MLflow cannot use .*below\.db \(File exists: .*text\.db\)", "text.db/below.db")
+    refused("MLflow cannot use nowhere://x .*unsupported URI", "nowhere://x")
+    tracking.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {}).finish("FINISHED")
+    for name, change in (
+        ("other.db", "update alembic_version set version_num = 'abcdef012345'"),
+        ("half.db", "delete from alembic_version; drop table trace_tags"),
+    ):
+        shutil.copy(tmp_path / "mlflow.db", tmp_path / name)
+        with sqlite3.connect(tmp_path / name) as connection:
+            connection.executescript(change)
+        connection.close()
+    refused(r"other\.db is of another version than MLflow .*found version abcdef012345.*mlflow db upgrade", "other.db")
+    refused(r"half\.db was left half made \(.*duplicate column name.*\): move it away", "half.db")
+
+
+def test_a_server_that_refuses_is_not_one_that_does_not_answer() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(b"Invalid Host header")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=r"MLflow cannot use http://127\.0\.0\.1:.*403.*Invalid Host header"):
+            tracking.MLflowTracker(Tracking(uri=f"http://127.0.0.1:{server.server_port}"), "s", [], None, {})
+        server.shutdown()
 
 
 def test_an_unreachable_server_is_one_sentence_at_the_start(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ from cluster import run
 pytestmark = pytest.mark.ray
 
 
-def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "50% of #1?"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    folder = here / "run"
     run.train(config(GLYPHS, tracking__uri=None, outer__steps=3, evaluation__tasks=4, output=str(folder)))
     with socket.create_server(("127.0.0.1", 0)) as other:  # its port is taken
         port = other.getsockname()[1]
@@ -76,3 +79,5 @@ def test_ui_says_what_is_missing(tmp_path: Path) -> None:
     refused("the store's password is not recorded: give its address in MLFLOW_TRACKING_URI", "untracked")
     (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": None}))
     refused(r"untracked/mlflow\.json is damaged \(its values are not text\)", "untracked")
+    (tmp_path / "mlflow.db").write_text("no database" * 100)
+    refused(r"MLflow cannot use sqlite:////.*/mlflow\.db \(file is not a database\): put that right")
