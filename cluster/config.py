@@ -84,7 +84,7 @@ class Tracking:
         _refuse_secret("tracking.uri", self.uri, "give it in MLFLOW_TRACKING_URI or MLFLOW_TRACKING_PASSWORD")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunConfig(Recipe):
     """A recipe file. `output` is the run's folder (default: runs/NAME/DATE-TIME)."""
 

@@ -54,6 +54,10 @@ class Meta(NamedTuple):
     state: Params  # not descended: replaced by the weighted mean of the updates' state, such as running statistics
     frozen: Params = {}  # parameters that the network does not train: they stay as they are
 
+    def __repr__(self) -> str:
+        held = {part: sum(p.numel() for p in params.values()) for part, params in self._asdict().items() if params}
+        return f"<Meta: {', '.join(f'{part} {numbers:,} numbers' for part, numbers in held.items())}>"
+
 
 class Task(NamedTuple):
     """Supervised tasks, T at once. Other kinds of families bring their own type."""
@@ -62,6 +66,9 @@ class Task(NamedTuple):
     support_y: Tensor  # [T, S, *out]
     query_x: Tensor  # [T, Q, *in]
     query_y: Tensor  # [T, Q, *out]
+
+    def __repr__(self) -> str:
+        return f"<Task: {', '.join(f'{name} {list(leaf.shape)}' for name, leaf in self._asdict().items())}>"
 
 
 class Ticket(NamedTuple):
