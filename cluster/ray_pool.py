@@ -38,10 +38,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import JOB, PACKAGES, Workers
 from cluster.pool import Contribution, Failure, PoolStatus, Snapshot
-from cluster.worker import Layout, Plan, Worker, initial_meta
+from cluster.worker import Layout, Plan, Worker
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Scores, Ticket, Update
+from metatrain.isolation import same_random_numbers
 from metatrain.recipe import Recipe
+from metatrain.start import initial_meta
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,15 @@ def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
     """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it was started here.
 
     Workers get `code`, files and package folders to import from, and on a cluster these packages, so that they compute
-    what this process would; those of a surrounding job have what that job was sent with.
+    what this process would; those of a surrounding job have what that job was sent with. The caller's random numbers do
+    not depend on Ray's.
     """
+    with same_random_numbers(), _connected(address, code) as local:
+        yield local
+
+
+@contextmanager
+def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
@@ -71,7 +80,7 @@ def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", include_dashboard=False, **quiet)
+        _start_local(quiet)
     else:
         try:
             _probe(address)
@@ -286,6 +295,31 @@ def _where(error: RayTaskError) -> str:
     lines = re.findall(r'File "(.+?)", line (\d+), in (\w+)', str(error))
     place = f" ({Path(lines[-1][0]).name} line {lines[-1][1]}, in {lines[-1][2]})" if lines else ""
     return f"{type(error.cause).__name__}: {error.cause}{place}"
+
+
+def _start_local(options: dict[str, Any]) -> None:
+    """Start Ray on this machine; InputError if it cannot, such as for a temporary folder that it cannot use."""
+    names = [name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ]  # Ray takes the first
+    folder = os.environ[names[0]] if names else "/tmp"
+    reason = "" if Path(folder).is_absolute() else "it is no absolute path"  # Ray would try for half a minute
+    reason = reason if folder.isascii() else "Ray takes ASCII letters only"
+    if not reason:
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            first = str(error).strip().partition("\n")[0]
+            limit = re.search(r"AF_UNIX path length cannot exceed .*", first)  # of its sockets
+            file = str(getattr(error, "filename", None))
+            if not (limit or file.startswith(folder) or folder.startswith(file)):
+                logs = f"{folder}/ray/session_latest/logs"
+                raise InputError(f"Ray cannot start on this machine ({first}): its logs are in {logs}") from error
+            reason = limit[0] if limit else first
+    source = f"{names[0]}={folder}" if names else folder
+    raise InputError(
+        f"Ray cannot have its files in {source} ({reason}): set RAY_TMPDIR to a short folder that can be written, "
+        "such as /tmp"
+    )
 
 
 def _probe(address: str) -> None:

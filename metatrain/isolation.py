@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -23,3 +25,14 @@ def isolated(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Leave Python's and numpy's generators as the caller had them: Ray draws from them, and a sweep seeds them."""
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +48,7 @@ def tune(
     `resume` goes on with the sweep in its folder, `address` is a Ray cluster to join. Raises InputError for what you
     can correct, and Interrupted after Ctrl-C, which says how to continue.
     """
-    with front_door("metatrain.tune(..., resume=True)"), _same_random_numbers():
+    with front_door("metatrain.tune(..., resume=True)"):
         from tuning import sweep as sweeps
 
         check_argument("resume", resume, bool, "True or False")
@@ -86,16 +84,3 @@ def _search(given: Any, overrides: Mapping[str, Any]) -> Search:
     except RecursionError:
         raise InputError("the sweep holds itself: give a dict of keys and values") from None
     return space.resolve(parsed, space.shared(parsed, keys, source, name), source)
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Ray Tune draws from the process's generators, which a sweep seeds: the caller gets them back as they were."""
-    import numpy as np
-
-    pythons, numpys = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)

@@ -1,0 +1,69 @@
+"""Ray starts on this machine, or one sentence says why it cannot; the caller's random numbers do not depend on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+STARTS = """
+import json, os, random, sys
+import numpy as np
+from cluster.ray_pool import connected
+from metatrain.core import InputError
+
+for variables in json.loads(sys.argv[1]):
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        os.environ.pop(name, None)
+    os.environ |= variables
+    random.seed(1)
+    np.random.seed(1)
+    try:
+        with connected(None) as local:
+            said = f"started {local}"
+    except InputError as error:
+        said = str(error)
+    numbers = random.random(), np.random.random()
+    random.seed(1)
+    np.random.seed(1)
+    print(json.dumps([said, numbers == (random.random(), np.random.random())]))
+"""
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name is no longer than Ray's sockets allow."""
+    with tempfile.TemporaryDirectory(prefix="mt", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_temporary_folder_that_ray_cannot_use_is_one_sentence(short: Path) -> None:
+    long, file = short / ("x" * 60), short / "file"
+    file.touch()
+    cases = {
+        rf"TMPDIR={long} \(AF_UNIX path length cannot exceed 107 bytes: {long}/ray/session_": {"TMPDIR": str(long)},
+        rf"RAY_TMPDIR={long} \(AF_UNIX path length": {"RAY_TMPDIR": str(long), "TMPDIR": str(short)},
+        rf"TMPDIR={file} \(\[Errno 20\] Not a directory: '{file}/ray'\)": {"TMPDIR": str(file)},
+        r"RAY_TMPDIR=/proc/no/where \(\[Errno 2\] No such file": {"RAY_TMPDIR": "/proc/no/where"},
+        r"TMPDIR=tmp \(it is no absolute path\)": {"TMPDIR": "tmp"},
+        r"TMPDIR= \(it is no absolute path\)": {"TMPDIR": ""},
+        rf"TMPDIR={short}/é \(Ray takes ASCII letters only\)": {"TMPDIR": f"{short}/é"},
+        "started True": {"RAY_TMPDIR": f"{short}/a b/new"},
+    }
+    command = [sys.executable, "-c", STARTS, json.dumps(list(cases.values()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(cases)
+    advice = r".*: set RAY_TMPDIR to a short folder that can be written, such as /tmp"
+    for pattern, (said, same) in zip(cases, answers, strict=True):
+        whole = pattern if pattern.startswith("started") else f"Ray cannot have its files in {pattern}{advice}"
+        assert re.fullmatch(whole, said), said
+        assert same, said
