@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import GLYPHS, SINUSOID, command
 
 from metatrain.core import InputError
-from tuning import space
+from metatrain.isolation import same_random_numbers
+from tuning import schedulers, space, sweep
+from tuning.journal import Journal
 
 ROOT = Path(__file__).parent.parent
 RECIPE = SINUSOID | {"validation": {"every_steps": 5, "tasks": 4}}
@@ -59,6 +63,44 @@ def test_draws_are_a_function_of_the_seed_and_stay_in_their_ranges(tmp_path: Pat
     assert set(columns["outer.clip_norm"]) == {0.5, 1.0, 1.5, 2.0}
     assert {tuple(value) for value in columns["model.hidden"]} == {(4,), (8, 8)}
     assert all(type(value) in (int, float, list) for values in columns.values() for value in values)
+
+
+def test_a_seed_of_any_size_is_taken_and_one_that_fits_draws_as_ever(tmp_path: Path) -> None:
+    def first(seed: int) -> space.Values:
+        drawn = load(tmp_path, {"seed": seed}).drawn()[0]
+        optuna = schedulers.optuna_search(
+            load(tmp_path, {"seed": seed, "search": "optuna"}), Journal(tmp_path / "none.jsonl"), []
+        )
+        assert optuna.suggest("trial")["values"] == pytest.approx(drawn)
+        return drawn
+
+    assert first(0) == {"algorithm.inner_lr": 0.012520653814999463, "outer.lr": 0.007436704297351776}
+    assert first(2**32 - 1) == {"algorithm.inner_lr": 0.001567703969465962, "outer.lr": 0.009211445607723596}
+    later = Journal(tmp_path / "journal.jsonl")
+    later.write(0, "values", {"outer.lr": 0.002})  # a trial more is a seed more
+    search = load(tmp_path, {"seed": 2**32 - 1, "search": "optuna"})
+    assert schedulers.optuna_search(search, later, []).suggest("trial")["values"] == pytest.approx(first(2**32))
+    drawn = [first(seed)["outer.lr"] for seed in (0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**64, 2**70, 10**300)]
+    assert len(set(drawn)) == len(drawn)
+    assert first(2**70) == first(2**70)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("seed", [2**32 - 1, 2**70])
+def test_a_sweep_with_a_seed_of_any_size_leaves_the_callers_random_numbers(
+    seed: int, ray_cluster: None, tmp_path: Path
+) -> None:
+    same = {"space": {"outer.lr": {"uniform": [0.001, 0.01]}}, "scheduler": PBT, "set": {"workers.max": 0}}
+    search = load(tmp_path, {**same, "seed": seed, "budget": {"trials": 2}, "output": str(tmp_path / "s")})
+    random.seed(3)
+    np.random.seed(3)
+    expected = random.random(), np.random.random()
+    random.seed(3)
+    np.random.seed(3)
+    assert len(sweep.start(search).trials) == 2
+    with pytest.raises(ZeroDivisionError), same_random_numbers():
+        random.seed(np.random.randint(9) / 0)
+    assert (random.random(), np.random.random()) == expected
 
 
 def test_a_grid_is_all_its_points(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from ray.tune.search.optuna import OptunaSearch
 
 from tuning.journal import Journal
-from tuning.space import ASHA, PBT, Domain, Mode, Search, Values
+from tuning.space import ASHA, PBT, Domain, Mode, Search, Values, fitting
 
 
 class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
@@ -80,7 +80,7 @@ def optuna_search(search: Search, journal: Journal, again: list[Values]) -> Optu
         metric="compared",
         mode=search.mode,
         points_to_evaluate=[named(values) for values in again] or None,
-        seed=search.sweep.seed + len(journal.trials),  # or it would draw the same points again
+        seed=fitting(search.sweep.seed + len(journal.trials)),  # or it would draw the same points again
     )
     for trial in journal.trials.values():
         if trial.over and trial.last is not None:

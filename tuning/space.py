@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,7 +208,7 @@ class Search(NamedTuple):
             return [
                 dict(zip(self.space, point, strict=True)) for point in product(*(d.values for d in self.space.values()))
             ]
-        state = np.random.RandomState(self.sweep.seed)
+        state = np.random.RandomState(fitting(self.sweep.seed))
         domains = {key: domain.for_tune() for key, domain in self.space.items()}
         return [
             {key: _plain(domain.sample(random_state=state)) for key, domain in domains.items()}
@@ -416,6 +417,11 @@ def _with(base: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
     for key, value in values.items():
         recipes.put(tree, key, value)
     return recipes.parse(RunConfig, tree, source)
+
+
+def fitting(seed: int) -> int:
+    """The seed, or 32 bits of its hash if it is above what numpy and Optuna take."""
+    return seed if seed < 2**32 else int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
 
 
 def _plain(value: Any) -> Any:

@@ -178,7 +178,8 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
         check_resources(search)
         known = folder / "mlflow.json"
         run_id = tracking.place_of(str(folder)).run_id if known.exists() else None
-        tracker = tracking.start(search.base.tracking, search.sweep.name, _described(search), run_id)
+        steps = Journal(folder / "journal.jsonl").steps()
+        tracker = tracking.start(search.base.tracking, search.sweep.name, _described(search), run_id, step=steps)
         journal = _open(search)
         place = tracker.place()
         if place is not None:
@@ -316,8 +317,8 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
         place.run_id if place else None,
         tracking.store(search.base.tracking),
     )
-    random.seed(sweep.seed + len(journal.trials))  # of PBT's perturbations
-    np.random.seed(sweep.seed + len(journal.trials))
+    random.seed(space.fitting(sweep.seed + len(journal.trials)))  # of PBT's perturbations
+    np.random.seed(space.fitting(sweep.seed + len(journal.trials)))
     if sweep.search == "optuna":
         algorithm: Any = schedulers.optuna_search(search, journal, list(again.values()))
         given: dict[str, Any] = {}
