@@ -10,7 +10,7 @@ the tasks themselves, adapted parameters, losses and metrics. Meta-parameters ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -222,8 +222,8 @@ class Problem(Protocol):
         """[T] each: "loss", which can be differentiated, and the family's metrics, which cannot."""
         ...
 
-    def check(self, task: Any) -> None:
-        """Raise InputError if the tasks do not fit the network, or its predictions the tasks."""
+    def check(self, task: Any) -> Collection[str]:
+        """The names of the metrics; InputError if tasks, network, losses and metrics do not fit each other."""
         ...
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:

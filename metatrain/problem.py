@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 
@@ -131,7 +131,7 @@ class Supervised:
                 found[f"{name}{suffix}"] = _of_tasks(name, value, len(prediction))
         return found
 
-    def check(self, task: Task) -> None:
+    def check(self, task: Task) -> Collection[str]:
         support, query = (self.to_float(x) for x in (task.support_x, task.query_x))
         numbers = (self.outputs,) if self.targets == "numbers" else ()
         for name, x, y in (("support", support, task.support_y), ("query", query, task.query_y)):
@@ -154,17 +154,23 @@ class Supervised:
 
         generator = torch.Generator().manual_seed(0)
         params = self.init(generator) | self.frozen(generator) | self.state()
+        two = Task(*(leaf[:2] for leaf in task))
+        what, correct = f"the network {type(self.module).__name__}", "its `forward`"
         try:
             with torch.no_grad():
-                self.predict({name: p[None] for name, p in params.items()}, take(task, 0))
+                prediction = self.predict({name: p.expand(2, *p.shape) for name, p in params.items()}, two)
+                for name, measure in {"loss": self.loss, **self.metrics}.items():
+                    what, correct = f"the family's {name}", "what `bind` gives for it"
+                    _of_tasks(name, measure(prediction, two.query_y), 2)
         except InputError:
             raise
-        except Exception as error:  # whatever the user's network raises
+        except Exception as error:  # whatever the user's classes raise
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
-                f"the network {type(self.module).__name__} fails on examples of shape [{_listed(self.inputs)}] "
-                f"({type(error).__name__}: {reason}): correct its `forward`"
+                f"{what} fails on examples of shape [{_listed(self.inputs)}] ({type(error).__name__}: {reason}): "
+                f"correct {correct}"
             ) from error
+        return self.metrics.keys()
 
     def embed(self, params: Params, task: Task, context: Context) -> tuple[Tensor, Tensor]:
         x = self.to_float(task.support_x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -110,7 +110,7 @@ class Episodes:
     def frozen(self, generator: torch.Generator) -> Params:
         return fresh(self._build, generator, trained=False)
 
-    def check(self, task: Any) -> None:
+    def check(self, task: Any) -> Collection[str]:
         env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
         params = self.init(generator) | self.frozen(generator)
         observation = env.start(task)
@@ -131,6 +131,7 @@ class Episodes:
             if not isinstance(x, Tensor) or x.shape != expected:
                 given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(f"{what} of shape {given}, expected {list(expected)}: [tasks, episodes, ...]")
+        return ("return",)
 
     def state(self) -> Params:
         return {}

@@ -119,9 +119,11 @@ def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
         if not bool(leaf.isfinite().all()):
             raise InputError(f"{who}: {name} has values that are not finite: correct `sample`")
     try:
-        family.bind(recipe.model, setting.norm[:1], path).check(tasks)
+        measured = family.bind(recipe.model, setting.norm[:1], path).check(tasks)
     except InputError as error:
         raise InputError(f"{who}: {error}") from error
+    if family.metric not in measured:
+        raise InputError(f"{who}: its metric is {family.metric!r}, and `bind` measures {', '.join(measured)}: name one")
 
 
 def check_fit(recipe: Recipe, meta: Meta) -> None:

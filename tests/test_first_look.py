@@ -177,6 +177,30 @@ def test_a_loss_or_metric_that_is_no_number_for_each_task_is_refused() -> None:
             problem.query(params, task, context())
 
 
+def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None:
+    """They ended in a traceback after the training."""
+
+    def recipe(**changed: Any) -> Recipe:
+        class Changed(Sinusoid):
+            def bind(self, model: Any, norm: Any, path: Any) -> Supervised:
+                return replace(super().bind(model, norm, path), **changed)
+
+        return recipe_of(family=Changed(shots=5, queries=5))
+
+    def broken(prediction: Tensor, target: Tensor) -> Tensor:
+        raise KeyError("f1")
+
+    per_task = lambda p, y: (p - y).square().mean((1, 2))  # noqa: E731
+    check_data(recipe(metrics={"mse": per_task}))
+    for changed, sentence in (
+        ({"metrics": {"f1": per_task}}, "its metric is 'mse', and `bind` measures f1: name one"),
+        ({"metrics": {"mse": broken}}, "the family's mse fails on examples of shape .*KeyError: 'f1'.*: correct what"),
+        ({"loss": lambda p, y: (p - y).square().mean()}, r"loss is \[\] for 2 tasks, expected \[2\]: a mean for each"),
+    ):
+        with pytest.raises(InputError, match=f"^Changed of family.name 'sinusoid': {sentence}"):
+            check_data(recipe(**changed))
+
+
 @pytest.mark.parametrize("family", [Bandit(pulls=3, episodes=2), Navigation(horizon=3, episodes=2)])
 def test_environments_are_checked_by_a_step(family: Any) -> None:
     def recipe(change: Callable[[Tensor, Tensor, Tensor], Any]) -> Recipe:

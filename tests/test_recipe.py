@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 from conftest import GLYPHS, REPTILE, SINUSOID, config
 
@@ -14,6 +15,7 @@ from metatrain import recipe as recipes
 from metatrain.algorithms import BuiltIn
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
+from metatrain.start import initial_meta
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -130,3 +132,15 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, sentence: str) 
         recipes.load(RunConfig, path)
     with pytest.raises(InputError, match="cannot read recipe"):
         recipes.load(RunConfig, tmp_path / "absent.yaml")
+
+
+def test_what_a_notebook_cell_may_end_in_is_one_line() -> None:
+    recipe = config(SINUSOID).recipe()
+    assert repr(recipe) == "<Recipe sinusoid: sinusoid, mlp, maml, 20 outer steps>"
+    settings = config(SINUSOID, name="<b>")
+    assert repr(settings).startswith("<RunConfig <b>: ")
+    assert "name: &lt;b&gt;" in settings._repr_html_()
+    meta = initial_meta(recipe)
+    assert repr(meta) == "<Meta: model 321 numbers>"
+    task = recipe.family.sample(torch.Generator().manual_seed(0), 3, "train")
+    assert repr(task) == "<Task: support_x [3, 5, 1], support_y [3, 5, 1], query_x [3, 5, 1], query_y [3, 5, 1]>"
