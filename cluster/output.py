@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -60,11 +60,13 @@ def choose(config: RunConfig, resume: str | None, *, trial: bool = False) -> tup
     return folder, saved
 
 
-def record(folder: Folder, config: RunConfig) -> Path:
-    """Write a run's config.yaml."""
-    path = folder / "config.yaml"
-    storage.write(str(path), yaml.safe_dump(recipes.dump(config), sort_keys=False).encode())
-    return path
+def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list[Path]:
+    """Write a run's config.yaml, and the source of modules of the user's own."""
+    written = [folder / "config.yaml"]
+    storage.write(str(written[0]), yaml.safe_dump(recipes.dump(config), sort_keys=False).encode())
+    for name, data in code.items():
+        storage.write(str(folder / "code" / name), data)
+    return [*written, folder / "code"] if code else written
 
 
 def whole_lines(data: bytes) -> Iterator[tuple[int, str]]:

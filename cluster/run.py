@@ -24,7 +24,7 @@ from cluster.progress import ProgressLine
 from cluster.requests import Interrupted, Requests
 from cluster.tracking import Tracker
 from cluster.worker import Plan, choose_plan, device_of
-from metatrain import bundle, figures, inference
+from metatrain import bundle, custom, figures, inference
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Meta, to_device
 from metatrain.evaluate import Score
@@ -56,13 +56,14 @@ class Run(NamedTuple):
     folder: Folder
     learner: Learner
     notes: dict[str, str]  # what its checkpoints carry besides
+    code: Mapping[str, bytes]  # the source of the user's own modules, as it was imported
 
 
 def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Folder, list[Score]]:
     """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
 
     Returns the run's folder and a score for each norm. The folder holds config.yaml, metrics.jsonl, checkpoints/,
-    bundle/, figures/ and result.json.
+    bundle/, figures/ and result.json, and the source of the user's own modules in code/.
     Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
     """
     with isolated(config.workers.threads), interruptible() as should_stop:
@@ -72,7 +73,7 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
             with pool_for(run.config, run.plan, address) as pool, tracked(run) as tracker:
                 requests = Requests(pool, should_stop, config.workers.wait_s)
                 learn(run, pool, requests, tracker)
-                bundle.save(str(run.folder / "bundle"), recipe, learner.meta())
+                bundle.save(str(run.folder / "bundle"), recipe, learner.meta(), run.code)
                 scores = evaluate_work(recipe, requests, "score", learner.version)
                 _warn(scores)
                 _leave_results(run, scores)
@@ -90,6 +91,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
 
     A sweep's `trial` may continue in its own folder from another trial's checkpoint.
     """
+    code = custom.source(recipes.own_classes(config.recipe()))
     config = dataclasses.replace(config, family=config.family.standalone())
     check_data(config.recipe())
     recipe = config.recipe()
@@ -111,7 +113,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
         learner.load_state_dict(saved.tensors, saved.scalars)
         notes = dict(saved.notes)
         log.info("resuming %s after %d steps", saved.uri, learner.version)
-    return Run(config, plan, folder, learner, notes)
+    return Run(config, plan, folder, learner, notes, code)
 
 
 @contextmanager
@@ -152,7 +154,8 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
     `also` is told of each step and each checkpoint once the run has recorded it.
     """
     config, learner, outer = run.config, run.learner, run.config.outer
-    tracker.artifact(record(run.folder, config))
+    for path in record(run.folder, config, run.code):
+        tracker.artifact(path)
     root = config.checkpoint.uri or f"{run.folder}/checkpoints"
     checkpoint.forget_after(root, learner.version)
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
@@ -232,7 +235,7 @@ def pool_for(
         raise InputError(
             f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
         ) from error
-    with ray_pool.connected(address, recipes.own_code(config.recipe())) as local:
+    with ray_pool.connected(address, recipes.own_code(config.recipe(), whole=address is not None)) as local:
         pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local, group=group)
         try:
             yield pool

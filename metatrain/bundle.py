@@ -3,6 +3,9 @@
 Files are tensors (safetensors), JSON and YAML; nothing is ever unpickled, and no code is run but that of a module which
 the recipe names as the user's own ("package.module:Class"). `manifest.json`, written last, holds each
 file's size and checksum: a directory without it is not there yet, one that disagrees with it is refused.
+
+A bundle's code/ records the source of such modules. It is compared with what is imported here and never imported from
+there, unless the user puts it on Python's path.
 """
 
 from __future__ import annotations
@@ -10,18 +13,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
+import shlex
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from metatrain import custom, storage
 from metatrain import recipe as recipes
-from metatrain import storage
 from metatrain.core import InputError, Meta
 from metatrain.recipe import Recipe
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
+CODE = "code/"
 
 
 def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
@@ -39,6 +48,8 @@ def read_directory(uri: str) -> dict[str, bytes]:
         )
     try:
         manifest = json.loads(storage.read(f"{uri}/{MANIFEST}"))
+        if not isinstance(manifest, dict) or not all(map(_is_inside, manifest)):
+            raise ValueError("its manifest names other files than its own")
         files = {name: storage.read(f"{uri}/{name}") for name in manifest}
         changed = [n for n, data in files.items() if hashlib.sha256(data).hexdigest() != manifest[n]["sha256"]]
     except InputError:
@@ -60,23 +71,64 @@ def find(uri: str) -> str | None:
     return next((place for place in (uri, f"{uri}/bundle") if is_complete(place)), None)
 
 
-def save(uri: str, recipe: Recipe, meta: Meta) -> None:
-    """Write the bundle: what adapting and evaluating need."""
+def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None = None) -> None:
+    """Write the bundle: what adapting and evaluating need.
+
+    `code` is the source of the user's own modules as it was when training started; by default, as it is now.
+    """
     recipe = dataclasses.replace(recipe, family=recipe.family.standalone())
     tensors = {f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()}
     text = yaml.safe_dump(recipes.dump(recipe), sort_keys=False)
-    write_directory(uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode()})
+    code = custom.source(recipes.own_classes(recipe)) if code is None else code
+    sources = {f"{CODE}{name}": data for name, data in code.items()}
+    write_directory(uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode(), **sources})
 
 
 def load(uri: str) -> tuple[Recipe, Meta]:
-    """Read a bundle."""
+    """Read a bundle; warn if modules of the user's own are not what they were in training."""
     files = read_directory(uri)
-    if set(files) != {"meta.safetensors", "recipe.yaml"}:
+    code = {name.removeprefix(CODE): data for name, data in files.items() if name.startswith(CODE)}
+    if set(files) - {f"{CODE}{name}" for name in code} != {"meta.safetensors", "recipe.yaml"}:
         raise InputError(
             f"{uri} is not a bundle: it holds {', '.join(sorted(files))}; give a run's folder or its bundle"
+        )
+    tree = yaml.safe_load(files["recipe.yaml"])
+    if code:
+        _check_code(uri, tree, code)
+    recipe = recipes.parse(Recipe, tree, f"{uri}/recipe.yaml")
+    different = custom.changed(code)
+    if different:
+        log.warning(
+            "%s here differs from what %s was trained with, which its code/ holds: results may differ",
+            ", ".join(different),
+            uri,
         )
     meta = Meta({}, {}, {}, {})
     for full, tensor in load_tensors(files["meta.safetensors"]).items():
         part, _, name = full.partition(".")
         getattr(meta, part)[name] = tensor
-    return recipes.parse(Recipe, yaml.safe_load(files["recipe.yaml"]), f"{uri}/recipe.yaml"), meta
+    return recipe, meta
+
+
+def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
+    """Refuse code that belongs to no class of the recipe's, and say what to do if such a class is not here."""
+    parts = [tree.get(key) for key in ("family", "model", "algorithm")] if isinstance(tree, dict) else []
+    names = custom.own(part.get("name") for part in parts if isinstance(part, dict))
+    if not names or sum(map(len, code.values())) > custom.MOST_BYTES or not all(name.endswith(".py") for name in code):
+        raise InputError(f"{uri} is not a bundle: its code/ is not the source of its recipe's own classes")
+    for name in names:
+        try:
+            custom.imported(name)
+        except custom.NotImported as error:
+            place = f"{uri.rstrip('/')}/code"
+            copy = f"copy {place} to this machine, " if storage.is_remote(uri) else ""
+            path = "its folder here" if storage.is_remote(uri) else shlex.quote(place)
+            raise InputError(
+                f"{uri} needs {name}, which cannot be imported here ({error.reason}): its source is in {place}; {copy}"
+                f"read it, and if you trust it, set PYTHONPATH={path}"
+            ) from error
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a manifest's name is that of a file below its folder."""
+    return not any(part in ("", ".", "..") or set(part) & set("\\:\0") for part in name.split("/"))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
+import html
 import math
-import sys
-import sysconfig
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -20,7 +19,7 @@ from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import CoreSchema, core_schema
 
-from metatrain import algorithms, models, storage, tasks
+from metatrain import algorithms, custom, models, storage, tasks
 from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily, Ticket, Work
 from metatrain.learner import Outer
 
@@ -130,7 +129,7 @@ class Setting(NamedTuple):
         return [Ticket(work, self.split, step, part) for part in range(parts)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
     """Everything that decides what is learnt: with a seed it determines the parameters."""
 
@@ -162,6 +161,13 @@ class Recipe:
             return Setting(evaluation.split, family, algorithm, norms, evaluation.seed, tasks, chunk)
         norm, chunk = (validation.norm or norms[0],), min(validation.tasks, evaluation.tasks_per_ticket)
         return Setting("val", family, algorithm, norm, validation.seed, validation.tasks, chunk)
+
+    def __repr__(self) -> str:
+        parts = (self.family.name, self.model.name, self.algorithm.name)
+        return f"<{type(self).__name__} {self.name}: {', '.join(parts)}, {self.outer.steps} outer steps>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(yaml.safe_dump(dump(self), sort_keys=False))}</pre>"
 
     def _overridden(self, name: str, work: Work) -> Any:
         """The family or the algorithm of a validation or an evaluation."""
@@ -296,30 +302,22 @@ def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def own_code(recipe: Recipe) -> list[Path]:
-    """The files and package folders that the user's own classes in a recipe come from, if they are not installed."""
-    found = []
-    for component in (recipe.family, recipe.model, recipe.algorithm):
-        name, colon, _ = component.name.partition(":")
-        if colon:
-            top = importlib.import_module(name.partition(".")[0])
-            where = Path(top.__file__ or next(iter(top.__path__)))
-            found.append(where.parent if where.name == "__init__.py" else where)
-    installed = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
-    return sorted({path for path in found if not any(path.is_relative_to(folder) for folder in installed)})
+def own_classes(recipe: Recipe) -> list[str]:
+    """The names of the user's own classes in a recipe."""
+    return custom.own(component.name for component in (recipe.family, recipe.model, recipe.algorithm))
+
+
+def own_code(recipe: Recipe, *, whole: bool = False) -> list[Path]:
+    """The files and package folders that the user's own classes in a recipe need, if they are not installed.
+
+    If some cannot be sent, that is an InputError if it has to be the `whole` of them, and otherwise a warning.
+    """
+    return custom.code(own_classes(recipe), whole=whole)
 
 
 def _own(name: str, protocol: type) -> type[Any]:
-    """The class that "package.module:Class" names, imported from this folder or from what is installed."""
-    module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # a console script does not look here
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's module raises
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"cannot import {name!r} ({reason}): mend it, or run in the folder that holds it") from error
+    """The class of the user's that "package.module:Class" names."""
+    kind = custom.imported(name)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ValueError(f"{name!r} is no dataclass: decorate it with @dataclass(frozen=True, kw_only=True)")
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -338,11 +336,14 @@ def _construct(kind: type[C], tree: Tree) -> C:
         near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
         raise ValueError(f"{key} is not a key of {tree.get('name', kind.__name__)}; {hint}")
-    try:
-        return TypeAdapter(kind).validate_python(tree)
-    except PydanticUserError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{tree['name']} has a field that cannot be read from YAML ({reason}): correct it") from error
+    name = str(tree.get("name"))
+    with custom.guarded(name) if ":" in name else nullcontext():
+        try:
+            return TypeAdapter(kind).validate_python(tree)
+        except PydanticUserError as error:
+            reason = str(error).splitlines()[0]
+            sentence = f"{tree['name']} has a field that cannot be read from YAML ({reason}): correct it"
+            raise ValueError(sentence) from error
 
 
 def _refusal(kind: Any, error: ValidationError, source: str) -> InputError:

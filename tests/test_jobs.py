@@ -208,6 +208,24 @@ def test_an_own_module_goes_along_and_its_error_comes_back(nodes: Nodes, tmp_pat
 
 
 @pytest.mark.ray
+def test_what_an_own_module_imports_goes_along_with_a_job(nodes: Nodes, tmp_path: Path) -> None:
+    text = OWN.replace("failing:", "importing:").replace(
+        'raise ZeroDivisionError("in the third step")', "from beside.helpers import third; third()"
+    )
+    (tmp_path / "importing.py").write_text(text)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "helpers.py").write_text("import neighbour\nthird = neighbour.third\n")
+    (tmp_path / "neighbour.py").write_text("def third():\n    pass\n")
+    tree = LONG | {"outer": LONG["outer"] | {"steps": 4}, "evaluation": {"tasks": 4}}
+    recipe = written(tmp_path / "own.yaml", tree | {"algorithm": {"name": "importing:Mine", "inner_lr": 0.01}})
+    done = nodes.submit(recipe, "--set", f"output={tmp_path}/out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is not sent" not in done.stdout
+    found = {str(path.relative_to(tmp_path / "out/bundle/code")) for path in (tmp_path / "out/bundle").rglob("*.py")}
+    assert found == {"importing.py", "beside/helpers.py", "neighbour.py"}
+
+
+@pytest.mark.ray
 def test_each_node_fetches_a_data_set_once(nodes: Nodes, s3: S3, tmp_path: Path) -> None:
     uri = "s3://bucket/jobs/glyphs"
     remote.push(open_data("glyphs"), uri)

@@ -1,19 +1,27 @@
-"""Families, models and algorithms of one's own run by their names, on Ray workers as well."""
+"""Families, models and algorithms of one's own run by their names, on Ray workers too, with all that they import."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
+import py_compile
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import command
+from conftest import SINUSOID, command, config, store
 
+from cluster import jobs, run
 from cluster.config import RunConfig
+from metatrain import bundle, custom
 from metatrain import recipe as recipes
 from metatrain.core import InputError
 
@@ -44,10 +52,12 @@ def mine(tmp_path: Path) -> Iterator[Path]:
     shutil.copy(RECIPES / "own.py", tmp_path / "mine" / "classes.py")
     text = (RECIPES / "own.yaml").read_text().replace("recipes.own:", "mine.classes:")
     (tmp_path / "mine.yaml").write_text(text)
+    before = set(sys.modules)
     yield tmp_path
-    for name in ("mine", "mine.classes"):
-        sys.modules.pop(name, None)
-    sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path)]
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or tmp_path).startswith(str(tmp_path)):
+            del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(tmp_path))]
 
 
 def train(folder: Path, *sets: str) -> Any:
@@ -73,6 +83,11 @@ def test_a_ray_worker_is_sent_them_and_gives_the_same_result(
     mine: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """From a process whose own folders, which Ray's workers of this machine look into, do not hold the package."""
+    (mine / "helpers.py").write_text("from beside.tools import same\n")
+    (mine / "beside").mkdir()
+    (mine / "beside" / "tools.py").write_text("def same(x):\n    return x\n")
+    with (mine / "mine" / "classes.py").open("a") as file:
+        file.write("\nimport helpers\n")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     script = elsewhere / "go.py"
     script.write_text(f"import sys; sys.path.append({str(mine)!r})\nfrom tuning.cli import main\nmain()\n")
@@ -135,3 +150,330 @@ def test_what_is_wrong_is_one_sentence(mine: Path, key: str, value: Any, sentenc
     recipes.put(tree, key, value)
     with pytest.raises(InputError, match=sentence):
         recipes.parse(RunConfig, tree, "mine.yaml")
+
+
+IMPORTS = {  # what a module says -> what goes along
+    "import helpers": {"helpers.py"},
+    "import helpers as h, os": {"helpers.py"},
+    "from helpers import x": {"helpers.py"},
+    "from helpers import *": {"helpers.py"},
+    "def later():\n    import helpers": {"helpers.py"},
+    "class C:\n    import helpers": {"helpers.py"},
+    "try:\n    import nowhere\nexcept ImportError:\n    import helpers": {"helpers.py"},
+    "if x:\n    pass\nelse:\n    from helpers import x": {"helpers.py"},
+    "import importlib\nimportlib.import_module('helpers')": {"helpers.py"},
+    "from importlib import import_module\nimport_module('helpers')": {"helpers.py"},
+    "__import__('helpers')": {"helpers.py"},
+    "def later():\n    import chain": {"chain.py", "helpers.py"},
+    "import beside": {"beside/__init__.py"},
+    "import beside.tools": {"beside/__init__.py", "beside/tools.py", "helpers.py"},
+    "from beside import tools": {"beside/__init__.py", "beside/tools.py", "helpers.py"},
+    "from beside.tools import x": {"beside/__init__.py", "beside/tools.py", "helpers.py"},
+    "from loose.inner import x": {"loose/inner.py"},
+    "from loose import inner": {"loose/inner.py"},
+    "from . import near": {"mine/near.py"},
+    "from .near import x": {"mine/near.py"},
+    "from mine import near": {"mine/near.py"},
+    "from .deep.below import x": {"mine/deep/__init__.py", "mine/deep/below.py", "mine/near.py"},
+    "import os, json, torch, yaml, metatrain.core, cluster, pytest": set(),
+    "from .... import beyond": set(),
+    "def later():\n    import nowhere": set(),
+}
+
+
+def neighbours(folder: Path) -> None:
+    (folder / "helpers.py").write_text("x = 1\n")
+    (folder / "unrelated.py").write_text("raise SystemExit\n")
+    (folder / "chain.py").write_text("import helpers\nimport chain\n")
+    for name, text in {
+        "beside/__init__.py": "",
+        "beside/tools.py": "import helpers\nx = 1\n",
+        "loose/inner.py": "x = 1\n",
+        "mine/near.py": "x = 1\n",
+        "mine/deep/__init__.py": "",
+        "mine/deep/below.py": "from ..near import x\n",
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def added(folder: Path, text: str) -> RunConfig:
+    """The recipe, of which one of the modules says this as well."""
+    with (folder / "mine" / "classes.py").open("a") as file:
+        file.write(f"\nx = 1\n{text}\n")
+    return recipes.load(RunConfig, folder / "mine.yaml")
+
+
+@pytest.mark.parametrize("text", IMPORTS)
+def test_what_an_own_module_imports_goes_along(mine: Path, text: str) -> None:
+    neighbours(mine)
+    sys.path += [str(mine), f"{mine}/../{mine.name}"]  # the same folder twice, as for a job
+    for module in ("helpers", "chain"):
+        sys.modules.pop(module, None)
+    if "beyond" in text:
+        text = f"try:\n    {text}\nexcept ImportError:\n    pass"
+    settings = added(mine, text)
+    roots = {mine / name.partition("/")[0] for name in IMPORTS[text if text in IMPORTS else "from .... import beyond"]}
+    assert set(recipes.own_code(settings.recipe(), whole=True)) == roots | {mine / "mine"}
+    files = custom.source(recipes.own_classes(settings.recipe()))
+    assert set(files) == IMPORTS.get(text, set()) | {"mine/classes.py"}
+    assert all((mine / name).read_bytes() == data for name, data in files.items())
+
+
+def test_what_is_sent_runs_where_nothing_else_is(mine: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In the folder that a job gets, by a process that knows no other."""
+    neighbours(mine)
+    settings = added(mine, "import chain\nfrom loose import inner\ndef later():\n    from beside import tools")
+    there = tmp_path_factory.mktemp("there")
+    files = {"recipe.yaml": yaml.safe_dump(recipes.dump(settings))}
+    jobs._pack(jobs.Job("j", [], files, recipes.own_code(settings.recipe(), whole=True), {}), there)
+    code = (
+        "from cluster.config import RunConfig; from metatrain import recipe\n"
+        "kind = type(recipe.load(RunConfig, 'recipe.yaml').model)\n"
+        "import sys; sys.modules[kind.__module__].later(); print(sys.modules[kind.__module__].__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{there}/mine/classes.py\n"
+
+
+def compiled(folder: Path) -> None:
+    (folder / "helpers.py").write_text("x = 1\n")
+    py_compile.compile(str(folder / "helpers.py"), str(folder / "helpers.pyc"))
+    (folder / "helpers.py").unlink()
+
+
+def archived(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        archive.writestr("helpers.py", "x = 1\n")
+    sys.path.append(str(folder / "archive.zip"))
+
+
+def large(folder: Path) -> None:
+    (folder / "helpers").mkdir()
+    (folder / "helpers" / "__init__.py").write_text("")
+    (folder / "helpers" / "data.bin").write_bytes(bytes(1 << 21))
+
+
+def parted(folder: Path) -> None:
+    for part in ("one", "two"):
+        (folder / part / "helpers").mkdir(parents=True)
+        sys.path.append(str(folder / part))
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (compiled, r"\S+/helpers.pyc is no source; install it on the nodes"),
+        (archived, r"\S+/archive.zip/helpers.py is no source; install it on the nodes"),
+        (large, r"\S+/helpers has more than 1 MiB; install it on the nodes, or move its data away"),
+        (parted, r"it lies in several folders \(\S+/one/helpers, \S+/two/helpers\); put it into one"),
+    ],
+)
+def test_what_cannot_be_sent_is_named(mine: Path, made: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    made(mine)
+    settings = added(mine, "import helpers")
+    with pytest.raises(InputError, match=rf"^helpers, which your own classes need, cannot be sent: {reason}$"):
+        recipes.own_code(settings.recipe(), whole=True)
+    assert recipes.own_code(settings.recipe()) == [mine / "mine"]  # this machine's workers may have it
+    assert "helpers, which your own classes need, is not sent to workers" in caplog.text
+    to = ["--address", "http://127.0.0.1:1", "--set", f"output={mine}/out"]
+    done = command("submit", str(mine / "mine.yaml"), *to)
+    assert done.returncode == 2
+    assert "error: helpers, which your own classes need, cannot be sent: " in done.stderr
+
+
+def test_a_class_of_the_program_itself_cannot_be_sent() -> None:
+    with pytest.raises(InputError, match="__main__, which your own classes need, cannot be sent: it is the program"):
+        custom.code(["__main__:Net"], whole=True)
+
+
+RAISED = {
+    "import sys; sys.exit(0)": "SystemExit: 0",
+    "import sys; sys.exit('no')": "SystemExit: no",
+    "exit()": "SystemExit: None",
+    "raise BaseException('mine')": "BaseException: mine",
+    "raise GeneratorExit": "GeneratorExit: ",
+    "import asyncio; raise asyncio.CancelledError": "CancelledError: ",
+    "class E(BaseException):\n    def __str__(self): raise OSError\nraise E": "E",
+    "raise ExceptionGroup('several', [OSError()])": r"ExceptionGroup: several \(1 sub-exception\)",
+    "import nowhere": "ModuleNotFoundError: No module named 'nowhere'",
+    "1 / 0": "ZeroDivisionError: division by zero",
+    "def f(): f()\nf()": "RecursionError: maximum recursion depth exceeded.*",
+    "def __getattr__(name): raise SystemExit(3)": "SystemExit: 3",
+}
+
+
+@pytest.mark.parametrize("text", RAISED)
+def test_whatever_an_own_module_raises_is_one_sentence(mine: Path, text: str) -> None:
+    (mine / "mine" / "raising.py").write_text(text)
+    done = command("train", str(mine / "mine.yaml"), "--set", "model.name=mine.raising:Net")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    with pytest.raises(
+        InputError, match=rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\): correct it, or"
+    ):
+        recipes.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
+
+
+def test_ctrl_c_while_an_own_module_is_imported_is_no_error_of_its(mine: Path) -> None:
+    (mine / "mine" / "raising.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        recipes.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "ZeroDivisionError()", "BaseException()", "ValueError('not so')"])
+def test_whatever_an_own_class_raises_of_its_values_is_one_sentence(mine: Path, raised: str) -> None:
+    text = (mine / "mine" / "classes.py").read_text()
+    check = "\n\n    def __post_init__(self) -> None:\n        if self.width > 50:\n            raise "
+    (mine / "mine" / "classes.py").write_text(
+        text.replace("    width: int = 40", f"    width: int = 40{check}{raised}")
+    )
+    assert recipes.load(RunConfig, mine / "mine.yaml").model.width == 40
+    sentence = (
+        "not so" if "so" in raised else r"mine.classes:SineNet cannot be made of these values \(\w+: .*\): correct"
+    )
+    with pytest.raises(InputError, match=f"model: (Value error, )?{sentence}"):
+        recipes.load(RunConfig, mine / "mine.yaml", ["model.width=60"])
+
+
+@pytest.fixture
+def bundled(mine: Path) -> Path:
+    """A bundle of classes that import a neighbour, with its recipe, and a run that left it."""
+    neighbours(mine)
+    with (mine / "mine" / "classes.py").open("a") as file:
+        file.write("\nimport helpers\n")
+    done = train(mine, "workers.max=0", "algorithm.inner_steps=1")
+    assert done.returncode == 0, done.stderr
+    return mine / "run" / "bundle"
+
+
+def loading(folder: Path, uri: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = f"from metatrain import bundle; bundle.load({str(uri)!r}); import helpers; print(helpers.__file__)"
+    full = [sys.executable, "-c", code]
+    return subprocess.run(full, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_source_is_in_the_run_and_in_its_bundle_with_its_checksums(mine: Path, bundled: Path) -> None:
+    manifest = json.loads((bundled / "manifest.json").read_text())
+    assert set(manifest) == {"meta.safetensors", "recipe.yaml", "code/helpers.py", "code/mine/classes.py"}
+    for name in ("helpers.py", "mine/classes.py"):
+        source = (mine / name).read_bytes()
+        assert (bundled / "code" / name).read_bytes() == (mine / "run" / "code" / name).read_bytes() == source
+        assert manifest[f"code/{name}"]["sha256"] == hashlib.sha256(source).hexdigest()
+
+
+def test_a_bundle_loads_silently_if_its_modules_are_the_same_here(
+    mine: Path, bundled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (mine / "mine" / "near.py").write_text("x = 2\n")  # which they do not import
+    assert bundle.load(str(bundled))[0].model.name == "mine.classes:SineNet"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["helpers.py", "mine/classes.py"])
+def test_a_bundle_loads_with_a_warning_if_they_differ(
+    mine: Path, bundled: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (mine / name).open("a") as file:
+        file.write("\n# another line\n")
+    assert bundle.load(str(bundled))[0].model.name == "mine.classes:SineNet"
+    said = f"{name} here differs from what {bundled} was trained with, which its code/ holds: results may differ"
+    assert caplog.messages == [said]
+    done = command("evaluate", str(bundled), "--set", "workers.max=0")
+    assert done.returncode == 0
+    assert said in done.stderr
+
+
+def test_code_of_a_bundle_is_run_only_if_python_is_told_to_look_there(
+    mine: Path, bundled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    moved = shutil.copytree(bundled, elsewhere / "a bundle")
+    done = loading(elsewhere, moved)
+    assert done.returncode == 1
+    sentence = (
+        f"{moved} needs mine.classes:Parabolas, which cannot be imported here (ModuleNotFoundError: No module named "
+        f"'mine'): its source is in {moved}/code; read it, and if you trust it, set PYTHONPATH='{moved}/code'"
+    )
+    assert done.stderr.splitlines()[-1] == f"metatrain.core.InputError: {sentence}"
+    done = loading(elsewhere, moved, PYTHONPATH=f"{moved}/code")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{moved}/code/helpers.py\n", "")
+    assert loading(elsewhere, moved, PYTHONPATH=f"{moved}/code").returncode == 0  # with Python's caches beside it
+    (elsewhere / "mine").mkdir()
+    (elsewhere / "mine" / "classes.py").write_text("")  # something else of that name
+    done = loading(elsewhere, moved)
+    assert "which cannot be imported here (AttributeError: module 'mine.classes' has no attribute" in done.stderr
+
+
+def test_a_bundle_without_code_loads(bundled: Path) -> None:
+    files = {name: data for name, data in bundle.read_directory(str(bundled)).items() if not name.startswith("code/")}
+    bundle.write_directory(str(bundled.parent / "older"), files)
+    assert bundle.load(str(bundled.parent / "older"))[0].model.name == "mine.classes:SineNet"
+
+
+def test_what_does_not_belong_into_a_bundle_is_refused(bundled: Path, tmp_path: Path) -> None:
+    files = bundle.read_directory(str(bundled))
+    (tmp_path / "secret").write_text("mine")
+    for name in ("other", "code", "codes/x.py", "code/data.bin", "code/mine/inner.so", "code/large.py"):
+        data = bytes(1 << 20) if "large" in name else b"x"
+        where = tmp_path / "odd" / name.replace("/", "-")
+        bundle.write_directory(
+            str(where), {**{n: d for n, d in files.items() if name != "code" or "code" not in n}, name: data}
+        )
+        with pytest.raises(InputError, match="is not a bundle"):
+            bundle.load(str(where))
+    plain = config(SINUSOID, outer__steps=1, output=str(tmp_path / "plain"))
+    run.train(plain)
+    whole = bundle.read_directory(str(tmp_path / "plain" / "bundle"))
+    bundle.write_directory(str(tmp_path / "with"), {**whole, "code/sitecustomize.py": b"raise SystemExit"})
+    with pytest.raises(InputError, match="is not a bundle: its code/ is not the source of its recipe's own classes"):
+        bundle.load(str(tmp_path / "with"))
+    outside = ["../secret", "code/../../secret", f"{tmp_path}/secret", "code//x.py", "./recipe.yaml", "code/./x.py", ""]
+    digest = hashlib.sha256(b"mine").hexdigest()
+    for name in [*outside, "code\\..\\secret", "c:secret", "code/\0.py"]:
+        manifest = json.loads((bundled / "manifest.json").read_text()) | {name: {"bytes": 4, "sha256": digest}}
+        shutil.copytree(bundled, tmp_path / "tricked", dirs_exist_ok=True)
+        (tmp_path / "tricked" / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match=r"is damaged \(its manifest names other files than its own"):
+            bundle.load(str(tmp_path / "tricked"))
+    (tmp_path / "tricked" / "manifest.json").write_text(json.dumps(sorted(files)))
+    with pytest.raises(InputError, match="is damaged"):
+        bundle.load(str(tmp_path / "tricked"))
+    (bundled / "code" / "helpers.py").write_text("x = 2\n")
+    with pytest.raises(InputError, match=r"is damaged: code/helpers.py is not what was saved"):
+        bundle.load(str(bundled))
+
+
+def test_source_that_is_too_large_is_not_recorded(mine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    settings = added(mine, "#" * (1 << 20))
+    ready = run.prepare(settings)
+    assert ready.code == {}
+    assert "the source of your own modules is not recorded: it is 1.0 MiB, at most 1 is" in caplog.messages
+
+
+def test_source_is_recorded_as_it_was_when_training_started(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (mine / "mine" / "classes.py").read_bytes()
+    settings = recipes.load(RunConfig, mine / "mine.yaml", [*LESS, "workers.max=0", "output=run"])
+    save = bundle.save
+
+    def edited(*arguments: Any) -> None:
+        (mine / "mine" / "classes.py").write_bytes(before + b"# later\n")
+        save(*arguments)
+
+    monkeypatch.setattr(bundle, "save", edited)
+    run.train(settings)
+    assert Path("run/bundle/code/mine/classes.py").read_bytes() == before
+
+
+@pytest.mark.ray
+def test_source_is_in_mlflow(mine: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    assert train(mine, "workers.max=0", f"tracking.uri={store(mine)}").returncode == 0
+    client = MlflowClient(store(mine))
+    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    assert "code" in {a.path for a in client.list_artifacts(found.info.run_id)}
+    assert [a.path for a in client.list_artifacts(found.info.run_id, "code/mine")] == ["code/mine/classes.py"]
