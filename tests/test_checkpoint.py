@@ -15,11 +15,12 @@ from conftest import GLYPHS, PROBES, REPTILE, SINUSOID, config
 from pyarrow import fs
 
 from cluster import checkpoint, run
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain import bundle, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
 from metatrain.ops.build import Unavailable
+from metatrain.start import initial_meta
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:

@@ -17,9 +17,10 @@ from cluster import loop
 from cluster.config import RunConfig
 from cluster.pool import Contribution, LocalPool, Pool, Snapshot
 from cluster.requests import Requests, WorkersLost
-from cluster.worker import Layout, choose_plan, initial_meta
+from cluster.worker import Layout, choose_plan
 from metatrain.core import InputError, Ticket
 from metatrain.learner import Learner
+from metatrain.start import initial_meta
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -119,7 +120,7 @@ def test_a_killed_worker_comes_back() -> None:
         step = 0
         while requests.lost == 0 or pool.status().alive < 2:
             assert time.monotonic() < deadline
-            tickets = loop.update_tickets(settings.recipe(), step)
+            tickets = settings.recipe().setting("update").tickets("update", step)
             requests.ask(tickets)
             requests.collect(tickets)
             step += 1
@@ -143,7 +144,7 @@ def test_workers_do_not_write_to_the_parameters_they_share() -> None:
         before = ray.get(shared).copy()
         assert before.nbytes > 100_000
         requests = Requests(pool)
-        tickets = loop.update_tickets(settings.recipe(), 0)
+        tickets = settings.recipe().setting("update").tickets("update", 0)
         requests.ask(tickets)
         requests.collect(tickets)
 
@@ -191,7 +192,7 @@ def test_the_next_tasks_are_drawn_while_a_worker_waits() -> None:
     try:
         pool.publish(Snapshot(0, initial_meta(settings.recipe())))
         requests = Requests(pool)
-        tickets = loop.update_tickets(settings.recipe(), 0)
+        tickets = settings.recipe().setting("update").tickets("update", 0)
         requests.ask(tickets)
         requests.collect(tickets)
         drawn = {
@@ -199,7 +200,7 @@ def test_the_next_tasks_are_drawn_while_a_worker_waits() -> None:
             for actor in pool._actors
             for ticket in ray.get(actor.handle.__ray_call__.remote(lambda worker: list(worker._worker._drawn)))
         }
-        assert drawn == set(loop.update_tickets(settings.recipe(), 1))
+        assert drawn == set(settings.recipe().setting("update").tickets("update", 1))
     finally:
         pool.close()
 

@@ -14,8 +14,9 @@ from conftest import GLYPHS, PROBES, config, context
 
 from cluster.cuda import Replayed
 from cluster.watched import Watched
-from cluster.worker import Worker, choose_plan, initial_meta
+from cluster.worker import Worker, choose_plan
 from metatrain.core import Context, Meta, Ticket, Update, generator_for
+from metatrain.start import initial_meta
 
 NOTHING = Update(Meta({}, {}, {}), 1, {})
 OTHER = Ticket("update", "train", 3, 1)
