@@ -102,7 +102,6 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
         plan, reason = plan._replace(path=saved.plan.path), "as before"  # whatever there was to choose from then
     # In process, updates and parameters never leave the device.
     device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
-    folder.make()
     if saved is not None:
         checkpoint.check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
@@ -113,6 +112,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
         learner.load_state_dict(saved.tensors, saved.scalars)
         notes = dict(saved.notes)
         log.info("resuming %s after %d steps", saved.uri, learner.version)
+    folder.make()
     return Run(config, plan, folder, learner, notes, code)
 
 
