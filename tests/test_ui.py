@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = tmp_path / "50% of #1?"
+    here = tmp_path / "50% of #1? ***"
     here.mkdir()
     monkeypatch.chdir(here)
     folder = here / "run"
