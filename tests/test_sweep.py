@@ -329,10 +329,10 @@ def test_what_is_known_of_a_rung_is_not_judged_again(tmp_path: Path) -> None:
     scheduler = schedulers.scheduler(search, book)
     again = SimpleNamespace(trial_id="new", name="0")
     scheduler.on_trial_add(None, again)
-    assert scheduler.on_trial_result(None, again, {"step": 10, "value": 5.0}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, again, {"step": 10, "compared": 5.0}) == "CONTINUE"
     fresh = SimpleNamespace(trial_id="fresh", name="7")
     scheduler.on_trial_add(None, fresh)
-    assert scheduler.on_trial_result(None, fresh, {"step": 10, "value": 6.0}) == "STOP"
+    assert scheduler.on_trial_result(None, fresh, {"step": 10, "compared": 6.0}) == "STOP"
 
 
 def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path) -> None:
