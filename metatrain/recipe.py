@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -182,6 +183,17 @@ def check_name(name: str) -> None:
         raise InputError(f"name is {name!r}, expected one that a folder can have: without / and no dot first")
 
 
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """pydantic's reader and writer of a dataclass."""
+    return _made(kind)
+
+
+@cache
+def _made(kind: Any) -> TypeAdapter[Any]:
+    """To make one takes ten milliseconds."""
+    return TypeAdapter(kind)
+
+
 def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file as a dataclass tree, after overrides such as "algorithm.inner_lr=0.1"."""
     return parse(kind, apply_overrides(read(path), overrides), str(path))
@@ -221,10 +233,10 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 def parse(kind: type[C], tree: Any, source: str) -> C:
     """Validate plain data as a dataclass; the first thing wrong is the error's sentence."""
     try:
-        found = TypeAdapter(kind).validate_python(tree)
+        found: C = _adapter(kind).validate_python(tree)
     except ValidationError as error:
         raise _refusal(kind, error, source) from error
-    for key, value in flatten(TypeAdapter(kind).dump_python(found)):  # as JSON, nan would be null
+    for key, value in flatten(_adapter(kind).dump_python(found)):  # as JSON, nan would be null
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{source}: {key} is {value}, expected a finite number")
     return found
@@ -232,7 +244,7 @@ def parse(kind: type[C], tree: Any, source: str) -> C:
 
 def dump(config: Any) -> Tree:
     """The dataclass tree as plain data that `parse` reads back."""
-    found: Tree = TypeAdapter(type(config)).dump_python(config, mode="json")
+    found: Tree = _adapter(type(config)).dump_python(config, mode="json")
     return found
 
 
@@ -339,7 +351,8 @@ def _construct(kind: type[C], tree: Tree) -> C:
     name = str(tree.get("name"))
     with custom.guarded(name) if ":" in name else nullcontext():
         try:
-            return TypeAdapter(kind).validate_python(tree)
+            found: C = _adapter(kind).validate_python(tree)
+            return found
         except PydanticUserError as error:
             reason = str(error).splitlines()[0]
             sentence = f"{tree['name']} has a field that cannot be read from YAML ({reason}): correct it"
