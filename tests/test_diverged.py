@@ -34,7 +34,9 @@ def strict(text: str) -> Any:
 
 def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others() -> None:
     curve = torch.tensor([[4.0, 1.0], [4.0, math.inf], [4.0, 2.0], [4.0, NAN], [4.0, 6.0]])
-    parts = [Scores([0, 1], {"mse": part}, {"nothing": torch.full((len(part),), 5.0)}, ("none",)) for part in curve.split(2)]
+    parts = [
+        Scores([0, 1], {"mse": part}, {"nothing": torch.full((len(part),), 5.0)}, ("none",)) for part in curve.split(2)
+    ]
     score = summarise(parts, "mse", "none", "a protocol")
     assert (score.tasks, score.diverged, score.curve_diverged) == (5, 2, [0, 2])
     assert score.mean == pytest.approx(3.0)

@@ -327,6 +327,8 @@ def test_a_query_image_that_is_broken_is_told_and_left_out(trained: Trained, tmp
     (folder / "query" / "broken.png").write_bytes(b"no image")
     done, written = adapt(trained, folder)
     assert done.returncode == 0
-    assert re.search(r"\nrefused .*/query/broken\.png cannot be read as an image .*: replace or remove it\n", done.stdout)
+    assert re.search(
+        r"\nrefused .*/query/broken\.png cannot be read as an image .*: replace or remove it\n", done.stdout
+    )
     assert len(written["predictions"]) == len(part(trained, "query")[0])
     assert f"learned from {metatrain.load(trained.folder).protocol}" in done.stdout
