@@ -79,7 +79,7 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
                 reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
                 log.warning("skipped %s: %s", _printable(place), _printable(reason))
         found = pd.DataFrame(rows, columns=list(Summary._fields))
-        found = found.astype({"steps": "Int64", "of": "Int64", "mean": float, "ci95": float})
+        found = found.astype({"steps": "Int64", "of": "Int64", "mean": float, "ci95": float, "diverged": "Int64"})
         return found.sort_values("when", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -125,7 +125,7 @@ class Run:
         return recipes.load(RunConfig, f"{self._home}/config.yaml")
 
     def load(self) -> Learned:
-        """What it learned, ready to adapt to images."""
+        """What it learned, ready to adapt to examples."""
         from metatrain import inference
 
         return inference.load(self._place)
@@ -155,8 +155,13 @@ class Run:
         except Exception as error:  # to look at a run never fails
             return [f"cannot be read ({error})"]
         steps = [] if known.steps is None else [f"{known.steps} of {known.of} steps"]
-        results = [f"{s['metric']} {show(s['metric'], s['mean'])} ± {show(s['metric'], s['ci95'])}" for s in scores]
-        results += [f"{s['diverged']} of {s['tasks']} tasks diverged" for s in scores if s.get("diverged")]
+        results = []
+        for s in scores:
+            text = f"{s['metric']} {show(s['metric'], s['mean'])} ± {show(s['metric'], s['ci95'])}"
+            if s.get("diverged"):
+                lost = f"{s['diverged']} of {s['tasks']} tasks diverged"
+                text = f"{s['metric']} {show(s['metric'], s['median'])} (median), {lost}"
+            results.append(text)
         return [known.name, *steps, *results]
 
     def __repr__(self) -> str:
@@ -203,8 +208,9 @@ class Summary(NamedTuple):
     steps: int | None  # outer steps that are made; of a sweep, by its winner
     of: int
     metric: str | None
-    mean: float
+    mean: float  # over the tasks that did not diverge
     ci95: float
+    diverged: int | None  # tasks
     protocol: str | None
     folder: str
 
@@ -214,10 +220,11 @@ def front_door(again: str) -> Iterator[None]:
     """Show messages as the command line does, and say errors in a sentence that tells Python callers what to do."""
     from cluster.requests import Interrupted, WorkersLost
     from metatrain.cli import OPTIONAL
+    from metatrain.isolation import same_random_numbers
     from metatrain.learner import Diverged
 
     try:
-        with _messages_shown():
+        with same_random_numbers(), _messages_shown():
             yield
     except InputError as error:
         raise InputError(_in_python(str(error))) from None
@@ -400,6 +407,7 @@ def _summary(place: str) -> Summary:
         score.get("metric"),
         float(score.get("mean", math.nan)),
         float(score.get("ci95", math.nan)),
+        score.get("diverged"),
         score.get("protocol"),
         place,
     )

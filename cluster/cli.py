@@ -198,9 +198,14 @@ def print_results(scores: Sequence[Score], kept: str = "") -> None:
     from metatrain.core import InputError
 
     for score in [*scores[1:], scores[0]]:
-        print(score.line())
+        if score.usable:
+            print(score.line())
     if not scores[0].usable:
-        raise InputError(f"{scores[0].warning()}; with so few of them this is no result{kept and f'; {kept}'}")
+        left = scores[0].tasks - scores[0].diverged
+        raise InputError(
+            f"there is no result, as {left} of {scores[0].tasks} tasks did not diverge: lower the inner rate, or the "
+            f"number of inner steps, of the evaluation's algorithm{kept and f'; {kept}'}"
+        )
 
 
 def _paired(score: Score, baseline: str) -> str:

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,6 +96,10 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
     check_data(config.recipe())
     recipe = config.recipe()
     check_fit(recipe, initial_meta(recipe))
+    measured = recipe.setting("score")
+    norm = measured.family.bind(recipe.model, measured.norm, "reference").norm[0]
+    if norm not in ("none", recipe.norm):
+        log.info("norm is %s in training and %s in the evaluation (evaluation.norm)", recipe.norm, norm)
     folder, saved = choose(config, resume, trial=trial)
     plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     if saved is not None and saved.plan.device == plan.device:
@@ -186,10 +190,13 @@ def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list
                 "as evaluation.family.ways=5"
             )
     config, meta, version = load_trained(uri, overrides)
-    check_data(config.recipe())
-    check_fit(config.recipe(), meta)
-    plan, _ = choose_plan(config.recipe(), config.workers.gpus, config.workers.threads)
-    with isolated(config.workers.threads), interruptible() as should_stop, pool_for(config, plan, address) as pool:
+    with ExitStack() as stack:
+        stack.enter_context(isolated(config.workers.threads))
+        check_data(config.recipe())
+        check_fit(config.recipe(), meta)
+        plan, _ = choose_plan(config.recipe(), config.workers.gpus, config.workers.threads)
+        should_stop = stack.enter_context(interruptible())
+        pool = stack.enter_context(pool_for(config, plan, address))
         pool.publish(Snapshot(version, meta))
         requests = Requests(pool, should_stop, config.workers.wait_s)
         scores = evaluate_work(config.recipe(), requests, "score", version)
@@ -299,12 +306,15 @@ def _leave_results(run: Run, scores: list[Score]) -> None:
         "adaptation_curve": figures.adaptation_curve(
             list(zip(labels, scores, strict=True)), f"{recipe.name}: adaptation to held-out tasks"
         ),
-        "example": inference.illustrate(recipe, meta),
     }
     if meta.algorithm:
         pictures["learned"] = figures.learned_parameters(rows, f"{recipe.name}: what the algorithm learned")
     for name, figure in pictures.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
+    try:
+        figures.save(inference.illustrate(recipe, meta), folder / "figures" / "example.png")
+    except Exception as error:  # of a family of the user's: the results are worth more
+        log.warning("there is no picture of an example, as `picture` failed: %s: %s", type(error).__name__, error)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -327,6 +337,5 @@ def as_metrics(scores: list[Score]) -> dict[str, float]:
 
 
 def _warn(scores: list[Score]) -> None:
-    for score in scores:
-        if score.diverged:
-            log.warning("%s", score.warning())
+    for sentence in filter(None, (score.warning() for score in scores)):
+        log.warning("%s", sentence)

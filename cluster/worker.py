@@ -147,7 +147,8 @@ class Worker:
     def __init__(self, recipe: Recipe, plan: Plan) -> None:
         self._device = device_of(plan)
         torch.set_num_threads(plan.threads)
-        exact_products()
+        if self._device.type == "cuda":
+            exact_products()
         keep_freed_memory()
         self._recipe = recipe
         self._path: Path = plan.path

@@ -222,8 +222,12 @@ class Problem(Protocol):
         """[T] each: "loss", which can be differentiated, and the family's metrics, which cannot."""
         ...
 
-    def check(self, task: Any) -> Collection[str]:
-        """The names of the metrics; InputError if tasks, network, losses and metrics do not fit each other."""
+    def check(self, task: Any) -> None:
+        """Raise InputError if the tasks are not what this problem is of."""
+        ...
+
+    def try_out(self, task: Any) -> Collection[str]:
+        """The names of the metrics; InputError if the network, the loss or a metric cannot compute these tasks."""
         ...
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores, chunks
 
+FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -62,18 +64,23 @@ class Score:
             low, high = map(self.text, self.quartiles)
             found = (
                 f"{self.text(self.median)} statistic=median quartiles={low}..{high} "
-                f"tasks={self.tasks - self.diverged} diverged={self.diverged}"
+                f"tasks={self.tasks} diverged={self.diverged}"
             )
         return f'result: {self.metric}={found} protocol="{self.protocol}"'
 
     def warning(self) -> str | None:
-        """A sentence about the tasks that diverged, if any did."""
-        if not self.diverged:
-            return None
-        return (
-            f"{self.diverged} of {self.tasks} tasks diverged in adaptation and are left out of the result: lower the "
-            "inner rate, or the number of inner steps, of the evaluation's algorithm"
-        )
+        """A sentence about tasks that diverged, or are about to, if there are any."""
+        low, high = self.quartiles
+        remedy = "lower the inner rate, or the number of inner steps, of the evaluation's algorithm"
+        if self.diverged:
+            lost = f"{self.diverged} of {self.tasks} tasks diverged in adaptation and are left out of the result"
+            return f"{lost}: {remedy}"
+        if low < high and max(low - self.mean, self.mean - high) > FAR * (high - low):
+            return (
+                f"a few tasks decide the mean, {self.text(self.mean)}, as their adaptation is about to diverge (median "
+                f"{self.text(self.median)}, quartiles {self.text(low)}..{self.text(high)}): {remedy}"
+            )
+        return None
 
 
 def scores(problem: Problem, algorithm: Algorithm, meta: Meta, tasks: Any, context: Context) -> Scores:

@@ -219,7 +219,7 @@ def agreement(
     truth: Tensor, predictions: Sequence[tuple[int, Tensor]], names: Sequence[str], quantity: str, title: str
 ) -> Figure:
     """Predicted against true numbers [T, Q] of T named tasks; (adaptation step, [T, Q]) each."""
-    figure = Figure(figsize=(3.6 * len(names), 3.9), layout="constrained")
+    figure = Figure(figsize=(max(3.6 * len(names), 6.0), 3.9), layout="constrained")  # as wide as the legend
     figure.suptitle(title, fontsize="medium")
     styles = [("s", "tab:blue"), ("o", "tab:orange")]
     for t, axes in enumerate(np.ravel(figure.subplots(1, len(names), sharex=True, sharey=True))):
@@ -378,6 +378,6 @@ def scale(axes: Axes, metric: str) -> None:
     """The vertical axis that a metric is looked at on."""
     if metric == "accuracy":
         axes.set_ylim(0, 1.02)
-    elif metric == "mse":
+    elif metric == "mse" and math.isfinite(axes.dataLim.minposy):  # else there is no number to show
         axes.set_yscale("log")
         logarithmic(axes.yaxis)

@@ -71,16 +71,24 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
 
 def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
     """The support set and the queries are CSV, Parquet or NPZ files."""
-    raw, targets, names = _read(learned, support, None)
+    raw, targets, names = _read(learned, support, None, "--support")
     if targets is None:
         raise InputError(f"{support} has no targets ({', '.join(names)}), and adapting needs some: add them")
-    adapted = learned.adapt(raw, targets, norm)
-    examples, truth, places = [], [], []
+    try:
+        adapted = learned.adapt(raw, targets, norm)
+    except InputError as error:
+        raise InputError(f"{support}: {error}") from error
+    examples: list[Tensor] = []
+    truth: list[Any] = []
+    places: list[str] = []
     for path in query:
-        raw, known, _ = _read(learned, path, names)
-        examples.append(adapted.examples(raw))
-        truth += [None] * len(examples[-1]) if known is None else list(known)
-        places += [f"{path}:{i + 1}" for i in range(len(examples[-1]))]
+        raw, known, _ = _read(learned, path, names, "--query")
+        try:
+            examples.append(adapted.examples(raw))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        truth += _targets(path, learned, known, len(examples[-1]))
+        places += [f"{path.name} row {i + 1}" for i in range(len(examples[-1]))]
     x = torch.cat(examples)
     found = adapted.predictions(adapted.outputs(adapted.after, x))
     if isinstance(found, Predictions):
@@ -98,39 +106,80 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
     told = torch.tensor([float(truth[i]) for i in known], dtype=torch.float64)
     constant = float(np.mean(np.asarray(targets, np.float64)))
     errors = [float((guess - told).square().mean()) for guess in (found.values[known].double(), constant)]
+    roots = [f"{error**0.5:.6g}" for error in errors]
     notes.append(
-        f"mean squared error: {errors[0]:.6g} of {len(known)} rows; {errors[1]:.6g} if the mean of the support set's "
-        "targets is predicted"
+        f"root mean squared error over {_count(len(known), 'row')}, in units of {names[0]}: {roots[0]}; "
+        f"{roots[1]} if the mean of the support set's targets is predicted"
     )
     return Predicted(
         shown, notes, result | {"mean_squared_error": errors[0]}, _agreement(adapted, x[known], told), rows
     )
 
 
-def _read(learned: Learned, path: Path, targets: Sequence[str] | None) -> tuple[Any, Any, Sequence[str]]:
+def _read(learned: Learned, path: Path, targets: Sequence[str] | None, key: str) -> tuple[Any, Any, Sequence[str]]:
     """Examples as `adapt` takes them, their targets if the file has them, and how these are called there.
 
     Of a table they are columns by their names. Else the targets are those columns, the column y, or the last ones.
     """
     if path.suffix.lower() == ".npz":
-        arrays = _arrays(path)
+        arrays = _arrays(path, key)
         if "x" not in arrays:
             raise InputError(f"{path} has no array x, the examples: save it with numpy.savez(path, x=..., y=...)")
-        return arrays["x"], arrays.get("y"), ["y"]
-    file = columns.opened(str(path), columns.stamp(str(path)), "")
+        return arrays["x"], _single(arrays.get("y")), ["y"]
+    file = columns.opened(str(path), columns.stamp(str(path), key), "")
+    if all(_is_number(name) for name in file.types):
+        raise InputError(f"{path} has numbers where the names of its columns should be: add a first line of names")
     table = {name: file.column(name).to_pylist() for name in file.types}
     family = learned.recipe.family
     if isinstance(family, Table):
         return table, table.get(family.target), [family.target]
     names = targets or (["y"] if "y" in table else list(table)[-learned.targets :])
-    x = np.array([table[name] for name in table if name not in names]).T
+    inputs = [name for name in table if name not in names]
+    if not inputs:
+        names, inputs = ["y"], list(table)  # there is no column besides for targets
+    x = np.array([table[name] for name in inputs]).T
     if not set(names) <= table.keys():
         return x, None, names
     return x, table[names[0]] if len(names) == 1 else np.array([table[name] for name in names]).T, names
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    columns.stamp(str(path))  # which refuses what is no regular file, or too large
+def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[Any]:
+    """What is known of the targets of so many examples, None if it is missing."""
+    if known is None:
+        return [None] * examples
+    values = [None if value is None or value != value else value for value in known]
+    if len(values) != examples:
+        raise InputError(
+            f"{path} has {examples} examples and {len(values)} targets: give each its target, or none at all"
+        )
+    if not learned.has_classes and any(
+        value is not None and (isinstance(value, bool) or not isinstance(value, int | float)) for value in values
+    ):
+        raise InputError(f"{path} has targets that are no numbers: correct them, or leave them out")
+    return values
+
+
+def _single(y: Any) -> list[Any] | None:
+    """Targets as N values, also if they are [N, 1]; rows if there are several of each."""
+    if y is None:
+        return None
+    return list((y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).tolist())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _count(number: int, kind: str) -> str:
+    return f"{number} {kind}{'s' * (number != 1)}"
+
+
+def _arrays(path: Path, key: str) -> dict[str, Any]:
+    columns.stamp(str(path), key)  # which refuses what is no regular file, or too large
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -167,7 +216,7 @@ def _classified(
     notes = _told(learned, adapted, kind, len(places))
     known = [mark == "✓ " for mark in marks if mark]
     if known:
-        notes.append(f"accuracy: {100 * sum(known) / len(known):.1f}% of {len(known)} {kind}s")
+        notes.append(f"accuracy: {100 * sum(known) / len(known):.1f}% of {_count(len(known), kind)}")
     others = sorted({str(label) for label in labels if label is not None and label not in found.classes})
     if others:
         listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
@@ -177,7 +226,7 @@ def _classified(
 
 def _told(learned: Learned, adapted: Adapted, kind: str, queries: int) -> list[str]:
     """What was done, in lines."""
-    to = f"{adapted.support.support_x.shape[1]} {kind}s"
+    to = _count(adapted.support.support_x.shape[1], kind)
     of = "" if adapted.classes is None else f" of {len(adapted.classes)} classes"
     notes = [f"learned from {learned.protocol}", f"adapted to {to}{of} in {1000 * adapted.seconds:.1f} ms"]
     if adapted.norm == "transductive":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metatrain.core import Params, Path
+from metatrain.core import InputError, Params, Path
 from metatrain.models.normalisation import BatchStatistics
 
 
@@ -42,7 +43,7 @@ def call(module: nn.Module, path: Path, params: Params, *inputs: Tensor) -> Any:
         # for batch norm; autograd outside it is exact.
         return vmap(one)(params, *inputs)
     tasks = range(len(inputs[0]))
-    if len(tasks) == 1:  # views, in the backward, too
+    if len(tasks) == 1:  # views, also in the backward
         found = one({name: p.squeeze(0) for name, p in params.items()}, *(x.squeeze(0) for x in inputs))
         return tuple(part[None] for part in found) if isinstance(found, tuple) else found[None]
     rows = {name: p.unbind(0) for name, p in params.items()}  # indexing instead would cost T^2 in the backward
@@ -67,6 +68,28 @@ def fresh(build: Callable[[], nn.Module], generator: torch.Generator, *, trained
     with _DrawnFrom(torch.Generator().manual_seed(generator.initial_seed())):
         named = list(build().named_parameters())
     return {name: p.detach().clone() for name, p in named if p.requires_grad == trained}
+
+
+def buffers(module: nn.Module) -> Params:
+    """What a network holds besides its parameters."""
+    return dict(module.named_buffers())
+
+
+def same(one: Params, other: Params) -> bool:
+    """Whether both have the same numbers under the same names."""
+    return one.keys() == other.keys() and all(torch.equal(p, other[name]) for name, p in one.items())
+
+
+@contextmanager
+def trying(what: str, how: str, correct: str) -> Iterator[None]:
+    """Say in a sentence whatever the user's classes raise, `sys.exit` included."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{what} fails {how} ({type(error).__name__}: {reason}): correct {correct}") from error
 
 
 class _DrawnFrom(TorchDispatchMode):

@@ -50,7 +50,7 @@ class Predictions:
         return len(self.probabilities)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} predictions of {len(self.classes)} classes: {_some(self.labels)}>"
+        return f"<{_count(len(self), 'prediction')} of {len(self.classes)} classes: {_some(self.labels)}>"
 
     def _repr_html_(self) -> str:
         rows = zip(self.labels, self.probabilities.tolist(), strict=True)
@@ -71,7 +71,7 @@ class Numbers:
         return np.array(self.values.numpy(), dtype=dtype)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} predictions: {_some(self.values.tolist())}>"
+        return f"<{_count(len(self), 'prediction')}: {_some(self.values.tolist())}>"
 
     def _repr_html_(self) -> str:
         return _table(self, ["prediction"], [[value] for value in self.values.tolist()])
@@ -145,7 +145,7 @@ class Adapted:
 
     def __repr__(self) -> str:
         to = "" if self.classes is None else f" of {len(self.classes)} classes ({_some(self.classes)})"
-        return f"<adapted to {self.support.support_x.shape[1]} examples{to} in {1000 * self.seconds:.1f} ms>"
+        return f"<adapted to {_count(self.support.support_x.shape[1], 'example')}{to} in {1000 * self.seconds:.1f} ms>"
 
 
 class Learned:
@@ -157,6 +157,11 @@ class Learned:
         self._problems: dict[tuple[Norm, int], tuple[TaskFamily, Supervised]] = {}  # by norm and number of classes
         with isolated(threads):
             self._problem = self._bind(self._setting.family, self._setting.norm[0])
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether targets are labels; else they are numbers."""
+        return self._problem.targets == "classes"
 
     @property
     def targets(self) -> int:
@@ -180,9 +185,10 @@ class Learned:
         """Adapt, as the recipe's evaluation does, to S examples and their S labels or numbers.
 
         An image is a path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or in 0..1; its
-        label may be of any kind. Rows of a table are a DataFrame, or arrays in the order of `features`. Examples of
-        other families are arrays [S, *in]. `norm` says whose statistics normalise an example that is predicted, by
-        default the evaluation's. What the inner loop draws at random is what it draws for the evaluation's first task.
+        label may be of any kind. Rows of a table are a DataFrame, or arrays in the order of `recipe.family.features`.
+        Examples of other families are arrays [S, *in]: of a sinusoid x, of a series the two values before the target.
+        `norm` says whose statistics normalise an example that is predicted, by default the evaluation's. What the inner
+        loop draws at random is what it draws for the evaluation's first task.
         Raises InputError if the classes are not as many as the network was trained for, or if adaptation diverges.
         """
         if norm is not None and norm not in get_args(Norm):
@@ -193,6 +199,8 @@ class Learned:
     def _adapt(self, examples: Any, targets: Any, norm: Norm) -> Adapted:
         setting, family, outputs = self._setting, self._setting.family, self._problem.outputs
         x = _examples(family, self._problem, examples)
+        if not len(x):
+            raise InputError("there are no examples to adapt to: give one or more")
         classes = None
         if self._problem.targets == "classes":
             labels = _labels(targets, len(x))
@@ -201,10 +209,8 @@ class Learned:
         else:
             y = family.targets(targets) if isinstance(family, RawNumbers) else _array(targets, "targets", (outputs,))
         family, problem = self._bound(norm, classes)
-        if len(y) != len(x) or not len(x):
-            raise InputError(
-                f"there are {len(x)} examples and {len(y)} targets: give one or more, each with its target"
-            )
+        if len(y) != len(x):
+            raise InputError(f"there are {len(x)} examples and {len(y)} targets: give each example its target")
         support = Task(x[None], y[None], x[None, :0], y[None, :0])
         ticket = Ticket("score", setting.split, 0, 0)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
@@ -293,6 +299,8 @@ def load(path: str | Path, threads: int = 1) -> Learned:
 
     InputError if it is missing, incomplete or damaged.
     """
+    if not isinstance(threads, int) or threads < 1:
+        raise InputError(f"threads is {threads!r}, expected a whole number from 1 on")
     with isolated(threads):
         return Learned(*bundle.load(bundle.find(str(path)) or str(path)), str(path), threads)
 
@@ -305,19 +313,28 @@ def _examples(family: TaskFamily, problem: Supervised, raw: Any) -> Tensor:
 
 def _array(raw: Any, what: str, shape: tuple[int, ...]) -> Tensor:
     """[N, *shape] float32 of an array, tensor, DataFrame or list; [N] if each is one number."""
+    _refuse_unordered(raw, what)
+    if isinstance(raw, np.ma.MaskedArray) and np.ma.is_masked(raw):
+        raise InputError(f"{what} have masked values: leave these examples out")
     if isinstance(raw, Tensor):
         raw = raw.detach().cpu()
     elif isinstance(raw, Iterable) and not hasattr(raw, "__array__"):
         raw = list(raw)
     try:
-        array = torch.from_numpy(np.array(raw, dtype=np.float32))
+        given = np.array(raw)
+        if given.dtype == np.bool_ or (given.dtype == object and any(isinstance(v, bool) for v in given.flat)):
+            raise InputError(f"{what} are true and false: give numbers, such as 1 and 0")
+        with np.errstate(over="ignore"):
+            array = torch.from_numpy(given.astype(np.float32))
     except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{what} must be numbers, got {type(raw).__name__} ({error}): convert them") from error
     if array.dim() == 1 and shape == (1,):
         array = array[:, None]
     if array.shape[1:] != shape or not array.dim():
         expected = ", ".join(map(str, shape))
-        raise InputError(f"{what} have the shape {list(array.shape)}, expected [N, {expected}] for N of them")
+        raise InputError(f"{what} have the shape {list(array.shape)}, expected [N, {expected}]")
     if not bool(array.isfinite().all()):
         raise InputError(f"{what} have values that are not finite: leave these examples out")
     return array
@@ -325,14 +342,29 @@ def _array(raw: Any, what: str, shape: tuple[int, ...]) -> Tensor:
 
 def _labels(raw: Any, examples: int) -> list[Any]:
     """One label for each example, as plain values."""
+    _refuse_unordered(raw, "labels")
+    if isinstance(raw, str | bytes) or not isinstance(raw, Iterable):
+        raise InputError(f"labels must be a list with one for each example, got {type(raw).__name__}")
     labels = [label.item() if getattr(label, "ndim", None) == 0 else label for label in raw]
     if any(getattr(label, "ndim", 0) or isinstance(label, list | tuple) for label in labels):
         raise InputError("labels must be one number or string for each example, not vectors: pass class indices")
     if len(labels) != examples:
         raise InputError(f"there are {examples} examples but {len(labels)} labels: give one label for each example")
-    if any(label is None or label != label for label in labels):  # nan equals nothing
+    if any(map(_is_missing, labels)):
         raise InputError("a label is missing (None or nan): give each example its label")
     return labels
+
+
+def _is_missing(label: Any) -> bool:
+    try:
+        return label is None or bool(label != label)  # nan equals nothing
+    except TypeError:  # pandas' NA is neither equal nor not
+        return True
+
+
+def _refuse_unordered(raw: Any, what: str) -> None:
+    if isinstance(raw, set | frozenset):
+        raise InputError(f"{what} are a set, which has no order: give a list")
 
 
 def _classes(labels: list[Any]) -> list[Any]:
@@ -340,6 +372,10 @@ def _classes(labels: list[Any]) -> list[Any]:
         return sorted(set(labels))
     except TypeError as error:
         raise InputError(f"labels must be numbers or strings, all of one kind ({error}): convert them") from error
+
+
+def _count(number: int, kind: str) -> str:
+    return f"{number} {kind}{'s' * (number != 1)}"
 
 
 def _some(values: Sequence[Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -12,19 +12,31 @@ import torch
 
 @contextmanager
 def isolated(threads: int) -> Iterator[None]:
-    """Compute in so many threads, with gradients and in full precision, and leave torch as the caller had it.
+    """Compute in so many threads, with gradients, in float32 and on the CPU unless told, and leave torch as it was.
 
     Sums in several threads are added in another order: with a fixed number the bits do not depend on the caller's.
     """
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), torch.get_default_dtype()
     products = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    here = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
-        with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            here,
+        ):
             yield
     finally:
-        torch.set_num_threads(before)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products
+        torch.set_num_threads(before[0])
+        torch.set_default_dtype(before[1])
+        # Only if it changed: to set it at all would forbid torch's newer way to say it.
+        if torch.backends.cuda.matmul.allow_tf32 != products[0]:
+            torch.backends.cuda.matmul.allow_tf32 = products[0]
+        if torch.backends.cudnn.allow_tf32 != products[1]:
+            torch.backends.cudnn.allow_tf32 = products[1]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets, Task, take
-from metatrain.functional import Network, call, fresh, part
+from metatrain.functional import Network, buffers, call, fresh, part, same, trying
 from metatrain.models.conv import fuse
 from metatrain.models.normalisation import BatchStatistics, converted, moments, normalised_by
 
@@ -59,6 +59,14 @@ class Supervised:
                 "norm is 'none' but the model normalises with batch statistics: "
                 "give norm as transductive, support, support+1 or running, or the model as norm: none"
             )
+        if self.norm[0] != "running" and any(layer.held for layer in self.normalisations.values()):
+            raise InputError(
+                f"the network {type(self.module).__name__} comes with running statistics, which norm {self.norm[0]!r} "
+                "does not use: set norm to running, or leave them as they are in a new layer"
+            )
+        for name in self.metrics:
+            if name == "loss" or "[" in name:
+                raise InputError(f"a metric is called {name!r}: call it otherwise, without a bracket")
         object.__setattr__(self, "norm", tuple(self.norm) if normalises else ("none",))
 
     @property
@@ -131,10 +139,12 @@ class Supervised:
                 found[f"{name}{suffix}"] = _of_tasks(name, value, len(prediction))
         return found
 
-    def check(self, task: Task) -> Collection[str]:
+    def check(self, task: Task) -> None:
         support, query = (self.to_float(x) for x in (task.support_x, task.query_x))
         numbers = (self.outputs,) if self.targets == "numbers" else ()
         for name, x, y in (("support", support, task.support_y), ("query", query, task.query_y)):
+            if x.dim() > 1 and not x.shape[1]:
+                raise InputError(f"{name}_x is {_shape(x)}, which is no example of a task: give at least one")
             if x.shape[2:] != torch.Size(self.inputs):
                 raise InputError(f"{name}_x is {_shape(x)}, expected [T, N, {_listed(self.inputs)}], as `bind` says")
             if y.shape != (*x.shape[:2], *numbers):
@@ -152,25 +162,40 @@ class Supervised:
                     "torch.int64"
                 )
 
-        generator = torch.Generator().manual_seed(0)
-        params = self.init(generator) | self.frozen(generator) | self.state()
-        two = Task(*(leaf[:2] for leaf in task))
-        what, correct = f"the network {type(self.module).__name__}", "its `forward`"
-        try:
-            with torch.no_grad():
-                prediction = self.predict({name: p.expand(2, *p.shape) for name, p in params.items()}, two)
-                for name, measure in {"loss": self.loss, **self.metrics}.items():
-                    what, correct = f"the family's {name}", "what `bind` gives for it"
-                    _of_tasks(name, measure(prediction, two.query_y), 2)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the user's classes raise
-            reason = str(error).strip().partition("\n")[0]
+    def try_out(self, task: Task) -> Collection[str]:
+        params, again = (self._fresh() for _ in range(2))
+        who = f"the network {type(self.module).__name__}"
+        if not same(params, again) or not same(buffers(self.module), buffers(replace(self).module)):
             raise InputError(
-                f"{what} fails on examples of shape [{_listed(self.inputs)}] ({type(error).__name__}: {reason}): "
-                f"correct {correct}"
-            ) from error
+                f"{who} is built with other numbers the second time: draw them with torch, whose generator is seeded, "
+                "and not with numpy or random"
+            )
+        if not self.init(torch.Generator().manual_seed(0)):
+            raise InputError(f"{who} has no parameter that is trained: leave requires_grad of some as it is")
+        two = type(task)(*(leaf[:2] for leaf in task))
+        leaves = {name: p.expand(2, *p.shape).clone().requires_grad_() for name, p in params.items()}
+        with trying(who, f"on examples of shape [{_listed(self.inputs)}]", "its `forward`"), torch.enable_grad():
+            first, second, other = (problem.predict(leaves, two) for problem in (self, self, replace(self)))
+        for prediction, why in (
+            (second, "for the same examples the second time: it draws at random, or changes itself in `forward`"),
+            (other, "if it is built a second time: keep what it draws in parameters or buffers, drawn with torch"),
+        ):
+            if not torch.equal(first, prediction) and bool(first.isfinite().all()):
+                raise InputError(f"{who} gives other outputs {why}")
+        for name, measure in {"loss": self.loss, **self.metrics}.items():
+            with trying(f"the family's {name}", "on its first tasks", "what `bind` gives"), torch.enable_grad():
+                value = _of_tasks(name, measure(first if name == "loss" else first.detach(), two.query_y), 2)
+                if name == "loss":
+                    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+            if bool(first.isfinite().all()) and not bool(value.isfinite().all()):
+                raise InputError(f"the family's {name} is not finite on its first tasks: correct what `bind` gives")
+        if all(gradient is None for gradient in gradients):
+            raise InputError(f"no parameter of {who.removeprefix('the ')} changes the loss: correct its `forward`")
         return self.metrics.keys()
+
+    def _fresh(self) -> Params:
+        generator = torch.Generator().manual_seed(0)
+        return self.init(generator) | self.frozen(generator) | self.state()
 
     def embed(self, params: Params, task: Task, context: Context) -> tuple[Tensor, Tensor]:
         x = self.to_float(task.support_x)
@@ -201,7 +226,7 @@ class Supervised:
 
     def _build(self) -> nn.Module:
         module = converted(self.model.module(self.inputs, self.outputs, self.outputs))
-        if any(isinstance(m, nn.modules.dropout._DropoutNd) for m in module.modules()):
+        if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()):
             raise InputError(
                 "torch's dropout draws at random in the forward pass, so that a retry of a ticket would give another "
                 "result: leave it out of the network"
@@ -264,10 +289,13 @@ class Supervised:
 
 
 def _of_tasks(name: str, value: Tensor, tasks: int) -> Tensor:
-    """A loss or metric; InputError if it is not a number for each task, which would be averaged wrongly."""
-    if value.shape != (tasks,):
-        raise InputError(f"{name} is {_shape(value)} for {tasks} tasks, expected [{tasks}]: a mean for each of them")
-    return value
+    """A loss or metric; InputError if it is not a real number for each task, which would be averaged wrongly."""
+    if not isinstance(value, Tensor) or value.shape != (tasks,) or value.is_complex():
+        given = type(value).__name__ if not isinstance(value, Tensor) else f"{value.dtype} {_shape(value)}"
+        raise InputError(
+            f"{name} is {given} for {tasks} tasks, expected real numbers [{tasks}]: a mean for each of them"
+        )
+    return value if value.is_floating_point() else value.float()
 
 
 def _shape(x: Tensor) -> str:

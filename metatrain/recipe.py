@@ -81,6 +81,9 @@ class Evaluation:
     algorithm: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        norms = (self.norm,) if isinstance(self.norm, str) else self.norm
+        if not norms or len(set(norms)) < len(norms):
+            raise InputError(f"evaluation.norm must name one or more modes, each once, got {list(norms)}")
         if self.tasks < 2 or self.tasks_per_ticket < 1:
             raise InputError(
                 "an evaluation needs at least 2 tasks and 1 task a ticket, "
@@ -274,6 +277,8 @@ def explain(config: Any, path: Path | str, overrides: Sequence[str]) -> str:
 
 def override(component: C, changes: Mapping[str, Any], source: str) -> C:
     """A component with some of its fields changed, validated again."""
+    if not changes:
+        return component
     tree = dump(component)
     if changes.get("name", tree.get("name")) != tree.get("name"):
         raise InputError(f"{source} cannot change the name from {tree['name']!r}: train another run for that")
@@ -283,8 +288,6 @@ def override(component: C, changes: Mapping[str, Any], source: str) -> C:
                 f"{source}.{item.name} would change nothing: {tree['name']} uses it in training only; leave it out, or "
                 f"train another run with it"
             )
-    if not changes:
-        return component
     try:
         return _construct(type(component), tree | dict(changes))
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets
-from metatrain.functional import Network, call, fresh, part
+from metatrain.functional import Network, call, fresh, part, trying
 from metatrain.models.normalisation import converted
 
 RIDGE = 1e-5  # regularises the baseline's fit
@@ -110,27 +110,41 @@ class Episodes:
     def frozen(self, generator: torch.Generator) -> Params:
         return fresh(self._build, generator, trained=False)
 
-    def check(self, task: Any) -> Collection[str]:
+    def check(self, task: Any) -> None:
         env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
-        params = self.init(generator) | self.frozen(generator)
         observation = env.start(task)
         action = torch.zeros(tasks, env.episodes, env.actions)
         action[..., 0] = 1.0
         following, reward, ended = env.step(task, observation, action, generator)
-        with torch.no_grad():
-            expanded = {name: p.expand(tasks, *p.shape) for name, p in params.items()}
-            outputs, _ = self._act(expanded, observation, self._memory(expanded))
         for what, x, shape in (
             ("`start` gives observations", observation, (env.observations,)),
             ("`step` gives observations", following, (env.observations,)),
             ("`step` gives rewards", reward, ()),
             ("`step` says what ended", ended, ()),
-            ("the network gives outputs", outputs, (env.actions,)),
         ):
             expected = (tasks, env.episodes, *shape)
             if not isinstance(x, Tensor) or x.shape != expected:
                 given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(f"{what} of shape {given}, expected {list(expected)}: [tasks, episodes, ...]")
+
+    def try_out(self, task: Any) -> Collection[str]:
+        env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
+        params = self.init(generator) | self.frozen(generator)
+        who = f"the network {type(self.module).__name__}"
+        expanded = {name: p.expand(tasks, *p.shape) for name, p in params.items()}
+        found = []
+        for problem in (self, self, replace(self)):
+            with trying(who, f"on {env.observations} numbers", "its `forward`"), torch.no_grad():
+                outputs, _ = problem._act(expanded, env.start(task), problem._memory(expanded))
+            found.append(outputs)
+        if not all(torch.equal(found[0], other) for other in found):
+            raise InputError(
+                f"{who} gives other outputs for the same observations: it draws at random, changes itself in "
+                "`forward`, or is built with other numbers the second time"
+            )
+        expected = (tasks, env.episodes, env.actions)
+        if outputs.shape != expected:
+            raise InputError(f"the network gives actions of shape {list(outputs.shape)}, expected {list(expected)}")
         return ("return",)
 
     def state(self) -> Params:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from metatrain import bundle, storage
 from metatrain.core import InputError, Meta, Params, Path, Ticket, Work, generator_for
+from metatrain.functional import trying
 from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -44,13 +46,21 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
         if tensor is None and own in BATCH_NORM:
             tensor = given.pop(f"{layer}.{BATCH_NORM[own]}", None)
         params = next(params for params in found if name in params)
-        if tensor is not None and tensor.shape == params[name].shape and bool(tensor.isfinite().all()):
+        fits = tensor is not None and tensor.shape == params[name].shape
+        if (
+            fits
+            and tensor is not None
+            and tensor.is_floating_point()
+            and bool(tensor.to(params[name].dtype).isfinite().all())
+        ):
             params[name] = tensor.to(params[name].dtype)
-        elif name.startswith("head."):
-            log.info("%s of %s does not fit and starts from the seed", name, place)
+        elif name.startswith("head.") and not fits:
+            what = "is not in" if tensor is None else "has another shape in"
+            log.info("%s %s %s: it starts from the seed", name, what, place)
         elif name not in meta.state:
-            got = "no such tensor" if tensor is None else f"one of shape {list(tensor.shape)}"
-            got = "one that is not finite" if tensor is not None and tensor.shape == params[name].shape else got
+            others = ", ".join(sorted(given)[:3])
+            got = f"none, but {others}" if tensor is None else f"one of shape {list(tensor.shape)}"
+            got = "one that is not of finite real numbers" if fits else got
             raise InputError(
                 f"model.weights: the network needs {name} of shape {list(params[name].shape)}, and {place} has {got}: "
                 "give weights of the same network"
@@ -58,8 +68,8 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
     rest = sorted(name for name in given if not name.startswith("head.") and name.rpartition(".")[2] not in COUNTED)
     if rest:
         raise InputError(
-            f"model.weights: {place} has {', '.join(rest[:3])}, which the network has not: give weights of the same "
-            "network"
+            f"model.weights: {place} has {', '.join(rest[:3])}, which the network does not have: give weights of the "
+            "same network"
         )
     return found
 
@@ -75,7 +85,8 @@ def _weights(place: str) -> Params:
         data = storage.read(place)
         tensors: dict[str, Tensor] = load_tensors(data)
     except FileNotFoundError:
-        raise InputError(f"model.weights: there is no {place}: give a safetensors file or a run's folder") from None
+        what = f"{place} is a folder without a bundle" if storage.listing(place) else f"there is no {place}"
+        raise InputError(f"model.weights: {what}: give a safetensors file or the folder of a finished run") from None
     except (SafetensorError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -102,7 +113,10 @@ def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
     setting = recipe.setting(work)
     family, ticket = setting.family, Ticket(work, setting.split, 0, 0)
     who = f"{type(family).__name__} of family.name {recipe.family.name!r}"
-    tasks = family.sample(generator_for(setting.seed, ticket, "tasks"), TASKS, setting.split)
+    with trying(f"{who}: `sample`", f"for {TASKS} tasks of the {setting.split} split", "it"):
+        tasks, again = (
+            family.sample(generator_for(setting.seed, ticket, "tasks"), TASKS, setting.split) for _ in range(2)
+        )
     fields = getattr(tasks, "_fields", None)
     if fields is None:
         raise InputError(f"{who}: `sample` gives {type(tasks).__name__}, expected a NamedTuple such as core.Task")
@@ -112,28 +126,39 @@ def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
                 f"{who}: {name} is {type(leaf).__module__}.{type(leaf).__name__}, expected a torch.Tensor: convert it, "
                 "such as with torch.from_numpy"
             )
+        if leaf.layout != torch.strided or leaf.device.type != "cpu":
+            raise InputError(f"{who}: {name} is {leaf.layout} on {leaf.device}, expected a dense tensor on the CPU")
         if leaf.dim() < 1 or len(leaf) != TASKS:
             raise InputError(
                 f"{who}: {name} is {list(leaf.shape)} for {TASKS} tasks, expected [{TASKS}, ...]: one entry a task"
             )
         if not bool(leaf.isfinite().all()):
             raise InputError(f"{who}: {name} has values that are not finite: correct `sample`")
+    if not all(torch.equal(leaf, other) for leaf, other in zip(tasks, again, strict=True)):
+        raise InputError(
+            f"{who}: the same generator gives other tasks the second time: draw from the generator that `sample` gets, "
+            "and from nothing else"
+        )
+    problem = family.bind(recipe.model, setting.norm[:1], path)
     try:
-        measured = family.bind(recipe.model, setting.norm[:1], path).check(tasks)
+        problem.check(tasks)
     except InputError as error:
         raise InputError(f"{who}: {error}") from error
+    measured = problem.try_out(tasks)
     if family.metric not in measured:
         raise InputError(f"{who}: its metric is {family.metric!r}, and `bind` measures {', '.join(measured)}: name one")
 
 
 def check_fit(recipe: Recipe, meta: Meta) -> None:
     """Refuse to evaluate meta-parameters on a network that they are not of."""
-    needed = initial_meta(recipe, "score")
-    for have, need in zip(meta, needed, strict=True):
-        for name in need:
-            shapes = [list(params[name].shape) if name in params else None for params in (have, need)]
-            if shapes[0] != shapes[1]:
-                raise InputError(
-                    f"the evaluation needs {name} of shape {shapes[1]}, and what was trained has {shapes[0]}: "
-                    "evaluate with the model, algorithm, norm and family.ways of training"
-                )
+    works: tuple[Work, ...] = ("score", "validate") if recipe.validation.every_steps else ("score",)
+    for work in works:
+        for have, need in zip(meta, initial_meta(recipe, work), strict=True):
+            for name in need:
+                shapes = [list(params[name].shape) if name in params else None for params in (have, need)]
+                if shapes[0] != shapes[1]:
+                    what = "evaluation" if work == "score" else "validation"
+                    raise InputError(
+                        f"the {what} needs {name} of shape {shapes[1]}, and what was trained has {shapes[0]}: "
+                        f"set {what} to the model, algorithm, norm and family.ways of training"
+                    )

@@ -18,6 +18,7 @@ from metatrain.core import InputError, Scores
 from metatrain.evaluate import summarise
 from metatrain.figures import adaptation_curve
 from metatrain.plain import to_json
+from metatrain.tasks import Sinusoid
 from tuning.journal import Journal, Report, Trial, ranked
 
 NAN = math.nan
@@ -46,9 +47,18 @@ def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others
     assert score.differences["nothing"][0] == pytest.approx(-2.0)
     assert score.usable
     assert score.line() == (
-        'result: mse=2.0000 statistic=median quartiles=1.5000..4.0000 tasks=3 diverged=2 protocol="a protocol"'
+        'result: mse=2.0000 statistic=median quartiles=1.5000..4.0000 tasks=5 diverged=2 protocol="a protocol"'
     )
     assert "2 of 5 tasks diverged" in (score.warning() or "")
+
+
+def test_a_mean_that_few_tasks_decide_is_said_to_be() -> None:
+    """Their adaptation is on its way to overflow: the mean is finite, and says nothing."""
+    curve = torch.tensor([[1.0]] * 50 + [[2.0]] * 50 + [[1e9]])
+    score = summarise([Scores([0], {"mse": curve}, {}, ("none",))], "mse", "none", "")
+    assert "a few tasks decide the mean, 9.901e+06, as their adaptation is about to diverge" in (score.warning() or "")
+    even = summarise([Scores([0], {"mse": curve[:100]}, {}, ("none",))], "mse", "none", "")
+    assert even.warning() is None
 
 
 def test_with_half_of_the_tasks_lost_there_is_no_result() -> None:
@@ -56,7 +66,7 @@ def test_with_half_of_the_tasks_lost_there_is_no_result() -> None:
     assert not lost.usable
     none = summarise([Scores([0], {"mse": torch.tensor([[NAN], [NAN]])}, {}, ("none",))], "mse", "none", "")
     assert math.isnan(none.mean)
-    assert none.line().startswith("result: mse=none statistic=median quartiles=none..none tasks=0 diverged=2")
+    assert none.line().startswith("result: mse=none statistic=median quartiles=none..none tasks=2 diverged=2")
 
 
 def test_json_has_null_for_what_is_no_finite_number() -> None:
@@ -75,8 +85,8 @@ def test_predictions_that_are_nan_are_no_accuracy_of_the_first_class(glyphs: Pat
     """argmax of nan is the first class: an overflow looked like 20 % of five ways, with exit code 0."""
     done = command("evaluate", str(glyphs), "--set", "evaluation.algorithm.inner_lr=1e30")
     assert done.returncode == 2
-    assert "result: accuracy=none statistic=median quartiles=none..none tasks=0 diverged=4" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith("error: 4 of 4 tasks diverged in adaptation")
+    assert "result:" not in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: there is no result, as 0 of 4 tasks did not diverge: lower")
 
 
 def test_adaptation_that_diverges_gives_no_labels(glyphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +126,7 @@ def test_a_run_with_some_diverged_tasks_says_so_everywhere(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert f"{result['diverged']} of 60 tasks diverged" in done.stderr
     assert "statistic=median" in done.stdout.splitlines()[-1]
-    assert f"tasks={60 - result['diverged']} diverged={result['diverged']}" in done.stdout.splitlines()[-1]
+    assert f"tasks=60 diverged={result['diverged']}" in done.stdout.splitlines()[-1]
     assert math.isfinite(result["median"])
     rows = [strict(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "val/mse_after" in row]
@@ -125,6 +135,39 @@ def test_a_run_with_some_diverged_tasks_says_so_everywhere(tmp_path: Path) -> No
     assert (folder / "figures" / "adaptation_curve.png").stat().st_size > 0
     for name in ("learning_curve", "example"):
         assert (folder / "figures" / f"{name}.png").exists()
+
+
+def test_a_run_of_which_nothing_is_left_keeps_its_folder_and_ends_in_a_sentence(tmp_path: Path) -> None:
+    """There is no number for a logarithmic axis: a traceback cost the result."""
+    wild = {"steps": 1, "lr": 1e30, "optimizer": "SGD"}
+    settings = SINUSOID | {
+        "output": "run",
+        "outer": SINUSOID["outer"] | wild,
+        "validation": {"every_steps": 1, "tasks": 4},
+    }
+    (tmp_path / "recipe.yaml").write_text(to_json(settings))
+    done = command("train", str(tmp_path / "recipe.yaml"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("; all else is in run")
+    assert "there is no result, as 0 of 30 tasks did not diverge" in done.stderr
+    score = strict(Path("run/result.json").read_text())["scores"][0]
+    assert (score["mean"], score["diverged"], score["curve"]) == (None, 30, [None, None])
+    assert {path.stem for path in Path("run/figures").iterdir()} == {"learning_curve", "adaptation_curve", "example"}
+    assert command("evaluate", "run").returncode == 2
+
+
+class Unpictured(Sinusoid):
+    def picture(self, *given: Any) -> Any:
+        raise KeyError("x")
+
+
+def test_a_picture_that_fails_costs_no_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = config(SINUSOID, output=str(tmp_path / "run"), outer__steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sinusoid, "picture", Unpictured.picture)
+        run.train(settings)
+    assert "there is no picture of an example, as `picture` failed: KeyError: 'x'" in caplog.text
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_the_picture_of_diverged_tasks_shows_medians_and_says_how_many_are_missing() -> None:

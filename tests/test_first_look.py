@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -70,6 +70,15 @@ def test_the_first_tasks_of_a_family_are_checked(spoil: Spoil, sentence: str) ->
         check_data(recipe)
 
 
+def test_a_family_that_draws_from_elsewhere_is_refused() -> None:
+    """A ticket would be another task on each worker, and a retry another one again."""
+    family = Spoilt(shots=5, queries=5, spoil=lambda t: t._replace(support_x=torch.rand_like(t.support_x)))
+    with pytest.raises(
+        InputError, match="the same generator gives other tasks the second time: draw from the generator"
+    ):
+        check_data(recipe_of(family=family))
+
+
 def test_targets_that_would_broadcast_over_as_many_tasks_as_examples_are_refused() -> None:
     """[T, N] against [T, N, 1] makes [T, N, N], and with T = N nothing raised."""
     family = Spoilt(shots=7, queries=7, spoil=lambda t: t._replace(support_y=t.support_y[..., 0]))
@@ -113,6 +122,49 @@ def classifier(model: Any, path: Any = "reference") -> Supervised:
         path=path,
         targets="classes",
     )
+
+
+class Further(NamedTuple):
+    """A task with a field of its own, and its fields in another order."""
+
+    weights: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    support_x: Tensor
+    support_y: Tensor
+
+
+def test_tasks_may_have_further_fields() -> None:
+    spoil = lambda t: Further(torch.ones(len(t.support_x)), t.query_x, t.query_y, t.support_x, t.support_y)  # noqa: E731
+    check_data(recipe_of(family=Spoilt(shots=4, queries=6, spoil=spoil)))
+
+
+def test_whatever_a_family_raises_is_a_sentence() -> None:
+    def raises(error: BaseException) -> Spoil:
+        def spoil(task: Task) -> Any:
+            raise error
+
+        return spoil
+
+    for error in (KeyError("gone"), SystemExit(0), RuntimeError("two\nlines")):
+        with pytest.raises(InputError, match=f"`sample` fails for 7 tasks of .* split .{type(error).__name__}: "):
+            check_data(recipe_of(family=Spoilt(shots=5, queries=5, spoil=raises(error))))
+    for spoil, sentence in (
+        (
+            lambda t: t._replace(query_x=t.query_x.to_sparse()),
+            "query_x is torch.sparse_coo on cpu",
+        ),
+        (
+            lambda t: t._replace(query_x=t.query_x.to("meta")),
+            "query_x is torch.strided on meta",
+        ),
+        (
+            lambda t: t._replace(query_x=t.query_x[:, :0], query_y=t.query_y[:, :0]),
+            "is .7, 0, 1., which is no example",
+        ),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            check_data(recipe_of(family=Spoilt(shots=5, queries=5, spoil=spoil)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +225,7 @@ def test_a_loss_or_metric_that_is_no_number_for_each_task_is_refused() -> None:
             model=MLP(hidden=(4,)), inputs=(1,), outputs=1, loss=loss, metrics=metrics, norm=("none",), path="batched"
         )
         params = {name: p.expand(3, *p.shape) for name, p in problem.init(torch.Generator().manual_seed(0)).items()}
-        with pytest.raises(InputError, match=r"for 3 tasks, expected \[3\]: a mean for each of them"):
+        with pytest.raises(InputError, match=r"for 3 tasks, expected real numbers \[3\]: a mean for each of them"):
             problem.query(params, task, context())
 
 
@@ -192,12 +244,29 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
 
     per_task = lambda p, y: (p - y).square().mean((1, 2))  # noqa: E731
     check_data(recipe(metrics={"mse": per_task}))
+    check_data(recipe(metrics={"mse": lambda p, y: (p > y).sum((1, 2))}))  # whole numbers are numbers
     for changed, sentence in (
-        ({"metrics": {"f1": per_task}}, "its metric is 'mse', and `bind` measures f1: name one"),
-        ({"metrics": {"mse": broken}}, "the family's mse fails on examples of shape .*KeyError: 'f1'.*: correct what"),
-        ({"loss": lambda p, y: (p - y).square().mean()}, r"loss is \[\] for 2 tasks, expected \[2\]: a mean for each"),
+        (
+            {"metrics": {"f1": per_task}},
+            "Changed .*: its metric is 'mse', and `bind` measures f1",
+        ),
+        (
+            {"metrics": {"mse": broken}},
+            "the family's mse fails on its first tasks .KeyError: 'f1'",
+        ),
+        (
+            {"metrics": {"mse": lambda p, y: per_task(p, y) * np.nan}},
+            "the family's mse is not finite",
+        ),
+        (
+            {"metrics": {"mse": lambda p, y: 1.0}},
+            "mse is float for 2 tasks, expected real numbers",
+        ),
+        ({"metrics": {"loss": per_task}}, "a metric is called 'loss': call it otherwise"),
+        ({"loss": lambda p, y: (p - y).square().mean()}, r"loss is torch.float32 \[\] for 2 tasks"),
+        ({"loss": lambda p, y: per_task(p.detach(), y)}, "the family's loss fails on its first tasks .RuntimeError"),
     ):
-        with pytest.raises(InputError, match=f"^Changed of family.name 'sinusoid': {sentence}"):
+        with pytest.raises(InputError, match=f"^{sentence}"):
             check_data(recipe(**changed))
 
 

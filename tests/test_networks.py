@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -151,6 +152,29 @@ def test_the_bits_do_not_depend_on_the_callers_threads_or_modes(learned: Any, th
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("name", ["default_dtype", "default_device"])
+def test_the_callers_defaults_do_not_matter(learned: Any, name: str) -> None:
+    """With another default device the kernels read memory that was not there, and the process ended."""
+    support, labels, query = drawings(5), [0, 1, 2, 3, 4], drawings(7)
+    expected = learned.adapt(support, labels).predict(query).probabilities
+    change, back = {
+        "default_dtype": (
+            lambda: torch.set_default_dtype(torch.float64),
+            lambda: torch.set_default_dtype(torch.float32),
+        ),
+        "default_device": (lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)),
+    }[name]
+    change()
+    try:
+        again = metatrain.load(learned.source).adapt(support, labels).predict(query).probabilities
+        run.train(config(SINUSOID, output=f"{name}", outer__steps=1))
+        left = torch.get_default_dtype(), torch.get_default_device().type
+    finally:
+        back()
+    assert torch.equal(again, expected)
+    assert left == {"default_dtype": (torch.float64, "cpu"), "default_device": (torch.float32, "meta")}[name]
+
+
 def test_isolated_puts_everything_back_after_an_error() -> None:
     before = torch.get_num_threads(), torch.is_grad_enabled(), torch.backends.cudnn.allow_tf32
 
@@ -218,8 +242,90 @@ def test_transductive_statistics_are_those_that_torch_takes_in_training() -> Non
 def test_layers_that_cannot_be_converted_are_refused() -> None:
     with pytest.raises(InputError, match="LazyBatchNorm2d does not know its number of channels"):
         converted(nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d()))
+    with pytest.raises(InputError, match="Doubled keeps running statistics and is none of torch's own layers"):
+        converted(nn.Sequential(nn.Linear(4, 4), Doubled(4)))
     with pytest.raises(InputError, match="torch's dropout draws at random in the forward pass"):
         images("transductive", Net(build=lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 3))))
+
+
+class Doubled(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Tried(nn.Module):
+    """A network that does something which is only known in its forward pass."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Linear(8, 3)
+        self.act, self.count, self.drawn = act, 0, random.random()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self, self.body(x)))
+
+
+def counting(net: Any, x: Tensor) -> Tensor:
+    net.count += 1
+    return x * net.count
+
+
+def drawn_by_numpy() -> nn.Module:
+    net = Tried(lambda net, x: x)
+    nn.init.constant_(net.head.bias, np.random.rand())  # what is guarded
+    return net
+
+
+def with_buffer(noise: Any) -> nn.Module:
+    net = Tried(lambda net, x: x + net.noise)
+    net.register_buffer("noise", noise())
+    return net
+
+
+SECOND = "other outputs for the same examples the second time"
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (
+            lambda: Tried(lambda net, x: torch.dropout(x, 0.5, True)),
+            SECOND,
+        ),
+        (lambda: Tried(lambda net, x: x + torch.randn_like(x)), SECOND),
+        (lambda: Tried(lambda net, x: x * random.random()), SECOND),
+        (lambda: Tried(counting), SECOND),
+        (lambda: Tried(lambda net, x: x * net.drawn), "other outputs if it is built a second time"),
+        (drawn_by_numpy, "is built with other numbers the second time: draw them with torch"),
+        (lambda: with_buffer(lambda: torch.tensor(np.random.rand(8))), "is built with other numbers the second time"),
+        (lambda: Tried(lambda net, x: x.detach().double()), "fails on examples of shape"),
+        (lambda: Tried(lambda net, x: sys.exit(3)), "SystemExit: 3"),
+        (lambda: Tried(lambda net, x: x).requires_grad_(False), "has no parameter that is trained"),
+    ],
+)
+def test_a_network_that_gives_something_else_each_time_is_refused(build: Any, sentence: str) -> None:
+    """Its results would depend on the worker, on the order of tickets, and on who loads it."""
+    with pytest.raises(InputError, match=sentence):
+        images("none", Net(build=build)).try_out(episode())
+
+
+def test_what_is_drawn_with_torch_is_the_same_wherever_a_network_is_built() -> None:
+    assert images("none", Net(build=lambda: with_buffer(lambda: torch.randn(8)))).try_out(episode()) == {"accuracy"}
+
+
+def held() -> nn.Module:
+    net = Torchs()
+    net.body[1].running_mean.fill_(3.0)
+    return net
+
+
+def test_statistics_that_a_network_comes_with_are_used_or_refused() -> None:
+    """Those of a pretrained network were dropped without a word."""
+    with pytest.raises(InputError, match="comes with running statistics, which norm 'transductive' does not use"):
+        images("transductive", Net(build=held))
+    with pytest.raises(InputError, match="comes with running statistics"):
+        images("support", Net(build=lambda: Torchs().eval()))
+    assert images("running", Net(build=held)).state()["body.1.mean"].tolist() == [3.0] * 4
 
 
 def test_a_single_layer_may_be_the_network() -> None:
@@ -264,15 +370,24 @@ def test_a_head_of_another_shape_starts_from_the_seed_and_all_else_must_fit(tmp_
     assert torch.equal(found.model["head.weight"], start.model["head.weight"])
     assert not torch.equal(found.model["body.0.weight"], start.model["body.0.weight"])
     for changed, sentence in (
-        ({"body.0.weight": None}, r"needs body.0.weight of shape \[16, 1\], and .*w.safetensors has no such tensor"),
+        (
+            {"body.0.weight": None},
+            r"needs body.0.weight of shape \[16, 1\], and .*w.safetensors has none, but ",
+        ),
         ({"body.0.weight": torch.ones(3, 1)}, r"has one of shape \[3, 1\]: give weights of the same network"),
-        ({"body.0.bias": torch.full((16,), torch.nan)}, "has one that is not finite"),
-        ({"other": torch.ones(1)}, "has other, which the network has not"),
+        ({"body.0.bias": torch.full((16,), torch.nan)}, "has one that is not of finite real numbers"),
+        ({"body.0.bias": torch.ones(16, dtype=torch.int64)}, "has one that is not of finite real numbers"),
+        ({"head.bias": torch.full((1,), torch.nan)}, "needs head.bias .* has one that is not of finite real numbers"),
+        ({"other": torch.ones(1)}, "has other, which the network does not have"),
     ):
         with pytest.raises(InputError, match=sentence):
             warmed(weights_of(tmp_path, **changed))
     (tmp_path / "junk").write_text("junk")
-    for place, sentence in (("nowhere", "there is no nowhere"), (str(tmp_path / "junk"), "is no safetensors file")):
+    for place, sentence in (
+        ("nowhere", "there is no nowhere"),
+        (str(tmp_path / "junk"), "is no safetensors file"),
+        (str(tmp_path), "is a folder without a bundle"),
+    ):
         with pytest.raises(InputError, match=f"model.weights: .*{sentence}"):
             warmed(place)
 

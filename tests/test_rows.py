@@ -101,7 +101,7 @@ def test_examples_may_be_lists_arrays_tensors_series_or_generators(sinusoid: Pat
     ("x", "y", "sentence"),
     [
         ([0.0, 1.0], [1.0], "there are 2 examples and 1 targets"),
-        ([], [], "there are 0 examples and 0 targets: give one or more"),
+        ([], [], "there are no examples to adapt to: give one or more"),
         ([[0.0, 1.0]], [1.0], r"examples have the shape \[1, 2\], expected \[N, 1\]"),
         ([0.0], [[1.0, 2.0]], r"targets have the shape \[1, 2\], expected \[N, 1\]"),
         (["a"], [1.0], "examples must be numbers, got list"),
@@ -109,6 +109,11 @@ def test_examples_may_be_lists_arrays_tensors_series_or_generators(sinusoid: Pat
         ([1.0], [math.inf], "targets have values that are not finite"),
         ([1e30], [1.0], "adaptation to these 1 examples diverged"),
         (3.0, 1.0, r"examples have the shape \[\], expected \[N, 1\]"),
+        ({1.0, 2.0}, [1.0, 2.0], "examples are a set, which has no order: give a list"),
+        ([1.0, 2.0], {1.0, 2.0}, "targets are a set, which has no order: give a list"),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), [1.0, 2.0], "examples have masked values"),
+        ([True], [1.0], "examples are true and false"),
+        ([1e39], [1.0], "examples have values that are not finite"),
     ],
 )
 def test_numbers_that_do_not_fit_are_one_sentence(sinusoid: Path, x: Any, y: Any, sentence: str) -> None:
@@ -168,21 +173,21 @@ def test_the_command_goes_from_a_table_to_predictions_for_a_new_group(table: Pat
     expected = metatrain.load(table).adapt(few, few["price"]).predict(new).values.tolist()
     assert [row["prediction"] for row in written["predictions"]] == expected
     assert [float(row["prediction"]) for row in rows] == expected
-    assert [row["row"].rpartition("/")[2] for row in rows] == [f"new.{ending}:1", f"new.{ending}:2"]
+    assert [row["row"] for row in rows] == [f"new.{ending} row 1", f"new.{ending} row 2"]
     assert not Path("adapted/predictions.png").exists()
     assert "adapted to 3 rows in" in done.stdout
     done, written, rows = adapt(
         table, tmp_path / f"few.{ending}", tmp_path / f"new.{ending}", tmp_path / f"known.{ending}"
     )
     assert [row["target"] for row in rows] == ["", "", "100.0", "300.0", "200.0", "410.0"]
-    assert "mean squared error: " in done.stdout
+    assert "root mean squared error over 4 rows, in units of price: " in done.stdout
     assert written["mean_squared_error"] < 1000
     assert Path("adapted/predictions.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_takes_arrays_and_columns_of_other_families(sinusoid: Path, series: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", x=[[0.0], [1.0]], y=[1.0, 2.0])
-    np.savez(tmp_path / "new.npz", x=[[0.5]])
+    np.savez(tmp_path / "new.npz", x=[[0.5]], y=[[2.0]])  # [N, 1], as the library has it
     done, written, _ = adapt(sinusoid, tmp_path / "few.npz", tmp_path / "new.npz")
     assert done.returncode == 0, done.stderr
     expected = metatrain.load(sinusoid).adapt([0.0, 1.0], [1.0, 2.0]).predict([0.5]).values.tolist()
@@ -203,7 +208,9 @@ def test_the_command_takes_arrays_and_columns_of_other_families(sinusoid: Path, 
 def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(table: Path, sinusoid: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.csv"
     few.write_text("room,area,price\n1,10,100\n2,20,200\n")
+    (tmp_path / "sine.csv").write_text("x,y\n0,1\n1,2\n")
     np.savez(tmp_path / "pickled.npz", x=np.array([{}], dtype=object))
+    np.savez(tmp_path / "uneven.npz", x=[[0.0], [1.0], [2.0]], y=[1.0, 2.0])
     for trained, name, content, sentence in (
         (table, "new.csv", "room\n1\n", "'area'"),
         (table, "new.csv", "room,area\n1,ten\n", "'area'"),
@@ -212,11 +219,14 @@ def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(table: Path, s
         (table, "new.npz", "junk", "cannot be read as NPZ"),
         (table, "pickled.npz", None, "cannot be read as NPZ"),
         (table, "nowhere.csv", None, "nowhere.csv"),
-        (sinusoid, "new.csv", "x,z\n1,2\n", r"examples have the shape [2, 2], expected [N, 1]"),
+        (sinusoid, "new.csv", "0.5\n1.5\n2.5\n", "has numbers where the names of its columns should be"),
+        (sinusoid, "new.csv", "x,y\n1,high\n", "has targets that are no numbers"),
+        (sinusoid, "uneven.npz", None, "has 3 examples and 2 targets: give each its target, or none"),
+        (sinusoid, "new.csv", "x,z\n1,2\n", "new.csv: examples have the shape [1, 2], expected [N, 1]"),
     ):
         if content is not None:
             (tmp_path / name).write_text(content)
-        done, _, _ = adapt(trained, few, tmp_path / name)
+        done, _, _ = adapt(trained, few if trained == table else tmp_path / "sine.csv", tmp_path / name)
         assert done.returncode == 2, (name, content, done.stdout)
         assert done.stderr.startswith("error: "), done.stderr
         assert done.stderr.count("\n") == 1

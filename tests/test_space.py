@@ -208,3 +208,13 @@ def test_the_command_refuses_before_anything_starts(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: space.outer.rl at 0.0: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_space_may_be_nested_as_a_recipe_is() -> None:
+    """`--set space.outer.lr=...` nests it."""
+    nested = {"outer": {"lr": {"uniform": [0, 1]}}, "algorithm.inner_lr": {"choice": [1, 2]}, "seed": {"grid": [1]}}
+    assert dict(space.searched(nested)) == {
+        "outer.lr": {"uniform": [0, 1]},
+        "algorithm.inner_lr": {"choice": [1, 2]},
+        "seed": {"grid": [1]},
+    }

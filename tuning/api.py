@@ -25,10 +25,27 @@ class SweepRun(Run):
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials, best first: state, outer steps made, the value that ranks them, and what was searched."""
+        """The trials, best first: state, outer steps made, validation, tasks of it that diverged, what was searched.
+
+        A trial with diverged tasks comes behind those without, whatever its mean over the others is.
+        """
         import pandas as pd
 
         return pd.DataFrame(result_of(self._place)["trials"]).set_index("trial")
+
+    @property
+    def chosen_by(self) -> str:
+        """The protocol of the validation by which the winner was chosen."""
+        return str(result_of(self._place)["chosen_by"])
+
+    def _cells(self) -> list[str]:
+        cells = super()._cells()
+        try:
+            result = result_of(self._place)
+            values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result["values"].items())
+            return [*cells, f"winner: trial {result['winner']} ({', '.join(values)})"]
+        except (InputError, KeyError, AttributeError):
+            return cells  # to look at a sweep never fails
 
 
 def tune(
@@ -45,7 +62,7 @@ def tune(
 
         tune("recipes/sweeps/sinusoid_rates.yaml", budget={"trials": 4})
 
-    `resume` goes on with the sweep in its folder, `address` is a Ray cluster to join. Raises InputError for what you
+    `resume` continues the sweep in its folder, `address` is a Ray cluster to join. Raises InputError for what you
     can correct, and Interrupted after Ctrl-C, which says how to continue.
     """
     with front_door("metatrain.tune(..., resume=True)"):

@@ -108,17 +108,19 @@ def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) ->
     figure = Figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.subplots()
     x, y = ([trial.values[key] for trial in trials] for key in (inner, outer))
-    untrained = [trial.reports[0].value for trial in trials]
-    of = np.array([_last(trial) for trial in trials])  # colours tell no more of those that are worse than untrained
-    of = np.minimum(of, max(untrained)) if search.mode == "min" else np.maximum(of, min(untrained))
+    # Colours tell no more of trials that are worse than untrained, or that lost validation tasks.
+    worst, clip = (max, np.minimum) if search.mode == "min" else (min, np.maximum)
+    whole = [trial for trial in trials if not _lost(trial)]
+    untrained = [trial.reports[0].value for trial in whole if not trial.reports[0].diverged_tasks]
+    bound = worst(untrained or [_last(trials[0])])
+    of = clip([bound if _lost(trial) else _last(trial) for trial in trials], bound)
     colours = colormaps["viridis_r" if search.mode == "min" else "viridis"]
     norm = LogNorm() if search.base.family.metric == "mse" else None
     drawn = axes.scatter(x, y, c=of, norm=norm, cmap=colours, s=90, edgecolors="0.3")
     axes.scatter(x[:1], y[:1], marker="*", s=420, facecolors="none", edgecolors="tab:red", linewidths=1.5)
     for trial, at_x, at_y in zip(trials, x, y, strict=True):
-        axes.annotate(
-            f"{_last(trial):.3g}", (at_x, at_y), (0, -14), textcoords="offset points", ha="center", fontsize=7
-        )
+        told = f"{_lost(trial)} tasks diverged" if _lost(trial) else f"{_last(trial):.3g}"
+        axes.annotate(told, (at_x, at_y), (0, -14), textcoords="offset points", ha="center", fontsize=7)
     bar = figure.colorbar(drawn, label=f"{search.metric}, bright is good")
     if norm is not None:
         logarithmic(bar.ax.yaxis)
@@ -204,6 +206,11 @@ def text(value: Any) -> str:
 def _last(trial: Trial) -> float:
     assert trial.last is not None
     return trial.last.value
+
+
+def _lost(trial: Trial) -> int:
+    """Validation tasks that diverged at its last step."""
+    return trial.last.diverged_tasks if trial.last is not None else 0
 
 
 def _place(domain: Domain, value: Any) -> Any:

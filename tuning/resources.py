@@ -102,5 +102,5 @@ def estimate(search: Search, address: str | None) -> Estimate:
         _resources(base),
         validated,
         seconds,
-        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['score']:.0f} to validate on one core here",
+        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['validate']:.0f} to validate on one core here",
     )

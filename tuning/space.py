@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -231,7 +231,7 @@ def shared(sweep: Sweep, tree: recipes.Tree, path: str, found: str) -> RunConfig
     if sweep.budget.steps is not None:
         recipes.put(tree, "outer.steps", sweep.budget.steps)
     for key, _ in recipes.flatten(sweep.set):
-        if key in sweep.space:
+        if key in dict(searched(sweep.space)):
             raise InputError(f"{key} is in set and in space of {path}: it is either fixed or searched")
     base = recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
     every = base.validation.every_steps
@@ -268,7 +268,7 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     every = base.validation.every_steps
     saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
-    space = {key: _domain(key, given) for key, given in sweep.space.items()}
+    space = {key: _domain(key, given) for key, given in searched(sweep.space)}
     if not space:
         raise InputError(f"{path} searches nothing: name keys in space, such as algorithm.inner_lr")
     trials = _trials(sweep, space)
@@ -281,6 +281,13 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     output = sweep.output or f"runs/{sweep.name}"
     folder = Folder(output if storage.is_remote(output) else Path(output).absolute())
     return Search(sweep, base, space, metric, mode, trials, folder)
+
+
+def searched(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, range) of a space, whose keys may be nested as in a recipe: `--set space.outer.lr=...` does that."""
+    for key, given in space.items():
+        is_group = isinstance(given, dict) and given and all(isinstance(value, dict) for value in given.values())
+        yield from searched(given, f"{prefix}{key}.") if is_group else [(f"{prefix}{key}", given)]
 
 
 def _domain(key: str, given: Any) -> Domain:

@@ -144,7 +144,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
         """The best validation so far."""
         choose = max if self._search.mode == "max" else min
         told = [(trial, report) for trial in self._journal.trials.values() for report in trial.finite()]
-        return choose(told, key=lambda found: found[1].compared(self._search.mode), default=None)
+        whole = [found for found in told if not found[1].diverged_tasks]
+        return choose(whole or told, key=lambda found: found[1].value, default=None)
 
     def _show(self, *, now: bool = False) -> None:
         trials = self._journal.trials.values()
@@ -383,7 +384,14 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         best = {f"best.{key}": value for key, value in winner.values.items()}
         tracker.params([("best.trial", winner.number), *best.items()])
     rows = [
-        {"trial": t.number, "state": t.state, "step": t.steps, "value": t.last.value if t.last else None} | t.values
+        {
+            "trial": t.number,
+            "state": t.state,
+            "step": t.steps,
+            "value": t.last.value if t.last else None,
+            "diverged_tasks": t.last.diverged_tasks if t.last else None,
+            **t.values,
+        }
         for t in order
     ]
     chosen_by = protocol(config.recipe(), "validate", winner.last.step)

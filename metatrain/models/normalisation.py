@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from metatrain.core import InputError
 
@@ -28,6 +28,7 @@ class BatchStatistics(nn.Module):
         super().__init__()
         self.eps = eps
         self.statistics_from: int | None = None
+        self.held = False  # whether it came with statistics of its own, which only `norm: running` uses
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.shift = nn.Parameter(torch.zeros(channels)) if shift else None
         self.register_buffer("mean", torch.zeros(channels))
@@ -84,11 +85,14 @@ def normalised_by(layers: Sequence[BatchStatistics], statistics_from: int | None
             layer.statistics_from = None
 
 
+TORCHS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 def converted(module: nn.Module) -> nn.Module:
     """The network with BatchStatistics in place of torch's batch normalisation, of the same eps, scale and shift.
 
-    torch's layers change their running statistics in the forward pass; here `norm: running` tracks them. InputError
-    if a layer does not know its number of channels yet.
+    torch's layers change their running statistics in the forward pass; here `norm: running` tracks them, from those
+    that the layer has. InputError for a layer that does not know its number of channels yet, or computes otherwise.
     """
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
@@ -99,10 +103,18 @@ def converted(module: nn.Module) -> nn.Module:
 
 
 def _converted(norm: _BatchNorm) -> BatchStatistics:
-    if norm.num_features == 0:
+    if isinstance(norm, _LazyNormBase):
         raise InputError(f"{type(norm).__name__} does not know its number of channels: give it as num_features")
+    if type(norm) not in TORCHS:
+        raise InputError(
+            f"{type(norm).__name__} keeps running statistics and is none of torch's own layers: use "
+            "torch.nn.BatchNorm2d, say, or metatrain.models.normalisation.BatchStatistics"
+        )
     layer = BatchStatistics(norm.num_features, norm.affine, norm.affine, norm.eps)
     if norm.affine:
         # The parameters themselves: other layers may share them, and they keep whether they are trained.
         layer.scale, layer.shift = norm.weight, norm.bias
+    if norm.running_mean is not None and norm.running_var is not None:
+        layer.mean, layer.variance = norm.running_mean.detach().clone(), norm.running_var.detach().clone()
+    layer.held = not norm.training or bool((layer.mean != 0).any()) or bool((layer.variance != 1).any())
     return layer

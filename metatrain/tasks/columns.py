@@ -24,6 +24,8 @@ from metatrain.core import InputError
 MOST_BYTES = 1 << 30  # of a file, which is read whole
 PARQUET = b"PAR1"  # how such a file begins
 
+TEXTS = (pa.string(), pa.large_string(), pa.string_view())
+
 Numbers = npt.NDArray[np.float64]
 
 
@@ -38,7 +40,7 @@ class File(NamedTuple):
     column: Callable[[str], pa.ChunkedArray]
 
 
-def stamp(data: str) -> tuple[int, int]:
+def stamp(data: str, key: str = "family.data") -> tuple[int, int]:
     """What changes when the file does; InputError if there is none, or one that is too large to be read whole."""
     system, path = storage.filesystem(data)
     try:
@@ -48,11 +50,9 @@ def stamp(data: str) -> tuple[int, int]:
         raise InputError(f"cannot reach {data} ({reason}): check its address, and its keys") from error
     if info.type == fs.FileType.NotFound:
         here = "" if storage.is_remote(data) or Path(data).is_absolute() else f" in {Path.cwd()}"
-        raise InputError(
-            f"there is no file {data!r}{here}: give family.data the path or address of a CSV or Parquet file"
-        )
+        raise InputError(f"there is no file {data!r}{here}: give {key} the path or address of a CSV or Parquet file")
     if info.type != fs.FileType.File:
-        raise InputError(f"{data!r} is no regular file: give family.data a CSV or Parquet file")
+        raise InputError(f"{data!r} is no regular file: give {key} a CSV or Parquet file")
     if (info.size or 0) > MOST_BYTES:
         raise InputError(f"{data} has {info.size:,} bytes and at most {MOST_BYTES:,} are read: give a part of its rows")
     return info.mtime_ns or 0, info.size or 0
@@ -123,6 +123,20 @@ def is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
+def refuse_nearly_numeric(file: File, name: str) -> None:
+    """Refuse a column of text that is numbers in most rows: it would be left out for a few cells."""
+    if file.types[name] not in TEXTS:
+        return
+    values = [(row, text) for row, text in enumerate(_plain(file, name).to_pylist(), 1) if text and text.strip()]
+    odd = [(row, text) for row, text in values if not _is_number(text)]
+    if odd and 2 * len(odd) < len(values):
+        row, text = odd[0]
+        raise InputError(
+            f"column {quoted(name)} of {file.name} holds {quoted(text)} in row {row} and numbers in "
+            f"{len(values) - len(odd)} rows: correct it, or name family.features without this column"
+        )
+
+
 def numbers(file: File, name: str) -> Numbers:
     """[rows] of a column; InputError if it is not numeric or has gaps."""
     column, where = _plain(file, name), f"column {quoted(name)} of {file.name}"
@@ -158,6 +172,8 @@ def table(raw: Any, columns: Sequence[str]) -> Numbers:
 
     One column may also be N plain values.
     """
+    if isinstance(raw, set | frozenset):
+        raise InputError("a set has no order: give a list of rows")
     if isinstance(raw, np.ndarray) and raw.dtype.names:
         raw = {name: raw[name] for name in raw.dtype.names}
     elif isinstance(raw, Iterable) and not hasattr(raw, "__array__") and not isinstance(raw, str | bytes | Mapping):
@@ -168,7 +184,7 @@ def table(raw: Any, columns: Sequence[str]) -> Numbers:
         known = list(raw if isinstance(raw, Mapping) else getattr(raw, "column_names", raw.columns))
         for name in columns:
             if name not in known:
-                raise InputError(f"the rows have no column {quoted(name)}: {instead(name, known)}")
+                raise InputError(f"there is no column {quoted(name)}: {instead(name, known)}")
         found = [_array(raw[name], f"column {quoted(name)}") for name in columns]
         found = [column[None] if column.ndim == 0 else column for column in found]
         if any(column.shape != found[0].shape or column.ndim != 1 for column in found):
@@ -203,7 +219,7 @@ def quoted(name: object) -> str:
 def instead(name: str, known: Sequence[object]) -> str:
     """What to do about a name that is not there."""
     near = difflib.get_close_matches(name, [n for n in known if isinstance(n, str)], n=1, cutoff=0.5)
-    return f"did you mean {quoted(near[0])}?" if near else f"its columns are {_listed(known)}"
+    return f"did you mean {quoted(near[0])}?" if near else f"the columns are {_listed(known)}"
 
 
 def repeated(names: Iterable[str]) -> str | None:
@@ -237,8 +253,7 @@ def _contents(column: pa.ChunkedArray) -> str:
         return "no values: fill it in, or name another column"
     if pa.types.is_boolean(kind):
         return "true and false: write 1 and 0"
-    texts = (pa.string(), pa.large_string(), pa.string_view())
-    if kind not in texts:
+    if kind not in TEXTS:
         return f"{kind} values: make numbers of them"
     values = [text for text in column.to_pylist() if text]
     example = next((text for text in values if not _is_number(text)), values[0] if values else "")
@@ -276,9 +291,14 @@ def _floats(column: npt.NDArray[Any], where: str) -> Numbers:
     """[N] float64; InputError if a value is none, or no finite number."""
     if column.dtype.kind not in "iuf":
         values = column.tolist()
-        odd = next((v for v in values if v is not None and not _is_real(v)), None)
-        if odd is not None:
-            raise InputError(f"{where} holds {quoted(odd)}, which is no number: give numbers in the units of the data")
+        odd = [(row, v) for row, v in enumerate(values, 1) if v is not None and not _is_real(v)]
+        if odd:
+            texts = [(row, v) for row, v in odd if isinstance(v, str) and _is_number(v)]
+            row, value = next((item for item in odd if item not in texts), odd[0])
+            what = "a number as text" if len(texts) == len(odd) else "no number"
+            raise InputError(
+                f"{where} holds {quoted(value)} in row {row}, which is {what}: give numbers in the units of the data"
+            )
         try:
             column = np.array([np.nan if v is None else float(v) for v in values])
         except (ValueError, OverflowError) as error:

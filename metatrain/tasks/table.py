@@ -38,11 +38,18 @@ def support_mean(task: Task) -> Tensor:
 
 def ridge(task: Task) -> Tensor:
     """[T] MSE of the ridge regression, with an intercept, that is fitted to the support rows alone."""
-    x_mean, y_mean = task.support_x.mean(1, keepdim=True), task.support_y.mean(1, keepdim=True)
-    x, y = task.support_x - x_mean, task.support_y - y_mean
-    kernel = x @ x.mT + RIDGE * torch.eye(x.shape[1], device=x.device)  # [S, S]: rows may be fewer than features
-    weights = x.mT @ torch.linalg.solve(kernel, y)
-    return mean_squared_error((task.query_x - x_mean) @ weights + y_mean, task.query_y)
+    return mean_squared_error(_ridge(task.support_x, task.support_y, task.query_x), task.query_y)
+
+
+def _ridge(x: Tensor, y: Tensor, new: Tensor) -> Tensor:
+    """[T, Q, 1] predictions for new [T, Q, F], fitted to x [T, S, F] and y [T, S, 1]."""
+    x_mean, y_mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    x, y, new = x - x_mean, y - y_mean, new - x_mean
+    if x.shape[1] < x.shape[2]:  # fewer rows than features
+        weights = x.mT @ torch.linalg.solve(x @ x.mT + RIDGE * torch.eye(x.shape[1], device=x.device), y)
+    else:
+        weights = torch.linalg.solve(x.mT @ x + RIDGE * torch.eye(x.shape[2], device=x.device), x.mT @ y)
+    return new @ weights + y_mean
 
 
 class Rows(NamedTuple):
@@ -64,7 +71,8 @@ class Table:
     `data` is a CSV file (UTF-8, commas, a line of names) or a Parquet file: a path or an address such as
     s3://bucket/houses.parquet. `group` names the column whose values divide the rows into groups. `features` are by
     default all numeric columns but these two. `splits` are the shares of the groups that train, validate and test; a
-    fixed shuffle of the sorted groups decides which. A group with fewer than shots + queries rows is left out.
+    fixed shuffle of the sorted groups decides which. A group with fewer than shots + queries rows is left out. The
+    interval of a score is over tasks of a split's groups: if these are few, it says little about further groups.
 
     Features and target are standardised by the rows of the training groups, so that an MSE of 1 is about the target's
     variance. Runs and bundles record `features`, `means` and `deviations` (of the features, then the target) and the
@@ -204,8 +212,20 @@ class Table:
             metrics={"mse": mean_squared_error},
             norm=norm,
             path=path,
-            baseline_metrics={"support_mean": support_mean, "ridge": ridge},
+            baseline_metrics={
+                "support_mean": support_mean,
+                "ridge_on_support_rows": ridge,
+                "ridge_on_training_groups": self._pooled_ridge,
+            },
         )
+
+    def _pooled_ridge(self, task: Task) -> Tensor:
+        """[T] MSE of the ridge regression that is fitted to all rows of the training groups, and to no other."""
+        rows = self._rows
+        group_of = torch.repeat_interleave(torch.arange(len(rows.sizes)), rows.sizes)
+        train = self._standardised(rows.values[torch.isin(group_of, rows.splits["train"])])[None]
+        fitted = _ridge(train[..., :-1], train[..., -1:], task.query_x.flatten(0, 1)[None])
+        return mean_squared_error(fitted.view_as(task.query_y), task.query_y)
 
     def standalone(self) -> Table:
         """With all that `bind`, `examples`, `targets` and `predictions` need of the file."""
@@ -221,6 +241,10 @@ class Table:
             ", ".join(map(quoted, self._features)),
             f"; not used: {unused}" if unused else "",
         )
+        rows, least = self._rows, self.shots + self.queries
+        small = int((rows.sizes < least).sum())
+        if small:
+            log.info("%d of %d groups have fewer than %d rows and are left out", small, len(rows.sizes), least)
         return replace(
             self,
             features=self._features,
@@ -297,6 +321,9 @@ def _feature_names(file: columns.File, group: str, target: str, features: tuple[
     if group == target:
         raise InputError(f"family.group and family.target are both {quoted(group)}: give two columns")
     if features is None:
+        for name in known:
+            if name not in (group, target):
+                columns.refuse_nearly_numeric(file, name)
         features = tuple(
             name
             for name, kind in file.types.items()
