@@ -43,6 +43,7 @@ class Replayed:
             watched = Watched(context)
             update = self._step(tasks, watched.context)
             self._replays = not watched.decides()
+            watched.leave()
             return update
         if not self._replays:
             return self._step(tasks, context)

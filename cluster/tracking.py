@@ -522,8 +522,9 @@ def reason(error: Exception, uri: str) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, OSError) and error.strerror:
         first = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    cause = re.search(r"\[Errno -?\d+\] ([^'\")]+)|\(Caused by (.+)\)$", first)  # at the end of what its requests say
-    first = cause[1] or cause[2] if cause else first
+    for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"\(Caused by (.+)\)$"):  # at the end of what its requests say
+        cause = re.search(pattern, first)
+        first = cause[1] if cause else first
     password = urlsplit(uri).password
     return (first.replace(password, "***") if password else first)[:200]
 

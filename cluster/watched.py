@@ -18,13 +18,17 @@ class Watched:
     """Stands for a context. The computation gets `context`, in which everything is as in the one that was given."""
 
     def __init__(self, given: Context) -> None:
-        self._noted = False
+        self._noted, self._given = False, given.generator
         self._generator = _Generator(given.generator, self._note)
         self.context = Context(_ticket(given.ticket, self._note), self._generator)
 
     def decides(self) -> bool:
         """Whether the ticket or random numbers may have decided something so far."""
         return self._noted or self._generator.used()
+
+    def leave(self) -> None:
+        """Take the given generator to where the computation has taken its copy."""
+        self._given.set_state(torch.Generator.get_state(self._generator))
 
     def _note(self) -> None:
         self._noted = True
