@@ -172,6 +172,7 @@ def test_torch_has_the_callers_threads_afterwards(trained: metatrain.Run) -> Non
         torch.set_num_threads(1)
 
 
+@pytest.mark.ray
 def test_messages_are_shown_once_and_logging_is_left_as_it_was() -> None:
     code = f"""
 import logging, metatrain

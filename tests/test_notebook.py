@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 QUICKSTART = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 Message = dict[str, Any]
 
-pytestmark = pytest.mark.filterwarnings("default")  # of Jupyter's own libraries
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]  # of Jupyter's own libraries
 
 
 @pytest.fixture(autouse=True)

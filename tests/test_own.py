@@ -386,6 +386,7 @@ def test_a_bundle_loads_with_a_warning_if_they_differ(
     assert said in done.stderr
 
 
+@pytest.mark.ray
 def test_code_of_a_bundle_is_run_only_if_python_is_told_to_look_there(
     mine: Path, bundled: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

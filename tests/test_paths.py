@@ -191,13 +191,10 @@ def test_batch_norm_under_vmap_is_right_in_second_order() -> None:
 
 def test_products_on_a_gpu_are_float32() -> None:
     """TF32, cuDNN's default, makes second-order gradients wrong by tens of percent."""
-    from conftest import SINUSOID, config
-
-    from cluster.worker import Worker, choose_plan
+    from cluster.cuda import exact_products
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    recipe = config(SINUSOID).recipe()
-    Worker(recipe, choose_plan(recipe, 0, 1)[0])
+    exact_products()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
