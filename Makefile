@@ -1,4 +1,4 @@
-# make demo: from nothing to a meta-trained model.  make test: everything.  make check: what needs no Ray, in two minutes.
+# make demo: from nothing to a meta-trained model.  make test: everything.  make check: what needs no Ray, in two to three minutes.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv

@@ -457,6 +457,10 @@ def test_ray_trains_twice_in_one_process_and_tunes(ray_cluster: None, trained: m
     assert len(found.trials) == 2
     assert set(found.trials["algorithm.inner_lr"]) <= {0.01, 0.02}
     assert found.trials["state"].tolist() == ["completed", "completed"]
+    assert found.trials["diverged_tasks"].tolist() == [0, 0]
+    assert ", val split, " in found.chosen_by
+    assert "winner: trial " in repr(found)
+    assert "algorithm.inner_lr 0.0" in repr(found)
     assert found.config.outer.steps == 2
     assert found.result["metric"].tolist() == ["mse"]
     assert found.compare(runs[0]).tasks == 30
