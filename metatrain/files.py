@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import InputError, Norm
-from metatrain.inference import Adapted, Learned, Predictions
+from metatrain.inference import Adapted, Learned, Predictions, counted
 from metatrain.tasks import columns
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.folders import labelled_files
@@ -108,7 +108,7 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
     errors = [float((guess - told).square().mean()) for guess in (found.values[known].double(), constant)]
     roots = [f"{error**0.5:.6g}" for error in errors]
     notes.append(
-        f"root mean squared error over {_count(len(known), 'row')}, in units of {names[0]}: {roots[0]}; "
+        f"root mean squared error over {counted(len(known), 'row')}, in units of {names[0]}: {roots[0]}; "
         f"{roots[1]} if the mean of the support set's targets is predicted"
     )
     return Predicted(
@@ -127,7 +127,7 @@ def _read(learned: Learned, path: Path, targets: Sequence[str] | None, key: str)
             raise InputError(f"{path} has no array x, the examples: save it with numpy.savez(path, x=..., y=...)")
         return arrays["x"], _single(arrays.get("y")), ["y"]
     file = columns.opened(str(path), columns.stamp(str(path), key), "")
-    if all(_is_number(name) for name in file.types):
+    if all(columns.is_number(name) for name in file.types):
         raise InputError(f"{path} has numbers where the names of its columns should be: add a first line of names")
     table = {name: file.column(name).to_pylist() for name in file.types}
     family = learned.recipe.family
@@ -164,18 +164,6 @@ def _single(y: Any) -> list[Any] | None:
     if y is None:
         return None
     return list((y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).tolist())
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _count(number: int, kind: str) -> str:
-    return f"{number} {kind}{'s' * (number != 1)}"
 
 
 def _arrays(path: Path, key: str) -> dict[str, Any]:
@@ -216,7 +204,7 @@ def _classified(
     notes = _told(learned, adapted, kind, len(places))
     known = [mark == "✓ " for mark in marks if mark]
     if known:
-        notes.append(f"accuracy: {100 * sum(known) / len(known):.1f}% of {_count(len(known), kind)}")
+        notes.append(f"accuracy: {100 * sum(known) / len(known):.1f}% of {counted(len(known), kind)}")
     others = sorted({str(label) for label in labels if label is not None and label not in found.classes})
     if others:
         listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
@@ -226,7 +214,7 @@ def _classified(
 
 def _told(learned: Learned, adapted: Adapted, kind: str, queries: int) -> list[str]:
     """What was done, in lines."""
-    to = _count(adapted.support.support_x.shape[1], kind)
+    to = counted(adapted.support.support_x.shape[1], kind)
     of = "" if adapted.classes is None else f" of {len(adapted.classes)} classes"
     notes = [f"learned from {learned.protocol}", f"adapted to {to}{of} in {1000 * adapted.seconds:.1f} ms"]
     if adapted.norm == "transductive":

@@ -50,7 +50,7 @@ class Predictions:
         return len(self.probabilities)
 
     def __repr__(self) -> str:
-        return f"<{_count(len(self), 'prediction')} of {len(self.classes)} classes: {_some(self.labels)}>"
+        return f"<{counted(len(self), 'prediction')} of {len(self.classes)} classes: {_some(self.labels)}>"
 
     def _repr_html_(self) -> str:
         rows = zip(self.labels, self.probabilities.tolist(), strict=True)
@@ -71,7 +71,7 @@ class Numbers:
         return np.array(self.values.numpy(), dtype=dtype)
 
     def __repr__(self) -> str:
-        return f"<{_count(len(self), 'prediction')}: {_some(self.values.tolist())}>"
+        return f"<{counted(len(self), 'prediction')}: {_some(self.values.tolist())}>"
 
     def _repr_html_(self) -> str:
         return _table(self, ["prediction"], [[value] for value in self.values.tolist()])
@@ -145,7 +145,7 @@ class Adapted:
 
     def __repr__(self) -> str:
         to = "" if self.classes is None else f" of {len(self.classes)} classes ({_some(self.classes)})"
-        return f"<adapted to {_count(self.support.support_x.shape[1], 'example')}{to} in {1000 * self.seconds:.1f} ms>"
+        return f"<adapted to {counted(self.support.support_x.shape[1], 'example')}{to} in {1000 * self.seconds:.1f} ms>"
 
 
 class Learned:
@@ -374,7 +374,8 @@ def _classes(labels: list[Any]) -> list[Any]:
         raise InputError(f"labels must be numbers or strings, all of one kind ({error}): convert them") from error
 
 
-def _count(number: int, kind: str) -> str:
+def counted(number: int, kind: str) -> str:
+    """So many of a kind, as in "1 row" and "2 rows"."""
     return f"{number} {kind}{'s' * (number != 1)}"
 
 

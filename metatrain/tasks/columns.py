@@ -128,7 +128,7 @@ def refuse_nearly_numeric(file: File, name: str) -> None:
     if file.types[name] not in TEXTS:
         return
     values = [(row, text) for row, text in enumerate(_plain(file, name).to_pylist(), 1) if text and text.strip()]
-    odd = [(row, text) for row, text in values if not _is_number(text)]
+    odd = [(row, text) for row, text in values if not is_number(text)]
     if odd and 2 * len(odd) < len(values):
         row, text = odd[0]
         raise InputError(
@@ -256,11 +256,12 @@ def _contents(column: pa.ChunkedArray) -> str:
     if kind not in TEXTS:
         return f"{kind} values: make numbers of them"
     values = [text for text in column.to_pylist() if text]
-    example = next((text for text in values if not _is_number(text)), values[0] if values else "")
+    example = next((text for text in values if not is_number(text)), values[0] if values else "")
     return f"text such as {quoted(example)}: store plain numbers such as 1234.5, and nothing if one is missing"
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a cell's text is a number."""
     try:
         float(text)
     except ValueError:
@@ -293,7 +294,7 @@ def _floats(column: npt.NDArray[Any], where: str) -> Numbers:
         values = column.tolist()
         odd = [(row, v) for row, v in enumerate(values, 1) if v is not None and not _is_real(v)]
         if odd:
-            texts = [(row, v) for row, v in odd if isinstance(v, str) and _is_number(v)]
+            texts = [(row, v) for row, v in odd if isinstance(v, str) and is_number(v)]
             row, value = next((item for item in odd if item not in texts), odd[0])
             what = "a number as text" if len(texts) == len(odd) else "no number"
             raise InputError(
