@@ -4,6 +4,15 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# TORCH=cpu installs PyTorch's build without CUDA, which is a tenth of the size. pip prefers its version, 2.x.y+cpu.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ifdef TORCH
+ifneq ($(TORCH),cpu)
+$(error TORCH is $(TORCH): leave it out, or set it to cpu)
+endif
+endif
+INDEX = $(if $(TORCH),--extra-index-url $(TORCH_INDEX))
+
 .PHONY: demo test check lint first second format
 .DEFAULT_GOAL := demo
 
@@ -11,7 +20,7 @@ BIN = $(VENV)/bin
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed and none was found: install one, or pass PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.installed
