@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from cluster import tracking
+from cluster import mlflow_store, tracking
 from cluster.config import Tracking
 from metatrain import storage
 from metatrain.core import InputError
@@ -128,7 +128,7 @@ def judge(
     if output:
         remedy = f"make it, give this machine's user or keys the right to write to {output}, or give another output"
         findings.append(Finding(place, "output", facts.not_stored or "writable", remedy * bool(facts.not_stored)))
-    mlflow = facts.not_tracked or (f"answers at {tracking.shown(server)}" if server else "no server is named")
+    mlflow = facts.not_tracked or (f"answers at {mlflow_store.shown(server)}" if server else "no server is named")
     findings.append(Finding(place, "MLflow", mlflow, _mlflow_remedy(facts.not_tracked, server)))
     if resources is not None:
         remedy = "anyone who reaches its ports can run code: start Ray with RAY_AUTH_MODE=token and a token" * (
@@ -202,14 +202,14 @@ def _writable(uri: str) -> str:
 
 def _tracked(server: str) -> str:
     """Why MLflow does not answer here; nothing where it does."""
-    tracking.be_brief()
+    mlflow_store.be_brief()
     try:
         from mlflow.tracking import MlflowClient
 
         MlflowClient(server).search_experiments(max_results=1)
         return ""
     except Exception as error:  # MLflow raises what requests raise
-        return tracking.reason(error, server)
+        return mlflow_store.reason(error, server)
 
 
 def _mlflow_remedy(why: str, server: str | None) -> str:
@@ -220,7 +220,8 @@ def _mlflow_remedy(why: str, server: str | None) -> str:
         return f"start MLflow's server with --allowed-hosts {parts.netloc.rpartition('@')[2]}"
     if "401" in why or "Unauthorized" in why:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
-    return f"start MLflow at {tracking.shown(server)}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
+    where = mlflow_store.shown(server)
+    return f"start MLflow at {where}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
 
 
 def _built() -> str:

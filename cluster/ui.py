@@ -17,7 +17,8 @@ from importlib import util
 from typing import IO
 from urllib.error import HTTPError
 
-from cluster.tracking import Place, check, database, trouble
+from cluster.mlflow_store import check, database, trouble
+from cluster.tracking import Place
 from metatrain.core import InputError
 
 START_S = 120.0  # for a server to start

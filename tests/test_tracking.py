@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import GLYPHS, PROBES, SINUSOID, config, free_port, store, until
 
-from cluster import run, tracking
+from cluster import mlflow_store, mlflow_tracker, run, tracking
 from cluster.config import RunConfig, Tracking
 from cluster.ui import served
 from metatrain.core import InputError
@@ -161,7 +161,7 @@ def test_the_course_of_a_parameter_can_be_read_from_its_names() -> None:
     def after(*resumed: tuple[int, str]) -> dict[str, str]:
         recorded = {"outer.lr": "1"}
         for step, value in resumed:
-            recorded |= tracking.changes(recorded, {"outer.lr": value}, step)
+            recorded |= mlflow_tracker.changes(recorded, {"outer.lr": value}, step)
         return {name: value for name, value in recorded.items() if name != "outer.lr"}
 
     assert after((4, "1"), (8, "1")) == {}
@@ -173,7 +173,7 @@ def test_the_course_of_a_parameter_can_be_read_from_its_names() -> None:
     assert after((4, "2"), (3, "1"), (5, "1"), (6, "5")) == back
     assert after((0, "2"), (0, "3")) == {"outer.lr from step 0": "2", "outer.lr from step 0 attempt 2": "3"}
     recorded = {"evaluation.family.ways": "3", "note": "mine"}
-    assert tracking.changes(recorded, {"evaluation.family": "{}"}, 5) == {
+    assert mlflow_tracker.changes(recorded, {"evaluation.family": "{}"}, 5) == {
         "evaluation.family.ways from step 5": "not set",
         "evaluation.family from step 5": "{}",
     }
@@ -221,7 +221,7 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert not (folder / "mlflow.db").exists()
-    tracker = tracking.MLflowTracker(Tracking(uri=store(folder)), "b", [], None, {})
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=store(folder)), "b", [], None, {})
     tracker.finish("FINISHED")
     assert [path.name for path in folder.iterdir()] == ["mlflow.db"]
 
@@ -234,7 +234,7 @@ def test_runs_that_start_together_make_one_experiment_on_a_server(
 
     def start(name: str) -> str:
         together.wait()
-        tracker = tracking.MLflowTracker(Tracking(uri=uri, experiment="new"), name, [], None, {})
+        tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri, experiment="new"), name, [], None, {})
         tracker.finish("FINISHED")
         place = tracker.place()
         assert place is not None
@@ -262,27 +262,27 @@ def test_a_working_folder_may_have_any_name(name: str, tmp_path: Path, monkeypat
     copy = client.download_artifacts(place.run_id, "result.json")
     assert Path(copy).read_bytes() == (here / "out" / "result.json").read_bytes()
     assert tracking.store(Tracking(uri=place.uri)) == place.uri  # as a trial gets it
-    assert tracking.database(place.uri) == here / "mlflow.db"
+    assert mlflow_store.database(place.uri) == here / "mlflow.db"
 
 
 def test_a_deleted_experiment_is_one_sentence_whose_advice_works(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     uri = store(tmp_path)
-    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
     place = tracker.place()
     tracker.finish("FINISHED")
     assert place is not None
     MlflowClient(uri).delete_experiment(place.experiment_id)
     for run_id in (None, place.run_id):
         with pytest.raises(InputError, match=r"experiment 'metatrain' at .* was deleted: restore it") as refused:
-            tracking.MLflowTracker(Tracking(uri=uri), "s", [], run_id, {})
-    tracking.MLflowTracker(Tracking(uri=uri, experiment="other"), "s", [], None, {}).finish("FINISHED")
+            mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], run_id, {})
+    mlflow_tracker.MLflowTracker(Tracking(uri=uri, experiment="other"), "s", [], None, {}).finish("FINISHED")
     advice = re.search("`(.+) mlflow (.+)`", str(refused.value))
     assert advice
     command = f"{advice[1]} {sys.executable} -m mlflow {advice[2]}"
     subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
-    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], place.run_id, {})
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], place.run_id, {})
     tracker.finish("FINISHED")
     assert tracker.run_id == place.run_id
 
@@ -314,7 +314,7 @@ def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
         uri = name if "://" in name else f"sqlite:///{tmp_path / name}"
         started = time.monotonic()
         with pytest.raises(InputError, match=sentence) as error:
-            tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
+            mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
         assert "\n" not in str(error.value)
         assert time.monotonic() - started < 30  # MLflow itself would try for minutes
 
@@ -324,7 +324,7 @@ def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
     refused(r"MLflow cannot use .*folder\.db \(unable to open database file\)", "folder.db")
     refused(r"MLflow cannot use .*below\.db \(File exists: .*text\.db\)", "text.db/below.db")
     refused("MLflow cannot use nowhere://x .*unsupported URI", "nowhere://x")
-    tracking.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {}).finish("FINISHED")
+    mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {}).finish("FINISHED")
     for name, change in (
         ("other.db", "update alembic_version set version_num = 'abcdef012345'"),
         ("half.db", "delete from alembic_version; drop table trace_tags"),
@@ -347,7 +347,7 @@ def test_a_server_that_refuses_is_not_one_that_does_not_answer() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(InputError, match=r"MLflow cannot use http://127\.0\.0\.1:.*403.*Invalid Host header"):
-            tracking.MLflowTracker(Tracking(uri=f"http://127.0.0.1:{server.server_port}"), "s", [], None, {})
+            mlflow_tracker.MLflowTracker(Tracking(uri=f"http://127.0.0.1:{server.server_port}"), "s", [], None, {})
         server.shutdown()
 
 
@@ -364,7 +364,7 @@ def test_a_server_that_dies_neither_stops_nor_slows_training(
     mlflow_server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri, process = mlflow_server
-    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
     tracker.log(1, {"train/loss_after": 1.0})
     deadline = time.monotonic() + 30
     while not history(uri, tracker.run_id, "train/loss_after"):
@@ -390,7 +390,7 @@ def test_metrics_of_an_outage_arrive_once_it_is_over(tmp_path: Path, monkeypatch
     from mlflow.tracking import MlflowClient
 
     uri = store(tmp_path)
-    tracker = tracking.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
     original, failures = MlflowClient.log_batch, [OSError("down"), OSError("down")]
 
     def flaky(self: MlflowClient, *args: object, **kwargs: object) -> object:
@@ -415,8 +415,8 @@ def test_passwords_are_not_shown_and_not_recorded() -> None:
     assert "hunter2" not in str(caught.value)
     with pytest.raises(InputError, match=r"checkpoint\.uri holds a password"):
         config(SINUSOID, checkpoint__uri="s3://key:hunter2@bucket/run")
-    assert tracking.shown("https://me:hunter2@host/x") == "https://me:***@host/x"
-    assert tracking.shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    assert mlflow_store.shown("https://me:hunter2@host/x") == "https://me:***@host/x"
+    assert mlflow_store.shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
 def test_a_password_in_the_environment_does_not_reach_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,9 +442,9 @@ def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         ready = run.prepare(config(SINUSOID, tracking__uri=None, outer__steps=1, output=str(tmp_path / "s")))
-        with run.tracked(ready, {tracking.PARENT: "0" * 32}) as tracker:
+        with run.tracked(ready, {mlflow_tracker.PARENT: "0" * 32}) as tracker:
             assert isinstance(tracker, tracking.NoTracker)
-        assert not tracking.end(Tracking(), "0" * 32, "FINISHED", 0.0)
+        assert not mlflow_tracker.end(Tracking(), "0" * 32, "FINISHED", 0.0)
     assert "MLflow does not answer at http://me:***@" in caplog.text
     assert "MLflow did not take that run" in caplog.text
     assert "hunter2" not in caplog.text

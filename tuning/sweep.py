@@ -29,7 +29,7 @@ import numpy as np
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from cluster import checkpoint, ray_pool, run, tracking
+from cluster import checkpoint, mlflow_tracker, ray_pool, run, tracking
 from cluster.evaluation import protocol
 from cluster.progress import Line, duration, show
 from cluster.requests import Interrupted
@@ -425,5 +425,5 @@ def _end_children(search: Search, journal: Journal, place: Place | None) -> None
         recorded = trial_folder(search, trial)
         if storage.is_file(f"{recorded}/mlflow.json"):
             run_id = tracking.place_of(recorded).run_id
-            if not tracking.end(search.base.tracking, run_id, status.get(trial.state, "KILLED"), trial.at_s):
+            if not mlflow_tracker.end(search.base.tracking, run_id, status.get(trial.state, "KILLED"), trial.at_s):
                 return

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 from ray import tune
 from ray.util import get_current_placement_group
 
-from cluster import loop, tracking
+from cluster import loop
 from cluster.config import RunConfig
+from cluster.mlflow_tracker import PARENT
 from cluster.requests import Requests
 from cluster.run import learn, pool_for, prepare, tracked
 from metatrain import bundle, storage
@@ -89,7 +90,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
         for found in past[-1:] if shared.exploits else past:
             report(found)
 
-    tags = {tracking.PARENT: shared.parent, TRIAL: str(number)} if shared.parent is not None else {}
+    tags = {PARENT: shared.parent, TRIAL: str(number)} if shared.parent is not None else {}
     try:
         with (
             isolated(ready.config.workers.threads),

@@ -1,0 +1,276 @@
+"""One run in MLflow, off the training thread, so that no server can slow or stop training."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.config import JOB, Tracking
+from cluster.mlflow_store import be_brief, database, opening, reason, shown, trouble
+from cluster.tracking import Params, Place, store
+from metatrain.core import InputError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000  # metrics in one MLflow call
+DRAIN_S = 1.0  # between calls
+CLOSE_S = 60.0  # how long a finished run waits for what is still queued
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
+CHANGED = re.compile(r"(.+) from step (\d+)(?: attempt (\d+))?")  # the parameter of a value that a resumed run changed
+NOT_SET = "not set"  # the value of a key that a resumed run leaves out
+PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
+JOB_TAG = "metatrain.job"
+PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
+
+
+class MLflowTracker:
+    """Queues metrics and logs them in batches from a thread of its own.
+
+    A batch that fails is tried again with the next one; errors are counted and end as a warning. Nothing is lost:
+    the run's folder holds the same metrics.
+    """
+
+    def __init__(
+        self, tracking: Tracking, name: str, params: Params, run_id: str | None, tags: Mapping[str, str], step: int = 0
+    ) -> None:
+        be_brief()
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow.tracking import MlflowClient
+
+        self.uri = store(tracking)
+        try:
+            with opening(self.uri):
+                self._client = MlflowClient(self.uri)
+                known = self._known(run_id) if run_id else None
+                lost = run_id if known is None else None
+                self._experiment_id = known.info.experiment_id if known else self._experiment(tracking.experiment)
+            found = known or self._find(tags)
+            run = found or self._client.create_run(self._experiment_id, run_name=name, tags={**_tags(), **tags})
+            self.run_id: str = run.info.run_id
+            if found is None:
+                self._log_params(params)
+            else:
+                self._log_params(changes(found.data.params, _named(params), step).items())
+                if JOB in os.environ:  # it may be another one that goes on
+                    self._client.set_tag(self.run_id, JOB_TAG, os.environ[JOB])
+            self._client.update_run(self.run_id, status="RUNNING")
+        except InputError:
+            raise
+        except Exception as error:  # MLflow raises what its stores and requests raise
+            raise InputError(trouble(error, self.uri)) from None  # which names the address with its password
+        if lost:
+            log.warning(
+                "MLflow's run %s is deleted or unknown at %s: what follows step %d is in a new one, %s",
+                *(lost, shown(self.uri), step, self.run_id),
+            )
+        self.errors = 0
+        self._every = tracking.every_steps
+        self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
+        self._last: tuple[int, int, Mapping[str, float]] | None = None  # not due, unless it is the end
+        self._pending: list[Metric] = []
+        self._sending = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"MLflowTracker(run {self.run_id} at {shown(self.uri)})"
+
+    def params(self, params: Params) -> None:
+        try:
+            self._log_params(params)
+        except Exception as error:
+            self._count(error, "parameters were not recorded")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        now_ms = int(time.time() * 1000)
+        whole = step % self._every == 0
+        scores = {name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))}
+        if whole or scores:
+            self._queue.put((now_ms, step, metrics if whole else scores))
+        rest = {name: value for name, value in metrics.items() if name not in scores}
+        if whole:
+            self._last = None
+        elif rest:
+            self._last = (now_ms, step, rest)
+
+    def flush(self) -> None:
+        if not self.errors:
+            self._send()
+
+    def _send(self) -> None:
+        from mlflow.entities import Metric
+
+        with self._sending:
+            while not self._queue.empty():
+                at_ms, step, metrics = self._queue.get()
+                self._pending += [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
+            while self._pending:
+                try:
+                    self._client.log_batch(self.run_id, metrics=self._pending[:BATCH])
+                except Exception as error:
+                    self._count(error, f"{len(self._pending)} metrics wait")
+                    return
+                del self._pending[:BATCH]
+
+    def artifact(self, path: Path) -> None:
+        try:
+            if path.is_dir():
+                self._client.log_artifacts(self.run_id, str(path), path.name)
+            else:
+                self._client.log_artifact(self.run_id, str(path))
+        except Exception as error:
+            self._count(error, f"{path} was not uploaded")
+
+    def place(self) -> Place | None:
+        return Place(shown(self.uri), self._experiment_id, self.run_id)
+
+    def finish(self, status: str) -> None:
+        if self._last is not None:
+            self._queue.put(self._last)
+        self._closing.set()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            self._count(TimeoutError(f"still busy after {CLOSE_S:g} s"), "the last metrics are in metrics.jsonl only")
+        try:
+            self._client.set_terminated(self.run_id, status)
+        except Exception as error:
+            self._count(error, f"the run's end ({status}) was not recorded")
+        if self.errors:
+            log.warning("MLflow failed %d times in this run; metrics.jsonl is complete", self.errors)
+
+    def _log_params(self, params: Params) -> None:
+        from mlflow.entities import Param
+
+        named = [Param(name, value) for name, value in _named(params).items()]
+        if named:
+            self._client.log_batch(self.run_id, params=named)
+
+    def _known(self, run_id: str) -> Run | None:
+        """The run, if this store has it and nobody deleted it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            local = Path("mlartifacts").absolute().as_uri() if database(self.uri) else None
+            try:
+                return self._client.create_experiment(name, artifact_location=local)
+            except MlflowException:
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:  # else another run was faster
+                    raise
+        if experiment.lifecycle_stage == "deleted":
+            restore = f"MLFLOW_TRACKING_URI={shlex.quote(shown(self.uri))} mlflow experiments restore"
+            raise InputError(
+                f"MLflow's experiment {name!r} at {shown(self.uri)} was deleted: restore it by "
+                f"`{restore} --experiment-id {experiment.experiment_id}`, or set tracking.experiment to another name"
+            )
+        return experiment.experiment_id
+
+    def _find(self, tags: Mapping[str, str]) -> Run | None:
+        """The run that has all these tags; there are tags for what can be found."""
+        if not tags:
+            return None
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return next(iter(self._client.search_runs([self._experiment_id], wanted)), None)
+
+    def _drain(self) -> None:
+        closing = False
+        while not closing:
+            closing = self._closing.wait(DRAIN_S)
+            self._send()
+
+    def _count(self, error: Exception, consequence: str) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            log.warning("MLflow failed (%s): %s", reason(error, self.uri), consequence)
+
+
+def _named(params: Params) -> dict[str, str]:
+    """Parameters as MLflow takes them."""
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    return {NOT_IN_NAMES.sub("_", key): str(value)[:MAX_PARAM_VAL_LENGTH] for key, value in params}
+
+
+def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> dict[str, str]:
+    """The parameters that say which values a run has from `step` on, if not those that MLflow has recorded.
+
+    MLflow keeps a parameter as it is. A new value of outer.lr is beside it, as "outer.lr from step 400", and as
+    "outer.lr from step 300 attempt 2" if the run resumes before a step from which another value held: the last attempt
+    counts.
+    """
+    past: dict[str, list[tuple[int, int, str]]] = {}
+    for name, value in recorded.items():
+        found = CHANGED.fullmatch(name)
+        if found:
+            past.setdefault(found[1], []).append((int(found[3] or 1), int(found[2]), value))
+    groups = {key.partition(".")[0] for key in now}
+    known = [key for key in recorded.keys() | past.keys() if not CHANGED.fullmatch(key)]
+    gone = {key: NOT_SET for key in sorted(known) if key.partition(".")[0] in groups}
+    added = {}
+    for key, value in {**gone, **now}.items():
+        course = [(-1, recorded.get(key, NOT_SET))]  # the values that held, each with the step from which on it did
+        attempts = sorted(past.get(key, []))
+        for _, start, changed in attempts:
+            course = [point for point in course if point[0] < start] + [(start, changed)]
+        held = [changed for start, changed in course if start <= step][-1]
+        undone = [changed for start, changed in course[1:] if start >= step]
+        if {held, *undone} != {value}:
+            attempt = (attempts[-1][0] if attempts else 1) + bool(undone)
+            added[f"{key} from step {step}" + (f" attempt {attempt}" if attempt > 1 else "")] = value
+    return added
+
+
+def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> bool:
+    """Record how and when a run ended whose process could not; false where that failed."""
+    from mlflow.tracking import MlflowClient
+
+    try:
+        MlflowClient(store(tracking)).set_terminated(run_id, status, int(1000 * at_s))
+        return True
+    except Exception as error:
+        log.warning("MLflow did not take that run %s is %s: %s", run_id, status, reason(error, store(tracking)))
+        return False
+
+
+def _tags() -> dict[str, str]:
+    tags = {JOB_TAG: os.environ[JOB]} if JOB in os.environ else {}
+    for package in PACKAGES:
+        try:
+            tags[f"version.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    here = Path(__file__).parent
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        tags["mlflow.source.git.commit"] = found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        log.debug("not a git checkout: the run has no commit")
+    return tags
