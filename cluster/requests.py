@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from cluster.pool import Contribution, Failure, Pool
+from cluster.usage import Usage
 from metatrain.core import Sentence, Ticket
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Requests:
         self.dropped = 0  # contributions that were too old
         self.busy_s = 0.0  # workers' time in contributions
         self.cpu_s = 0.0  # their processors' time
+        self.usage: dict[str, Usage] = {}  # the newest of each worker, until somebody takes it away
         self.waited_s = 0.0  # the caller's time in `collect` waiting for the pool
         self._losses = 0
 
@@ -81,6 +83,8 @@ class Requests:
                     self._arrived[got.ticket] = got
                 self.busy_s += got.spent.wall_s
                 self.cpu_s += got.spent.cpu_s
+                if got.spent.usage is not None:
+                    self.usage[got.worker] = got.spent.usage
                 self._losses = 0
                 silent_since = time.monotonic()
             elif isinstance(got, Failure):

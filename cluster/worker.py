@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster.cuda import Replayed, Step, exact_products
+from cluster.usage import Usage
 from metatrain import evaluate
 from metatrain.core import (
     Context,
@@ -38,6 +39,7 @@ class Spent(NamedTuple):
 
     wall_s: float
     cpu_s: float
+    usage: Usage | None = None  # of the process that is the worker alone, now and then
 
 
 ALIGNMENT = 16  # float32 values: 64 bytes, so that a parameter lies alike in every process

@@ -164,6 +164,11 @@ class Learned:
         return self._problem.targets == "classes"
 
     @property
+    def inputs(self) -> tuple[int, ...]:
+        """The shape of an example, as the network gets it."""
+        return tuple(self._problem.inputs)
+
+    @property
     def targets(self) -> int:
         """How many numbers, or labels, belong to an example."""
         return 1 if self._problem.targets == "classes" else self._problem.outputs

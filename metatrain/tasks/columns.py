@@ -123,6 +123,11 @@ def is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
+def is_whole(kind: pa.DataType) -> bool:
+    """Whether a column's values are whole numbers."""
+    return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
+
+
 def refuse_nearly_numeric(file: File, name: str) -> None:
     """Refuse a column of text that is numbers in most rows: it would be left out for a few cells."""
     if file.types[name] not in TEXTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence, Set
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from metatrain.core import InputError
 
-Picture = Any  # a file's path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or 0..1
+# A file's path or its bytes, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or 0..1.
+Picture = Any
 
 FORMATS = {
     ".png": "PNG",
@@ -107,7 +109,8 @@ def read(picture: Picture, bits: Depth | None = None) -> Read:
     """One picture; `bits` as for `to_pixels`."""
     if isinstance(picture, np.ndarray) and picture.ndim == 0:
         picture = picture.item()  # a path in an array of its own
-    is_file = isinstance(picture, str | os.PathLike)
+    is_path, is_bytes = isinstance(picture, str | os.PathLike), isinstance(picture, bytes)
+    is_file = is_path or is_bytes
     if not is_file and not isinstance(picture, Image.Image):
         picture = Image.fromarray(_from_array(picture))
     try:
@@ -115,10 +118,12 @@ def read(picture: Picture, bits: Depth | None = None) -> Read:
             warnings.simplefilter("ignore")  # what PIL warns of is either read or refused
             if not is_file:
                 return _plain(picture, bits)
-            with Path(picture).open("rb") as file:  # by its name PIL would map a TIFF, and scramble one to be turned
+            # By its name PIL would map a TIFF, and scramble one to be turned.
+            with io.BytesIO(picture) if is_bytes else Path(picture).open("rb") as file:
                 return _plain(Image.open(file, formats=sorted(set(FORMATS.values()))), bits)
     except Exception as error:  # PIL raises nearly anything for a broken file
-        name = os.fspath(picture) if is_file else f"an image of mode {picture.mode}"
+        in_memory = f"an image of {len(picture)} bytes" if is_bytes else f"an image of mode {picture.mode}"
+        name = os.fspath(picture) if is_path else in_memory
         raise InputError(f"{name} cannot be read as an image ({_reason(error)}): replace or remove it") from error
 
 

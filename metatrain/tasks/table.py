@@ -257,6 +257,17 @@ class Table:
         self._groups(split)
         self._standardised(self._rows.values)
 
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The features that are whole numbers in the file."""
+        return tuple(name for name in self._features if columns.is_whole(self._file.types[name]))
+
+    def counts(self) -> dict[Split, tuple[int, int]]:
+        """How many groups of each split have enough rows, and how many rows these have."""
+        sizes = {split: self._rows.sizes[groups] for split, groups in self._rows.splits.items()}
+        enough = {split: found[found >= self.shots + self.queries] for split, found in sizes.items()}
+        return {split: (len(found), int(found.sum())) for split, found in enough.items()}
+
     def describe(self) -> str:
         """The numbers are those of the train, val and test groups, and left out if the file is not at hand."""
         try:

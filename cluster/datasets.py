@@ -1,0 +1,134 @@
+"""What a run learns from and is measured on, as data sets of MLflow's: name, checksum, place, splits and counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from metatrain import recipe as recipes
+from metatrain.core import Split, TaskFamily, Work
+from metatrain.recipe import Recipe
+from metatrain.tasks import remote
+from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.table import Table
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+DIGEST = 36  # characters, MLflow's limit; the profile has the whole checksum
+NAME = 500  # characters, MLflow's limit
+CONTEXTS: dict[Work, str] = {"update": "training", "validate": "validation", "score": "evaluation"}
+
+
+class Described(NamedTuple):
+    """A split of a family's data, as plain values."""
+
+    name: str
+    checksum: str
+    kind: str  # of its source, as MLflow shows it
+    source: dict[str, Any]
+    schema: dict[str, Any] | None
+    profile: dict[str, Any]
+
+
+def inputs(recipe: Recipe) -> list[DatasetInput]:
+    """The data sets of a run, one for each use; InputError if the data is not at hand."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = []
+    for work, context in CONTEXTS.items():
+        if work == "validate" and not recipe.validation.every_steps:
+            continue
+        setting = recipe.setting(work)
+        described = describe(setting.family, setting.split)
+        schema = None if described.schema is None else json.dumps(described.schema)
+        dataset = Dataset(
+            described.name[-NAME:],
+            described.checksum[:DIGEST],
+            described.kind,
+            json.dumps(described.source),
+            schema,
+            json.dumps(described.profile),
+        )
+        found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    return found
+
+
+def describe(family: TaskFamily, split: Split) -> Described:
+    """A split of the data that a family draws its tasks from, or the law by which it makes them."""
+    if isinstance(family, FewShot):
+        return _images(family, split)
+    if isinstance(family, Table):
+        return _rows(family, split)
+    tree = _cleaned(recipes.dump(family))
+    text = json.dumps(tree, sort_keys=True)
+    checksum = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    own = ":" in tree["name"]  # nobody knows what it draws from
+    source = {"class" if own else "family": tree["name"], "settings": tree}
+    return Described(
+        f"{tree['name']} {split}", checksum, "code" if own else "generated", source, None, {"split": split, **tree}
+    )
+
+
+def place(data: str) -> tuple[str, dict[str, Any]]:
+    """The kind of a data set's source, and its name or where it lies: without a user, a password or a query."""
+    scheme, mark, _ = data.partition("://")
+    if mark:
+        return scheme, {"uri": _cleaned(data)}
+    return ("local", {"uri": data}) if remote.is_elsewhere(data) else ("imported", {"name": data})
+
+
+def _cleaned(value: Any) -> Any:
+    """The same without users, passwords and queries of addresses."""
+    if isinstance(value, dict):
+        return {key: _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(item) for item in value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    scheme, mark, rest = value.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def _images(family: FewShot, split: Split) -> Described:
+    store = family.store
+    scheme = store.scheme(family.splits)
+    kind, source = place(family.data)
+    members = scheme.classes.get(split, [])
+    tensor = {"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, *store.shape]}}
+    profile = {
+        "split": split,
+        "classes": len(members),
+        "images": int(store.sizes[members].sum()),
+        "shape": list(store.shape),
+        "rotations": scheme.rotations.get(split),
+        "splits": {name: len(classes) for name, classes in scheme.classes.items()},
+        "synthetic": store.synthetic,
+        "checksum": store.checksum,
+    }
+    name = f"{_base(source)}/{scheme.name} {split}"
+    schema = {"mlflow_tensorspec": {"features": json.dumps([tensor]), "targets": None}}
+    return Described(name, store.checksum, kind, source, schema, profile)
+
+
+def _rows(family: Table, split: Split) -> Described:
+    known = family.standalone()
+    kind, source = place(family.data) if "/" in family.data else ("local", {"uri": family.data})
+    counts = {name: {"groups": groups, "rows": rows} for name, (groups, rows) in known.counts().items()}
+    profile = {
+        "split": split,
+        **counts[split],
+        "group": family.group,
+        "target": family.target,
+        "splits": counts,
+        "checksum": known.checksum,
+    }
+    columns = [{"type": "double", "name": name, "required": True} for name in (*(known.features or ()), known.target)]
+    schema = {"mlflow_colspec": columns}
+    return Described(f"{_base(source)} {split}", known.checksum or "", kind, source, schema, profile)
+
+
+def _base(source: dict[str, Any]) -> str:
+    return str(source["name"]) if "name" in source else Path(str(source["uri"]).rstrip("/")).name

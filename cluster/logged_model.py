@@ -1,0 +1,170 @@
+"""A run's bundle as a logged model, which `mlflow.pyfunc.load_model` loads: cluster/served.py is its code."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metatrain import inference
+from metatrain.core import InputError, RawNumbers
+from metatrain.inference import Learned
+from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+
+log = logging.getLogger(__name__)
+
+SCRIPT = Path(__file__).with_name("served.py")
+NOT_IN_NAMES = re.compile(r"[/:.%\"'\s]+")  # MLflow's rule; a space would have to be quoted in runs:/RUN/NAME
+# What predicting needs. MLflow would load the model in another process to find it out, which takes many seconds.
+PACKAGES = (
+    "ray-metatrain",
+    "mlflow",
+    "torch",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+)
+SHOWN = 5  # rows of numbers in the example that have their target
+QUERIES = 2  # rows in the example that have none
+
+
+def record(client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, step: int) -> str | None:
+    """Log a bundle as an output of a run, with a signature and an example; the model's id, or None if it can be none.
+
+    A bundle can be none if its family has no labelled examples, or none that are columns of a table.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    try:
+        learned = inference.load(bundle)
+        example = example_of(learned)
+    except InputError as reason:
+        log.info("MLflow has the bundle as files only, and not as a model that predicts: %s", reason)
+        return None
+    made = client.create_logged_model(
+        experiment_id, name=NOT_IN_NAMES.sub("_", learned.recipe.name), source_run_id=run_id, model_type="metatrain"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            described = Model(
+                artifact_path=made.artifact_location, run_id=run_id, model_uuid=made.model_id, model_id=made.model_id
+            )
+            save(bundle, learned, example, Path(folder), described)
+            client.log_model_artifacts(made.model_id, f"{folder}/model")
+    except BaseException:
+        client.finalize_logged_model(made.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(made.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step)])
+    return str(made.model_id)
+
+
+def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, described: Any) -> None:
+    """Write the model to `folder`/model: the script, the bundle, and the source of the user's own modules."""
+    from mlflow import pyfunc
+
+    copy = folder / "bundle"  # MLflow would read the bundle's own path as an address, and a % in it as a code
+    shutil.copytree(bundle, copy)
+    code = copy / "code"
+    pyfunc.save_model(
+        str(folder / "model"),
+        mlflow_model=described,
+        python_model=str(SCRIPT),
+        artifacts={"bundle": str(copy)},
+        code_paths=[str(path) for path in sorted(code.iterdir())] if code.is_dir() else None,
+        signature=signature(learned, example),
+        input_example=example,
+        pip_requirements=requirements(),
+        metadata={"protocol": learned.protocol},
+    )
+    for compiled in folder.rglob("__pycache__"):
+        shutil.rmtree(compiled)
+
+
+def signature(learned: Learned, example: pd.DataFrame) -> ModelSignature:
+    """The columns of the table, none of which may be missing: what is to be predicted has an empty label or target."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    from cluster import served
+
+    def kind(name: str) -> DataType:
+        if name == "image" and isinstance(learned.recipe.family, FewShot):
+            return DataType.binary
+        if learned.has_classes and name == "label":
+            return DataType.string
+        return DataType.long if example[name].dtype.kind == "i" else DataType.double
+
+    predicted = [ColSpec(DataType.double, name) for name in served.outputs(learned)]
+    if learned.has_classes:
+        predicted = [ColSpec(DataType.string, "prediction"), ColSpec(DataType.double, "probability")]
+    return ModelSignature(Schema([ColSpec(kind(name), name) for name in example]), Schema(predicted))
+
+
+def example_of(learned: Learned) -> pd.DataFrame:
+    """A few rows of a task of the evaluation, of which the last have no label or target."""
+    import pandas as pd
+
+    from cluster import served
+
+    features, targets = served.columns(learned)
+    setting = learned.recipe.setting("score")
+    family = setting.family
+    task = family.sample(torch.Generator().manual_seed(0), 1, setting.split)
+    x, y = task.support_x[0], task.support_y[0]
+    if learned.has_classes:
+        kept = torch.tensor([int((y == label).nonzero()[0]) for label in y.unique()])
+        answers = pd.DataFrame({targets[0]: [f"class {label}" for label in y[kept].tolist()]}, dtype=object)
+    else:
+        kept = torch.arange(min(SHOWN, len(y)))
+        numbers = family.predictions(y[kept]) if isinstance(family, RawNumbers) else y[kept]
+        answers = pd.DataFrame(numbers.double().reshape(len(kept), -1).numpy(), columns=targets)
+    rows = torch.cat([x[kept], task.query_x[0][:QUERIES]])
+    if isinstance(family, FewShot):
+        table = pd.DataFrame({features[0]: [_png(image) for image in rows]}, dtype=object)
+    else:
+        table = pd.DataFrame(rows.double().flatten(1).numpy(), columns=features)
+    if isinstance(family, Table):
+        means, deviations = (np.array(scale)[:-1] for scale in (family.means, family.deviations))
+        table = table * deviations + means
+        table = table.astype(dict.fromkeys(family.whole, np.int64))
+    return pd.concat([table, answers.reindex(table.index)], axis=1)
+
+
+def requirements() -> list[str]:
+    """The packages as they are here, without the label of a build, which no registry has."""
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package}=={metadata.version(package).partition('+')[0]}")
+        except metadata.PackageNotFoundError:  # a job's own copy of this project
+            found.append(package)
+    return found
+
+
+def _png(image: Tensor) -> bytes:
+    """The file of an image, uint8 [C, H, W]."""
+    file, pixels = io.BytesIO(), image.permute(1, 2, 0).numpy()
+    Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,71 @@
+"""What a process takes of its machine: memory and processor, measured now and then, for MLflow's system metrics.
+
+    worker's ticket -> Spent.usage -> Requests.usage --+
+                                                       +--> system/worker-0/memory_mb, ... at most each 10 seconds
+    driver, each step ---------------> Meter.read() ---+
+
+None of it is repeatable, so that no part of it goes to metrics.jsonl or into training. Without psutil there is none.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+DRIVER_S = 10.0  # between measurements
+WORKER_S = 2.0  # a worker's newest one goes along with its tickets
+
+
+class Usage(NamedTuple):
+    """Of one process."""
+
+    memory_mb: float  # that it occupies: its resident set, in millions of bytes
+    cpu_percent: float  # of a core, since the measurement before
+    gpu_memory_mb: float | None = None  # that torch holds; None if it does not use a GPU
+
+
+class Meter:
+    """Measures this process, at most each so many seconds."""
+
+    def __init__(self, every_s: float, *, at_once: bool = False) -> None:
+        """The first measurement is due `every_s` from now, or `at_once`."""
+        self._every_s = every_s
+        self._due = time.monotonic() + (0.0 if at_once else every_s)
+        self._process: Any = None
+        try:
+            import psutil
+
+            self._process = psutil.Process()
+            self._process.cpu_percent()  # from now on
+        except Exception:  # it is not installed, or this system does not let it look
+            self._process = None
+
+    def read(self, *, now: bool = False) -> Usage | None:
+        """A measurement if one is due, or if it has to be `now`; None if not, or if it cannot be had."""
+        at = time.monotonic()
+        if self._process is None or (at < self._due and not now):
+            return None
+        self._due = at + self._every_s
+        try:
+            return Usage(self._process.memory_info().rss / 1e6, self._process.cpu_percent(), _gpu_memory_mb())
+        except Exception:
+            return None
+
+
+def metrics(measured: Mapping[str, Usage]) -> dict[str, float]:
+    """Measurements by process as MLflow shows them among the system metrics: system/worker-0/memory_mb."""
+    return {
+        f"system/{process}/{name}": value
+        for process, usage in measured.items()
+        for name, value in usage._asdict().items()
+        if value is not None
+    }
+
+
+def _gpu_memory_mb() -> float | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return float(torch.cuda.memory_reserved()) / 1e6
