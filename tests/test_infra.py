@@ -1,4 +1,4 @@
-"""The files in infra/ agree with each other and with the pins, and every command that their page prints runs."""
+"""The files in infra/ agree with each other and with the pins, and every command of docs/cluster.md runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from conftest import S3, Nodes, free_port
 from packaging.requirements import Requirement
 from pages import LESS, ROOT, Home, commands, end
 
+from cluster import checkpoint
+
 INFRA = ROOT / "infra"
 OURS = {"buckets", "mlflow", "head", "worker"}
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
+ELSEWHERE = commands("README.md")  # which tests/test_pages.py runs
 
 
 def pins() -> dict[str, str]:
@@ -157,6 +160,11 @@ class Machines(Home):
         (folder / "home").mkdir()
         (folder / "shared").mkdir()
 
+    def steps(self, where: str) -> int:
+        """The outer steps that a run has made."""
+        newest = checkpoint.latest(str(self.folder / "shared" / where / "checkpoints"))
+        return int(newest.rpartition("-")[2]) if newest else 0
+
     def here(self, command: str) -> str:
         for name, port in self.ports.items():
             command = command.replace(name, port)
@@ -172,7 +180,7 @@ def machines(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("command", commands("infra/README.md"))
+@pytest.mark.parametrize("command", [line for line in commands("docs/cluster.md") if line not in ELSEWHERE])
 def test_every_command_runs(command: str, machines: Machines, s3: S3) -> None:
     if "docker" in command:
         pytest.skip("it needs a container engine")
@@ -193,11 +201,22 @@ def test_every_command_runs(command: str, machines: Machines, s3: S3) -> None:
     else:
         if "metatrain submit" in command or "metatrain train" in command:
             wanted += f" {LESS}"
+        if "--name first" in command:
+            wanted += " --set outer.steps=100000"  # until it is stopped
+        elif "--resume" in command:
+            wanted += f" --set outer.steps={machines.steps('runs/first') + 2}"
         there = {"RAY_ADDRESS": f"127.0.0.1:{machines.ports['6379']}"} if "auto" in command else {}  # of two here
         out = machines.run(wanted, (machines.compose if contained else machines.environment) | there)
-        if command.startswith(("metatrain evaluate", "metatrain train")) or (
+        if command.startswith(("metatrain evaluate", "metatrain train", "metatrain follow")) or (
             "submit" in command and "--no-" not in command
         ):
             assert out.splitlines()[-1].startswith("result: accuracy=")
         if "doctor" in command:
             assert "nothing is wrong" in out
+        if command.startswith("metatrain jobs"):
+            assert re.search(r"\bfirst\b.*\brunning\b", out)
+
+
+def test_the_commands_of_the_cluster_stand_on_its_page() -> None:
+    assert set(ELSEWHERE) & set(commands("docs/cluster.md"))  # or there is nothing to leave to the other test
+    assert not commands("infra/README.md")
