@@ -27,13 +27,18 @@ FEWER = (
 )
 
 
+def fenced(name: str) -> list[tuple[str, str]]:
+    """The language and the text of each block of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+
+
 def blocks(name: str, language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
-    return [text for kind, text in found if kind == language and "-->" not in text]  # the drawing is no command
+    return [text for kind, text in fenced(name) if kind == language and "-->" not in text]  # a drawing is no command
 
 
 def commands(name: str) -> list[str]:
-    lines = [line for block in blocks(name, "") for line in block.splitlines()]
+    """Each line of a page's blocks without a language, and those that end in a backslash with the next one."""
+    lines = [line for block in blocks(name, "") for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     return [line.partition("  #")[0].strip() for line in lines]
 
 
@@ -49,13 +54,13 @@ def houses(folder: Path) -> None:
 
 
 class Home:
-    """A checkout with its environment, and the pictures and tables that the README talks of."""
+    """A checkout with its environment, and the pictures and tables that the pages talk of."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "infra").mkdir()
         shutil.copy(ROOT / "infra" / "env.py", folder / "infra")  # it writes beside itself
-        for name in ("recipes", "Makefile", "pyproject.toml", "constraints.txt"):
+        for name in ("recipes", "Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
             (folder / name).symlink_to(ROOT / name)
         (folder / ".venv").symlink_to(sys.prefix)
         photos = album(folder / "photos", range(29), 6)
