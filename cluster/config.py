@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.job import JOB as JOB
+from cluster.job import JOB_CPUS as JOB_CPUS
+from cluster.job import JOB_GPUS as JOB_GPUS
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
 
 PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
-
-# Environment variables of a Ray job's process: its name, and what it holds of its node.
-JOB, JOB_CPUS, JOB_GPUS = "METATRAIN_JOB", "METATRAIN_JOB_CPUS", "METATRAIN_JOB_GPUS"
 
 
 def _refuse_secret(key: str, uri: str | None, instead: str) -> None:
@@ -69,18 +69,21 @@ class Checkpoint:
 class Tracking:
     """MLflow. `uri` is a server or store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here), or "none".
 
-    Metrics are logged each `every_steps` outer steps.
+    `experiment` is by default the family and its data, such as "fewshot omniglot". Metrics are logged each
+    `every_steps` outer steps.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     uri: str | None = None
-    experiment: str = "metatrain"
+    experiment: str | None = None
     every_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise InputError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
+        if self.experiment is not None and not self.experiment.strip():
+            raise InputError("tracking.experiment is empty: give a name, or leave it out to get one for the family")
         _refuse_secret("tracking.uri", self.uri, "give it in MLFLOW_TRACKING_URI or MLFLOW_TRACKING_PASSWORD")
 
 

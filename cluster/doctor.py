@@ -1,6 +1,6 @@
-"""What a run needs of the machines it would use, looked at on each: the driver here, and a probe on every node.
+"""Whether the machines that a run would use have what it needs: this one, the driver's, and every node of a cluster.
 
-Whatever is wrong is said with the place where it is, and with what to do about it.
+Each problem names its place and what to do about it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from cluster import mlflow_store, tracking
 from cluster.config import Tracking
 from metatrain import storage
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.ops.block import KERNELS
 from metatrain.ops.build import Unavailable, library
@@ -34,11 +35,11 @@ class Finding(NamedTuple):
     place: str
     what: str
     found: str
-    remedy: str = ""  # empty where all is well
+    remedy: str = ""  # empty if all is well
 
 
 class Facts(NamedTuple):
-    """What a process sees where it runs; a reason stands where something does not work."""
+    """What a process sees on its machine; the reason of each thing that does not work, else nothing."""
 
     versions: dict[str, str]
     free_gb: float
@@ -50,8 +51,8 @@ class Facts(NamedTuple):
     not_built: str = ""  # the kernels for convolutional networks on a CPU
 
 
-def look(output: str | None, server: str | None) -> Facts:
-    """Look at this machine: with the output to write to, and MLflow's address, where there are such."""
+def collect_facts(output: str | None, server: str | None) -> Facts:
+    """Look at this machine: its versions, its disk, whether it can write to `output` and reach MLflow's `server`."""
     folder = cache()
     return Facts(
         {"Python": platform.python_version()} | {name: _version(name) for name in COMPARED},
@@ -69,25 +70,28 @@ def examine(address: str | None, output: str | None) -> list[Finding]:
     """This process's findings, and those of each node of the cluster at `address`."""
     uri = tracking.store(Tracking())
     server = uri if uri.startswith("http") else None
-    here = look(output, server)
+    with awaiting("looking at this machine"):
+        here = collect_facts(output, server)
     if address is None:
-        return judge(DRIVER, here, here, output, server, None)
+        return evaluate_facts(DRIVER, here, here, output, server, None)
     from cluster import ray_pool
 
     with ray_pool.connected(address):
         import ray
 
-        findings = judge(DRIVER, here, here, output, server, None)
+        findings = evaluate_facts(DRIVER, here, here, output, server, None)
         nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
-        for name, facts in _probe(nodes, output, server).items():
+        with awaiting(f"waiting for {len(nodes)} nodes to answer"):
+            answers = _ask_nodes(nodes, output, server)
+        for name, facts in answers.items():
             if isinstance(facts, Facts):
-                findings += judge(name, facts, here, output, server, nodes[name]["Resources"])
+                findings += evaluate_facts(name, facts, here, output, server, nodes[name]["Resources"])
             else:
-                findings.append(Finding(name, "probe", facts, "look at Ray's logs there, and start Ray on it anew"))
+                findings.append(Finding(name, "probe", facts, "look at Ray's logs there, and start Ray on it again"))
     return findings
 
 
-def judge(
+def evaluate_facts(
     place: str,
     facts: Facts,
     driver: Facts,
@@ -95,7 +99,7 @@ def judge(
     server: str | None,
     resources: Mapping[str, float] | None,
 ) -> list[Finding]:
-    """What facts mean: compared with the driver's, and with what a run needs."""
+    """Compare facts with the driver's, and with what a run needs."""
     findings = []
     there, here = ({name: found.split("+")[0] for name, found in of.versions.items()} for of in (facts, driver))
     differ = {name: facts.versions[name] for name in there if there[name] != here[name]}  # whatever the build
@@ -122,13 +126,13 @@ def judge(
         )
     )
     lacks_kernels = bool(facts.not_built) and not driver.not_built and not facts.not_cached  # which is why, then
-    kernels = "install g++ or clang there, as where the driver is: it chooses what all workers compute with"
-    found = facts.not_built and f"none, convolutions take twice the time: {facts.not_built}"
+    kernels = "install g++ or clang there, as on the driver's machine: the driver chooses what all workers compute with"
+    found = facts.not_built and f"none, so convolutions take twice the time: {facts.not_built}"
     findings.append(Finding(place, "kernels", found or "built", kernels * lacks_kernels))
     if output:
-        remedy = f"make it, give this machine's user or keys the right to write to {output}, or give another output"
+        remedy = f"create it, let this machine's user or keys write to {output}, or give another output"
         findings.append(Finding(place, "output", facts.not_stored or "writable", remedy * bool(facts.not_stored)))
-    mlflow = facts.not_tracked or (f"answers at {mlflow_store.shown(server)}" if server else "no server is named")
+    mlflow = facts.not_tracked or (f"answers at {mlflow_store.shown(server)}" if server else "no server is set")
     findings.append(Finding(place, "MLflow", mlflow, _mlflow_remedy(facts.not_tracked, server)))
     if resources is not None:
         remedy = "anyone who reaches its ports can run code: start Ray with RAY_AUTH_MODE=token and a token" * (
@@ -139,7 +143,7 @@ def judge(
 
 
 def grouped(findings: Sequence[Finding]) -> list[Finding]:
-    """A line for what is the same in several places, those that are wrong last."""
+    """One line for what is the same in several places; problems come last."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for place, *rest in findings:
         places.setdefault((rest[0], rest[1], rest[2]), []).append(place)
@@ -152,13 +156,13 @@ def grouped(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(lines, key=lambda line: bool(line.remedy))
 
 
-def _probe(nodes: Mapping[str, Any], output: str | None, server: str | None) -> dict[str, Facts | str]:
+def _ask_nodes(nodes: Mapping[str, Any], output: str | None, server: str | None) -> dict[str, Facts | str]:
     """Each node's facts, or why it gave none."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = ray.remote(look)
+    probe = ray.remote(collect_facts)
     asked = {}
     for name, node in nodes.items():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -188,20 +192,20 @@ def _version(package: str) -> str:
 
 
 def _writable(uri: str) -> str:
-    """Why nothing can be written there; nothing where it can."""
+    """Why nothing can be written there; empty if it can."""
     name = f"{uri}/.doctor-{uuid.uuid4().hex}"
     try:
         storage.write(name, b"doctor")
         same = storage.read(name) == b"doctor"
         storage.remove(name)
-        return "" if same else "what was written is not what is read"
+        return "" if same else "what is read is not what was written"
     except (InputError, OSError) as error:
         why = str(error).partition("): ")[0].partition(" (")[2] or str(error)
         return re.sub(r"\.doctor-\w+", ".doctor", why)  # the same words from every node
 
 
 def _tracked(server: str) -> str:
-    """Why MLflow does not answer here; nothing where it does."""
+    """Why MLflow does not answer here; empty if it does."""
     mlflow_store.be_brief()
     try:
         from mlflow.tracking import MlflowClient

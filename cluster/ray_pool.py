@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,10 +38,14 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster import shortage
 from cluster.config import JOB, PACKAGES, Workers
 from cluster.pool import Contribution, Failure, PoolStatus, Snapshot
+from cluster.sent import absent
+from cluster.usage import WORKER_S, Meter
 from cluster.worker import Layout, Plan, Worker
 from metatrain import recipe as recipes
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Scores, Ticket, Update
 from metatrain.isolation import same_random_numbers
 from metatrain.recipe import Recipe
@@ -47,9 +53,10 @@ from metatrain.start import initial_meta
 
 log = logging.getLogger(__name__)
 
-LOW = "Ray ended it, for its node ran low on memory: set outer.tasks_per_ticket or workers.max lower"
+LOW = "Ray killed it because its node ran low on memory: set outer.tasks_per_ticket or workers.max lower"
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 PROBE_S = 15.0  # for a cluster to say that it is there
+ROOM_S = 5.0  # for a worker to find its place, before the cluster is asked why it has not
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
 
 
@@ -80,11 +87,13 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        _start_local(quiet)
+        with awaiting("starting Ray"):
+            _start_local(quiet)
     else:
         try:
-            _probe(address)
-            ray.init(address=address, **quiet)
+            with awaiting("joining the Ray cluster"):
+                _probe(address)
+                ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"no Ray cluster answers at {address} ({reason}): check --address") from error
@@ -99,12 +108,15 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
 class RayWorker:
     """The actor: a Worker, and numpy on the way in and out."""
 
-    def __init__(self, recipe: recipes.Tree, plan: Plan) -> None:
+    def __init__(self, recipe: recipes.Tree, plan: Plan, shared: bool = False) -> None:
+        """`shared`: other machines are in the cluster, and may have what this one lacks."""
         self._refusal: str | None = None
+        self._shared = shared
+        self._meter = Meter(WORKER_S, at_once=True)
         try:
             self._worker = Worker(recipes.parse(Recipe, recipe, "the driver's recipe"), plan)
-        except InputError as error:
-            self._refusal = str(error)
+        except (InputError, OSError, ImportError) as error:
+            self._refusal = (absent(error, this_node()) if shared else None) or str(error)
 
     def ready(self) -> str | None:
         """Why this worker cannot work; None where it can."""
@@ -118,7 +130,14 @@ class RayWorker:
         if version != self._worker.version:
             flat = flat if flat.flags.writeable else flat.copy()
             self._worker.load(version, torch.from_numpy(flat))
-        result, spent = self._worker.compute(ticket)
+        try:
+            result, spent = self._worker.compute(ticket)
+        except Exception as error:  # of a family of the user's, too
+            lacks = absent(error, this_node()) if self._shared else None
+            if lacks is None:
+                raise
+            raise InputError(lacks) from error
+        spent = spent._replace(usage=self._meter.read())
         if isinstance(result, Update):
             flat_direction = self._worker.layout.flatten(result.direction).cpu().numpy()
             return flat_direction, result.tasks, result.metrics, spent
@@ -154,10 +173,12 @@ class RayPool:
         if group is not None:
             workers = dataclasses.replace(workers, min=workers.max)
             placed["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
-        self._actor_class = ray.remote(RayWorker).options(
-            num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=0, **placed
-        )
-        self._arguments = (recipes.dump(recipe), plan)
+        self._options = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, **placed}
+        shared = JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1
+        self._arguments = (recipes.dump(recipe), plan, shared)
+        self._name, self._workers, self._placed = recipe.name, workers, group is not None
+        self._told = ""  # who waits for a place
+        self._ask_s = 0.0  # when to ask for it again
         self._actors: list[_Actor] = []
         self._under_way: dict[Any, tuple[_Actor, Ticket | None, int]] = {}  # ref -> actor, ticket, version
         self._waiting: deque[Ticket] = deque()
@@ -167,7 +188,8 @@ class RayPool:
         for i in range(workers.max):
             self._start(_Actor(f"worker-{i}", None))
         try:
-            self._wait_for(workers)
+            with awaiting(f"starting up to {workers.max} workers of {_wanted(workers)}"):
+                self._wait_for(workers)
         except BaseException:
             self.close()
             raise
@@ -183,6 +205,8 @@ class RayPool:
         self._dispatch()
 
     def next(self, timeout_s: float) -> Contribution | Failure | None:
+        if time.monotonic() >= self._ask_s:
+            self._say_who_waits()
         if not self._under_way:
             return None
         done, _ = ray.wait(list(self._under_way), num_returns=1, timeout=timeout_s)
@@ -220,7 +244,6 @@ class RayPool:
 
     def _wait_for(self, workers: Workers) -> None:
         """Until enough actors are ready. A local cluster is known to have room; another may be growing."""
-        log.info("starting up to %d workers of %s", workers.max, _wanted(workers))
         deadline = time.monotonic() + workers.wait_s
         while self.status().alive < workers.min:
             failure = self.next(timeout_s=1.0)
@@ -235,14 +258,35 @@ class RayPool:
                     f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}: ask for less or add nodes"
                 )
 
+    def _say_who_waits(self) -> None:
+        """Which workers have no place on the cluster, once for each time that this changes."""
+        alive = self.status().alive
+        if alive == len(self._actors):
+            if self._told:
+                log.info("%d of %d workers started", alive, alive)
+            self._told, self._ask_s = "", math.inf
+            return
+        self._ask_s = time.monotonic() + ROOM_S
+        try:
+            told = "" if self._placed else shortage.waiting(self._workers, alive)
+        except Exception as error:  # a cluster that does not say so can be computed on all the same
+            log.debug("the cluster does not say who waits: %s", error)
+            return
+        if told and told != self._told:
+            log.warning("%s", told)
+            self._told = told
+
     def _start(self, actor: _Actor) -> None:
-        actor.handle = self._actor_class.remote(*self._arguments)
+        name = f"{self._name} {actor.name} {uuid.uuid4().hex[:6]}"  # one that has just ended still has its name
+        named = ray.remote(RayWorker).options(name=name, max_restarts=-1, max_task_retries=0, **self._options)
+        actor.handle = named.remote(*self._arguments)
         if actor not in self._actors:
             self._actors.append(actor)
         self._await_ready(actor)
 
     def _await_ready(self, actor: _Actor) -> None:
         actor.alive = False
+        self._ask_s = time.monotonic() + ROOM_S
         actor.drawn.clear()
         answers = actor.handle.ready.options(max_task_retries=-1).remote()  # waits until a restart is over
         self._under_way[answers] = (actor, None, -1)
@@ -286,6 +330,11 @@ class RayPool:
             )
             result = Scores(steps, curves, baselines, norms)
         return Contribution(ticket, version, actor.name, spent, result)
+
+
+def this_node() -> str:
+    """The node of this process, as people tell it from others."""
+    return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:6]})"
 
 
 def _where(error: RayTaskError) -> str:

@@ -52,7 +52,7 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
     address = f"{server}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
     for sentence in (
         r"third \(\w{6}\): versions: torch 9\.9: install torch==\S+, as the driver has",
-        r"third \(\w{6}\): output: .*ACCESS_DENIED.*: make it, give this machine's user or keys the right to write to "
+        r"third \(\w{6}\): output: .*ACCESS_DENIED.*: create it, let this machine's user or keys write to "
         "s3://bucket/runs, or give another output",
         r"third \(\w{6}\): data cache: .*: make /proc/cache writable, or set METATRAIN_CACHE to a folder that is",
         rf"driver, all 3 nodes: MLflow: Connection refused: start MLflow at {address}",
@@ -110,7 +110,7 @@ def test_without_a_cluster_it_looks_at_this_machine(tmp_path: Path, monkeypatch:
     ],
 )
 def test_each_finding_says_what_to_do(facts: Facts, resources: dict[str, float], what: str, remedy: str) -> None:
-    findings = doctor.judge("node", facts, HERE, "s3://bucket", "http://me:word@mlflow:5000", resources)
+    findings = doctor.evaluate_facts("node", facts, HERE, "s3://bucket", "http://me:word@mlflow:5000", resources)
     (found,) = [finding for finding in findings if finding.what == what]
     assert remedy in found.remedy
     assert "word" not in str(findings)

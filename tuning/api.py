@@ -51,7 +51,7 @@ class SweepRun(Run):
 def tune(
     sweep: str | Path | Mapping[str, Any] | Sweep,
     *,
-    resume: bool = False,
+    resume: str | Path | None = None,
     address: str | None = None,
     **overrides: Any,
 ) -> SweepRun:
@@ -62,26 +62,30 @@ def tune(
 
         tune("recipes/sweeps/sinusoid_rates.yaml", budget={"trials": 4})
 
-    `resume` continues the sweep in its folder, `address` is a Ray cluster to join. Raises InputError for what you
+    `resume` is "auto", which continues the sweep in its output if there is one, or the folder of a sweep to continue.
+    `address` is a Ray cluster to join. Raises InputError for what you
     can correct, and Interrupted after Ctrl-C, which says how to continue.
     """
-    with front_door("metatrain.tune(..., resume=True)"):
+    with front_door("metatrain.tune(..., resume='auto')"):
         from tuning import sweep as sweeps
 
-        check_argument("resume", resume, bool, "True or False")
+        check_argument("resume", resume, str | Path | None, "'auto' or a sweep's folder")
         check_argument("address", address, str | None, "a Ray cluster's address")
-        search = _search(sweep, overrides)
-        sweeps.start(search, address, resume=resume)
+        continued = None if resume is None else str(resume)
+        search = _search(sweep, overrides, continued)
+        sweeps.start(search, address, resume=continued)
     return SweepRun(str(search.folder).removeprefix(f"{Path.cwd()}/"))
 
 
-def _search(given: Any, overrides: Mapping[str, Any]) -> Search:
+def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Search:
     from metatrain import recipe as recipes
     from tuning import space
     from tuning.space import Sweep
 
     try:
         tree, source = as_tree(given, "sweep")
+        if space.is_recipe(tree):
+            raise InputError(f"{source} is a recipe: give it to metatrain.train")
         changes = dict(overrides)
         ranges = plain(changes.pop("space", {}))
         if isinstance(tree.get("space"), dict) and isinstance(ranges, dict):
@@ -93,7 +97,7 @@ def _search(given: Any, overrides: Mapping[str, Any]) -> Search:
         if isinstance(recipe, dict):
             keys, name = recipe, "its recipe"
             tree["recipe"] = "recipe.yaml"  # as which the sweep's folder has it
-        parsed = recipes.parse(Sweep, tree, source)
+        parsed = space.in_folder(recipes.parse(Sweep, tree, source), resume, overrides)
         if not isinstance(recipe, dict):
             beside = [Path(source).parent / parsed.recipe] if isinstance(given, str | Path) else []
             places = [*beside, Path(parsed.recipe)]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
+from cluster import jobs_cli
 from cluster.cli import Address, Set, app, print_results
+from cluster.job import JOB
 from metatrain import cli
 
 if TYPE_CHECKING:
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from tuning.sweep import Outcome
 
 SHOWN = 10  # trials in the table
+
+app.add_typer(jobs_cli.app)
 
 
 @app.command()
@@ -28,10 +35,10 @@ def tune(
     ] = None,
     address: Address = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the sweep in its folder, if it has begun.")
-    ] = False,
+        str | None, typer.Option(metavar="DIR|auto", help="Continue a sweep: its folder, or the one in the output.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and for how long; start no trial.")
+        bool, typer.Option("--dry-run", help="Only estimate time and resources; start no trial.")
     ] = False,
 ) -> None:
     """Search a recipe's keys with Ray Tune, and test the winner.
@@ -42,14 +49,17 @@ def tune(
     from tuning import space
     from tuning import sweep as sweeps
 
-    search = space.load(sweep, set_ or [])
+    search = space.load(sweep, set_ or [], resume)
     if dry_run:
         _print_plan(search, address)
         return
     try:
         outcome = sweeps.start(search, address, resume=resume)
     except Interrupted as stopped:
-        print(f"{stopped}; what they reported is kept: the same command with --resume goes on", file=sys.stderr)
+        print(f"{stopped}; what they reported is kept", file=sys.stderr)
+        if JOB not in os.environ:  # a job is continued by another one
+            again = jobs_cli.again(sys.argv[1:], "auto" if resume in (None, "auto") else resume)
+            print(f"to continue: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_outcome(search, outcome)
 
@@ -57,60 +67,89 @@ def tune(
 @app.command()
 def submit(
     file: Annotated[str, typer.Argument(help="A recipe or a sweep.")],
-    address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="A Ray cluster's dashboard, http://HEAD:8265.")
-    ],
+    address: jobs_cli.Dashboard,
     set_: Set = None,
-    name: Annotated[str | None, typer.Option(help="The job's name; by default the file's with date and time.")] = None,
-    env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A variable of this environment that the job gets, too.")
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|auto", help="Continue a run or a sweep: its folder, or the one in the output."),
     ] = None,
-    driver_cpus: Annotated[float, typer.Option(help="CPUs for the job's own process; 0: on the head node.")] = 1.0,
-    driver_gpus: Annotated[float, typer.Option(help="GPUs for it.")] = 0.0,
-    driver_memory: Annotated[float, typer.Option(help="Memory for it in GB.")] = 0.0,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show its log, and end as it ends.")] = True,
+    send: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="File or folder below this one that the job reads, at the same path."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The job's name. Default: the recipe's with date and time.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Environment variable to pass to the job.")
+    ] = None,
+    driver_cpus: Annotated[
+        float, typer.Option(help="CPUs for the driver, the job's own process; 0 puts it on the head node.")
+    ] = 1.0,
+    driver_gpus: Annotated[float, typer.Option(help="GPUs for the driver.")] = 0.0,
+    driver_memory: Annotated[float, typer.Option(help="Memory for the driver in GB.")] = 0.0,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Show the job's log, and exit as the job does.")
+    ] = True,
 ) -> None:
-    """Run a recipe or a sweep as a job on a Ray cluster, or go on with the one in its output.
+    """Run a recipe or a sweep as a job on a Ray cluster.
 
     Example: metatrain submit recipes/demo.yaml --address http://HEAD:8265 --set output=s3://bucket/runs/demo
     """
     from cluster import jobs
     from cluster.config import RunConfig
+    from cluster.sent import sent_files
     from metatrain import recipe as recipes
 
     base: RunConfig
     what: Sweep | RunConfig
+    folder = resume if resume not in (None, "auto") else None
+    ranges: Mapping[str, Any] = {}
     if "space" in recipes.read(file):
         jobs.find_token(address)
         from tuning import space
 
         what, base = space.read(Path(file), set_ or [])
-        arguments, files = ["tune", "sweep.yaml", "--resume"], space.standalone(what, base)
+        what = space.in_folder(what, resume, set_ or [])
+        arguments, files = ["tune", "sweep.yaml"], space.standalone(what, base)
+        output, ranges = what.output, dict(space.searched(what.space))
     else:
         what = base = recipes.load(RunConfig, file, set_ or [])
         text = yaml.safe_dump(recipes.dump(base), sort_keys=False)
-        arguments, files = ["train", "recipe.yaml", "--resume", "auto"], {"recipe.yaml": text}
-    data = getattr(base.family, "data", "")
-    given = (
-        ("checkpoint.uri", base.checkpoint.uri),
-        ("family.data", data if "/" in data else None),
-        ("model.weights", getattr(base.model, "weights", None)),
-    )
-    for key, place in given:
-        if place is not None:
-            jobs.check_place(key, place)
+        arguments, files = ["train", "recipe.yaml"], {"recipe.yaml": text}
+        output = what.output or (folder and re.sub(r"/checkpoints(/[^/]+)?/?$", "", folder))
+    if base.checkpoint.uri is not None:
+        jobs.check_place("checkpoint.uri", base.checkpoint.uri)
+    if folder is not None:
+        jobs.check_place("--resume", folder)
+    sent = sent_files(send or [])
+    for key, place in _read(base, ranges):
+        jobs.check_read(key, place, sent)
     job = jobs.Job(
         name or jobs.dated(what.name),
-        arguments,
+        [*arguments, *(["--resume", resume] if resume is not None else [])],
         files,
         recipes.own_code(base, whole=True),
         jobs.environment(address, env or []),
-        jobs.check_place("output", what.output),
+        jobs.check_place("output", output),
         driver_cpus,
         driver_gpus,
         driver_memory,
+        file,
+        jobs_cli.again(sys.argv[1:], folder if folder is not None and output == folder else "auto"),
+        sent,
     )
     sys.exit(jobs.run(address, job, follow=follow))
+
+
+def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The paths and addresses that a recipe reads, or one of a sweep's trials, with the key of each."""
+    families = [base.family, *(base.setting(work).family for work in ("validate", "score"))]
+    data = [getattr(family, "data", None) for family in families]
+    weights = [getattr(base.model, "weights", None)]
+    for key, places in (("family.data", data), ("model.weights", weights)):
+        places += [value for values in ranges.get(key, {}).values() for value in values]
+    named = [place for place in data if isinstance(place, str) and ("/" in place or base.family.name == "table")]
+    found = [("family.data", place) for place in named]
+    return found + [("model.weights", place) for place in weights if isinstance(place, str)]
 
 
 def _print_plan(search: Search, address: str | None) -> None:
@@ -179,8 +218,25 @@ def _near(uri: str) -> str:
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    cli.main(app)
+    """Entry point of the console script, and of jobs."""
+    if JOB in os.environ:
+        cli.main(_in_job, "%(asctime)s %(message)s")
+    else:
+        cli.main(app)
+
+
+def _in_job() -> None:
+    """Run the command; if the node lacks a file or a module, one sentence says what to do about it."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        from cluster.sent import absent
+        from metatrain.core import InputError
+
+        lacks = absent(error, "the driver's node")
+        if lacks is None:
+            raise
+        raise InputError(lacks) from error
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -22,9 +22,10 @@ from ray.tune.search.sample import Domain as TuneDomain
 
 from cluster.config import RunConfig
 from cluster.worker import Layout
+from metatrain import cli, storage
 from metatrain import recipe as recipes
-from metatrain import storage
 from metatrain.core import InputError
+from metatrain.evaluate import BETTER
 from metatrain.learner import Learner
 from metatrain.start import check_data, check_fit, initial_meta
 from metatrain.storage import Folder
@@ -36,7 +37,6 @@ LISTED = ("choice", "grid")
 BOUNDS = {"uniform": "[low, high]", "loguniform": "[low, high]", "integers": "[low, high]"}
 BOUNDS |= {"quantised": "[low, high, step]", "choice": "[a, b, ...]", "grid": "[a, b, ...]"}
 Mode = Literal["min", "max"]
-MODES: dict[str, Mode] = {"accuracy": "max", "return": "max", "mse": "min"}
 SHARED = {"name", "evaluation", "validation", "workers", "checkpoint", "tracking", "output"}  # the same for all trials
 
 
@@ -218,7 +218,12 @@ class Search(NamedTuple):
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
     """A sweep file, and what its trials share: the recipe that it names, with what it changes of it."""
-    sweep = recipes.load(Sweep, path, overrides)
+    if path.is_dir():
+        raise InputError(_of_folder(path))
+    tree = recipes.read(path)
+    if is_recipe(tree):
+        raise InputError(f"{path} is a recipe: {cli.program()} train {path}")
+    sweep = recipes.parse(Sweep, recipes.apply_overrides(tree, overrides), str(path))
     places = [path.parent / sweep.recipe, Path(sweep.recipe)]
     found = next((place for place in places if place.exists()), places[0])
     return sweep, shared(sweep, recipes.read(found), str(path), str(found))
@@ -256,10 +261,41 @@ def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
     }
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Search:
-    """Read a sweep file and the recipe that it names; InputError for whatever could not be searched."""
+def is_recipe(tree: recipes.Tree) -> bool:
+    """Whether the keys of a file are a recipe's, and no sweep's."""
+    return "space" not in tree and "recipe" not in tree and bool({"family", "model", "algorithm"} & tree.keys())
+
+
+def _of_folder(path: Path) -> str:
+    """What a folder is, if it was given as a sweep file, and the command that takes it."""
+    for mark, what, command in (("sweep.yaml", "a sweep's folder", "tune"), ("config.yaml", "a run's folder", "train")):
+        if (path / mark).is_file():
+            return f"{path} is {what}: {cli.program()} {command} {path / mark} --resume {path}"
+    return f"{path} is a folder: give a YAML file such as those in recipes/sweeps/"
+
+
+def load(path: Path, overrides: Sequence[str] = (), resume: str | None = None) -> Search:
+    """Read a sweep file and the recipe that it names; InputError for whatever could not be searched.
+
+    `resume` is the folder of a sweep to continue, or "auto": the one that its output says.
+    """
     sweep, base = read(path, overrides)
-    return resolve(sweep, base, str(path))
+    return resolve(in_folder(sweep, resume, overrides), base, str(path))
+
+
+def in_folder(sweep: Sweep, resume: str | None, overrides: Iterable[str]) -> Sweep:
+    """The sweep with the folder that it continues as its output; InputError if overrides give another one."""
+    if resume is None or resume == "auto":
+        return sweep
+    given = any(item.partition("=")[0].strip() == "output" for item in overrides)
+    if given and sweep.output is not None and place_of(sweep.output) != place_of(resume):
+        raise InputError(f"output is {sweep.output}, and --resume continues the sweep in {resume}: give one of them")
+    return dataclasses.replace(sweep, output=resume.rstrip("/") or resume)
+
+
+def place_of(output: str) -> str:
+    """An output as other folders see it."""
+    return output.rstrip("/") if storage.is_remote(output) else str(Path(output).absolute())
 
 
 def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
@@ -279,7 +315,7 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     elif isinstance(sweep.scheduler, PBT):
         _check_pbt(sweep.scheduler, sweep, space, base)
     output = sweep.output or f"runs/{sweep.name}"
-    folder = Folder(output if storage.is_remote(output) else Path(output).absolute())
+    folder = Folder(place_of(output))
     return Search(sweep, base, space, metric, mode, trials, folder)
 
 
@@ -346,7 +382,7 @@ def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Mode]:
     metric = f"val/{base.family.metric}_after"
     if sweep.metric not in (None, metric):
         raise InputError(f"metric is {sweep.metric!r}, expected {metric}, by which {base.family.name} is validated")
-    known = MODES.get(base.family.metric)
+    known = BETTER.get(base.family.metric)
     mode = sweep.mode or known
     if known not in (None, mode):
         raise InputError(f"mode is {mode}, and of {metric} {known} is better: leave mode out")
@@ -440,7 +476,7 @@ def changed(before: Search, now: Search) -> str | None:
     """What makes `now` another sweep than the one that is to go on; how much of it there is and how fast may change."""
 
     def tree(search: Search) -> dict[str, Any]:
-        sweep = dataclasses.replace(search.sweep, budget=Budget(), at_once=None, recipe="", set={})
+        sweep = dataclasses.replace(search.sweep, budget=Budget(), at_once=None, recipe="", set={}, output=None)
         base = recipes.flatten(recipes.dump(search.base))
         free = [f"workers.{name}" for name in ("min", "max", "cpus", "threads", "wait_s")]
         own = {f"its {key}": value for key, value in recipes.flatten(recipes.dump(sweep))}

@@ -29,7 +29,7 @@ import numpy as np
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from cluster import checkpoint, mlflow_tracker, ray_pool, run, tracking
+from cluster import checkpoint, description, mlflow_tracker, ray_pool, run, tracking
 from cluster.evaluation import protocol
 from cluster.progress import Line, duration, show
 from cluster.requests import Interrupted
@@ -163,11 +163,12 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._line.show(steps + spared, text, now=now)
 
 
-def start(search: Search, address: str | None = None, *, resume: bool = False) -> Outcome:
-    """Run a sweep, or go on with the one in its folder.
+def start(search: Search, address: str | None = None, *, resume: str | None = None) -> Outcome:
+    """Run a sweep, or continue the one in its folder.
 
-    The folder holds sweep.yaml, recipe.yaml, journal.jsonl, trials/, figures/ and, of the winner, bundle/ and
-    result.json. Raises InputError for what the user can mend, and Interrupted when asked to stop.
+    With `resume` "auto" it starts afresh if the folder holds none; with another value it does not. The folder holds
+    sweep.yaml, recipe.yaml, journal.jsonl, trials/, figures/ and, of the winner, bundle/ and result.json. Raises
+    InputError for what the user can correct, and Interrupted when asked to stop.
     """
     folder = search.folder
     _check_folder(search, resume)
@@ -180,7 +181,15 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
         known = folder / "mlflow.json"
         run_id = tracking.place_of(str(folder)).run_id if known.exists() else None
         steps = Journal(folder / "journal.jsonl").steps()
-        tracker = tracking.start(search.base.tracking, search.sweep.name, _described(search), run_id, step=steps)
+        tracker = tracking.start(
+            run.experiment_of(search.base),
+            description.dated(search.sweep.name),
+            _described(search),
+            run_id,
+            step=steps,
+            about=description.tags(str(folder), search.base.name, search.sweep.recipe),
+            columns=run.columns_of(search.base),
+        )
         journal = _open(search)
         place = tracker.place()
         if place is not None:
@@ -188,6 +197,10 @@ def start(search: Search, address: str | None = None, *, resume: bool = False) -
         folder.keep()
         status = "FAILED"
         try:
+            recipe = search.base.recipe()
+            tracker.inputs(recipe)
+            measured = protocol(recipe, "score", search.steps)
+            tracker.describe(description.note(measured, run.how_to_load(recipe, folder)))
             with Line(search.trials * search.steps, journal.steps()) as line:
                 watch = Watch(search, journal, tracker, line, should_stop)
                 _tune(search, journal, watch, place, should_stop)
@@ -215,18 +228,20 @@ def trial_folder(search: Search, trial: Trial) -> str:
     return f"{search.folder}/trials/{trial.number:02d}"
 
 
-def _check_folder(search: Search, resume: bool) -> None:
+def _check_folder(search: Search, resume: str | None) -> None:
     """Refuse a folder that holds something else, or that has nothing left to do."""
     folder = search.folder
     if (folder / "sweep.yaml").exists():
         if not resume:
-            raise InputError(f"{folder} already holds a sweep: pass --resume to go on with it, or another output")
+            raise InputError(f"{folder} already holds a sweep: pass --resume auto to continue it, or another output")
         other = space.changed(space.load(folder / "sweep.yaml"), search)
         if other is not None:
-            raise InputError(f"{folder} holds another sweep, {other} is not that of this one: give another output")
+            raise InputError(f"{folder} holds another sweep: {other} is not that of this one; give another output")
         trials = Journal(folder / "journal.jsonl").trials.values()
         if (folder / "result.json").exists() and all(trial.over for trial in trials):
             raise InputError(f"the sweep in {folder} is finished: give another output")
+    elif resume not in (None, "auto"):
+        raise InputError(f"{folder} holds no sweep to continue: give a sweep's folder, or --resume auto")
     elif storage.is_file(str(folder)):
         raise InputError(f"{folder} is a file: give the sweep a folder as output")
     elif storage.listing(str(folder)):
@@ -317,6 +332,7 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
         isinstance(sweep.scheduler, PBT),
         place.run_id if place else None,
         tracking.store(search.base.tracking),
+        sweep.recipe,
     )
     random.seed(space.fitting(sweep.seed + len(journal.trials)))  # of PBT's perturbations
     np.random.seed(space.fitting(sweep.seed + len(journal.trials)))
@@ -379,7 +395,12 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         recorded = [uri for uri in found if storage.is_file(f"{uri}/mlflow.json")]
         place = place._replace(compared=tuple(tracking.place_of(uri).run_id for uri in recorded))
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
-    tracker.log(journal.steps(), run.as_metrics(scores))
+    model = tracker.model(folder / "bundle", journal.steps())
+    tracker.log(journal.steps(), description.as_metrics(scores))
+    for step, metrics in description.adaptation(scores).items():
+        tracker.log(step, metrics)
+    load = run.how_to_load(config.recipe(), folder, model)
+    tracker.describe(description.note(scores[0].protocol, load, scores))
     if all(trial.over for trial in order):  # MLflow keeps a parameter as it is: not before all is said
         best = {f"best.{key}": value for key, value in winner.values.items()}
         tracker.params([("best.trial", winner.number), *best.items()])

@@ -25,8 +25,10 @@ from ray.util import get_current_placement_group
 from cluster import loop
 from cluster.config import RunConfig
 from cluster.mlflow_tracker import PARENT
+from cluster.ray_pool import this_node
 from cluster.requests import Requests
 from cluster.run import learn, pool_for, prepare, tracked
+from cluster.sent import absent
 from metatrain import bundle, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
@@ -49,6 +51,7 @@ class Shared(NamedTuple):
     exploits: bool  # whether trials go on from each other's checkpoints
     parent: str | None  # the sweep's run in MLflow
     store: str  # where MLflow is
+    recipe: str  # the file of what they share
 
     def config(self, values: Mapping[str, Any], number: int) -> RunConfig:
         """The run that a trial is: `metatrain train` repeats it."""
@@ -68,7 +71,10 @@ def run(given: dict[str, Any], shared: Shared) -> None:
         os.environ["MLFLOW_TRACKING_URI"] = shared.store
     taken = tune.get_checkpoint()  # of itself, or of a better trial
     scheme, remote, _ = shared.folder.rpartition("://")
-    ready = prepare(shared.config(values, number), f"{scheme}{remote}{taken.path}" if taken else "auto", trial=True)
+    try:
+        ready = prepare(shared.config(values, number), f"{scheme}{remote}{taken.path}" if taken else "auto", trial=True)
+    except InputError as error:
+        raise InputError(absent(error, this_node()) or str(error)) from error
     if shared.exploits:
         _continue_schedule(ready.notes, ready.learner.version, number, values)
     newest = Report(-1, math.nan, math.nan, values)
@@ -95,7 +101,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
         with (
             isolated(ready.config.workers.threads),
             pool_for(ready.config, ready.plan, group=get_current_placement_group()) as pool,
-            tracked(ready, tags) as tracker,
+            tracked(ready, tags, shared.recipe) as tracker,
         ):
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:
@@ -103,7 +109,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
                 if shared.metric in metrics:
                     newest = _report(step, metrics, shared.metric, values)
                     if shared.exploits:
-                        tracker.log(step, {f"searched/{key}": value for key, value in values.items()})
+                        tracker.log(step, {f"searched.{key}": value for key, value in values.items()})
                     if step == 0:
                         report(newest)
 

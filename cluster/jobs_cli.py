@@ -1,0 +1,107 @@
+"""Commands that list, follow and stop the jobs of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from metatrain import cli
+
+app = typer.Typer()
+
+Dashboard = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the Ray cluster: http://HEAD:8265.")
+]
+
+
+@app.command()
+def jobs(
+    address: Dashboard,
+    json: cli.AsJson = False,
+) -> None:
+    """List the jobs of a Ray cluster, newest first. Example: metatrain jobs --address http://HEAD:8265"""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cluster import jobs as ray_jobs
+    from metatrain.plain import to_json
+
+    found = ray_jobs.listed(ray_jobs.connect(address))
+    if json:
+        rows = [
+            {
+                "name": job.name,
+                "state": job.state,
+                "submitted": _local(job.submitted_s).isoformat(timespec="seconds"),
+                "took_s": round(job.took_s, 1),
+                "recipe": job.recipe,
+                "output": job.output,
+            }
+            for job in found
+        ]
+        print(to_json(rows, indent=1))
+        return
+    if not found:
+        print("no jobs: send one with `metatrain submit`")
+        return
+    table = Table("name", "state", "submitted", "took", "output")
+    for job in found:
+        took = str(timedelta(seconds=int(job.took_s)))
+        submitted = f"{_local(job.submitted_s):%Y-%m-%d %H:%M:%S}"
+        table.add_row(escape(job.name), job.state, submitted, took, escape(job.output))
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+@app.command()
+def follow(
+    address: Dashboard,
+    name: Annotated[str | None, typer.Argument(help="A job's name. Default: the newest job.")] = None,
+) -> None:
+    """Show a job's log until it ends, and exit as the job does. Ctrl-C stops following; the job keeps running.
+
+    Example: metatrain follow demo-20260101-120000 --address http://HEAD:8265
+    """
+    from cluster import jobs as ray_jobs
+
+    before = dict(os.environ)
+    client = ray_jobs.connect(address)
+    job = ray_jobs.find(client, name)
+    if name is None:
+        print(f"following {job.name}", file=sys.stderr)
+    sys.exit(ray_jobs.watch(client, job.name, ray_jobs.commands(address, job.name, before)))
+
+
+@app.command()
+def stop(
+    address: Dashboard,
+    name: Annotated[str | None, typer.Argument(help="A job's name. Default: the newest job under way.")] = None,
+) -> None:
+    """Stop a job: it saves first. Waits until it has ended.
+
+    Example: metatrain stop demo-20260101-120000 --address http://HEAD:8265
+    """
+    from cluster import jobs as ray_jobs
+
+    print(ray_jobs.stop(ray_jobs.connect(address), name))
+
+
+def again(arguments: Sequence[str], resume: str) -> str:
+    """The command that continues the job that was sent with these arguments, under another name."""
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        if argument in ("--name", "--resume"):
+            next(rest, None)
+        elif not argument.startswith(("--name=", "--resume=")):
+            kept.append(argument)
+    return shlex.join([cli.program(), *kept, "--resume", resume])
+
+
+def _local(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds).astimezone()

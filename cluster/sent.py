@@ -1,0 +1,86 @@
+"""Files that go along with a job: what a user's own families read, at the same relative paths; and what did not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from metatrain.core import InputError
+
+MOST_BYTES = 50 << 20  # of all of them: Ray takes jobs of up to 100 MiB
+ELSEWHERE = "push images with `metatrain data push`, or put the file where all nodes see it"
+
+
+def sent_files(given: Sequence[str]) -> dict[str, Path]:
+    """The files that these paths below this folder name, by relative path. Folders go without their hidden files."""
+    here = Path.cwd().resolve()
+    found: dict[str, Path] = {}
+    for path in given:
+        place = Path(os.path.normpath(Path(path).absolute()))
+        if not place.is_relative_to(here):  # such as one below a link to this folder
+            place = place.parent.resolve() / place.name
+        if not place.is_relative_to(here):
+            raise InputError(f"--send {path} lies outside of this folder, {here}: send the job from a folder above it")
+        files = {file.relative_to(here).as_posix(): file for file in _files(path, place, here, frozenset())}
+        if not files:
+            raise InputError(f"--send {path} holds no files: leave it out, or put files into it")
+        found |= files
+    _check_size(found)
+    return found
+
+
+def is_sent(place: str, sent: Mapping[str, Path]) -> bool:
+    """Whether a relative path is that of a file that goes along, or of a folder with such files."""
+    name = Path(os.path.normpath(place)).as_posix()
+    return name in sent or any(other.startswith(f"{name}/") for other in sent)
+
+
+def absent(error: BaseException, node: str) -> str | None:
+    """Which file or module a node lacks, if that is where an exception comes from."""
+    found: BaseException | None = error
+    while found is not None:
+        module = re.search(r"No module named '([\w.]+)'", str(found))
+        if module:
+            return f"{node} has no module {module[1]!r}: install it there"
+        if isinstance(found, FileNotFoundError) and found.errno == errno.ENOENT:
+            file = found.filename if isinstance(found.filename, str) else ""
+            what = f"has no file {file}" if file else f"lacks a file ({str(found).partition(chr(10))[0][:200]})"
+            named = file if file and not Path(file).is_absolute() else "FILE"
+            return f"{node} {what}: send it with `metatrain submit --send {named}`, or give a path that all nodes see"
+        found = found.__cause__
+    return None
+
+
+def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """The files at and below a place, `above` being the folders that hold it."""
+    shown = given if not above else place.relative_to(here).as_posix()
+    real = place.resolve()
+    if not real.is_relative_to(here):
+        raise InputError(f"--send {given}: {shown} is a link to {real}, outside of this folder: copy it here")
+    if real in above:
+        raise InputError(f"--send {given}: {shown} is a link to a folder that holds it: remove the link")
+    if place.is_dir():
+        for child in sorted(place.iterdir()):
+            if not child.name.startswith(".") and child.name != "__pycache__":
+                yield from _files(given, child, here, above | {real})
+    elif place.is_file():
+        yield place
+    elif not place.exists():
+        missing = "does not exist" if not place.is_symlink() else f"is a link to {real}, which does not exist"
+        raise InputError(f"--send {given}: {shown} {missing}: correct the path")
+    else:
+        raise InputError(f"--send {given}: {shown} is neither a file nor a folder: send regular files")
+
+
+def _check_size(files: Mapping[str, Path]) -> None:
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    total = sum(sizes.values())
+    if total > MOST_BYTES:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise InputError(
+            f"--send names {total / 2**20:.1f} MiB, at most {MOST_BYTES >> 20} are sent, and {largest} is the largest: "
+            f"{ELSEWHERE}"
+        )
