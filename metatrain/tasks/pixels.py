@@ -122,8 +122,10 @@ def read(picture: Picture, bits: Depth | None = None) -> Read:
             with io.BytesIO(picture) if is_bytes else Path(picture).open("rb") as file:
                 return _plain(Image.open(file, formats=sorted(set(FORMATS.values()))), bits)
     except Exception as error:  # PIL raises nearly anything for a broken file
-        in_memory = f"an image of {len(picture)} bytes" if is_bytes else f"an image of mode {picture.mode}"
-        name = os.fspath(picture) if is_path else in_memory
+        if is_path:
+            name = os.fspath(picture)
+        else:
+            name = f"an image of {len(picture)} bytes" if is_bytes else f"an image of mode {picture.mode}"
         raise InputError(f"{name} cannot be read as an image ({_reason(error)}): replace or remove it") from error
 
 
