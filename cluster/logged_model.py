@@ -63,14 +63,18 @@ def record(client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, 
         log.info("MLflow has the bundle as files only, and not as a model that predicts: %s", reason)
         return None
     made = client.create_logged_model(
-        experiment_id, name=NOT_IN_NAMES.sub("_", learned.recipe.name), source_run_id=run_id, model_type="metatrain"
+        experiment_id,
+        name=NOT_IN_NAMES.sub("_", learned.recipe.name),
+        source_run_id=run_id,
+        model_type="metatrain",
+        tags={"mlflow.note.content": described(learned)},
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            described = Model(
+            model = Model(
                 artifact_path=made.artifact_location, run_id=run_id, model_uuid=made.model_id, model_id=made.model_id
             )
-            save(bundle, learned, example, Path(folder), described)
+            save(bundle, learned, example, Path(folder), model)
             client.log_model_artifacts(made.model_id, f"{folder}/model")
     except BaseException:
         client.finalize_logged_model(made.model_id, "FAILED")
@@ -80,7 +84,19 @@ def record(client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, 
     return str(made.model_id)
 
 
-def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, described: Any) -> None:
+def described(learned: Learned) -> str:
+    """What it predicts from what: the description on its page."""
+    from cluster import served
+
+    features, targets = (", ".join(f"`{name}`" for name in names) for names in served.columns(learned))
+    bytes_of = ", the bytes of a PNG or JPEG file" if isinstance(learned.recipe.family, FewShot) else ""
+    return (
+        f"{learned.protocol}\n\nThe input is a table of {features}{bytes_of}, and {targets}. The rows that have "
+        f"{targets} are what it adapts to; the rows where this is empty are predicted."
+    )
+
+
+def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, model: Any) -> None:
     """Write the model to `folder`/model: the script, the bundle, and the source of the user's own modules."""
     from mlflow import pyfunc
 
@@ -89,7 +105,7 @@ def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, de
     code = copy / "code"
     pyfunc.save_model(
         str(folder / "model"),
-        mlflow_model=described,
+        mlflow_model=model,
         python_model=str(SCRIPT),
         artifacts={"bundle": str(copy)},
         code_paths=[str(path) for path in sorted(code.iterdir())] if code.is_dir() else None,

@@ -96,3 +96,5 @@ def test_a_run_in_mlflow_has_them_once_also_if_it_goes_on(tmp_path: Path) -> Non
     assert len(found.inputs.dataset_inputs) == 2
     models = [client.get_logged_model(each.model_id) for each in found.outputs.model_outputs]
     assert [(each.name, each.status.value) for each in models] == [("glyphs", "READY")] * 2  # at its end each time
+    of = {(metric.dataset_name, metric.dataset_digest) for each in models for metric in each.metrics or ()}
+    assert of == {("glyphs/glyphs test", checksum)}
