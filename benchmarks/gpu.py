@@ -94,8 +94,10 @@ def learn(folder: Path, device: torch.device, minutes: float, sets: list[str]) -
     alarm.cancel()
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     draw(rows, config.outer.tasks_per_step, folder / "accuracy.png")
-    steps_per_s = [row["run/tasks_per_s"] / config.outer.tasks_per_step for row in rows if "run/tasks_per_s" in row]
-    share = sorted(row["run/driver_share"] for row in rows if "run/driver_share" in row)
+    steps_per_s = [
+        row["system/tasks_per_s"] / config.outer.tasks_per_step for row in rows if "system/tasks_per_s" in row
+    ]
+    share = sorted(row["system/driver_share"] for row in rows if "system/driver_share" in row)
     return (
         f"{ended}\n\n{rows[-1]['step']} outer steps, {time.monotonic() - started:.0f} s in this call; "
         f"{sorted(steps_per_s)[len(steps_per_s) // 2]:.1f} steps/s, driver's share of a step "
@@ -108,7 +110,7 @@ def draw(rows: list[dict[str, float]], tasks_per_step: int, path: Path) -> None:
 
     seconds, shown = 0.0, []
     for row in rows:
-        seconds += tasks_per_step / row["run/tasks_per_s"] if "run/tasks_per_s" in row else 0.0
+        seconds += tasks_per_step / row["system/tasks_per_s"] if "system/tasks_per_s" in row else 0.0
         if "val/accuracy_after" in row:
             shown.append((seconds / 60, 100 * row["val/accuracy_after"]))
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -56,7 +56,7 @@ def costs(recipe: Recipe, pool: Pool) -> tuple[list[float], list[float]]:
     requests, steps, besides = Watched(pool), [], []
 
     def note(step: int, metrics: dict[str, float]) -> None:
-        steps.append(1000 * recipe.outer.tasks_per_step / metrics["run/tasks_per_s"])
+        steps.append(1000 * recipe.outer.tasks_per_step / metrics["system/tasks_per_s"])
         besides.append(steps[-1] - 1000 * requests.slowest_s)
 
     hooks = loop.Hooks(note, lambda: None)

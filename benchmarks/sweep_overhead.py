@@ -46,7 +46,7 @@ def per_task_ms(folder: Path, trials: int, steps: int) -> float:
     found = []
     for path in sorted(search.folder.glob("trials/*/metrics.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        found += [row["run/worker_cpu_ms_per_task"] for row in rows if row["step"] > steps // 4]
+        found += [row["system/worker_cpu_ms_per_task"] for row in rows if row["step"] > steps // 4]
     return median(found)
 
 

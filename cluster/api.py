@@ -58,7 +58,8 @@ def train(
         check_argument("resume", resume, str | Path | None, "'auto' or a run's folder")
         check_argument("address", address, str | None, "a Ray cluster's address")
         config = _configured(recipe, overrides, address)
-        folder, _ = run.train(config, address, None if resume is None else str(resume))
+        source = str(recipe) if isinstance(recipe, str | Path) else None
+        folder, _ = run.train(config, address, None if resume is None else str(resume), source=source)
     return Run(str(folder))
 
 
@@ -244,7 +245,7 @@ def _in_python(text: str) -> str:
     """What is an option of a command is an argument here."""
     return (
         text.replace("--resume auto", "resume='auto'")
-        .replace("--resume", "resume=True")
+        .replace("--resume", "resume")
         .replace("--address", "address")
     )
 

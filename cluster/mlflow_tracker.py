@@ -7,14 +7,13 @@ import os
 import queue
 import re
 import shlex
-import subprocess
 import threading
 import time
-from collections.abc import Mapping
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster import description
 from cluster.config import JOB, Tracking
 from cluster.mlflow_store import be_brief, database, opening, reason, shown, trouble
 from cluster.tracking import Params, Place, store
@@ -23,16 +22,20 @@ from metatrain.core import InputError
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
+    from metatrain.recipe import Recipe
+
 log = logging.getLogger(__name__)
 
 BATCH = 1000  # metrics in one MLflow call
 DRAIN_S = 1.0  # between calls
+ALWAYS = ("val/", "test/", "adaptation/", "system/driver/", "system/worker-")  # are sent at whatever step they come
+COMPARED = ("val/", "train/", "searched.")  # what a sweep's trials send: their pages and their comparison show it all
+RESULTS = ("val/", "test/", "train/", "adaptation/")  # of which a zero says something from the beginning
 CLOSE_S = 60.0  # how long a finished run waits for what is still queued
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
 CHANGED = re.compile(r"(.+) from step (\d+)(?: attempt (\d+))?")  # the parameter of a value that a resumed run changed
 NOT_SET = "not set"  # the value of a key that a resumed run leaves out
-PACKAGES = ("ray-metatrain", "torch", "ray", "mlflow")
-JOB_TAG = "metatrain.job"
+EXPERIMENT = "metatrain"  # of a run that names none
 PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
 
 
@@ -44,30 +47,40 @@ class MLflowTracker:
     """
 
     def __init__(
-        self, tracking: Tracking, name: str, params: Params, run_id: str | None, tags: Mapping[str, str], step: int = 0
+        self,
+        tracking: Tracking,
+        name: str,
+        params: Params,
+        run_id: str | None,
+        tags: Mapping[str, str],
+        step: int = 0,
+        about: Mapping[str, str] | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         be_brief()
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # which to import it has set
         self.uri = store(tracking)
         try:
             with opening(self.uri):
                 self._client = MlflowClient(self.uri)
                 known = self._known(run_id) if run_id else None
                 lost = run_id if known is None else None
-                self._experiment_id = known.info.experiment_id if known else self._experiment(tracking.experiment)
+                self._experiment_id = self._chosen(known or self._parent(tags), tracking.experiment or EXPERIMENT)
             found = known or self._find(tags)
-            run = found or self._client.create_run(self._experiment_id, run_name=name, tags={**_tags(), **tags})
+            described = {**(about or {}), **tags}
+            run = found or self._client.create_run(self._experiment_id, run_name=name, tags=described)
             self.run_id: str = run.info.run_id
             if found is None:
                 self._log_params(params)
             else:
                 self._log_params(changes(found.data.params, _named(params), step).items())
                 if JOB in os.environ:  # it may be another one that goes on
-                    self._client.set_tag(self.run_id, JOB_TAG, os.environ[JOB])
+                    self._client.set_tag(self.run_id, description.JOB_TAG, os.environ[JOB])
             self._client.update_run(self.run_id, status="RUNNING")
+            self._show(columns)
         except InputError:
             raise
         except Exception as error:  # MLflow raises what its stores and requests raise
@@ -79,6 +92,10 @@ class MLflowTracker:
             )
         self.errors = 0
         self._every = tracking.every_steps
+        self._only = COMPARED if PARENT in tags else ("",)
+        self._sent: set[str] = set()  # names
+        self._model_id: str | None = None  # that scores belong to
+        self._scored_on: tuple[str, str] | None = None  # the name and digest of the data set that they are of
         self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
         self._last: tuple[int, int, Mapping[str, float]] | None = None  # not due, unless it is the end
         self._pending: list[Metric] = []
@@ -96,17 +113,34 @@ class MLflowTracker:
         except Exception as error:
             self._count(error, "parameters were not recorded")
 
+    def inputs(self, recipe: Recipe) -> None:
+        from cluster import datasets
+
+        try:
+            found = datasets.inputs(recipe)
+            self._client.log_inputs(self.run_id, found)
+            self._scored_on = found[-1].dataset.name, found[-1].dataset.digest
+        except Exception as error:
+            self._count(error, "the data set was not recorded")
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now_ms = int(time.time() * 1000)
+        metrics = {
+            name: value for name, value in metrics.items() if name.startswith(self._only) and self._says(name, value)
+        }
         whole = step % self._every == 0
-        scores = {name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))}
+        scores = {name: value for name, value in metrics.items() if name.startswith(ALWAYS)}
         if whole or scores:
             self._queue.put((now_ms, step, metrics if whole else scores))
         rest = {name: value for name, value in metrics.items() if name not in scores}
-        if whole:
-            self._last = None
-        elif rest:
-            self._last = (now_ms, step, rest)
+        if rest:
+            self._last = None if whole else (now_ms, step, rest)
+
+    def _says(self, name: str, value: float) -> bool:
+        """Whether a metric is to be sent: one that counts what never happens would be a chart of nothing."""
+        if value or name.startswith(RESULTS):
+            self._sent.add(name)
+        return name in self._sent
 
     def flush(self) -> None:
         if not self.errors:
@@ -118,7 +152,11 @@ class MLflowTracker:
         with self._sending:
             while not self._queue.empty():
                 at_ms, step, metrics = self._queue.get()
-                self._pending += [Metric(name, float(value), at_ms, step) for name, value in metrics.items()]
+                of = (self._model_id, *(self._scored_on or ())) if self._model_id else ()
+                self._pending += [
+                    Metric(name, float(value), at_ms, step, *(of if name.startswith("test/") else ()))
+                    for name, value in metrics.items()
+                ]
             while self._pending:
                 try:
                     self._client.log_batch(self.run_id, metrics=self._pending[:BATCH])
@@ -135,6 +173,22 @@ class MLflowTracker:
                 self._client.log_artifact(self.run_id, str(path))
         except Exception as error:
             self._count(error, f"{path} was not uploaded")
+
+    def model(self, bundle: Path, step: int) -> str:
+        try:
+            from cluster import logged_model
+
+            self._model_id = logged_model.record(self._client, self._experiment_id, self.run_id, bundle, step)
+        except Exception as error:
+            self._count(error, "the bundle is there as files, and not as a model that predicts")
+        return f"models:/{self._model_id}" if self._model_id else ""
+
+    def describe(self, text: str) -> None:
+        try:
+            known = self._client.get_run(self.run_id).data.tags.get(description.NOTE, "")
+            self._client.set_tag(self.run_id, description.NOTE, description.merged(text, known))
+        except Exception as error:
+            self._count(error, "the run's description was not recorded")
 
     def place(self) -> Place | None:
         return Place(shown(self.uri), self._experiment_id, self.run_id)
@@ -171,6 +225,24 @@ class MLflowTracker:
                 raise
             return None
         return run if run.info.lifecycle_stage == "active" else None
+
+    def _parent(self, tags: Mapping[str, str]) -> Run | None:
+        """The run that this one belongs under."""
+        return self._known(tags[PARENT]) if PARENT in tags else None
+
+    def _chosen(self, beside: Run | None, name: str) -> str:
+        """The experiment of another run, or else that of this name, which is made if there is none."""
+        return beside.info.experiment_id if beside else self._experiment(name)
+
+    def _show(self, columns: Sequence[str]) -> None:
+        """Have the table of the experiment's runs show these metrics."""
+        if not columns:
+            return
+        known = self._client.get_experiment(self._experiment_id).tags
+        state = description.view(known.get(description.VIEW_TAG, ""), columns)
+        for name, value in {description.VIEW_TAG: state, description.PRIMARY_TAG: columns[0]}.items():
+            if known.get(name) != value:
+                self._client.set_experiment_tag(self._experiment_id, name, value)
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -257,20 +329,3 @@ def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> bool:
     except Exception as error:
         log.warning("MLflow did not take that run %s is %s: %s", run_id, status, reason(error, store(tracking)))
         return False
-
-
-def _tags() -> dict[str, str]:
-    tags = {JOB_TAG: os.environ[JOB]} if JOB in os.environ else {}
-    for package in PACKAGES:
-        try:
-            tags[f"version.{package}"] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    here = Path(__file__).parent
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10)
-        tags["mlflow.source.git.commit"] = found.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        log.debug("not a git checkout: the run has no commit")
-    return tags

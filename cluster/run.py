@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,24 +16,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from cluster import checkpoint, loop, tracking
-from cluster.config import RunConfig
-from cluster.evaluation import evaluate_work
+from cluster import checkpoint, description, loop, tracking, usage
+from cluster.config import RunConfig, Tracking
+from cluster.evaluation import evaluate_work, protocol
+from cluster.job import stamp
 from cluster.output import choose, record, whole_lines
 from cluster.pool import LocalPool, Pool, Snapshot
 from cluster.progress import ProgressLine
-from cluster.requests import Interrupted, Requests
+from cluster.requests import Interrupted, Requests, WorkersLost
 from cluster.tracking import Tracker
+from cluster.usage import DRIVER_S, Meter
 from cluster.worker import Plan, choose_plan, device_of
 from metatrain import bundle, custom, figures, inference
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Meta, to_device
 from metatrain.evaluate import Score
 from metatrain.isolation import isolated
-from metatrain.learner import Learner
+from metatrain.learner import Diverged, Learner
 from metatrain.plain import finite, to_json
+from metatrain.problem import Supervised
+from metatrain.recipe import Recipe
 from metatrain.start import check_data, check_fit, initial_meta, warm
 from metatrain.storage import Folder
+from metatrain.tasks.fewshot import FewShot
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -59,18 +65,20 @@ class Run(NamedTuple):
     code: Mapping[str, bytes]  # the source of the user's own modules, as it was imported
 
 
-def train(config: RunConfig, address: str | None = None, resume: str | None = None) -> tuple[Folder, list[Score]]:
+def train(
+    config: RunConfig, address: str | None = None, resume: str | None = None, *, source: str | None = None
+) -> tuple[Folder, list[Score]]:
     """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
 
-    Returns the run's folder and a score for each norm. The folder holds config.yaml, metrics.jsonl, checkpoints/,
-    bundle/, figures/ and result.json, and the source of the user's own modules in code/.
-    Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
+    `source` is the recipe's file, if there is one. Returns the run's folder and a score for each norm. The folder holds
+    config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and result.json, and the source of the user's own
+    modules in code/. Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
     """
     with isolated(config.workers.threads), interruptible() as should_stop:
         run = prepare(config, resume)
         recipe, learner, outer = run.config.recipe(), run.learner, config.outer
         try:
-            with pool_for(run.config, run.plan, address) as pool, tracked(run) as tracker:
+            with pool_for(run.config, run.plan, address) as pool, tracked(run, source=source) as tracker:
                 requests = Requests(pool, should_stop, config.workers.wait_s)
                 learn(run, pool, requests, tracker)
                 bundle.save(str(run.folder / "bundle"), recipe, learner.meta(), run.code)
@@ -80,10 +88,23 @@ def train(config: RunConfig, address: str | None = None, resume: str | None = No
                 run.folder.keep()
                 for name in ("figures", "bundle", "result.json"):
                     tracker.artifact(run.folder / name)
-                tracker.log(learner.version, as_metrics(scores))
-        except Interrupted as stopped:
-            raise Interrupted(f"stopped after {learner.version} of {outer.steps} outer steps") from stopped
+                model = tracker.model(run.folder / "bundle", learner.version)
+                tracker.log(learner.version, description.as_metrics(scores))
+                for step, metrics in description.adaptation(scores).items():
+                    tracker.log(step, metrics)
+                load = how_to_load(recipe, run.folder, model)
+                tracker.describe(description.note(scores[0].protocol, load, scores))
+        except (Interrupted, Diverged, WorkersLost) as error:
+            if isinstance(error, Interrupted):
+                error.args = (f"stopped after {learner.version} of {outer.steps} outer steps",)
+            error.run, error.saved = str(run.folder), checkpoint.latest(checkpoints_of(run)) is not None
+            raise
     return run.folder, scores
+
+
+def checkpoints_of(run: Run) -> str:
+    """Where a run saves its checkpoints."""
+    return run.config.checkpoint.uri or f"{run.folder}/checkpoints"
 
 
 def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False) -> Run:
@@ -121,7 +142,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
 
 
 @contextmanager
-def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker]:
+def tracked(run: Run, tags: Mapping[str, str] | None = None, source: str | None = None) -> Iterator[Tracker]:
     """Record a run in MLflow: as the one that its checkpoint names, or as the one with these tags, or as a new one.
 
     One with tags is part of something that has begun: where MLflow does not answer, it goes on without.
@@ -131,7 +152,16 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker
     params = [(key, value) for key, value in recipes.flatten(recipes.dump(config)) if key not in ("name", "output")]
     tracker: Tracker = tracking.NoTracker()
     try:
-        tracker = tracking.start(config.tracking, config.name, params, run_id, tags, run.learner.version)
+        tracker = tracking.start(
+            experiment_of(config),
+            config.name if tags else description.dated(config.name),
+            params,
+            run_id,
+            tags,
+            run.learner.version,
+            description.tags(str(run.folder), config.name, source),
+            columns_of(config),
+        )
     except InputError as error:
         if not tags:
             raise
@@ -143,6 +173,11 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None) -> Iterator[Tracker
         run.folder.keep()
     status = "FAILED"
     try:
+        tracker.inputs(config.recipe())
+        recipe = config.recipe()
+        if not tags:
+            text = description.note(protocol(recipe, "score", config.outer.steps), how_to_load(recipe, run.folder))
+            tracker.describe(text)
         yield tracker
         status = "FINISHED"
     except (Interrupted, SystemExit):  # Tune ends a trial by the latter
@@ -160,14 +195,23 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
     config, learner, outer = run.config, run.learner, run.config.outer
     for path in record(run.folder, config, run.code):
         tracker.artifact(path)
-    root = config.checkpoint.uri or f"{run.folder}/checkpoints"
+    root = checkpoints_of(run)
     checkpoint.forget_after(root, learner.version)
+    meter = Meter(DRIVER_S)
+
+    def measure(step: int, *, now: bool = False) -> None:
+        driver = meter.read(now=now)
+        if driver is not None:
+            tracker.log(step, usage.metrics({"driver": driver, **requests.usage}))
+            requests.usage.clear()
+
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
     with _metrics_file(run.folder, learner.version) as write, line.line:
 
         def on_step(step: int, metrics: Mapping[str, float]) -> None:
             write(step, metrics)
             tracker.log(step, finite(dict(metrics)))
+            measure(step)
             line(step, metrics)
             for hooks in also:
                 hooks.on_step(step, dict(metrics))
@@ -179,6 +223,7 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
                 hooks.save()
 
         loop.train(config.recipe(), learner, pool, requests, loop.Hooks(on_step, save), config.checkpoint.every_steps)
+    measure(learner.version, now=True)
 
 
 def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:
@@ -260,7 +305,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if stop:
             raise KeyboardInterrupt
         stop = True
-        os.write(2, b"\nstopping; a second Ctrl-C ends at once\n")  # print() might be what was interrupted
+        told = f"{stamp()}stopping: it saves first" if stamp() else "\nstopping; a second Ctrl-C ends at once"
+        os.write(2, f"{told}\n".encode())  # print() might be what was interrupted
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals belong to the main thread; whoever owns this one stops it otherwise
@@ -323,17 +369,29 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
-def as_metrics(scores: list[Score]) -> dict[str, float]:
-    """The scores as MLflow has them: test/accuracy, test/accuracy_ci95 and so on, numbered if there are several."""
-    found: dict[str, float] = {}
-    for i, score in enumerate(scores):
-        name = f"test/{score.metric}" + (f"_{i}" if i else "")
-        found |= {name: score.mean, f"{name}_ci95": score.ci95}
-        found |= {f"{name}_before": value for value in score.curve[:-1][:1]}
-        if score.diverged:
-            found |= {f"{name}_median": score.median, f"{name}_diverged_tasks": score.diverged}
-        found |= {f"test/{baseline}": value for baseline, value in score.baselines.items()}
-    return finite(found)
+def experiment_of(config: RunConfig) -> Tracking:
+    """Where a run is recorded, with the experiment that it gets if it names none."""
+    name = config.tracking.experiment or description.experiment(config.family)
+    return dataclasses.replace(config.tracking, experiment=name)
+
+
+def columns_of(config: RunConfig) -> list[str]:
+    """The metrics that tell runs apart, the result first."""
+    metric = config.family.metric
+    return [f"test/{metric}", f"test/{metric}_ci95", f"val/{metric}_after"]
+
+
+def how_to_load(recipe: Recipe, folder: Folder, model: str = "") -> list[str]:
+    """Code that puts to use what a run learned, of which MLflow may have a `model`."""
+    setting, where = recipe.setting("score"), description.whole(str(folder))
+    problem = setting.family.bind(recipe.model, setting.norm, "reference")
+    if not isinstance(problem, Supervised):
+        return [f"bash\nmetatrain evaluate {shlex.quote(where)}"]
+    python = f"python\nimport metatrain\n\nlearned = metatrain.load({where!r})"
+    if model:
+        python += f"\n\nimport mlflow\n\nmodel = mlflow.pyfunc.load_model({model!r})"
+    few, new = ("few", "new") if isinstance(setting.family, FewShot) else ("few.csv", "new.csv")
+    return [python, f"bash\nmetatrain adapt {shlex.quote(where)} --support {few} --query {new}"]
 
 
 def _warn(scores: list[Score]) -> None:

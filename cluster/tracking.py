@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import util
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 from cluster.config import JOB, Tracking
@@ -16,7 +16,12 @@ from cluster.mlflow_store import database, sqlite_uri
 from metatrain import storage
 from metatrain.core import InputError
 
+if TYPE_CHECKING:
+    from metatrain.recipe import Recipe
+
 log = logging.getLogger(__name__)
+
+TRAINING = "workflowType=machine_learning"  # the side of MLflow's UI that shows runs: the other one shows traces
 
 Params = Iterable[tuple[str, Any]]  # (dotted key, value)
 
@@ -24,6 +29,10 @@ Params = Iterable[tuple[str, Any]]  # (dotted key, value)
 class Tracker(Protocol):
     def params(self, params: Params) -> None:
         """Keep what does not change any more."""
+        ...
+
+    def inputs(self, recipe: Recipe) -> None:
+        """Keep what it learns from and is measured on."""
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
@@ -34,6 +43,17 @@ class Tracker(Protocol):
 
     def artifact(self, path: Path) -> None:
         """Keep a file or folder with the run."""
+        ...
+
+    def model(self, bundle: Path, step: int) -> str:
+        """Keep a bundle as a model that predicts, which the scores that are logged from now on belong to.
+
+        The address that MLflow loads it by; "" if it can be none.
+        """
+        ...
+
+    def describe(self, text: str) -> None:
+        """Say in Markdown what the run is, in place of what was said so far."""
         ...
 
     def place(self) -> Place | None:
@@ -48,11 +68,18 @@ class Tracker(Protocol):
 class NoTracker:
     def params(self, params: Params) -> None: ...
 
+    def inputs(self, recipe: Recipe) -> None: ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def flush(self) -> None: ...
 
     def artifact(self, path: Path) -> None: ...
+
+    def model(self, bundle: Path, step: int) -> str:
+        return ""
+
+    def describe(self, text: str) -> None: ...
 
     def place(self) -> Place | None:
         return None
@@ -67,9 +94,12 @@ def start(
     run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     step: int = 0,
+    about: Mapping[str, str] | None = None,
+    columns: Sequence[str] = (),
 ) -> Tracker:
     """Start a run in MLflow, or continue `run_id` or the run that has all these tags, after `step` steps.
 
+    A new run gets the tags `about` besides, and `columns` are the metrics that the table of runs shows.
     Raises InputError if its server does not answer or its store cannot be used.
     """
     if tracking.uri == "none":
@@ -84,7 +114,7 @@ def start(
         return NoTracker()
     from cluster.mlflow_tracker import MLflowTracker
 
-    return MLflowTracker(tracking, name, params, run_id, tags or {}, step)
+    return MLflowTracker(tracking, name, params, run_id, tags or {}, step, about or {}, columns)
 
 
 class Place(NamedTuple):
@@ -104,8 +134,10 @@ class Place(NamedTuple):
         """The path of its page in MLflow's UI."""
         if self.compared:
             runs, experiments = (quote(json.dumps(ids)) for ids in (self.compared, [self.experiment_id]))
-            return f"/#/compare-runs?runs={runs}&experiments={experiments}"
-        return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.run_id else "/"
+            return f"/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"
+        if self.run_id:
+            return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING}"
+        return f"/#/experiments?{TRAINING}"
 
 
 def place_of(folder: Path | str | None) -> Place:

@@ -17,8 +17,9 @@ from importlib import util
 from typing import IO
 from urllib.error import HTTPError
 
-from cluster.mlflow_store import check, database, trouble
-from cluster.tracking import Place
+from cluster.description import VIEW, VIEW_TAG
+from cluster.mlflow_store import be_brief, check, database, trouble
+from cluster.tracking import TRAINING, Place
 from metatrain.core import InputError
 
 START_S = 120.0  # for a server to start
@@ -27,7 +28,7 @@ ANSWER_S = 10.0
 
 @contextmanager
 def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The page of the run, or of all runs, and a function that waits until whoever serves it ends.
+    """The page of the run, or of the runs beside the newest one, and a function that waits until whoever serves it ends.
 
     A store that is a database is served on the loopback interface, on `port` or another free one, until the end of the
     context. Raises InputError where there is nothing to serve.
@@ -36,7 +37,7 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
         address = place.address()
         if not _answers(f"{address}/health", urllib.request.build_opener()):
             raise InputError(f"MLflow does not answer at {address}: start it, or check the address")
-        yield f"{address}{place.page()}", lambda: None
+        yield f"{address}{_page(place)}", lambda: None
         return
     path = database(place.uri)
     if path is None and "***" in place.uri:
@@ -63,10 +64,28 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             _await_start(server, f"{address}/health", output)
-            yield f"{address}{place.page()}", lambda: _await_end(server, output)
+            yield f"{address}{_page(place)}", lambda: _await_end(server, output)
         finally:
             server.terminate()
             server.wait()
+
+
+def _page(place: Place) -> str:
+    """The page of the run or the comparison; else the runs of the experiment that was used last."""
+    if place.run_id or util.find_spec("mlflow") is None:
+        return place.page()
+    be_brief()
+    from mlflow.tracking import MlflowClient
+
+    try:
+        client = MlflowClient(place.uri)
+        experiments = {experiment.experiment_id: experiment for experiment in client.search_experiments()}
+        newest = client.search_runs(list(experiments), max_results=1, order_by=["attributes.start_time DESC"])
+        used = experiments[newest[0].info.experiment_id]
+    except Exception:  # there is no run yet, or it asks for a password: the browser will, too
+        return place.page()
+    view = f"viewStateShareKey={VIEW}&" if VIEW_TAG in used.tags else ""  # MLflow leaves the page if there is none
+    return f"/#/experiments/{used.experiment_id}/runs?{view}{TRAINING}"
 
 
 def _answers(url: str, opener: urllib.request.OpenerDirector) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
@@ -19,10 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
+from rich.cells import cell_len
 from torch import Tensor
 
 from metatrain.core import Task
 from metatrain.evaluate import Score
+from metatrain.names import shortened
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ BLOCKS = 60  # points of a training curve: each a mean over outer steps, with it
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # told apart by a tick and a cross as well
 MOST_SUPPORT, MOST_QUERIES = 20, 40
 WIDEST = 12.0  # inches, of an episode
+LONGEST = 16  # columns of a class's or a file's name
 WIDE_FONTS = (  # that have Chinese and Japanese characters
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -38,7 +42,7 @@ WIDE_FONTS = (  # that have Chinese and Japanese characters
     "Microsoft YaHei",
 )
 
-ALGORITHM = "algorithm/"  # of the metrics that are what an algorithm has learned
+ALGORITHM = "algorithm."  # of the metrics that are what an algorithm has learned
 
 Row = Mapping[str, float]  # one line of metrics.jsonl
 P = ParamSpec("P")
@@ -126,16 +130,17 @@ def episode(
 
     `support` are (image, label), `query` (image, label or None, what stands above it). `before` and `after` adaptation
     are probabilities [Q, classes]. A prediction that is right has a tick, one that is wrong a cross; where the label of
-    a query image is None it has neither. Of many images some, evenly spaced, are shown.
+    a query image is None it has neither. Of many images some are shown, at least one of each class of the support set.
     """
-    shown = _spaced(len(query), MOST_QUERIES)
+    learned, shown = _some_of_each([label for _, label in support], MOST_SUPPORT), _spaced(len(query), MOST_QUERIES)
     headings = (
-        f"Support set: what the network adapts to{_part(len(support), MOST_SUPPORT)}",
-        f"Query images: predictions before and after adaptation{_part(len(query), MOST_QUERIES)}",
+        f"Support set: what the network adapts to{_part(len(learned), len(support))}",
+        f"Query images: predictions before and after adaptation{_part(len(shown), len(query))}",
     )
-    support, query = [support[i] for i in _spaced(len(support), MOST_SUPPORT)], [query[i] for i in shown]
+    support, query = [support[i] for i in learned], [query[i] for i in shown]
+    short = shortened([*classes, *(caption for *_, caption in query)], LONGEST)
     # All in inches: matplotlib's own layouts cut off or overlap texts of this many images.
-    longest = max(len(_short(name)) for name in classes)
+    longest = max(cell_len(short[name]) for name in classes)
     side, heading, above, below = 1.4, 0.35, 0.3, 0.5  # of an image, and of the texts around it
     step = max(side + 0.15, 0.075 * (longest + len("before: ✗  100%")))
     columns = min(max(len(classes), 4), int(WIDEST / step))
@@ -156,19 +161,19 @@ def episode(
 
     for axes, (image, label) in zip(tiles(0.4, headings[0], len(support), above + side), support, strict=True):
         _show(axes, image)
-        axes.set_title(_short(label), fontsize="small")
+        axes.set_title(short[label], fontsize="small")
     top = 0.4 + heading + rows[0] * (above + side) + 0.1
     lower = tiles(top, headings[1], len(query), above + side + below)
     for i, axes, (image, truth, caption) in zip(shown, lower, query, strict=True):
         _show(axes, image)
-        axes.set_title(_short(caption), fontsize="small", style="normal" if truth is not None else "italic")
+        axes.set_title(short[caption], fontsize="small", style="normal" if truth is not None else "italic")
         for line, (when, probabilities) in enumerate((("before", before[i]), ("after", after[i]))):
             finite = bool(probabilities.isfinite().all())  # nan is never a label
-            predicted = classes[int(probabilities.argmax())] if finite else "none"
+            predicted = classes[int(probabilities.argmax())] if finite else None
             right = finite and predicted == truth
             mark, colour = ("", UNKNOWN) if truth is None else ("✓ ", RIGHT) if right else ("✗ ", WRONG)
             percent = f" {100 * float(probabilities.max()):.0f}%" if finite else ""
-            text = f"{when}: {mark}{_short(predicted)}{percent}"
+            text = f"{when}: {mark}{'none' if predicted is None else short[predicted]}{percent}"
             weight = "bold" if when == "after" else "normal"
             style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": colour, "weight": weight}
             axes.text(0.5, -0.05 - 0.14 * line, text, transform=axes.transAxes, **style)
@@ -221,15 +226,16 @@ def agreement(
     """Predicted against true numbers [T, Q] of T named tasks; (adaptation step, [T, Q]) each."""
     figure = Figure(figsize=(max(3.6 * len(names), 6.0), 3.9), layout="constrained")  # as wide as the legend
     figure.suptitle(title, fontsize="medium")
+    short = shortened([*names, quantity], LONGEST)
     styles = [("s", "tab:blue"), ("o", "tab:orange")]
     for t, axes in enumerate(np.ravel(figure.subplots(1, len(names), sharex=True, sharey=True))):
         axes.axline((float(truth[t, 0]), float(truth[t, 0])), slope=1, color="0.75", linewidth=5, label="no error")
         for (step, predicted), (marker, colour) in zip(predictions, styles[-len(predictions) :], strict=True):
             axes.plot(truth[t], predicted[t], marker, color=colour, alpha=0.8, label=when(step))
-        axes.set_title(_short(names[t]), fontsize="small")
-        axes.set_xlabel(f"true {_short(quantity)}")
+        axes.set_title(short[names[t]], fontsize="small")
+        axes.set_xlabel(f"true {short[quantity]}")
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel(f"predicted {_short(quantity)}")
+    figure.axes[0].set_ylabel(f"predicted {short[quantity]}")
     _legend_below(figure)
     return figure
 
@@ -353,12 +359,18 @@ def _spaced(count: int, most: int) -> list[int]:
     return [i * count // most for i in range(most)] if count > most else list(range(count))
 
 
-def _part(count: int, most: int) -> str:
-    return f" ({most} of {count})" if count > most else ""
+def _some_of_each(labels: Sequence[str], most: int) -> list[int]:
+    """About `most` indices, as equally many of each label as there are, and at least one."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for i, label in enumerate(labels):
+        turns.append((seen[label], i))  # the first one of each label comes before the second ones
+        seen[label] += 1
+    return sorted(i for _, i in sorted(turns)[: max(most, len(seen))])
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 16 else f"{label[:15]}…"
+def _part(shown: int, count: int) -> str:
+    return f" ({shown} of {count})" if shown < count else ""
 
 
 class _Plain(LogFormatter):

@@ -133,6 +133,19 @@ def test_fits_show_the_function_the_points_and_the_curves() -> None:
             assert line(axes, label) == (x[t, :, 0].tolist(), y[t, :, 0].tolist())
 
 
+def test_each_class_is_shown_however_many_there_are_and_however_long_their_names() -> None:
+    classes = [f"{'a long name ' * 3}{i:02d}" for i in range(25)]
+    image, certain = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.eye(25)
+    pairs = [(image, name) for i, name in enumerate(classes) for _ in range(9 if i < 2 else 1)]  # unequally many
+    query = [(image, None, f"{'a photograph of ' * 3}{i:02d}.png") for i in range(25)]
+    figure = figures.episode(support=pairs, query=query, classes=classes, before=certain, after=certain, title="t")
+    titles = [axes.get_title() for axes in figure.findobj(Axes) if axes.get_images()]
+    short = [f"a long n…name {i:02d}" for i in range(25)]
+    assert titles == [*short, *(f"a photog… {i:02d}.png" for i in range(25))]
+    assert texts(figure)[1::2] == [f"after: {name} 100%" for name in short]
+    assert figure.texts[1].get_text().endswith("(25 of 41)")
+
+
 def test_of_many_images_some_of_each_class_are_shown() -> None:
     images = torch.zeros(75, 1, 4, 4, dtype=torch.uint8)
     labels = ["ABCDE"[i // 15] for i in range(75)]
@@ -264,7 +277,7 @@ def test_a_trial_shows_each_step_between_its_levels() -> None:
 
 
 def test_what_an_algorithm_learned_has_a_line_for_each_tensor() -> None:
-    rows = [{"step": i, "train/loss_after": 1.0, "algorithm/rate.a": 0.1 * i, "algorithm/rate.b": -i} for i in (1, 2)]
+    rows = [{"step": i, "train/loss_after": 1.0, "algorithm.rate.a": 0.1 * i, "algorithm.rate.b": -i} for i in (1, 2)]
     (axes,) = figures.learned_parameters(rows, "t").axes
     assert line(axes, "rate.a") == ([1, 2], [0.1, 0.2])
     assert line(axes, "rate.b") == ([1, 2], [-1, -2])

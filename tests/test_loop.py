@@ -85,13 +85,13 @@ def test_lost_tickets_are_asked_again_and_change_nothing(straight: torch.Tensor)
     params, requests, pool, rows = run(lose_every_third)
     assert torch.equal(params, straight)
     assert requests.lost == len(pool.requested) - 20 * 4 > 20
-    assert rows[-1]["run/lost_tickets"] == requests.lost
+    assert rows[-1]["system/lost_tickets"] == requests.lost
 
 
 def test_staleness_keeps_more_steps_under_way_and_reports_how_old_updates_are() -> None:
     _, requests, pool, rows = run(outer__max_staleness=2)
     assert pool.most_outstanding == 3 * 4
-    assert max(row["run/staleness"] for row in rows) == 2
+    assert max(row["system/staleness"] for row in rows) == 2
     assert requests.dropped == 0
 
 
@@ -156,11 +156,11 @@ def test_every_step_reports_what_the_tracking_promises() -> None:
     _, _, _, rows = run()
     assert len(rows) == 20
     expected = {f"train/{name}_{when}" for name in ("loss", "mse") for when in ("before", "after")}
-    expected |= {"learner/gradient_norm", "learner/lr", "step"}
+    expected |= {"learner.gradient_norm", "learner.lr", "step"}
     names = ("staleness", "tasks_per_s", "worker_utilisation", "driver_share", "lost_tickets", "dropped_updates")
     names += ("worker_cpu_ms_per_task",)
-    assert rows[0].keys() == expected | {f"run/{name}" for name in names}
-    assert 0 <= rows[5]["run/driver_share"] <= 1
+    assert rows[0].keys() == expected | {f"system/{name}" for name in names}
+    assert 0 <= rows[5]["system/driver_share"] <= 1
 
 
 @pytest.mark.parametrize("kind", ["interrupt", "diverge", "lose"])

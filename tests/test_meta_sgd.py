@@ -113,7 +113,7 @@ def test_rates_have_an_outer_group_are_logged_and_drawn(tmp_path: Path) -> None:
     )
     folder, _ = run.train(settings)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    name = "algorithm/rate.head.bias"
+    name = "algorithm.rate.head.bias"
     # Adam's first step is its rate, whatever the gradient
     assert abs(rows[0][name] - 0.01) == pytest.approx(0.05, rel=0.01)
     assert rows[-1][name] != rows[0][name]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import GLYPHS, PROBES, SINUSOID, config, free_port, store, until
 
-from cluster import mlflow_store, mlflow_tracker, run, tracking
+from cluster import description, mlflow_store, mlflow_tracker, run, tracking
 from cluster.config import RunConfig, Tracking
 from cluster.ui import served
 from metatrain.core import InputError
@@ -70,14 +70,18 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
     )
     _, (score,) = run.train(settings)
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("metatrain")
+    experiment = client.get_experiment_by_name("fewshot glyphs")
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
-    assert found.info.run_name == "glyphs"
+    assert re.fullmatch(r"glyphs \d{4}-\d\d-\d\d \d\d:\d\d", found.info.run_name)
     assert found.data.params["algorithm.inner_lr"] == "0.4"
     assert found.data.params["family.data"] == "glyphs"
     assert found.data.tags["version.torch"]
-    assert len(found.data.tags["mlflow.source.git.commit"]) == 40
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", found.data.tags["mlflow.source.git.commit"])
+    assert found.data.tags["metatrain.output"] == str(tmp_path / "g")
+    assert found.data.tags["metatrain.recipe"] == found.data.tags["mlflow.source.name"] == "glyphs"
+    assert found.data.tags["mlflow.source.type"] == "LOCAL"
+    assert found.data.tags["mlflow.user"] == description.user()
     tested = {name: value for name, value in found.data.metrics.items() if name.startswith("test/")}
     assert tested == pytest.approx(
         {
@@ -89,7 +93,7 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
     )
     assert found.data.params["family.checksum"] == open_data("glyphs").checksum
     run_id = found.info.run_id
-    for name in ("train/loss_before", "train/accuracy_after", "learner/gradient_norm", "run/tasks_per_s"):
+    for name in ("train/loss_before", "train/accuracy_after", "learner.gradient_norm", "system/tasks_per_s"):
         assert sorted(history(uri, run_id, name)) == [1, 2, 3, 4]
     assert sorted(history(uri, run_id, "val/accuracy_after")) == [0, 2, 4]
     artifacts = {a.path for a in client.list_artifacts(run_id)}
@@ -112,9 +116,9 @@ def test_what_an_algorithm_learns_is_in_mlflow_and_so_is_its_outer_group(tmp_pat
     uri = store(tmp_path)
     run.train(config(PROBES["meta-sgd"], tracking__uri=uri, evaluation__tasks=8, output=str(tmp_path / "g")))
     client = MlflowClient(uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("fewshot glyphs").experiment_id])
     assert found.data.params["outer.groups.algorithm._.lr"] == "0.1"  # MLflow takes no * in a name
-    rates = history(uri, found.info.run_id, "algorithm/rate.head.bias")
+    rates = history(uri, found.info.run_id, "algorithm.rate.head.bias")
     assert sorted(rates) == [1, 2, 3, 4]
     assert len(set(rates.values())) == 4
     assert "figures/learned.png" in {a.path for a in client.list_artifacts(found.info.run_id, "figures")}
@@ -131,7 +135,7 @@ def test_a_resumed_run_continues_its_mlflow_run(tmp_path: Path) -> None:
     run.train(settings(3))
     run.train(settings(6), resume="auto")
     client = MlflowClient(uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("sinusoid").experiment_id])
     assert sorted(history(uri, found.info.run_id, "train/mse_after")) == [1, 2, 3, 4, 5, 6]
     assert found.info.status == "FINISHED"
 
@@ -186,7 +190,7 @@ def test_metrics_are_logged_as_often_as_asked(tmp_path: Path) -> None:
     settings = config(SINUSOID, tracking={"uri": uri, "every_steps": 5}, validation={"every_steps": 7, "tasks": 4})
     run.train(settings)
     client = MlflowClient(uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("sinusoid").experiment_id])
     assert sorted(history(uri, found.info.run_id, "train/mse_after")) == [5, 10, 15, 20]
     assert sorted(history(uri, found.info.run_id, "val/mse_after")) == [0, 7, 14, 20]
 
@@ -373,7 +377,7 @@ def test_a_server_that_dies_neither_stops_nor_slows_training(
     place = tracker.place()
     assert place is not None
     with served(place, 0) as (page, wait):  # `metatrain ui`: the server is there already
-        assert page == f"{uri}/#/experiments/{place.experiment_id}/runs/{tracker.run_id}"
+        assert page == f"{uri}/#/experiments/{place.experiment_id}/runs/{tracker.run_id}?workflowType=machine_learning"
         wait()
     os.killpg(process.pid, signal.SIGSTOP)  # worse than dead: it accepts and never answers
     started = time.monotonic()
