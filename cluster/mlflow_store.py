@@ -122,6 +122,7 @@ def shown(uri: str) -> str:
 def be_brief() -> None:
     """MLflow's defaults retry for four minutes, and tell of each. These are read at each request."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it where it is of use
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
