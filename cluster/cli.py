@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shlex
 import signal
 import sys
 import webbrowser
@@ -13,53 +15,67 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.job import JOB
 from metatrain import cli
 
 if TYPE_CHECKING:
+    from cluster.config import RunConfig
+    from metatrain.core import Sentence
     from metatrain.evaluate import Score
+    from metatrain.recipe import Recipe
 
-app = typer.Typer(
-    help=cli.app.info.help,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = typer.Typer(help=cli.app.info.help, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(cli.app)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
-RecipeFile = Annotated[str, typer.Argument(help="A YAML file such as those in recipes/.")]
-Address = Annotated[str | None, typer.Option(help="A Ray cluster to join, instead of a local one.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join. Default: start one on this machine.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(cli.version())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
 def train(
-    recipe: RecipeFile,
+    recipe: Annotated[str, typer.Argument(help="A YAML file such as those in recipes/.")],
     set_: Set = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="RUN|FILE", help="Start from the weights of a run or a safetensors file (model.weights)."),
+        typer.Option(metavar="RUN|FILE", help="Start from the weights of a run or of a safetensors file."),
     ] = None,
     address: Address = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="DIR|auto", help="Continue a run: its folder, or the newest of this recipe.")
+        str | None,
+        typer.Option(
+            metavar="DIR|auto", help="Continue a run: its folder, or auto: that in the output, or the newest."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate memory and time, from a few tasks.")
     ] = False,
     profile: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Only compute one outer step, and write a trace of it.")
+        str | None, typer.Option(metavar="FILE", help="Only compute one outer step, and write its trace to this file.")
     ] = None,
 ) -> None:
     """Meta-train a recipe and evaluate it. Example: metatrain train recipes/demo.yaml --set outer.steps=100"""
-    from cluster import run, tracking
-    from cluster.config import RunConfig
+    from cluster import run, tables, tracking
     from cluster.requests import Interrupted, WorkersLost
-    from metatrain import recipe as recipes
     from metatrain.core import InputError
     from metatrain.learner import Diverged
     from metatrain.start import check_data
 
-    config = recipes.load(RunConfig, recipe, [*(set_ or []), *([f"model.weights={init}"] if init else [])])
+    config = _recipe(recipe, [*(set_ or []), *([f"model.weights={init}"] if init else [])])
     if dry_run or profile:
         from cluster import probe
 
@@ -69,25 +85,40 @@ def train(
         if profile:
             print(probe.trace(config, Path(profile)), f"trace: {profile}; open it at https://ui.perfetto.dev", sep="\n")
         return
+
+    def again(ended: Sentence) -> str:
+        """The command that continues the run that has ended, on a line of its own."""
+        if JOB in os.environ:
+            return ""  # who sent the job is told how to send it again
+        sets = [part for item in set_ or [] for part in ("--set", item)]
+        given = [*sets, *(["--init", init] if init else []), *(["--address", address] if address else [])]
+        way = ["--resume", "auto"] if config.output is not None else []
+        if not ended.saved:
+            way = ["--resume", resume] if resume else way
+        elif config.output is None and config.checkpoint.uri is None:
+            way = ["--resume", str(ended.run)]
+        elif config.output is None:  # the folder does not hold the checkpoints, but says where they are
+            way = ["--set", f"output={ended.run}", "--resume", "auto"]
+        what = "continue" if ended.saved else "start again"
+        return f"\nto {what}: {shlex.join([cli.program(), 'train', recipe, *given, *way])}"
+
     try:
-        folder, scores = run.train(config, address, resume)
+        folder, scores = run.train(config, address, resume, source=str(recipe))
     except Interrupted as stopped:
-        again = "run the same command again to go on" if resume == "auto" else "continue with --resume auto"
-        print(f"{stopped}; {again}", file=sys.stderr)
+        print(f"{stopped}{again(stopped)}", file=sys.stderr)
         raise typer.Exit(130) from None
     except (Diverged, WorkersLost) as error:
-        raise InputError(f"{error}; the last whole step is saved") from error
-    score = scores[0]
-    if len(score.curve) > 1:
-        print(f"before adaptation: {score.text(score.curve[0])}")
-    for name, value in score.baselines.items():
-        print(f"{name.replace('_', ' ')}: {score.text(value)}{_paired(score, name)}")
+        saved = "; the last whole step is saved" if error.saved else ""
+        raise InputError(f"{error}{saved}{again(error)}") from error
+    cli.print_table(tables.of_scores(scores))
+    print(f"folder: {folder}")
     print("pictures:", *folder.names("figures/*.png"))
     if (folder / "mlflow.json").exists():
         place = tracking.place_of(str(folder))
-        page = f"{place.address()}{place.page()}" if place.uri.startswith("http") else f"{cli.program()} ui {folder}"
-        print(f"compare runs: {page}")
-    print_results(scores, f"all else is in {folder}")
+        ui = shlex.join([cli.program(), "ui", str(folder)])
+        print(f"compare runs: {f'{place.address()}{place.page()}' if place.uri.startswith('http') else ui}")
+    print_next(config.recipe(), str(folder))
+    print_results(scores[:1], f"all else is in {folder}")
 
 
 @app.command()
@@ -95,20 +126,26 @@ def evaluate(
     trained: Annotated[str, typer.Argument(help="A run's folder, one of its checkpoints, or a bundle.")],
     set_: Set = None,
     address: Address = None,
+    json: cli.AsJson = False,
 ) -> None:
-    """Score what was trained on its evaluation tasks.
+    """Measure a trained run on the tasks of its evaluation.
 
     Example: metatrain evaluate runs/first --set evaluation.tasks=1000
     """
-    from cluster import run
+    from cluster import run, tables
     from cluster.requests import Interrupted
 
-    try:
-        scores = run.evaluate(trained, set_ or [], address)
-    except Interrupted:
-        print("stopped; nothing is kept of an evaluation that did not end", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print_results(scores)
+    with cli.printing_json(json) as show:
+        try:
+            scores = run.evaluate(trained, set_ or [], address)
+        except Interrupted:
+            print("stopped: an evaluation that does not end leaves no result", file=sys.stderr)
+            raise typer.Exit(130) from None
+        if json:
+            show({"scores": [dataclasses.asdict(score) for score in scores]})
+        else:
+            cli.print_table(tables.of_scores(scores))
+        print_results(scores[:1])
 
 
 @app.command()
@@ -117,13 +154,15 @@ def doctor(
         str | None,
         typer.Option(
             envvar="RAY_API_SERVER_ADDRESS",
-            help="A Ray cluster: http://HEAD:8265, HOST:PORT or auto; without, this machine.",
+            help="Ray cluster to check: http://HEAD:8265, HOST:PORT or auto. Default: this machine only.",
         ),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Where results would go: whether it can be written to.")] = None,
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME", help="As for submit.")] = None,
+    output: Annotated[str | None, typer.Option(help="Output location to test for write access.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Environment variable to pass to the job.")
+    ] = None,
 ) -> None:
-    """Look at what a run would need: on this machine, and on every node of a cluster.
+    """Check what a run needs: on this machine, and on every node of a cluster.
 
     Example: metatrain doctor --address http://HEAD:8265 --output s3://bucket/runs
     """
@@ -157,31 +196,63 @@ def doctor(
     for line in bad:
         print(f"{line.place}: {line.what}: {line.found}: {line.remedy}", file=sys.stderr)
     if bad:
-        print(f"error: {len(bad)} of these are to be mended", file=sys.stderr)
+        print(f"error: {len(bad)} problem{'s' * (len(bad) > 1)} found (see above)", file=sys.stderr)
         raise typer.Exit(1)
-    print("nothing is wrong")
+    print("no problems found")
 
 
 @app.command()
-def config(recipe: RecipeFile, set_: Set = None) -> None:
+def runs(
+    folder: Annotated[str, typer.Argument(help="A folder, or an address such as s3://bucket/runs.")] = "runs",
+    json: cli.AsJson = False,
+) -> None:
+    """List the runs and sweeps below a folder with their results, newest first. Example: metatrain runs"""
+    from cluster import api, tables
+    from metatrain import storage
+    from metatrain.core import InputError
+
+    with cli.printing_json(json) as show:
+        if storage.is_file(folder):
+            raise InputError(f"{folder} is a file: give a folder")
+        exists = storage.is_remote(folder) or Path(folder).is_dir()
+        if not exists and folder != "runs":
+            raise InputError(f"there is no folder {folder}: give one that holds runs")
+        found = api.runs(folder) if exists else None
+        rows = [] if found is None else found.astype(object).where(found.notna(), None).to_dict("records")
+        if json:
+            show([row | {"when": row["when"] and row["when"].isoformat()} for row in rows])
+        elif rows:
+            cli.print_table(tables.of_runs(rows))
+        else:
+            print(f"there are no runs in {folder}: train one with {cli.program()} train RECIPE")
+
+
+@app.command()
+def config(
+    recipe: Annotated[str, typer.Argument(help="A YAML file such as those in recipes/, a run's folder or a bundle.")],
+    set_: Set = None,
+) -> None:
     """Print a recipe with all its values, and where each comes from: default, recipe or --set.
 
     Example: metatrain config recipes/demo.yaml --set outer.lr=0.01
     """
-    from cluster.config import RunConfig
     from metatrain import recipe as recipes
 
-    print(recipes.explain(recipes.load(RunConfig, recipe, set_ or []), recipe, set_ or []))
+    held = _held(recipe)
+    file, origin = (f"{recipe}/{held[1]}", held[0]) if held else (recipe, "recipe")
+    print(recipes.explain(_recipe(file, set_ or []), file, set_ or [], origin))
 
 
 @app.command()
 def ui(
-    run: Annotated[str | None, typer.Argument(help="A run's folder; by default where runs here log to.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="A run's folder. Default: the store that runs started here use.")
+    ] = None,
     port: Annotated[
-        int, typer.Option(help="Port on this machine; another one where it is taken.", min=0, max=65535)
+        int, typer.Option(help="Port on this machine. If it is taken, another one.", min=0, max=65535)
     ] = 5000,
 ) -> None:
-    """Open the MLflow store that a run used. Example: metatrain ui runs/first"""
+    """Open MLflow's pages of a run. Example: metatrain ui runs/first"""
     from cluster import tracking
     from cluster.ui import served
 
@@ -208,8 +279,50 @@ def print_results(scores: Sequence[Score], kept: str = "") -> None:
         )
 
 
-def _paired(score: Score, baseline: str) -> str:
-    """By how much the result differs from a baseline on the same tasks."""
-    difference, width = score.differences[baseline]
-    shown = [score.text(value).removesuffix("%") for value in (difference, width)]
-    return f" (the result less it, on the same tasks: {shown[0]} ± {shown[1]})"
+def print_next(recipe: Recipe, folder: str) -> None:
+    """What to do with a run that has ended: predict own examples if it learned from examples."""
+    from metatrain.problem import Supervised
+    from metatrain.tasks.fewshot import FewShot
+
+    setting = recipe.setting("score")
+    if isinstance(setting.family, FewShot):
+        words = ["adapt", folder, "--support", "few", "--query", "new"]
+        about = "few: one folder of images per class; new: images to classify"
+    elif isinstance(setting.family.bind(recipe.model, setting.norm, "reference"), Supervised):
+        words = ["adapt", folder, "--support", "few.csv", "--query", "new.csv"]
+        about = "few.csv: rows with their targets; new.csv: rows to predict"
+    else:
+        words, about = ["evaluate", folder, "--set", "evaluation.tasks=1000"], ""
+    print(f"next: {shlex.join([cli.program(), *words])}", *([f"  {about}"] if about else []), sep="\n")
+
+
+def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
+    """Read a recipe. If it is something else, say which command takes it."""
+    from cluster.config import RunConfig
+    from metatrain import recipe as recipes
+    from metatrain.core import InputError
+
+    held, quoted = _held(path), shlex.quote(path)
+    if held is not None:
+        what, file = held
+        train = f"{cli.program()} train {shlex.quote(f'{path}/{file}')}"
+        new = f"train its recipe again with {train} --set output=NEW"
+        resumed = f"continue it with {train} --resume {quoted}, or " if file == "config.yaml" else ""
+        raise InputError(f"{path} is a {what}: {resumed}{new}")
+    tree = recipes.read(path)
+    if ("space" in tree or "recipe" in tree) and "family" not in tree:
+        raise InputError(f"{path} is a sweep: {cli.program()} tune {quoted}")
+    return recipes.parse(RunConfig, recipes.apply_overrides(tree, overrides), path)
+
+
+def _held(path: str) -> tuple[str, str] | None:
+    """What the folder of a run or a bundle is called, and the recipe in it; InputError if it is a sweep's."""
+    from metatrain import storage
+    from metatrain.core import InputError
+
+    if not storage.is_remote(path) and not Path(path).is_dir():
+        return None
+    if storage.is_file(f"{path}/sweep.yaml"):
+        raise InputError(f"{path} is a sweep's folder: give that of one of its trials, such as {path}/trials/00")
+    kinds = (("run's folder", "config.yaml"), ("bundle", "recipe.yaml"))
+    return next(((what, name) for what, name in kinds if storage.is_file(f"{path}/{name}")), None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 from cluster.requests import Requests
 from metatrain import evaluate
+from metatrain.awaiting import awaiting
 from metatrain.core import Norm, Scores, Work
 from metatrain.evaluate import Score
 from metatrain.recipe import Recipe
@@ -20,8 +22,12 @@ def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) 
     setting = recipe.setting(work)
     tickets = setting.tickets(work)
     requests.ask(tickets)
-    contributions = requests.collect(tickets, oldest_version=version)
-    parts = [c.result for c in contributions if isinstance(c.result, Scores)]
+    parts: list[Scores] = []
+    what = f"evaluating on {setting.tasks} {setting.split} tasks"
+    with awaiting(what) if work == "score" else nullcontext(lambda text: None) as say:
+        for ticket in tickets:
+            parts += [c.result for c in requests.collect([ticket], version) if isinstance(c.result, Scores)]
+            say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
     found = []
     for i, norm in enumerate(parts[0].norms):
         name = setting.family.metric + (f"[{norm}]" if i else "")

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from cluster.job import stamp
+from metatrain.awaiting import screen
 
 PLAIN_EVERY_S = 10.0
 NOTEBOOK_EVERY_S = 0.25
@@ -27,7 +29,10 @@ def in_notebook() -> bool:
 
 
 class Line:
-    """One line that is replaced on a terminal and in a notebook, and printed again now and then in a log."""
+    """One line that is replaced on a terminal and in a notebook, and printed again now and then in a log.
+
+    What it said last stays.
+    """
 
     def __init__(self, total: int, done: int) -> None:
         self._shown, self._every_s, self._text = 0.0, PLAIN_EVERY_S, ""
@@ -37,9 +42,8 @@ class Line:
         if self._notebook:
             self._every_s = NOTEBOOK_EVERY_S
         elif sys.stderr.isatty():
-            self._live = Progress(
-                BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
-            )
+            said = TextColumn("{task.description}", markup=False)
+            self._live = Progress(BarColumn(), said, console=screen(), transient=True)
             self._task = self._live.add_task("starting", total=total, completed=done)
 
     def __enter__(self) -> Line:
@@ -50,6 +54,8 @@ class Line:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
             self._live.stop()
+            if self._text:
+                print(self._text, file=sys.stderr, flush=True)
         elif self._notebook and self._text:
             self._display()
 
@@ -63,7 +69,7 @@ class Line:
             if self._notebook:
                 self._display()
             else:
-                print(text, file=sys.stderr, flush=True)
+                print(f"{stamp()}{text}", file=sys.stderr, flush=True)
 
     def _display(self) -> None:
         from IPython.display import display

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def awaiting(what: str) -> Iterator[None]:
-    """Say what is awaited, such as "starting Ray", until the end of the context."""
-    if not sys.stderr.isatty():
-        log.info("%s", what)
-        yield
-        return
+@cache
+def screen() -> Console:
+    """The terminal of stderr: one for all, so that what moves on it can stand below something else that does."""
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    return Console(stderr=True)
+
+
+@contextmanager
+def awaiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Say what is awaited, such as "starting Ray", until the end of the context.
+
+    On a terminal, what it gives takes another text, such as "evaluating: 20 of 600 tasks".
+    """
+    if not sys.stderr.isatty():
+        log.info("%s", what)
+        yield lambda text: None
+        return
+    with screen().status(what) as status:
+        yield status.update

@@ -1,13 +1,18 @@
-"""Commands that need no cluster."""
+"""Commands that need no cluster, and what all commands share."""
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import platform
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,12 +20,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from metatrain.files import Predicted
     from metatrain.tasks.images import ImageStore
 
 OPTIONAL = ("ray", "optuna")  # what a machine without a cluster may lack
 WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
 MOST_ROWS = 20  # of predicted numbers on a terminal
+NAME_COLUMNS = range(8, 61)  # that a class's or a file's name may take in a table on a terminal
 Statistics = Literal["transductive", "support", "support+1", "running"]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and everything else on stderr.")]
 
 app = typer.Typer(
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",
@@ -32,8 +42,8 @@ data = typer.Typer(help="Data sets: list, import, check.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
-def main(app: typer.Typer) -> None:
-    """Run a command; what the user can mend is one sentence and exit code 2, and Ctrl-C is exit code 130."""
+def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
+    """Run a command. An error that the user can fix is one sentence and exit code 2, and Ctrl-C is exit code 130."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         os.write(2, b"stopped\n")  # print() might be what was interrupted
@@ -44,7 +54,13 @@ def main(app: typer.Typer) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may have characters that the terminal has not
+    logging.basicConfig(level=logging.INFO, format=log_format, datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         app()
@@ -67,44 +83,97 @@ def main(app: typer.Typer) -> None:
 
 
 def program() -> str:
-    """What to type for this command again: its name where it is on the PATH, else its path as it was typed."""
+    """What to type for this command again: its name if it is on the PATH, else its path as it was typed."""
     typed = sys.argv[0]
     return typed if Path(typed).name == "metatrain" and shutil.which("metatrain") != typed else "metatrain"
 
 
+def version() -> str:
+    """What a report of a fault has to name. Read from the packages' metadata: nothing is imported."""
+    from metatrain import __version__
+
+    found = [f"Python {platform.python_version()}"]
+    for name in ("torch", "ray", "mlflow"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return f"metatrain {__version__} ({', '.join(found)})"
+
+
+def print_table(table: Table) -> None:
+    """Print a table: without lines and colours if stdout is no terminal, and as wide as it is."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False, highlight=False)
+    if sys.stdout.isatty():
+        console.print(table)
+        return
+    table.box, table.pad_edge = None, False
+    with console.capture() as printed:
+        console.print(table)
+    print(*map(str.rstrip, printed.get().splitlines()), sep="\n")
+
+
+@contextmanager
+def printing_json(alone: bool) -> Iterator[Callable[[object], None]]:
+    """If JSON is to stand `alone` on stdout, everything but what the context is given to print goes to stderr."""
+    from metatrain.plain import to_json
+
+    stdout = sys.stdout
+
+    def show(value: object) -> None:
+        print(to_json(value, indent=1), file=stdout)
+
+    with redirect_stdout(sys.stderr if alone else stdout):
+        yield show
+
+
 @data.command("list")
-def list_() -> None:
-    """Show the data sets that can be used. Example: metatrain data list"""
+def list_(json: AsJson = False) -> None:
+    """List the data sets that can be used. Example: metatrain data list"""
     from metatrain.core import InputError
+    from metatrain.plain import to_json
     from metatrain.storage import cache
     from metatrain.tasks.images import ImageStore
     from metatrain.tasks.sources import SOURCES
 
     imported = {path.parent.name for path in cache().glob("*/manifest.json")}
+    rows: list[dict[str, object]] = []
     for name in sorted(imported | set(SOURCES)):
-        if name in imported:
-            try:
-                store = ImageStore.open(name)
-            except InputError as error:
-                print(f"{name:12} {error}")
-                continue
-            splits = ", ".join(scheme.name for scheme in store.schemes)
-            print(f"{name:12} {len(store.sizes)} classes, {len(store.images)} images {_shape(store)}; splits {splits}")
-        else:
-            how = "drawn at first use" if name == "glyphs" else f"not imported: metatrain data import {name}"
-            print(f"{name:12} {how}")
+        if name not in imported:
+            state = "drawn at first use" if name == "glyphs" else f"not imported: {program()} data import {name}"
+            rows.append({"name": name, "state": state})
+            continue
+        try:
+            store = ImageStore.open(name)
+        except InputError as error:
+            rows.append({"name": name, "state": str(error)})
+            continue
+        splits = [scheme.name for scheme in store.schemes]
+        counts = {"classes": len(store.sizes), "images": len(store.images), "shape": store.shape, "splits": splits}
+        state = f"{counts['classes']} classes, {counts['images']} images {_shape(store)}; splits {', '.join(splits)}"
+        rows.append({"name": name, "state": state, **counts, "checksum": store.checksum})
+    if json:
+        print(to_json(rows, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']:12} {row['state']}")
 
 
 @data.command("import")
 def import_(
-    name: str,
+    name: Annotated[str, typer.Argument(help="glyphs, omniglot, or a new name for your own images.")],
     source: Annotated[
-        Path | None, typer.Option(help="A folder of class folders, or the original files of a known data set.")
+        Path | None,
+        typer.Option(help="Folder with one folder of images per class, or the original files of a known data set."),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Pixels a side. Default: the images' median, 84 at most.")] = None,
-    least: Annotated[int, typer.Option(help="Images a class must have to be taken.")] = 2,
+    size: Annotated[
+        int | None, typer.Option(help="Width and height in pixels. Default: the median of the images, at most 84.")
+    ] = None,
+    least: Annotated[int, typer.Option(help="Leave out classes with fewer images.")] = 2,
 ) -> None:
-    """Bring a data set into the cache: a known one, or a folder of class folders of your own.
+    """Copy a data set into the cache: a known one, or your own folder of class folders.
 
     Example: metatrain data import mine --source photos
     """
@@ -137,7 +206,7 @@ def import_(
     earlier = checksum_of(name)
     store.save()
     if earlier not in (None, checksum_of(name)):
-        print(f"replaces the data set {name} that was there: what was trained on that one cannot go on with this one")
+        print(f"replaced the earlier data set {name}: runs that were trained on it cannot be resumed with this one")
     for what, why in report.refused:
         print(f"refused {what}: {why}")
     for note in report.notes:
@@ -161,7 +230,7 @@ def import_(
 
 
 @data.command()
-def check(name: str) -> None:
+def check(name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")]) -> None:
     """Verify a data set: checksum, counts, sizes, splits, duplicates. Example: metatrain data check glyphs"""
     from metatrain.tasks.images import duplicates, twins
     from metatrain.tasks.sources import open_data
@@ -188,9 +257,10 @@ def check(name: str) -> None:
 
 @data.command()
 def push(
-    name: str, uri: Annotated[str, typer.Argument(help="A folder, or an address such as s3://bucket/omniglot.")]
+    name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")],
+    uri: Annotated[str, typer.Argument(help="A folder, or an address such as s3://bucket/omniglot.")],
 ) -> None:
-    """Copy a data set to where the machines of a cluster can fetch it: recipes then say family.data=URI.
+    """Copy a data set to a place that all machines of a cluster can read. Recipes name it: family.data=URI.
 
     Example: metatrain data push glyphs /mnt/data/glyphs
     """
@@ -199,7 +269,7 @@ def push(
     from metatrain.tasks.sources import open_data
 
     if not remote.is_elsewhere(uri):
-        raise InputError(f"{uri!r} could be a data set's name: give a path with a /, or an address")
+        raise InputError(f"{uri!r} could be the name of a data set: give a path with a /, or an address")
     store = open_data(name)
     remote.push(store, uri)
     print(f"pushed {name} (checksum {store.checksum}) to {uri}")
@@ -210,19 +280,19 @@ def push(
 def adapt(
     bundle: Annotated[str, typer.Argument(help="A run's folder or its bundle.")],
     support: Annotated[
-        Path, typer.Option(help="What to adapt to: a folder with a folder of images for each class, or a file of rows.")
+        Path, typer.Option(help="Labelled examples: a folder with one folder of images per class, or a file of rows.")
     ],
     query: Annotated[
         list[Path],
-        typer.Option(
-            help="What to predict: images or folders of them, or files of rows; with the truth if it is known."
-        ),
+        typer.Option(help="Examples to predict: images or folders of them, or files of rows; labelled or not."),
     ],
-    more: Annotated[list[Path] | None, typer.Argument(help="More to predict, as after --query *.png.")] = None,
+    more: Annotated[list[Path] | None, typer.Argument(help="More examples to predict, as after --query *.png.")] = None,
     norm: Annotated[
-        Statistics | None, typer.Option(help="Whose statistics normalise an image; default: as the run was tested.")
+        Statistics | None,
+        typer.Option(help="Images whose statistics normalise a prediction. Default: as in the run's evaluation."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for predictions.json and the like.")] = Path("adapted"),
+    output: Annotated[Path, typer.Option(help="Folder for predictions.json and the other results.")] = Path("adapted"),
+    json: AsJson = False,
 ) -> None:
     """Adapt a trained run to a few examples, and predict others: images, or rows of CSV, Parquet or NPZ files.
 
@@ -231,22 +301,30 @@ def adapt(
     Example: metatrain adapt runs/table --support few.csv --query new.csv
     """
     from metatrain import figures, files, inference
+    from metatrain.awaiting import awaiting
     from metatrain.core import InputError
     from metatrain.plain import to_json
 
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file: give a folder")
-    found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
-    output.mkdir(parents=True, exist_ok=True)
-    written = [output / "predictions.json"]
-    written[0].write_text(to_json(found.result, indent=1))
-    if found.rows:
-        written.append(output / "predictions.csv")
-        _write_csv(found.rows, written[-1])
-    if found.picture is not None:
-        written.append(figures.save(found.picture, output / "predictions.png"))
-    _print_table(found.shown)
-    print(*found.notes, f"written: {' '.join(map(str, written))}", sep="\n")
+    with printing_json(json) as show:
+        found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
+        output.mkdir(parents=True, exist_ok=True)
+        written = [output / "predictions.json"]
+        written[0].write_text(to_json(found.result, indent=1))
+        if found.rows:
+            written.append(output / "predictions.csv")
+            _write_csv(found.rows, written[-1])
+        if found.picture is not None:
+            with awaiting("drawing predictions.png"):
+                written.append(figures.save(found.picture, output / "predictions.png"))
+        notes = [*found.notes, f"written: {' '.join(map(str, written))}"]
+        if json:
+            show(found.result)
+            print(*notes, sep="\n")
+        else:
+            _print_predictions(found)
+            print(*notes, sep="\n")
 
 
 def _write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
@@ -259,20 +337,28 @@ def _write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def _print_table(columns: Mapping[str, Sequence[str]]) -> None:
-    """A row for each prediction: all of images, the first ones of rows."""
+def _print_predictions(found: Predicted) -> None:
+    """A row for each prediction: all of images, the first ones of rows. Names are cut to the terminal's width."""
     from rich.console import Console
     from rich.table import Table
 
-    most = None if "image" in columns else MOST_ROWS
-    table = Table(*columns)
-    rows = list(zip(*columns.values(), strict=True))
-    for row in rows[:most]:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else 10_000  # no wrapping in files and pipes
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
-    if most is not None and len(rows) > most:
-        print(f"and {len(rows) - most} more rows")
+    most = MOST_ROWS if found.rows else None
+    console = Console(markup=False, emoji=False)
+
+    def table(name_columns: int | None) -> Table:
+        columns = found.shown(name_columns)
+        made = Table(*columns)
+        for row in list(zip(*columns.values(), strict=True))[:most]:
+            made.add_row(*row)
+        return made
+
+    def width(name_columns: int) -> int:
+        return table(name_columns).__rich_measure__(console, console.options.update(width=10_000)).maximum
+
+    fitting = bisect_right(NAME_COLUMNS, console.width, key=width)
+    print_table(table(NAME_COLUMNS[max(fitting - 1, 0)] if sys.stdout.isatty() else None))
+    if most is not None and len(found.rows) > most:
+        print(f"and {len(found.rows) - most} more rows")
 
 
 def _shape(store: ImageStore) -> str:

@@ -35,6 +35,9 @@ TRAINING_ONLY: Mapping[str, Any] = {"training_only": True}
 class Sentence(Exception):
     """An error whose message says all: a notebook shows that alone, and no traceback."""
 
+    run: str | None = None  # the folder of the run that it ended
+    saved = False  # whether that run has a checkpoint
+
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores, chunks
 
 FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
+BETTER: dict[str, Literal["max", "min"]] = {"accuracy": "max", "return": "max", "mse": "min", "loss": "min"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,20 @@ class Score:
 
     def text(self, value: float) -> str:
         """A value of the metric as people read it."""
+        return text(self.metric, value)
+
+    def difference(self, baseline: str) -> str:
+        """How the result compares with a baseline on the same tasks, such as "0.0312 ± 0.0041 better"."""
+        value, width = self.differences[baseline]
         if not math.isfinite(value):
-            return "none"
-        if self.metric == "accuracy":
-            return f"{100 * value:.2f}%"
-        return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
+            return ""
+        if not abs(value) > width:
+            return f"no clear difference: {interval(self.metric, value, width).replace('%', ' points')}"
+        above, below = {"max": ("better", "worse"), "min": ("worse", "better")}.get(
+            BETTER.get(self.metric, ""), ("higher", "lower")
+        )
+        shown = interval(self.metric, abs(value), width).replace("%", " points")
+        return f"{shown} {above if value > 0 else below}"
 
     def line(self) -> str:
         """The closing line of a command, for machines and people: with diverged tasks the others' median."""
@@ -165,3 +175,18 @@ def _quartiles(values: Tensor) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)).tolist()
     return low, median, high
+
+
+def text(metric: str, value: float) -> str:
+    """A value of a metric as people read it."""
+    if not math.isfinite(value):
+        return "none"
+    if metric == "accuracy":
+        return f"{100 * value:.2f}%"
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
+
+
+def interval(metric: str, value: float, width: float) -> str:
+    """A value with half the width of its interval, such as "91.03 ± 1.12%"."""
+    unit = "%" if metric == "accuracy" and math.isfinite(value) else ""
+    return f"{text(metric, value).removesuffix('%')} ± {text(metric, width).removesuffix('%')}{unit}"

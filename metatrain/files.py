@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Norm
 from metatrain.inference import Adapted, Learned, Predictions, counted
+from metatrain.names import printable, shortened
 from metatrain.tasks import columns
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.folders import labelled_files
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+Columns = Mapping[str, Sequence[str]]  # [N] each, by their heads
+
+
 class Predicted(NamedTuple):
     """What was predicted of N examples, and how it is shown."""
 
-    shown: Mapping[str, Sequence[str]]  # the columns of a printed table, [N] each
+    shown: Callable[[int | None], Columns]  # a table to print; names take at most so many columns, or all they need
     notes: list[str]  # lines to print
     result: dict[str, Any]  # predictions.json
     picture: Figure | None
@@ -46,10 +51,13 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
         raise InputError(f"{support} has images outside of class folders: put each into a folder named after its class")
     adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
     unread, files, labels, images = [], [], [], []
+    queries = []
     for path in query:
         found, others = labelled_files(path)
         refused += others
-        for file, label in found:
+        queries += found
+    with awaiting(f"reading {counted(len(queries), 'image')}"):
+        for file, label in queries:
             try:
                 images.append(adapted.examples([file]))
             except InputError as error:
@@ -92,13 +100,17 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
     x = torch.cat(examples)
     found = adapted.predictions(adapted.outputs(adapted.after, x))
     if isinstance(found, Predictions):
-        shown, notes, result = _classified(learned, adapted, found, "row", places, truth)
-        return Predicted(shown, notes, result, None, result["predictions"])
+        table, notes, result = _classified(learned, adapted, found, "row", places, truth)
+        return Predicted(table, notes, result, None, result["predictions"])
     rows = [
         {"row": place, "target": target, "prediction": value}
         for place, target, value in zip(places, truth, found.values.tolist(), strict=True)
     ]
-    shown = {name: [_text(row[name]) for row in rows] for name in ("row", "target", "prediction")}
+
+    def shown(most: int | None) -> Columns:
+        heads = ["row", *(["target"] if any(target is not None for target in truth) else []), "prediction"]
+        return {head: [_text(row[head]) for row in rows] for head in heads} | {"row": _cut(places, most)}
+
     notes, result = _told(learned, adapted, "row", len(places)), _result(learned, adapted, rows)
     known = [i for i, target in enumerate(truth) if target is not None]
     if not known or found.values.dim() > 1:
@@ -179,19 +191,28 @@ def _arrays(path: Path, key: str) -> dict[str, Any]:
 
 def _classified(
     learned: Learned, adapted: Adapted, found: Predictions, kind: str, places: list[str], labels: Sequence[Any]
-) -> tuple[dict[str, list[str]], list[str], dict[str, Any]]:
+) -> tuple[Callable[[int | None], Columns], list[str], dict[str, Any]]:
     """The table, the notes and the result of predicted classes; a label may be None, or no class of the support set."""
     truth = [label if label in found.classes else None for label in labels]
     marks = [
         "" if t is None else "✓ " if t == predicted else "✗ " for t, predicted in zip(truth, found.labels, strict=True)
     ]
-    shown = {
-        kind: places,
-        "class": [_text(label) for label in labels],
-        "prediction": [mark + _text(label, "none") for mark, label in zip(marks, found.labels, strict=True)],
-    }
     chances = found.probabilities.tolist()
-    shown |= {str(c): [f"{100 * row[i]:.1f}%" for row in chances] for i, c in enumerate(found.classes)}
+
+    def shown(most: int | None) -> Columns:
+        names = {_text(label) for label in (*labels, *found.classes)}
+        name = dict(zip(names, _cut(names, most), strict=True))
+        columns = {kind: _cut(places, most)}
+        if any(label is not None for label in labels):
+            columns["class"] = [name[_text(label)] for label in labels]
+        cells = []
+        for mark, label, row in zip(marks, found.labels, chances, strict=True):
+            second = sorted(range(len(row)), key=row.__getitem__)[-2]
+            runner_up = f"{name[_text(found.classes[second])]} {_percent(row[second])}"
+            known = (name[_text(label)], _percent(max(row)), runner_up) if label is not None else ("none", "", "")
+            cells.append((mark + known[0], *known[1:]))
+        return columns | dict(zip(("prediction", "probability", "runner-up"), zip(*cells, strict=True), strict=True))
+
     rows = [
         {
             kind: place,
@@ -251,5 +272,15 @@ def _agreement(adapted: Adapted, x: Tensor, truth: Tensor) -> Figure:
     )
 
 
-def _text(value: Any, nothing: str = "") -> str:
-    return nothing if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+def _cut(names: Iterable[str], most: int | None) -> list[str]:
+    names = list(names)
+    short = {name: printable(name) for name in names} if most is None else shortened(names, most)
+    return [short[name] for name in names]
+
+
+def _percent(probability: float) -> str:
+    return f"{100 * probability:.1f}%"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -251,15 +251,15 @@ def dump(config: Any) -> Tree:
     return found
 
 
-def explain(config: Any, path: Path | str, overrides: Sequence[str]) -> str:
-    """The configuration as YAML, with a comment for each value: from the default, the recipe or --set."""
+def explain(config: Any, path: Path | str, overrides: Sequence[str], origin: str = "recipe") -> str:
+    """The configuration as YAML, with a comment for each value: default, --set, or the file, called `origin`."""
     given = {key for key, _ in flatten(apply_overrides(read(path), overrides))}
     prefixes = [item.partition("=")[0].strip() for item in overrides]
 
     def source(key: str) -> str:
         if key not in given:
             return "default"
-        return "--set" if any(key == p or key.startswith(f"{p}.") for p in prefixes) else "recipe"
+        return "--set" if any(key == p or key.startswith(f"{p}.") for p in prefixes) else origin
 
     def text(value: Any) -> str:
         return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()

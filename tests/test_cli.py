@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socketserver
@@ -37,6 +38,13 @@ def write(base: dict[str, Any], path: Path, **overrides: Any) -> str:
     return str(path)
 
 
+def pasted(errors: str) -> Done:
+    """Run the command that the last line says."""
+    program, *arguments = shlex.split(errors.splitlines()[-1].removeprefix("to continue: "))
+    assert program == "metatrain"
+    return command(*arguments)
+
+
 def refused(done: Done | subprocess.CompletedProcess[str], sentence: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -50,20 +58,43 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
         "train", recipe, "--set", "outer.steps=4", "--set", "output=out", "--set", "validation.every_steps=2"
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    for line, norm in ((lines[-1], "transductive"), (lines[-2], r"support\+1")):
-        assert re.match(rf'^result: accuracy=\d+\.\d\d% ci95=\d+\.\d\d tasks=30 protocol=".*bn={norm},.*"$', line)
-    assert any(line.startswith("before adaptation: ") for line in lines)
-    assert any(line.startswith("nearest neighbour on pixels: ") for line in lines)
+    *lines, last = done.stdout.splitlines()
+    assert re.match(r'^result: accuracy=\d+\.\d\d% ci95=\d+\.\d\d tasks=30 protocol=".*bn=transductive,.*"$', last)
+    table, rest = lines[:5], lines[5:]
+    assert re.match(r"accuracy on 30 tasks +mean +95 % +the result, on the same tasks$", table[0])
+    for line, row in zip(
+        table[1:],
+        (
+            "before adaptation, norm transductive",
+            "after 1 step, norm transductive (result)",
+            "after 1 step, norm support+1",
+            "nearest neighbour on pixels",
+        ),
+        strict=True,
+    ):
+        interval = "" if "pixels" in row else r" +± \d+\.\d\d"
+        assert re.match(rf"{re.escape(row)} +\d+\.\d\d%{interval}", line)
+    assert re.search(r"\d\.\d\d points (better|worse)$|no clear difference: -?\d+\.\d\d ± \d+\.\d\d points$", table[4])
+    pictures = (f"out/figures/{name}.png" for name in ("adaptation_curve", "example", "learning_curve"))
+    assert rest == [
+        "folder: out",
+        f"pictures: {' '.join(pictures)}",
+        "next: metatrain adapt out --support few --query new",
+        "  few: one folder of images per class; new: images to classify",
+    ]
+    assert done.stderr.count("evaluating on 30 test tasks") == 1
     assert re.search(r"step 4/4  loss \d.*accuracy .*val .*tasks/s  ETA 0:00", done.stderr)
     found = {str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file()}
     assert {"config.yaml", "metrics.jsonl", "result.json", "bundle/meta.safetensors"} <= found
     for picture in ("learning_curve.png", "adaptation_curve.png"):
         assert (Path("out") / "figures" / picture).read_bytes().startswith(b"\x89PNG")
     result = json.loads(Path("out/result.json").read_text())["scores"]
-    assert f"accuracy={100 * result[0]['mean']:.2f}%" in lines[-1]
+    assert f"accuracy={100 * result[0]['mean']:.2f}%" in last
     again = command("evaluate", "out", "--set", "workers.max=0")
-    assert again.stdout.splitlines() == lines[-2:]
+    assert again.stdout.splitlines() == [*table, last]
+    as_json = command("evaluate", "out", "--set", "workers.max=0", "--json")
+    assert json.loads(as_json.stdout)["scores"] == result
+    assert last in as_json.stderr
 
 
 def test_config_prints_a_recipe_that_trains_the_same_and_where_each_value_is_from(tmp_path: Path) -> None:
@@ -115,9 +146,9 @@ def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert re.search(r"^stopped after \d+ of 200 outer steps; continue with --resume auto$", errors, re.MULTILINE)
+    assert re.search(r"^stopped after \d+ of 200 outer steps$", errors, re.MULTILINE)
     assert not Path("stopped/bundle").exists()
-    done = command("train", recipe, "--set", "output=stopped", "--resume", "auto")
+    done = pasted(errors)
     assert done.returncode == 0, done.stderr
     assert re.search(r"resuming .*step-\d+ after \d+ steps", done.stderr)
     models = [bundle.load(f"{folder}/bundle")[1].model for folder in ("straight", "stopped")]
@@ -298,8 +329,123 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(command("data", "import", "omniglot", "--source", "nowhere"), "nowhere holds neither a folder images_back")
 
 
-def test_help_lists_the_commands() -> None:
-    done = spawned("--help")
+def test_the_versions_are_one_line_and_read_without_torch() -> None:
+    code = "import sys; from tuning.cli import app; app(['--version'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line, modules = done.stdout.splitlines()
+    assert re.fullmatch(r"metatrain \d\S* \(Python \d\S*, torch \d\S*, ray \d\S*, mlflow \d\S*\)", line)
+    assert not {"torch", "ray", "mlflow", "pandas", "matplotlib"} & set(modules.split())
+
+
+def test_the_shells_completion_can_be_installed() -> None:
+    environment = os.environ | {"SHELL": "/bin/bash"}
+    program = [Path(sys.executable).parent / "metatrain"]
+    done = subprocess.run(
+        [*program, "--show-completion", "bash"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "_METATRAIN_COMPLETE=complete_bash" in done.stdout
+    asked = environment | {"_METATRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "metatrain ev", "COMP_CWORD": "1"}
+    found = subprocess.run(program, capture_output=True, text=True, check=False, env=asked)
+    assert found.stdout.split() == ["evaluate"]
+
+
+def test_what_ends_without_an_output_of_its_own_is_continued_by_its_folder(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "a recipe.yaml", outer__steps=6)
+    done = command("train", recipe, "--set", "outer.lr=1e30")
+    refused(done, "is not finite: lower algorithm.inner_lr or outer.lr, .*; the last whole step is saved$")
+    (folder,) = Path("runs/sinusoid").iterdir()
+    last = done.stderr.splitlines()[-1]
+    assert last == f"to continue: metatrain train '{recipe}' --set outer.lr=1e30 --resume {folder}"
+    again = pasted(done.stderr)
+    refused(again, "is not finite")
+    assert f"resuming {folder}/checkpoints" in again.stderr
+    assert again.stderr.splitlines()[-1] == last
+
+
+def test_where_checkpoints_lie_elsewhere_the_command_names_the_output(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__lr=1e30, checkpoint__uri=str(tmp_path / "saved"))
+    done = command("train", recipe)
+    (folder,) = Path("runs/sinusoid").iterdir()
+    assert done.stderr.splitlines()[-1].endswith(f" --set output={folder} --resume auto")
+    assert f"resuming {tmp_path}/saved/step-" in pasted(done.stderr).stderr
+
+
+def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
+    assert command("runs").stdout == "there are no runs in runs: train one with metatrain train RECIPE\n"
+    assert json.loads(command("runs", "--json").stdout) == []
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=2, evaluation__tasks=4)
+    assert command("train", recipe, "--set", "output=runs/whole").returncode == 0
+    assert command("train", recipe, "--set", "output=runs/half", "--set", "outer.lr=1e30").returncode == 2
+    os.utime("runs/whole/result.json", (0, 0))
+    for file in Path("runs/whole").iterdir():
+        os.utime(file, (10**9, 10**9))
+    head, half, whole = command("runs").stdout.splitlines()
+    assert head.split() == ["name", "kind", "when", "steps", "result", "folder"]
+    assert re.fullmatch(r"sinusoid +run +20\d\d-\d\d-\d\d \d\d:\d\d +\d of 2 +runs/half", half)
+    assert re.fullmatch(r"sinusoid +run +2001-09-0\d \d\d:\d\d +2 of 2 +mse \d+\.\d{4} ± \d+\.\d{4} +runs/whole", whole)
+    first, second = json.loads(command("runs", "--json").stdout)
+    assert (first["folder"], first["mean"], second["folder"], second["kind"]) == (
+        "runs/half",
+        None,
+        "runs/whole",
+        "run",
+    )
+    assert second["mean"] == json.loads(Path("runs/whole/result.json").read_text())["scores"][0]["mean"]
+    refused(command("runs", "nowhere"), "there is no folder nowhere: give one that holds runs")
+    refused(command("runs", recipe), "s.yaml is a file: give a folder")
+
+
+def test_config_takes_a_runs_folder_and_a_bundle(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=1, evaluation__tasks=4)
+    assert command("train", recipe, "--set", "output=out").returncode == 0
+    of_run = command("config", "out", "--set", "seed=3")
+    assert yaml.safe_load(of_run.stdout) == yaml.safe_load(Path("out/config.yaml").read_text()) | {"seed": 3}
+    assert re.search(r"^name: sinusoid +# run's folder$", of_run.stdout, re.MULTILINE)
+    of_bundle = yaml.safe_load(command("config", "out/bundle").stdout)
+    assert of_bundle["outer"] == yaml.safe_load(of_run.stdout)["outer"]
+    assert command("config", "out/checkpoints/step-00000001").returncode == 0
+    refused(
+        command("train", "out"), "out is a run's folder: continue it with metatrain train out/config.yaml --resume out"
+    )
+    assert command("train", "out/config.yaml", "--resume", "out", "--set", "outer.steps=2").returncode == 0
+    refused(command("config", "out/figures"), "cannot read recipe out/figures: Is a directory")
+
+
+def test_a_sweep_given_to_train_names_the_command_that_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "a sweep.yaml").write_text("name: s\nrecipe: s.yaml\nspace: {}\n")
+    for name in ("train", "config"):
+        refused(command(name, "a sweep.yaml"), "^error: a sweep.yaml is a sweep: metatrain tune 'a sweep.yaml'$")
+
+
+TERMINAL = """
+import os, pty, sys
+pid, fd = pty.fork()
+if pid == 0:
+    os.environ |= {"COLUMNS": "100", "TERM": "xterm"}
+    os.execv(sys.executable, [sys.executable, "-m", "tuning.cli", *sys.argv[1:]])
+try:
+    while data := os.read(fd, 4096):
+        os.write(1, data)
+except OSError:
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_on_a_terminal_the_progress_lines_last_words_stay(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=3, evaluation__tasks=4)
+    arguments = [sys.executable, "-c", TERMINAL, "train", recipe]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", done.stdout).splitlines()
+    (last,) = [i for i, line in enumerate(shown) if re.match("step 3/3  loss .*ETA 0:00$", line)]
+    assert any(re.match("│ after 1 step .result. +│ +\\d", line) for line in shown[last:])
+
+
+def test_a_closed_stdout_loses_nothing(tmp_path: Path) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=1, evaluation__tasks=4)
+    line = shlex.join([sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=out"])
+    done = subprocess.run(["bash", "-c", f"{line} >&-"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for name in ("train", "evaluate", "adapt", "config", "ui", "data"):
-        assert name in done.stdout
+    assert "Traceback" not in done.stderr
+    assert Path("out/result.json").exists()

@@ -16,13 +16,16 @@ import pytest
 import torch
 from conftest import GLYPHS, REPTILE, SINUSOID, Done, cache_in, command, config
 from PIL import Image
+from rich.cells import cell_len
 from torch import Tensor
 
 import metatrain
 from cluster import run
 from cluster.worker import Plan, Worker
-from metatrain import bundle, figures, inference
+from metatrain import bundle, cli, figures, inference
 from metatrain.core import InputError, Ticket, generator_for
+from metatrain.files import Predicted
+from metatrain.names import shortened
 from metatrain.tasks import FewShot, open_data
 
 
@@ -208,7 +211,7 @@ def test_the_command_says_what_is_wrong_and_leaves_nothing(trained: Trained, tmp
     def refused(sentence: str, bundle: str, support: str, query: str) -> None:
         done = command("adapt", bundle, "--support", support, "--query", query)
         assert done.returncode == 2
-        assert done.stderr.startswith("error: ")
+        assert done.stderr.splitlines()[-1].startswith("error: ")
         assert sentence in done.stderr
         assert not Path("adapted").exists()
 
@@ -300,12 +303,16 @@ def test_names_are_shown_as_they_are_and_unknown_classes_are_told(trained: Train
     (folder / "query" / "[red]").rename(folder / "query" / "Red")
     done, written = adapt(trained, folder)
     assert done.returncode == 0, done.stderr
-    header = next(line for line in done.stdout.splitlines() if "prediction" in line)
-    assert all(name in header for name in names.values())
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == ["image", "class", "prediction", "probability", "runner-up"]
+    assert [re.split(" {2,}", line)[1] for line in lines[:10]] == [row["class"] for row in written["predictions"]]
+    assert all(name in "".join(lines[:10]) for name in list(names.values())[1:])
     assert "of 8 images" in done.stdout
     assert "not counted: images of classes that the support set does not have (Red)" in done.stdout
     assert [row["class"] for row in written["predictions"]].count("Red") == 2
-    assert done.stderr.count("\n") <= 1  # where no font has the characters, one line says so
+    said = done.stderr.splitlines()
+    assert said[:2] == ["reading 10 images", "drawing predictions.png"]
+    assert len(said) <= 3  # where no font has the characters, one line says so
     assert Path("adapted/predictions.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -332,3 +339,71 @@ def test_a_query_image_that_is_broken_is_told_and_left_out(trained: Trained, tmp
     )
     assert len(written["predictions"]) == len(part(trained, "query")[0])
     assert f"learned from {metatrain.load(trained.folder).protocol}" in done.stdout
+
+
+def test_the_table_says_which_class_how_probable_and_what_is_next(trained: Trained, tmp_path: Path) -> None:
+    """No column is empty, stdout has all names in full, and with --json nothing but the predictions."""
+    folder = files(trained, tmp_path)
+    (folder / "new").mkdir()
+    for i, file in enumerate(sorted((folder / "query").rglob("*.png"))):
+        file.rename(folder / "new" / f"{'long' * 20}{i}.png")
+    arguments = ["adapt", str(trained.folder), "--support", str(folder / "support"), "--query", str(folder / "new")]
+    done = command(*arguments)
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == ["image", "prediction", "probability", "runner-up"]
+    text = Path("adapted/predictions.json").read_text()
+    rows = json.loads(text)["predictions"]
+    for line, row in zip(lines, rows, strict=False):
+        ranked = sorted(row["probabilities"], key=row["probabilities"].__getitem__, reverse=True)
+        shown = [f"{100 * row['probabilities'][name]:.1f}%" for name in ranked]
+        expected = [row["image"], ranked[0], shown[0], f"{ranked[1]} {shown[1]}"]
+        assert re.split(" {2,}", line) == expected
+    as_json = command(*arguments, "--json")
+    assert json.loads(as_json.stdout)["predictions"] == rows
+    assert "adapted to" in as_json.stderr
+    assert "written: adapted/predictions.json" in as_json.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_on_a_terminal_long_names_are_cut_in_the_middle_and_stay_apart(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"photographs_from_the_{'north' * 8}_{i}.png" for i in range(9)]
+    classes = [f"{'a_class_of_things' * 4}{letter}" for letter in "ABC"]
+
+    def shown(most: int | None) -> dict[str, list[str]]:
+        short = shortened([*names, *classes], most or 1000)
+        found = [short[classes[i % 3]] for i in range(9)]
+        table = {"image": [short[name] for name in names], "prediction": [f"✓ {name}" for name in found]}
+        return table | {"probability": ["99.9%"] * 9, "runner-up": [f"{name} 0.1%" for name in found]}
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cli._print_predictions(Predicted(shown, [], {}, None, []))
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert len(lines) == 9 + 4  # none is wrapped
+    assert {len(line) for line in lines} <= set(range(columns - 3, columns + 1))
+    for i, line in enumerate(lines[3:-1]):
+        image, prediction, _, second = (cell.strip() for cell in line.strip("│").split("│"))
+        assert image.endswith(f"{i}.png")
+        assert prediction.startswith("✓ a_")
+        assert prediction.endswith("ABC"[i % 3])
+        assert "ABC"[i % 3] in second
+
+
+def test_a_name_is_shown_from_where_it_differs_if_its_ends_do_not_tell_it_apart() -> None:
+    assert shortened(["short", "very_long_class_name_here.png"], 16) == {
+        "short": "short",
+        "very_long_class_name_here.png": "very_lon…ere.png",
+    }
+    for names, most in (
+        ([f"things_{letter}_of_a_certain_kind" for letter in "ABC"], 12),
+        ([f"{'a' * 30}{x}{'b' * 20}{y}{'e' * 30}" for x in "xy" for y in "12"], 14),  # differ in two places
+        (["x" * 40, "x" * 41, "x" * 40 + "1" + "y" * 40, "x" * 40 + "2" + "y" * 40], 10),
+        ([f"甲骨文字符号的类别{n}的很多图片" for n in range(12)], 11),
+        (["one\ntwo\x1b[31m" * 9, "one\ntwo\x1b[31m" * 8], 20),
+    ):
+        found = shortened(names, most)
+        assert len(set(found.values())) == len(names)
+        assert all(cell_len(text) <= most and text.isprintable() for text in found.values())
+    assert found != shortened(names, 1000)

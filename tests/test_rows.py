@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,7 @@ def test_the_command_goes_from_a_table_to_predictions_for_a_new_group(table: Pat
     assert [float(row["prediction"]) for row in rows] == expected
     assert [row["row"] for row in rows] == [f"new.{ending} row 1", f"new.{ending} row 2"]
     assert not Path("adapted/predictions.png").exists()
+    assert done.stdout.splitlines()[0].split() == ["row", "prediction"]  # no empty column of targets
     assert "adapted to 3 rows in" in done.stdout
     done, written, rows = adapt(
         table, tmp_path / f"few.{ending}", tmp_path / f"new.{ending}", tmp_path / f"known.{ending}"
@@ -320,7 +322,10 @@ def test_a_real_table_is_predicted_better_than_by_the_mean_of_its_support_rows(t
     (score,) = json.loads(Path("run/result.json").read_text())["scores"]
     difference, width = score["differences"]["support_mean"]
     assert difference + width < 0
-    assert f"the result less it, on the same tasks: {difference:.4f} ± {width:.4f}" in done.stdout
+    assert re.search(
+        rf"^support mean +\d+\.\d{{4}} +{-difference:.4f} ± {width:.4f} better$", done.stdout, re.MULTILINE
+    )
+    assert done.stdout.splitlines()[-3] == "next: metatrain adapt run --support few.csv --query new.csv"
     done, written, _ = adapt(Path("run"), Path("few.csv"), Path("new.csv"))
     assert done.returncode == 0, done.stderr
     (tmp_path / "numbers_of.py").write_text(SIX_LINES)

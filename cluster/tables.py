@@ -1,0 +1,67 @@
+"""The tables that commands print: a run's scores, and the runs of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from metatrain.evaluate import Score, interval
+
+STEPS = (0, 1, 3, 5, 10)  # of adaptation, that have a row beside the last one
+MOST_UNBROKEN = 60  # columns of a folder
+
+
+def of_scores(scores: Sequence[Score]) -> Table:
+    """A row for each of a few steps of adaptation, for the result by each further norm, and for each baseline."""
+    first = scores[0]
+    diverged = any(any(score.curve_diverged) for score in scores)
+    table = Table(f"{first.metric} on {first.tasks} tasks")
+    for name in ("mean", "95 %", *(("median", "quartiles", "diverged") if diverged else ())):
+        table.add_column(name, justify="right")
+    if first.baselines:
+        table.add_column("the result, on the same tasks")
+    for i, step in enumerate(first.steps):
+        if step in STEPS or step == first.steps[-1]:
+            is_result = step == first.steps[-1]
+            name = _adapted(step, len(first.steps)) + (f", norm {first.norm}" if len(scores) > 1 else "")
+            cells = [f"{name} (result)" if is_result else name, *_measured(first, i, diverged)]
+            table.add_row(*cells, style="bold" if is_result else None)
+    for score in scores[1:]:
+        name = f"{_adapted(score.steps[-1], len(score.steps))}, norm {score.norm}"
+        table.add_row(name, *_measured(score, -1, diverged))
+    for baseline, value in first.baselines.items():
+        empty = [""] * (len(table.columns) - 3)
+        table.add_row(baseline.replace("_", " "), first.text(value), *empty, first.difference(baseline))
+    return table
+
+
+def of_runs(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each run or sweep, as `metatrain.runs` has them."""
+    table = Table()
+    for name in ("name", "kind", "when", "steps", "result"):
+        table.add_column(name, overflow="fold")
+    longest = max(len(row["folder"]) for row in rows)
+    table.add_column("folder", overflow="fold", min_width=min(longest, MOST_UNBROKEN))  # it is copied
+    for row in rows:
+        steps = "" if row["steps"] is None else f"{row['steps']} of {row['of']}"
+        result = "" if row["metric"] is None else f"{row['metric']} {interval(row['metric'], row['mean'], row['ci95'])}"
+        lost = f", {row['diverged']} tasks diverged" if row["diverged"] else ""
+        when = "" if row["when"] is None else f"{row['when']:%Y-%m-%d %H:%M}"
+        table.add_row(row["name"], row["kind"], when, steps, result + lost, row["folder"])
+    return table
+
+
+def _adapted(step: int, steps: int) -> str:
+    if steps == 1:
+        return "after adaptation"
+    return {0: "before adaptation", 1: "after 1 step"}.get(step, f"after {step} steps")
+
+
+def _measured(score: Score, i: int, diverged: bool) -> list[str]:
+    """What was measured after the ith of the score's steps."""
+    low, high = map(score.text, score.curve_quartiles[i])
+    lost = [score.text(score.curve_median[i]), f"{low} to {high}", str(score.curve_diverged[i])] if diverged else []
+    width = score.text(score.curve_ci95[i]).removesuffix("%")
+    return [score.text(score.curve[i]), f"± {width}", *lost]
