@@ -1,52 +1,139 @@
-"""What a sweep prints at its end opens in a browser and shows what a person compares: names, values, the metric."""
+"""MLflow's pages as a person sees them in a browser: results, a description, charts, and a sweep's winner as best."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml
-from conftest import SINUSOID, command
+from conftest import GLYPHS, SINUSOID, command, mlflow_in
+
+from cluster.tracking import Place, place_of
+from cluster.ui import served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.ray
 
 WAIT_MS = 60_000
+RATES = [0.0123, 0.0321, 0.0456]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_printed_page_shows_the_trials_side_by_side(
-    mlflow_server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
+class Seen(NamedTuple):
+    """What there is to look at, and what looks at it."""
+
+    browser: Browser
+    uri: str
+    trained: Path
+    sweep: Path
+    said: str  # by `metatrain tune`
+
+    def page(self, place: Place, tab: str = "") -> Page:
+        """The page that `metatrain ui` opens, or a tab of it, in a browser that has never been there."""
+        with served(place, 0) as (address, _):
+            shown = self.browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+            shown.goto(address.replace("?", f"{tab}?"))
+            return shown
+
+
+@pytest.fixture(scope="module")
+def seen(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no chromium on this machine: .ci/run installs it")
     from playwright.sync_api import sync_playwright
 
-    uri, _ = mlflow_server
-    rates = [0.0123, 0.0321, 0.0456]
-    recipe = SINUSOID | {"validation": {"every_steps": 10, "tasks": 10}, "tracking": {"uri": uri}}
-    sweep = {
-        "name": "seen",
-        "recipe": "recipe.yaml",
-        "space": {"algorithm.inner_lr": {"grid": rates}},
-        "search": "grid",
-    }
-    for name, content in (("recipe", recipe), ("sweep", sweep)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    done = command("tune", "sweep.yaml")
-    assert done.returncode == 0, done.stderr
-    (page,) = (line.split()[-1] for line in done.stdout.splitlines() if line.startswith("side by side: "))
-    assert page.startswith(f"{uri}/#/compare-runs?runs=")
-
-    with sync_playwright() as playwright:
+    here = tmp_path_factory.mktemp("seen")
+    with mlflow_in(here) as (uri, _), sync_playwright() as playwright, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        validation = {"validation": {"every_steps": 10, "tasks": 10}, "tracking": {"uri": uri}}
+        evaluation = {"tasks": 8, "norm": ["transductive", "support+1"], "algorithm": {"inner_steps": 3}}
+        glyphs = GLYPHS | validation | {"evaluation": evaluation}
+        sweep = {
+            "name": "seen",
+            "recipe": "sinusoid.yaml",
+            "space": {"algorithm.inner_lr": {"grid": RATES}},
+            "search": "grid",
+        }
+        for name, content in (("sinusoid", SINUSOID | validation), ("glyphs", glyphs), ("sweep", sweep)):
+            (here / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        tuned = command("tune", "sweep.yaml", "--set", "output=tuned")
+        assert tuned.returncode == 0, tuned.stderr
+        trained = command("train", "glyphs.yaml", "--set", "output=trained")  # the newest run: `metatrain ui` shows it
+        assert trained.returncode == 0, trained.stderr
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        try:
-            shown = browser.new_page()
-            shown.goto(page)
-            for text in ("seen-00", "seen-01", "seen-02", *map(str, rates), "val/mse_after"):
-                shown.get_by_text(text, exact=True).first.wait_for(timeout=WAIT_MS)
-            assert "Comparing 3 Runs" in shown.inner_text("body")
-        finally:
-            browser.close()
+        yield Seen(browser, uri, here / "trained", here / "tuned", tuned.stdout)
+        browser.close()
+
+
+def wait_for(page: Page, *texts: str) -> None:
+    for text in texts:
+        page.get_by_text(text, exact=True).first.wait_for(timeout=WAIT_MS)
+
+
+def test_the_list_of_runs_shows_results_without_a_click(seen: Seen) -> None:
+    page = seen.page(Place(seen.uri))
+    wait_for(page, "fewshot glyphs", "test/accuracy", "test/accuracy_ci95")
+    (score, _) = json.loads((seen.trained / "result.json").read_text())["scores"]
+    row = page.get_by_text(re.compile(r"^glyphs \d{4}-\d\d-\d\d \d\d:\d\d$")).first
+    row.wait_for(timeout=WAIT_MS)
+    result = page.get_by_text(re.compile(f"^{re.escape(str(score['mean'])[:5])}")).first
+    for visible in (row, result):
+        box = visible.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] < 1400
+    assert page.get_by_text("1 matching run").count() == 1
+
+
+def test_a_run_says_what_it_came_to_how_it_was_measured_and_how_to_load_it(seen: Seen) -> None:
+    page = seen.page(place_of(seen.trained))
+    wait_for(page, "before adaptation", "nearest neighbour on pixels")
+    page.get_by_text("Show more", exact=True).click()
+    (score, second) = json.loads((seen.trained / "result.json").read_text())["scores"]
+    wait_for(page, f"{100 * score['mean']:.2f}% ± {100 * score['ci95']:.2f}", "accuracy (norm support+1)")
+    text = page.inner_text("body")
+    assert f"{100 * second['mean']:.2f}% ±" in text
+    assert score["protocol"] in text
+    assert f"metatrain.load('{seen.trained}')" in text
+    assert "mlflow.pyfunc.load_model('models:/m-" in text
+    assert "glyphs.yaml" in text  # its source
+    assert "glyphs/glyphs train" in text  # its data set
+    assert "metatrain writes" not in text
+
+
+def test_charts_show_results_before_housekeeping(seen: Seen) -> None:
+    page = seen.page(place_of(seen.trained), "/model-metrics")
+    wait_for(page, "adaptation", "test/support_plus_1", "val")
+    page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
+    lines = [line.strip() for line in page.inner_text("body").splitlines() if line.strip()]
+    sections = [line for line, count in pairwise(lines) if re.fullmatch(r"\(\d+\)", count)]
+    results = ["adaptation", "adaptation/support_plus_1", "test", "test/support_plus_1", "train", "val"]
+    assert sections == [*results, "Model metrics"]
+    assert page.get_by_text("lost_tickets").count() == 0
+    plots = page.evaluate("Array.from(document.querySelectorAll('.js-plotly-plot')).map(plot => plot.data[0].x)")
+    assert plots[0] == [0, 1, 2, 3]  # inner steps
+    page = seen.page(place_of(seen.trained), "/system-metrics")
+    wait_for(page, "driver_share", "tasks_per_s")
+
+
+def test_the_comparison_of_a_sweep_shows_the_winner_as_the_best(seen: Seen) -> None:
+    (printed,) = (line.split()[-1] for line in seen.said.splitlines() if line.startswith("side by side: "))
+    place = place_of(seen.sweep)
+    assert printed == f"{seen.uri}{place.page()}"
+    page = seen.page(place)
+    wait_for(page, "seen-00", "seen-01", "seen-02", *map(str, RATES))
+    page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
+    assert "Comparing 3 Runs" in page.inner_text("body")
+    plot: dict[str, Any] = page.evaluate("document.querySelector('.js-plotly-plot').data[0]")
+    assert [axis["label"] for axis in plot["dimensions"]] == ["algorithm.inner_lr", "val/mse_after"]
+    result = json.loads((seen.sweep / "result.json").read_text())
+    values = [trial["value"] for trial in result["trials"]]  # the best first
+    assert plot["line"]["color"] == pytest.approx(values)
+    assert values[0] == min(values) == plot["line"]["cmin"]  # blue is low
