@@ -28,7 +28,7 @@ ANSWER_S = 10.0
 
 @contextmanager
 def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The page of the run, or of the runs beside the newest one, and a function that waits until whoever serves it ends.
+    """The page of the run, or of the newest runs, and a function that waits until whoever serves it ends.
 
     A store that is a database is served on the loopback interface, on `port` or another free one, until the end of the
     context. Raises InputError where there is nothing to serve.
@@ -37,7 +37,7 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
         address = place.address()
         if not _answers(f"{address}/health", urllib.request.build_opener()):
             raise InputError(f"MLflow does not answer at {address}: start it, or check the address")
-        yield f"{address}{_page(place)}", lambda: None
+        yield f"{address}{page(place)}", lambda: None
         return
     path = database(place.uri)
     if path is None and "***" in place.uri:
@@ -64,13 +64,13 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             _await_start(server, f"{address}/health", output)
-            yield f"{address}{_page(place)}", lambda: _await_end(server, output)
+            yield f"{address}{page(place)}", lambda: _await_end(server, output)
         finally:
             server.terminate()
             server.wait()
 
 
-def _page(place: Place) -> str:
+def page(place: Place) -> str:
     """The page of the run or the comparison; else the runs of the experiment that was used last."""
     if place.run_id or util.find_spec("mlflow") is None:
         return place.page()

@@ -475,6 +475,6 @@ def test_source_is_in_mlflow(mine: Path) -> None:
 
     assert train(mine, "workers.max=0", f"tracking.uri={store(mine)}").returncode == 0
     client = MlflowClient(store(mine))
-    (found,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("Parabolas").experiment_id])
     assert "code" in {a.path for a in client.list_artifacts(found.info.run_id)}
     assert [a.path for a in client.list_artifacts(found.info.run_id, "code/mine")] == ["code/mine/classes.py"]

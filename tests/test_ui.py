@@ -15,9 +15,13 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
-from conftest import GLYPHS, SINUSOID, command, config
+from conftest import GLYPHS, SINUSOID, command, config, store
 
 from cluster import run
+from cluster.config import Tracking
+from cluster.mlflow_tracker import MLflowTracker
+from cluster.tracking import Place
+from cluster.ui import page, served
 
 pytestmark = pytest.mark.ray
 
@@ -36,10 +40,14 @@ def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path, monkey
             arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/", env=proxied
         )
         assert process.stdout is not None
-        page = process.stdout.readline()
+        printed = process.stdout.readline()
     try:
-        found = re.fullmatch(r"MLflow: (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs/(\w{32})\n", page)
-        assert found, page
+        run_page = r"/#/experiments/(\d+)/runs/(\w{32})\?workflowType=machine_learning"
+        found = re.fullmatch(rf"MLflow: (http://127\.0\.0\.1:\d+){run_page}\n", printed)
+            r"MLflow: (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs/(\w{32})\?workflowType=machine_learning\n",
+            page,
+        )
+        assert found, printed
         address, experiment_id, run_id = found.groups()
         assert not address.endswith(f":{port}")
         with urlopen(address, timeout=30) as answer:
@@ -59,6 +67,24 @@ def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path, monkey
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_without_a_folder_the_runs_beside_the_newest_one_open(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri, training = store(tmp_path), "workflowType=machine_learning"
+    for name, columns in (("a", ["test/mse"]), ("b", [])):
+        tracker = MLflowTracker(Tracking(uri=uri, experiment=name), "s", [], None, {}, columns=columns)
+        tracker.finish("FINISHED")
+        place = tracker.place()
+        assert place is not None
+        view = "viewStateShareKey=results&" if columns else ""  # without one MLflow would go to another page
+        assert page(Place(uri)) == f"/#/experiments/{place.experiment_id}/runs?{view}{training}"
+    with served(Place(uri), 0) as (address, _):
+        assert address.endswith(page(Place(uri)))
+    for experiment in MlflowClient(uri).search_experiments(filter_string="name != 'Default'"):
+        MlflowClient(uri).delete_experiment(experiment.experiment_id)
+    assert page(Place(uri)) == f"/#/experiments?{training}"
 
 
 def test_ui_says_what_is_missing(tmp_path: Path) -> None:
