@@ -44,9 +44,6 @@ def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path, monkey
     try:
         run_page = r"/#/experiments/(\d+)/runs/(\w{32})\?workflowType=machine_learning"
         found = re.fullmatch(rf"MLflow: (http://127\.0\.0\.1:\d+){run_page}\n", printed)
-            r"MLflow: (http://127\.0\.0\.1:\d+)/#/experiments/(\d+)/runs/(\w{32})\?workflowType=machine_learning\n",
-            page,
-        )
         assert found, printed
         address, experiment_id, run_id = found.groups()
         assert not address.endswith(f":{port}")
