@@ -50,6 +50,7 @@ POLL_S = 0.5
 STOP_S = 60  # for a job that is told to stop to save: Ray's default is 3
 KEPT_LINES = 50  # of a job's log, to say why it failed
 RAYS_LINES = 20  # with which a job's log may begin
+QUIET = {"PYTHONUNBUFFERED": "1", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # of actors that were ended
 # Ray leaves out of a working directory what .gitignore names, and folders such as venv: all that is packed is sent.
 WHOLE = {"RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1", "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": ""}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -154,9 +155,10 @@ def stop(client: JobSubmissionClient, name: str | None) -> str:
         info, since_s = client.get_job_info(job.name), time.monotonic()
         while not info.status.is_terminal():
             if info.status.value == "PENDING" and time.monotonic() - since_s > PENDING_S:
+                needs = (info.metadata or {}).get("needs")
                 raise InputError(
-                    f"the job {job.name} has not started, and Ray stops it only when it does: it waits for "
-                    f"{(info.metadata or {}).get('needs')}"
+                    f"the job {job.name} waits for {needs} to start, and Ray can only stop it then: it will end at "
+                    "once, or after 15 minutes without starting"
                 )
             if time.monotonic() - since_s > STOP_S + GONE_S:
                 raise InputError(f"the job {job.name} has not ended in {STOP_S + GONE_S:g} s: look at its node")
@@ -361,7 +363,7 @@ def environment(address: str, names: Sequence[str]) -> dict[str, str]:
 
 def _environment(job: Job) -> dict[str, str]:
     own = {JOB: job.name, JOB_CPUS: str(job.cpus), JOB_GPUS: str(job.gpus), COMMIT: commit(), USER: user()}
-    return own | {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), **job.environment}
+    return own | QUIET | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)} | dict(job.environment)
 
 
 def _pack(job: Job, folder: Path) -> None:

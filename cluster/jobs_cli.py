@@ -26,14 +26,12 @@ def jobs(
     json: cli.AsJson = False,
 ) -> None:
     """List the jobs of a Ray cluster, newest first. Example: metatrain jobs --address http://HEAD:8265"""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from cluster import jobs as ray_jobs
-    from metatrain.plain import to_json
 
-    found = ray_jobs.listed(ray_jobs.connect(address))
+    with cli.printing_json(json) as show:
+        found = ray_jobs.listed(ray_jobs.connect(address))
     if json:
         rows = [
             {
@@ -46,7 +44,7 @@ def jobs(
             }
             for job in found
         ]
-        print(to_json(rows, indent=1))
+        show(rows)
         return
     if not found:
         print("no jobs: send one with `metatrain submit`")
@@ -55,8 +53,8 @@ def jobs(
     for job in found:
         took = str(timedelta(seconds=int(job.took_s)))
         submitted = f"{_local(job.submitted_s):%Y-%m-%d %H:%M:%S}"
-        table.add_row(escape(job.name), job.state, submitted, took, escape(job.output))
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+        table.add_row(job.name, job.state, submitted, took, job.output)
+    cli.print_table(table)
 
 
 @app.command()

@@ -25,7 +25,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ class RayWorker:
         return self._refusal
 
     def draw(self, ticket: Ticket) -> None:
-        self._worker.draw(ticket)
+        with suppress(Exception):  # `compute` draws them again, and its error is collected
+            self._worker.draw(ticket)
 
     def compute(self, ticket: Ticket, version: int, flat: NDArray[np.float32]) -> Any:
         # torch writes through read-only numpy arrays without a word; load() copies and nothing else touches it.

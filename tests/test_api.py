@@ -427,7 +427,9 @@ SWEEP: dict[str, Any] = {
         (SWEEP, {"space": 5}, "space is 5, expected a valid dictionary"),
         ({"name": "x"}, {}, "recipe is missing"),
         (5, {}, "the sweep is 5, expected a YAML file's path, a dict or the dataclass"),
-        (SWEEP, {"resume": "auto"}, "resume is 'auto', expected True or False"),
+        (SWEEP, {"resume": True}, "resume is True, expected 'auto' or a sweep's folder"),
+        (SWEEP, {"resume": "nowhere"}, "nowhere holds no sweep to continue: give a sweep's folder, or resume='auto'"),
+        (SHORT, {}, "the sweep is a recipe: give it to metatrain.train"),
     ],
 )
 def test_a_bad_sweep_is_one_sentence(sweep: Any, changes: dict[str, Any], sentence: str) -> None:
@@ -464,6 +466,6 @@ def test_ray_trains_twice_in_one_process_and_tunes(ray_cluster: None, trained: m
     assert found.config.outer.steps == 2
     assert found.result["metric"].tolist() == ["mse"]
     assert found.compare(runs[0]).tasks == 30
-    with pytest.raises(metatrain.InputError, match="pass resume=True to go on with it"):
+    with pytest.raises(metatrain.InputError, match="pass resume='auto' to continue it"):
         metatrain.tune(SWEEP)
     assert sorted(metatrain.runs().kind) == ["run", "run", "sweep"]

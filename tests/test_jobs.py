@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import torch
 import yaml
 from conftest import GLYPHS, S3, SINUSOID, Nodes, command, config, free_port, until
 
-from cluster import checkpoint, jobs, run
+from cluster import checkpoint, jobs, jobs_cli, run
 from cluster.config import RunConfig
+from cluster.sent import is_sent, sent_files
 from metatrain import recipe as recipes
 from metatrain import storage
 from metatrain.core import InputError
@@ -53,11 +55,15 @@ def runs_of(uri: str, experiment: str) -> list[Any]:
     return client.search_runs([found.experiment_id])
 
 
+def last(text: str) -> str:
+    return text.splitlines()[-1]
+
+
 def alive(nodes: Nodes) -> list[str]:
-    """Actors of ours on the cluster."""
+    """Names of the actors of ours on the cluster."""
     said = nodes.run("ray", "list", "actors", "--address", nodes.address, "--filter", "state=ALIVE", "--format", "json")
     found = [] if said.stdout.startswith("No resource") else json.loads(said.stdout)
-    return [actor["class_name"] for actor in found if actor["class_name"] == "RayWorker"]
+    return [actor["name"] for actor in found if actor["class_name"] == "RayWorker"]
 
 
 @pytest.mark.ray
@@ -78,39 +84,59 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3
         assert follower.stdout is not None
         lines = iter(follower.stdout)
         said = [next(lines)]
-        while not said[-1].startswith("step "):
+        while " step " not in said[-1]:
             said.append(next(lines))
-        assert re.match(r"step \d+/100000  loss .* tasks/s  ETA ", said[-1])
+        assert all(re.match(r"\d\d:\d\d:\d\d \w", line) for line in said[4:]), said  # and none of Ray's
+        assert re.match(r"\S+ step \d+/100000  loss .* tasks/s  ETA ", said[-1])
         follower.send_signal(signal.SIGINT)
         rest = list(lines)
         assert follower.wait() == 130
     assert said[:1] == ["submitted long\n"]
-    assert rest[-4] == "the job goes on\n"
+    assert rest[-4] == "the job keeps running\n"
     assert rest[-3:] == said[1:4]  # the commands
-    follow, status, stop = (line.split(maxsplit=1)[1].split() for line in rest[-3:])
+    follow, stop, listed = (line.split(maxsplit=1)[1].split() for line in rest[-3:])
 
-    assert "RUNNING" in nodes.run(*status).stdout
+    (job,) = [job for job in json.loads(nodes.run(*listed, "--json").stdout) if job["name"] == "long"]
+    assert (job["state"], job["output"], job["recipe"]) == ("running", where, str(recipe))
     again = nodes.submit(recipe, "--set", f"output={where}", "--name", "long")
-    assert (again.returncode, again.stderr) == (
-        2,
-        "error: there is a job long on this cluster, which is under way: give another --name\n",
-    )
+    assert again.returncode == 2
+    assert last(again.stderr) == "error: this cluster already has a job long, it is under way: give another --name"
     again = nodes.submit(recipe, "--set", f"output={where}")
     assert again.returncode == 2
-    assert f"error: the job long writes to {where}: stop it" in again.stderr
-    assert alive(nodes) == ["RayWorker", "RayWorker"]
+    assert f"error: the job long writes to {where}: stop it with `metatrain stop long`" in again.stderr
+    assert [re.sub(r"\w{6}$", "", name) for name in sorted(alive(nodes))] == [
+        "sinusoid worker-0 ",
+        "sinusoid worker-1 ",
+    ]
     until(lambda: steps(where) >= 200)
-    assert nodes.run(*stop).returncode == 0
-    until(lambda: "Job 'long' was stopped" in nodes.run(*status).stdout)
+    stopped = nodes.run(*stop[:-3], *stop[-2:])  # the newest
+    assert stopped.returncode == 0, stopped.stderr
+    told, to_continue = stopped.stdout.splitlines()
+    assert told == "job long was stopped"
     assert not alive(nodes)
-    assert "outer steps; run the same command again to go on" in nodes.run(*follow).stdout
+    again = nodes.run(*stop)
+    assert again.returncode == 2
+    assert last(again.stderr) == "error: the job long was stopped already: `metatrain jobs` lists those under way"
+    followed = nodes.run(*follow)
+    assert followed.returncode == 130
+    assert re.search(r"\n\S+ stopping: it saves first\nstopped after \d+ of 100000 outer steps", followed.stdout)
+    assert last(followed.stderr) == to_continue
+    unknown = nodes.run(*follow[:2], "lang", *follow[-2:])
+    assert unknown.returncode == 2
+    assert last(unknown.stderr).startswith("error: there is no job lang on this cluster: the nearest name is long;")
     done = steps(where)
     (recorded,) = runs_of(nodes.environment["MLFLOW_TRACKING_URI"], "jobs")
     assert recorded.info.status == "KILLED"
     assert recorded.data.tags["metatrain.job"] == "long"
 
     shorter = ["--set", f"outer.steps={done + 50}", "--set", f"output={where}"]
-    resumed = nodes.submit(recipe, *shorter, "--driver-cpus", "0")
+    refused = nodes.submit(recipe, *shorter)
+    assert refused.returncode == 2
+    assert last(refused.stderr).endswith(
+        f"{where} already holds a run: pass --resume auto to continue it, or another output"
+    )
+    command, _, arguments = to_continue.removeprefix(f"to continue in {where}: ").partition(" ")
+    resumed = nodes.run(command, *arguments.split(), *shorter, "--driver-cpus", "0")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert f"resuming {where}/checkpoints/step-{done:08d} after {done} steps" in resumed.stdout
     assert resumed.stdout.splitlines()[-1].startswith("result: mse=")
@@ -140,6 +166,7 @@ def test_a_node_that_dies_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Pa
         out, _ = follower.communicate(timeout=200)
     assert follower.returncode == 0, out
     assert "was lost" in out
+    assert not re.search(r"\.py:\d+ --", out)  # as Ray logs
     tree |= {"workers": {"max": 0}, "tracking": {"uri": "none"}, "output": str(tmp_path / "alone")}
     run.train(recipes.parse(RunConfig, tree, "test"))
     expected, found = parameters(str(tmp_path / "alone")), parameters(where)
@@ -151,18 +178,16 @@ def test_a_job_that_fails_ends_with_its_cause(nodes: Nodes, tmp_path: Path) -> N
     recipe = written(tmp_path / "glyphs.yaml", GLYPHS | {"workers": {"max": 1}})
     done = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--set", "family.ways=800", "--name", "many-ways")
     assert done.returncode == 2
-    assert done.stderr == (
+    assert last(done.stderr) == (
         "error: job many-ways failed: 800 ways were asked for, but the train split of glyphs/glyphs has 700 classes: "
-        "lower family.ways\n"
+        "lower family.ways"
     )
     token = tmp_path / "token"
     token.write_text(nodes.environment["RAY_AUTH_TOKEN"])
     elsewhere = {"RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": None}
     again = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--name", "many-ways", **elsewhere)
-    assert (
-        again.stderr
-        == "error: there is a job many-ways on this cluster, which has ended (failed): give another --name\n"
-    )
+    taken = "error: this cluster already has a job many-ways, it has ended (failed): give another --name"
+    assert last(again.stderr) == taken
 
 
 @pytest.mark.ray
@@ -175,10 +200,13 @@ def test_a_job_that_waits_says_for_what(nodes: Nodes, tmp_path: Path) -> None:
         *_, waits = [next(follower.stdout) for _ in range(5)]
         follower.send_signal(signal.SIGINT)
         rest, _ = follower.communicate(timeout=60)
-    assert waits.startswith("waiting: ")
+    assert waits.startswith("waiting for 99 CPUs: ")
     assert "resources" in waits
-    assert "the job goes on" in rest
+    assert "the job keeps running" in rest
     assert follower.returncode == 130
+    stopped = nodes.run("metatrain", "stop", "large", "--address", nodes.address)
+    assert stopped.returncode == 2
+    assert "error: the job large waits for 99 CPUs to start, and Ray can only stop it then" in stopped.stderr
 
 
 OWN = """
@@ -203,7 +231,7 @@ def test_an_own_module_goes_along_and_its_error_comes_back(nodes: Nodes, tmp_pat
     recipe = written(tmp_path / "own.yaml", LONG | {"algorithm": {"name": "failing:Mine", "inner_lr": 0.01}})
     done = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--name", "own")
     assert done.returncode == 2
-    assert re.fullmatch(r"error: job own failed: .*ZeroDivisionError.*in the third step.*\n", done.stderr)
+    assert re.fullmatch(r"error: job own failed: .*ZeroDivisionError.*in the third step.*", last(done.stderr))
     assert steps(f"{tmp_path}/out") == 2  # what was learnt is kept
 
 
@@ -215,12 +243,21 @@ def test_what_an_own_module_imports_goes_along_with_a_job(nodes: Nodes, tmp_path
     (tmp_path / "importing.py").write_text(text)
     (tmp_path / "beside").mkdir()
     (tmp_path / "beside" / "helpers.py").write_text("import neighbour\nthird = neighbour.third\n")
-    (tmp_path / "neighbour.py").write_text("def third():\n    pass\n")
+    reading = "from pathlib import Path\ndef third():\n    assert Path('data/own.txt').read_text() == 'sent'\n"
+    (tmp_path / "neighbour.py").write_text(reading)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "own.txt").write_text("sent")
     tree = LONG | {"outer": LONG["outer"] | {"steps": 4}, "evaluation": {"tasks": 4}}
     recipe = written(tmp_path / "own.yaml", tree | {"algorithm": {"name": "importing:Mine", "inner_lr": 0.01}})
-    done = nodes.submit(recipe, "--set", f"output={tmp_path}/out")
+    done = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--send", "data/own.txt")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is not sent" not in done.stdout
+    done = nodes.submit(recipe, "--set", f"output={tmp_path}/lacks")
+    assert done.returncode == 2
+    lacks = r"worker worker-\d failed on .*: node \S+ \(\w{6}\) has no file data/own.txt: send it with "
+    lacks += "`metatrain submit --send data/own.txt`, or give a path that all nodes see"
+    assert re.search(lacks, last(done.stderr)), done.stderr
+    assert "Traceback" not in done.stdout
     found = {str(path.relative_to(tmp_path / "out/bundle/code")) for path in (tmp_path / "out/bundle").rglob("*.py")}
     assert found == {"importing.py", "beside/helpers.py", "neighbour.py"}
 
@@ -271,9 +308,13 @@ def test_a_sweep_as_a_job_leaves_parent_and_children(nodes: Nodes, s3: S3, tmp_p
         run.evaluate(where, ["workers.max=0"])[0].mean
         == json.loads(storage.read(f"{where}/result.json"))["scores"][0]["mean"]
     )
-    again = nodes.submit(tmp_path / "sweep.yaml")
-    assert again.returncode == 2
-    assert again.stderr.endswith(f"failed: the sweep in {where} is finished: give another output\n")
+    for resume, why in (
+        ([], f"{where} already holds a sweep: pass --resume auto to continue it, or another output"),
+        (["--resume", "auto"], f"the sweep in {where} is finished: give another output"),
+    ):
+        again = nodes.submit(tmp_path / "sweep.yaml", *resume)
+        assert again.returncode == 2
+        assert again.stderr.endswith(f"failed: {why}\n")
 
 
 @pytest.mark.ray
@@ -283,19 +324,24 @@ def test_who_cannot_send_a_job_is_told_why(nodes: Nodes, tmp_path: Path) -> None
     none, wrong = dict(env) | {"HOME": str(tmp_path)}, env | {"RAY_AUTH_TOKEN": "wrong"}
     del none["RAY_AUTH_MODE"], none["RAY_AUTH_TOKEN"]
     hint = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
-    dashboard = "give that of the head node, such as http://HEAD:8265"
+    dashboard = "give the head node's, such as http://HEAD:8265"
     here, mlflow = nodes.address, env["MLFLOW_TRACKING_URI"]
     closed, gcs = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{nodes.port}"
     other_ray = "import ray; ray.__version__ = '2.1.0'"
     other_python = "import platform; platform.python_version = lambda: '3.99.1'"
     cases = {  # sentence -> address, environment, what the program does first, options
-        f"no token is here for the cluster at {here}: {hint}": (here, none, "", ""),
-        f"the token that is here is not that of the cluster at {here}: {hint}": (here, wrong, "", ""),
+        f"the cluster at {here} asks for a token, and none is set here: {hint}": (here, none, "", ""),
+        f"the cluster at {here} does not take the token that is set here: {hint}": (here, wrong, "", ""),
         rf"no Ray dashboard answers at {closed} \(.*refused\): {dashboard}": (closed, env, "", ""),
         rf"no Ray dashboard answers at {mlflow} \(.*\): {dashboard}": (mlflow, env, "", ""),
-        rf"no Ray dashboard answers at {gcs} \(what answers there does not .*\): {dashboard}": (gcs, env, "", ""),
-        rf"the cluster at {here} runs Ray \S+ and this is 2\.1\.0: use the same on both": (here, env, other_ray, ""),
-        rf"the cluster at {here} runs Python \S+ and this is 3\.99: use .*": (here, env, other_python, ""),
+        rf"no Ray dashboard answers at {gcs} \(the server at that address is not .*\): {dashboard}": (gcs, env, "", ""),
+        rf"the cluster at {here} runs Ray \S+, and this machine 2\.1\.0: install the same .*": (
+            here,
+            env,
+            other_ray,
+            "",
+        ),
+        rf"the cluster at {here} runs Python \S+, and this machine 3\.99: .*": (here, env, other_python, ""),
         "--name 'a/b' cannot name a job: use letters, digits, '_', '-' and '.'": (here, env, "", "--name a/b"),
     }
     started = {}
@@ -306,7 +352,7 @@ def test_who_cannot_send_a_job_is_told_why(nodes: Nodes, tmp_path: Path) -> None
     for sentence, process in started.items():
         _, errors = process.communicate()
         assert process.returncode == 2
-        assert re.fullmatch(f"error: {sentence}\n", errors), errors
+        assert re.fullmatch(f"error: {sentence}", last(errors)), errors
     assert not (tmp_path / "out").exists()
 
 
@@ -359,24 +405,109 @@ def test_a_job_gets_what_is_named_and_no_secret(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_commands_that_are_printed_work_in_the_users_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(sys, "argv", ["metatrain"])
     here = "http://head:8265"
-    plain = "stop:   ray job stop j --address http://head:8265"
-    assert jobs.commands(here, "j", {"RAY_AUTH_MODE": "token"}).splitlines()[-1] == plain
-    token = plain.replace("ray job", "RAY_AUTH_MODE=token ray job")
-    assert jobs.commands(here, "j", {"RAY_API_SERVER_ADDRESS": here}).splitlines()[-1] == token
-    other = {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": "http://elsewhere:1"}
-    assert f"RAY_API_SERVER_ADDRESS={here} ray job stop" in jobs.commands(here, "j", other)
+    assert jobs.commands(f"{here}/", "j", {"RAY_API_SERVER_ADDRESS": here}).splitlines() == [
+        "follow: metatrain follow j", "stop:   metatrain stop j", "jobs:   metatrain jobs"
+    ]  # fmt: skip
+    for other in ({}, {"RAY_API_SERVER_ADDRESS": "http://elsewhere:1"}):
+        assert jobs.commands(here, "j", other).splitlines()[1] == f"stop:   metatrain stop j --address {here}"
+    sent = ["submit", "my recipe.yaml", "--name", "j", "--resume=/runs/x", "--set", "output=/runs/j", "--name=k"]
+    assert jobs_cli.again(sent, "auto") == "metatrain submit 'my recipe.yaml' --set output=/runs/j --resume auto"
 
 
-@pytest.mark.parametrize("setting", ["checkpoint.uri=checkpoints", "family.data=data/glyphs", "family.data=./glyphs"])
-def test_what_else_a_job_reads_and_writes_does_so_too(setting: str, tmp_path: Path) -> None:
-    recipe = written(tmp_path / "r.yaml", GLYPHS)
+def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
+    for name in ("data/a.csv", "data/.hidden", "data/__pycache__/a.pyc", "data/deep/b.csv", "single.csv", ".env"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "linked.csv").symlink_to("data/a.csv")
+    os.utime(tmp_path / "single.csv", (0, 0))  # which a zip file could not say
+    found = sent_files(["data", "./data/../single.csv", str(tmp_path / "linked.csv"), ".env"])
+    assert set(found) == {"data/a.csv", "data/deep/b.csv", "single.csv", "linked.csv", ".env"}
+    assert is_sent("./data/", found)
+    assert is_sent("data/deep/../a.csv", found)
+    assert not is_sent("dat", found)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "x.py").write_text("x = 1")
+    job = jobs.Job("j", [], {"recipe.yaml": "name: j"}, [tmp_path / "own"], {}, sent=found | sent_files(["own/x.py"]))
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    jobs._pack(job, packed)
+    assert (packed / "data" / "deep" / "b.csv").read_text() == "data/deep/b.csv"
+    assert (packed / "single.csv").stat().st_mtime > 1e9
+    (tmp_path / "own" / "x.py").write_text("x = 2")
+    for name in ("recipe.yaml", "tuning", "metatrain/x.csv"):
+        clash = tmp_path / name.replace("/", "-")
+        clash.mkdir()
+        with pytest.raises(InputError, match=f"--send {name} has the name of what every job gets, {name[:6]}"):
+            jobs._pack(job._replace(sent={name: tmp_path / "single.csv"}), clash)
+    (tmp_path / "clash").mkdir()
+    with pytest.raises(InputError, match=r"--send own/x\.py has the name of one of your own modules: rename it"):
+        jobs._pack(job._replace(sent={"own/x.py": tmp_path / "single.csv"}), tmp_path / "clash")
+
+
+def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "above.csv").write_text("above")
+    for name, target in {"out": "../above.csv", "away": "..", "broken": "nothing", "loop/again": "../loop"}.items():
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).symlink_to(target)
+    (here / "empty").mkdir()
+    os.mkfifo(here / "pipe")
+    (here / "loop" / "a.csv").write_text("a")
+    with (here / "large.bin").open("wb") as file:
+        file.truncate(51 << 20)
+    refusals = {
+        "../above.csv": "lies outside of this folder",
+        str(tmp_path / "above.csv"): "lies outside of this folder",
+        "out": "out is a link to .*above.csv, outside of this folder: copy it here",
+        "away": "away is a link to .*, outside of this folder",
+        "broken": "broken is a link to .*nothing, which does not exist",
+        "loop": "loop/again is a link to a folder that holds it: remove the link",
+        "missing.csv": "missing.csv does not exist: correct the path",
+        "empty": "holds no files",
+        "pipe": "pipe is neither a file nor a folder",
+        "large.bin": r"51\.0 MiB, at most 50 are sent, and large.bin is the largest: push images with `metatrain data",
+    }
+    for given, why in refusals.items():
+        with pytest.raises(InputError, match=rf"--send .*{why}"):
+            sent_files([given])
+
+
+@pytest.mark.parametrize(
+    ("tree", "setting"),
+    [
+        (GLYPHS, "family.data=data/glyphs"),
+        (GLYPHS, "family.data=./glyphs"),
+        (GLYPHS, "evaluation.family.data=other/glyphs"),
+        (GLYPHS, "model.weights=first.safetensors"),
+        (SINUSOID | {"family": {"name": "table", "group": "g", "target": "y", "data": ""}}, "family.data=houses.csv"),
+    ],
+)
+def test_what_a_job_reads_is_sent_or_seen_by_all_nodes(tree: dict[str, Any], setting: str, tmp_path: Path) -> None:
+    recipe = written(tmp_path / "r.yaml", tree)
     to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}", "--set", setting]
     done = command("submit", str(recipe), *to)
     assert done.returncode == 2
-    key, _, value = setting.partition("=")
-    assert f"error: {key} is {value}, and a job's own folder ends with it" in done.stderr
+    key, _, value = setting.removeprefix("evaluation.").partition("=")
+    assert (
+        f"error: {key} is {value}, a path in this folder, which the cluster does not see: send it with" in done.stderr
+    )
+    (tmp_path / value).parent.mkdir(exist_ok=True)
+    (tmp_path / value).write_text("sent")
+    done = command("submit", str(recipe), *to, "--send", value)
+    assert "no Ray dashboard answers" in done.stderr  # which is asked next
+
+
+def test_what_a_job_writes_outlives_it(tmp_path: Path) -> None:
+    recipe = written(tmp_path / "r.yaml", GLYPHS)
+    to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}"]
+    for key, arguments in (("checkpoint.uri", ["--set", "checkpoint.uri=x"]), ("--resume", ["--resume", "x"])):
+        done = command("submit", str(recipe), *to, *arguments)
+        assert done.returncode == 2
+        assert f"error: {key} is x, and a job's own folder ends with it" in done.stderr
 
 
 @pytest.mark.parametrize("output", ["", "--set output=runs/first"])

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, PROBES, SINUSOID, config
+from conftest import GLYPHS, PROBES, SINUSOID, config, until
 
 from cluster import loop
-from cluster.config import RunConfig
+from cluster.config import JOB_CPUS, RunConfig
 from cluster.pool import Contribution, LocalPool, Pool, Snapshot
 from cluster.requests import Requests, WorkersLost
 from cluster.worker import Layout, choose_plan
@@ -315,3 +315,32 @@ def test_scores_travel_like_updates() -> None:
         for part in (1, 2):
             assert here.result[part].keys() == there.result[part].keys()
             assert all(torch.equal(values, there.result[part][name]) for name, values in here.result[part].items())
+
+
+def test_who_waits_for_a_place_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    class Holder:
+        pass
+
+    caplog.set_level("INFO")
+    monkeypatch.setenv(JOB_CPUS, "1")
+    monkeypatch.setattr("cluster.ray_pool.ROOM_S", 0.5)
+    holder = ray.remote(num_cpus=3)(Holder).remote()
+    pool = ray_pool(config(SINUSOID), min=1, max=2)
+    told = "1 of 2 workers started; 1 waits for a CPU, which the driver has: --driver-cpus 0 leaves it to workers"
+    until(lambda: pool.next(0.2) is None and told in caplog.messages)
+    ray.kill(holder)
+    until(lambda: pool.next(0.2) is None and "2 of 2 workers started" in caplog.messages)
+    assert caplog.messages.count(told) == 1
+    try:
+        other = ray_pool(config(SINUSOID), min=1, max=2)  # of the same name, at the same time
+        named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        assert sum(name.startswith("sinusoid worker-") for name in named) == 4
+        other.close()
+    finally:
+        pool.close()
+    monkeypatch.delenv(JOB_CPUS)
+    with pytest.raises(InputError, match=r"1 of workers\.min = 2 workers of 0 CPUs and 1 GPUs could start"):
+        ray_pool(config(SINUSOID), min=2, max=3, cpus=0.0, gpus=1.0, wait_s=15.0)
+    assert "1 of 3 workers started; 2 wait for a GPU each; 0 of the cluster's 1 GPUs are free" in caplog.messages

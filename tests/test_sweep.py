@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,11 @@ def runs_of(uri: str) -> list[Any]:
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
+def without_date(found: Any) -> str:
+    """The name of a run in MLflow, of which a sweep's has its date."""
+    return re.sub(r"^s \d{4}-\d\d-\d\d \d\d:\d\d$", "s", found.info.run_name)
+
+
 @pytest.fixture
 def watching() -> Iterator[Callable[[Callable[[], None]], None]]:
     """Lets a function look on while the sweep runs; what it raises fails the test."""
@@ -203,7 +209,7 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
     assert [trial.state for trial in outcome.trials] == ["completed"]
     assert [report.step for report in outcome.winner.reports] == list(range(0, 201, 10))
     assert equal(alone(search.folder, 0, tmp_path / "again"), parameters(search.folder / "trials" / "00"))
-    assert [found.info.run_name for found in runs_of(uri)] == ["s-00", "s"]  # the same run in MLflow, too
+    assert [without_date(found) for found in runs_of(uri)] == ["s-00", "s"]  # the same run in MLflow, too
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -251,7 +257,7 @@ def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Pa
         for entry, end in zip(history, ends, strict=True):
             if entry["trial"] == trial.number:  # its own record has what it did itself
                 used = {
-                    row["learner/lr"] for row in rows(search.folder, trial.number) if entry["step"] < row["step"] <= end
+                    row["learner.lr"] for row in rows(search.folder, trial.number) if entry["step"] < row["step"] <= end
                 }
                 assert used == {entry["values"]["outer.lr"]}
         for old, new in pairwise(history):
@@ -269,7 +275,7 @@ def test_a_trial_that_diverges_is_the_last_one_and_costs_the_others_nothing(tmp_
     assert [(trial.number, trial.state) for trial in outcome.trials] == [(0, "completed"), (1, "diverged")]
     assert "is not finite" in outcome.trials[1].cause
     with pytest.raises(InputError, match="is finished: give another output"):
-        sweep.start(load(tmp_path, space=rates, search="grid", budget={}), resume=True)
+        sweep.start(load(tmp_path, space=rates, search="grid", budget={}), resume="auto")
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -282,7 +288,7 @@ def test_when_the_time_is_up_the_best_so_far_is_the_winner(tmp_path: Path) -> No
     assert bundled["outer"]["steps"] == outcome.winner.last.step
     assert f"trained {outcome.winner.last.step} steps of 6 tasks" in outcome.scores[0].protocol
     before = {trial.number: trial.steps for trial in outcome.trials}
-    outcome = sweep.start(search, resume=True)  # with its minutes anew
+    outcome = sweep.start(search, resume="auto")  # with its full minutes again
     after = {trial.number: trial.steps for trial in outcome.trials}
     assert all(after[number] > steps for number, steps in before.items())
 
@@ -307,7 +313,7 @@ def test_a_sweep_with_a_scheduler_goes_on_where_it_was(tmp_path: Path, scheduler
                 shutil.rmtree(saved)
     ahead = {n: [r["step"] for r in rows(search.folder, n) if "val/mse_after" in r] for n in range(3)}
     assert all(steps[-1] >= 10 for steps in ahead.values())
-    outcome = sweep.start(search, resume=True)
+    outcome = sweep.start(search, resume="auto")
     assert len(outcome.trials) == 3
     assert all(trial.over for trial in outcome.trials)
     assert outcome.winner.steps == 60
@@ -420,16 +426,16 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 130, said
-    assert "trials; what they reported is kept: the same command with --resume goes on" in said
+    assert said.endswith("trials; what they reported is kept\nto continue: metatrain tune sweep.yaml --resume auto\n")
     done = reports()
 
-    second = go("--resume")
+    second = go("--resume", "auto")
     until(lambda: any("ended" in line for line in journal(search.folder)) and reports() >= done + 8)
     second.kill()
     second.communicate(timeout=60)
     (search.folder / "journal.jsonl").open("a").write('{"trial": 3, "rep')  # killed in mid line
 
-    third = go("--resume")
+    third = go("--resume", str(search.folder))
     out, said = third.communicate(timeout=120)
     assert third.returncode == 0, said
     assert out.splitlines()[-1].startswith("result: mse=")
@@ -439,12 +445,15 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
         lines = [(line["trial"], line.get("report", {}).get("step")) for line in whole if kind in line]
         assert len(lines) == len(set(lines)) == count, (kind, lines)
     found = runs_of(uri)
-    assert sorted(r.info.run_name for r in found) == ["s", "s-00", "s-01", "s-02", "s-03"]
+    assert sorted(map(without_date, found)) == ["s", "s-00", "s-01", "s-02", "s-03"]
+    assert len({r.info.experiment_id for r in found}) == 1
     assert {r.info.status for r in found} == {"FINISHED"}
-    (parent,) = (r for r in found if r.info.run_name == "s")
+    (parent,) = (r for r in found if without_date(r) == "s")
     children = [r for r in found if r is not parent]
     assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
     assert len({r.data.params["outer.lr"] for r in children}) == 4
+    assert [len(r.outputs.model_outputs) for r in (parent, *children)] == [1, 0, 0, 0, 0]
+    assert {each.dataset.name for r in found for each in r.inputs.dataset_inputs} >= {"sinusoid train", "sinusoid test"}
     client = MlflowClient(uri)
     best = [m.value for m in client.get_metric_history(parent.info.run_id, "val/mse_after")]
     assert best == sorted(best, reverse=True), "the best so far cannot become worse"
@@ -459,3 +468,23 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     }
     again = alone(search.folder, 0, tmp_path / "again")
     assert equal(again, parameters(search.folder / "trials" / "00"))
+
+
+def test_tune_names_the_command_for_what_is_no_sweep_and_continues_a_sweep_only(tmp_path: Path) -> None:
+    load(tmp_path)  # sweep.yaml and recipe.yaml
+    for name in ("run/config.yaml", "swept/sweep.yaml", "other/notes.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("{}")
+    swept = "swept is a sweep's folder: metatrain tune swept/sweep.yaml --resume swept"
+    cases = {
+        "recipe.yaml": "recipe.yaml is a recipe: metatrain train recipe.yaml",
+        "run": "run is a run's folder: metatrain train run/config.yaml --resume run",
+        "swept": swept,
+        "other": "other is a folder: give a YAML file such as those in recipes/sweeps/",
+        "sweep.yaml --resume run": f"{tmp_path}/run holds no sweep to continue: give a sweep's folder, or",
+        "sweep.yaml --resume run --set output=x": "output is x, and --resume continues the sweep in run: give one",
+    }
+    for arguments, sentence in cases.items():
+        done = command("tune", *arguments.split())
+        assert done.returncode == 2
+        assert f"error: {sentence}" in done.stderr

@@ -16,6 +16,7 @@ from cluster import jobs_cli
 from cluster.cli import Address, Set, app, print_results
 from cluster.job import JOB
 from metatrain import cli
+from metatrain.awaiting import awaiting
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
@@ -157,7 +158,8 @@ def _print_plan(search: Search, address: str | None) -> None:
     from cluster.progress import duration
     from tuning.resources import estimate
 
-    estimated = estimate(search, address)
+    with awaiting("measuring a ticket of each kind"):
+        estimated = estimate(search, address)
     for key, domain in search.space.items():
         print(f"{key}: {domain}")
     each = search.base.outer
@@ -168,7 +170,7 @@ def _print_plan(search: Search, address: str | None) -> None:
     print(f"at once: {estimated.at_once} on this cluster, each with {estimated.resources}")
     learnt = search.trials * each.steps * each.tasks_per_step
     print(f"tasks: at most {learnt} to learn from and {estimated.validated} to validate with")
-    print(f"time: at most about {duration(estimated.seconds)} (minutes:seconds), by {estimated.measured}")
+    print(f"time: at most about {duration(estimated.seconds)} (minutes:seconds), from {estimated.measured}")
     print(f"output: {search.folder}")
 
 
@@ -197,10 +199,10 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     print("pictures:", *(_near(name) for name in search.folder.names("figures/*.png")))
     winner = _near(trial_folder(search, outcome.winner))
     if (search.folder / "schedule.json").exists():
-        print(f"how the winner's values changed: {folder}/schedule.json")
+        print(f"schedule of the winner's values: {folder}/schedule.json")
     elif outcome.winner.state == "completed":
         again = f"{folder}-again-{outcome.winner.number:02d}"
-        print(f"the winner again: {cli.program()} train {winner}/config.yaml --set output={again}")
+        print(f"to train the winner again: {cli.program()} train {winner}/config.yaml --set output={again}")
     if outcome.place is not None:
         place = place_of(str(search.folder))
         if place.uri.startswith("http"):

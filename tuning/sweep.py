@@ -36,6 +36,7 @@ from cluster.requests import Interrupted
 from cluster.tracking import Place, Tracker
 from metatrain import bundle, figures, storage
 from metatrain import recipe as recipes
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
@@ -177,24 +178,25 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
     with run.interruptible() as should_stop, ray_pool.connected(address, code), _alone(search):
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said here
-        check_resources(search)
-        known = folder / "mlflow.json"
-        run_id = tracking.place_of(str(folder)).run_id if known.exists() else None
-        steps = Journal(folder / "journal.jsonl").steps()
-        tracker = tracking.start(
-            run.experiment_of(search.base),
-            description.dated(search.sweep.name),
-            _described(search),
-            run_id,
-            step=steps,
-            about=description.tags(str(folder), search.base.name, search.sweep.recipe),
-            columns=run.columns_of(search.base),
-        )
-        journal = _open(search)
-        place = tracker.place()
-        if place is not None:
-            known.write_text(json.dumps(place._asdict()))
-        folder.keep()
+        with awaiting("starting the sweep"):
+            check_resources(search)
+            known = folder / "mlflow.json"
+            run_id = tracking.place_of(str(folder)).run_id if known.exists() else None
+            steps = Journal(folder / "journal.jsonl").steps()
+            tracker = tracking.start(
+                run.experiment_of(search.base),
+                description.dated(search.sweep.name),
+                _described(search),
+                run_id,
+                step=steps,
+                about=description.tags(str(folder), search.base.name, search.sweep.recipe),
+                columns=run.columns_of(search.base),
+            )
+            journal = _open(search)
+            place = tracker.place()
+            if place is not None:
+                known.write_text(json.dumps(place._asdict()))
+            folder.keep()
         status = "FAILED"
         try:
             recipe = search.base.recipe()
@@ -209,7 +211,8 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
                 for trial in journal.trials.values():
                     if trial.state == "running":  # the journal does not say so: it may go on later
                         trial.state = "timed out"
-            outcome = _conclude(search, journal, tracker, place)
+            with awaiting("testing the winner"):
+                outcome = _conclude(search, journal, tracker, place)
             status = "FINISHED"
         except Interrupted:
             status = "KILLED"
@@ -252,7 +255,7 @@ def _check_folder(search: Search, resume: str | None) -> None:
 
 @contextmanager
 def _alone(search: Search) -> Iterator[None]:
-    """Refuse a folder that another process works in."""
+    """Refuse a folder in which another process works."""
     uri = str(search.folder)
     if storage.is_remote(uri):  # no storage has locks: this is for two on one machine
         path = Path(tempfile.gettempdir()) / f"metatrain-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
