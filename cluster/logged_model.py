@@ -91,8 +91,8 @@ def described(learned: Learned) -> str:
     features, targets = (", ".join(f"`{name}`" for name in names) for names in served.columns(learned))
     bytes_of = ", the bytes of a PNG or JPEG file" if isinstance(learned.recipe.family, FewShot) else ""
     return (
-        f"{learned.protocol}\n\nThe input is a table of {features}{bytes_of}, and {targets}. The rows that have "
-        f"{targets} are what it adapts to; the rows where this is empty are predicted."
+        f"{learned.protocol}\n\nThe input is a table of {features}{bytes_of}, and {targets}. It adapts to the rows "
+        f"that have {targets}, and predicts those that have none."
     )
 
 
