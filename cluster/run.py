@@ -29,6 +29,7 @@ from cluster.usage import DRIVER_S, Meter
 from cluster.worker import Plan, choose_plan, device_of
 from metatrain import bundle, custom, figures, inference
 from metatrain import recipe as recipes
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Meta, to_device
 from metatrain.evaluate import Score
 from metatrain.isolation import isolated
@@ -84,7 +85,8 @@ def train(
                 bundle.save(str(run.folder / "bundle"), recipe, learner.meta(), run.code)
                 scores = evaluate_work(recipe, requests, "score", learner.version)
                 _warn(scores)
-                _leave_results(run, scores)
+                with awaiting("drawing pictures"):
+                    _leave_results(run, scores)
                 run.folder.keep()
                 for name in ("figures", "bundle", "result.json"):
                     tracker.artifact(run.folder / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LARGE = 50_000_000  # bytes
+
 
 @cache
 def screen() -> Console:
@@ -21,6 +23,11 @@ def screen() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def reading(name: str, size: int) -> AbstractContextManager[object]:
+    """Say that a file is read if it has so many bytes that this takes a second or more."""
+    return awaiting(f"reading {name}") if size > LARGE else nullcontext()
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def test_the_commands_for_data_elsewhere(tmp_path: Path) -> None:
     done = command("data", "push", "glyphs", str(where))
     assert done.stdout.splitlines()[-1] == f"use it with --set family.data={where}"
     assert command("data", "check", str(where)).returncode == 0
-    assert "could be a data set's name: give a path with a /" in command("data", "push", "glyphs", "drawn").stderr
+    assert "could be the name of a data set: give a path with a /" in command("data", "push", "glyphs", "drawn").stderr
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

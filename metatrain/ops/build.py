@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metatrain.awaiting import awaiting
 from metatrain.storage import cache
 
 FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
@@ -55,7 +56,8 @@ def library(name: str) -> ctypes.CDLL:
             with (folder / f"{name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not built.exists():
-                    _compile(source, built)
+                    with awaiting(f"compiling {source.name}, once for this machine"):
+                        _compile(source, built)
         if built.stat().st_uid not in (0, os.getuid()):
             raise Unavailable(f"{built} is another user's, and its code would run as yours: set METATRAIN_CACHE")
         return ctypes.CDLL(str(built))

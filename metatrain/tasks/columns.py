@@ -19,6 +19,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from metatrain import storage
+from metatrain.awaiting import reading
 from metatrain.core import InputError
 
 MOST_BYTES = 1 << 30  # of a file, which is read whole
@@ -61,6 +62,11 @@ def stamp(data: str, key: str = "family.data") -> tuple[int, int]:
 @lru_cache(maxsize=2)
 def opened(data: str, stamp: tuple[int, int], text: str) -> File:
     """A file, read once as long as it does not change. The column `text` of a CSV file is text: there 07 is not 7."""
+    with reading(data, stamp[1]):
+        return _read(data, stamp, text)
+
+
+def _read(data: str, stamp: tuple[int, int], text: str) -> File:
     try:
         contents = storage.read(data)
     except FileNotFoundError:

@@ -26,6 +26,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from metatrain.awaiting import reading
 from metatrain.core import InputError, Split
 from metatrain.storage import cache
 from metatrain.tasks.pixels import Depth
@@ -136,8 +137,9 @@ class ImageStore:
         if manifest.get("format") != FORMAT:
             raise InputError(f"{folder} was written by another version: {again}")
         path = folder / "images.arrow"
-        if not path.exists() or path.stat().st_size != manifest["bytes"] or _sha256(path) != manifest["sha256"]:
-            raise InputError(f"{path} is not what was imported: {again}")
+        with reading(f"the data set {name}", manifest["bytes"]):
+            if not path.exists() or path.stat().st_size != manifest["bytes"] or _sha256(path) != manifest["sha256"]:
+                raise InputError(f"{path} is not what was imported: {again}")
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         header = json.loads(batch.schema.metadata[b"metatrain"])
         sizes = torch.tensor(header["sizes"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,10 +14,9 @@ from typing import NamedTuple
 from pyarrow import fs
 
 from metatrain import storage
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.tasks import images
-
-log = logging.getLogger(__name__)
 
 CHUNK = 8 << 20  # bytes asked for at once
 
@@ -147,11 +145,13 @@ def _copy(uri: str, folder: Path, stored: _Stored) -> None:
     path = partial / "images.arrow"
     system, source = storage.filesystem(f"{uri}/images.arrow")
     done = path.stat().st_size if path.exists() else 0
-    log.info(
-        "fetching %s (%.1f MB)%s", uri, stored.bytes / 1e6, f", of which {done / 1e6:.1f} are here" if done else ""
-    )
+    here = f", of which {done / 1e6:.1f} are here" if done else ""
     try:
-        with system.open_input_file(source) as stream, path.open("ab") as file:
+        with (
+            awaiting(f"fetching {uri} ({stored.bytes / 1e6:.1f} MB){here}"),
+            system.open_input_file(source) as stream,
+            path.open("ab") as file,
+        ):
             stream.seek(min(done, stored.bytes))
             while chunk := stream.read(CHUNK):
                 file.write(chunk)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Split
 from metatrain.tasks import glyphs, pixels, remote
 from metatrain.tasks.images import ImageStore, Rotations, Scheme, folder_of
@@ -28,7 +29,8 @@ def open_data(name: str, checksum: str | None = None) -> ImageStore:
         folder = remote.fetch(name, checksum)
         return ImageStore.read(name, folder, f"remove {folder}, so that it is fetched again")
     if name == "glyphs" and not (folder_of(name) / "manifest.json").exists():
-        import_data(name)
+        with awaiting("drawing the glyphs, once for this machine"):
+            import_data(name)
     return ImageStore.open(name)
 
 
