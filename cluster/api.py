@@ -334,6 +334,8 @@ def _configured(recipe: Any, overrides: Mapping[str, Any], address: str | None) 
         change(tree, overrides)
     except RecursionError:
         raise InputError("the recipe holds itself: give a dict of keys and values") from None
+    if recipes.is_sweep(tree):
+        raise InputError(f"{source} is a sweep: metatrain.tune takes it")
     found = recipes.parse(RunConfig, tree, source)
     workers = plain(overrides.get("workers"))
     asked = address is not None or "workers.max" in overrides or (isinstance(workers, dict) and "max" in workers)

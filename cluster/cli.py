@@ -310,7 +310,7 @@ def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
         resumed = f"continue it with {train} --resume {quoted}, or " if file == "config.yaml" else ""
         raise InputError(f"{path} is a {what}: {resumed}{new}")
     tree = recipes.read(path)
-    if ("space" in tree or "recipe" in tree) and "family" not in tree:
+    if recipes.is_sweep(tree):
         raise InputError(f"{path} is a sweep: {cli.program()} tune {quoted}")
     return recipes.parse(RunConfig, recipes.apply_overrides(tree, overrides), path)
 

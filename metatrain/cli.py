@@ -42,6 +42,16 @@ data = typer.Typer(help="Data sets: list, import, check.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
+class _Messages(logging.Handler):
+    """Log lines on stderr as it is at that moment: above a spinner, if one stands there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # nobody reads it any more
+            self.handleError(record)
+
+
 def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
     """Run a command. An error that the user can fix is one sentence and exit code 2, and Ctrl-C is exit code 130."""
 
@@ -60,7 +70,7 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may have characters that the terminal has not
-    logging.basicConfig(level=logging.INFO, format=log_format, datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=log_format, datefmt="%H:%M:%S", handlers=[_Messages()])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         app()

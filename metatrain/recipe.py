@@ -218,6 +218,11 @@ def read(path: Path | str) -> Tree:
     return tree
 
 
+def is_sweep(tree: Tree) -> bool:
+    """Whether the keys of a file are those of a sweep, which names its recipe."""
+    return bool({"space", "recipe"} & tree.keys()) and "family" not in tree
+
+
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
     """Set each "dotted.key=value" in the tree, the value being YAML."""
     for item in overrides:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -22,8 +23,12 @@ import yaml
 from conftest import GLYPHS, REPTILE, SINUSOID, Done, command, config
 from photos import album
 
-from metatrain import bundle
+import metatrain
+from cluster import tables
+from metatrain import bundle, cli
 from metatrain import recipe as recipes
+from metatrain.core import InputError
+from metatrain.evaluate import Score
 from tuning.cli import app
 
 
@@ -415,6 +420,8 @@ def test_a_sweep_given_to_train_names_the_command_that_takes_it(tmp_path: Path) 
     (tmp_path / "a sweep.yaml").write_text("name: s\nrecipe: s.yaml\nspace: {}\n")
     for name in ("train", "config"):
         refused(command(name, "a sweep.yaml"), "^error: a sweep.yaml is a sweep: metatrain tune 'a sweep.yaml'$")
+    with pytest.raises(InputError, match=r"a sweep\.yaml is a sweep: metatrain\.tune takes it"):
+        metatrain.train("a sweep.yaml")
 
 
 TERMINAL = """
@@ -449,3 +456,56 @@ def test_a_closed_stdout_loses_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert Path("out/result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "difference", "said"),
+    [
+        ("accuracy", (0.4, 0.02), "40.00 ± 2.00 points better"),
+        ("mse", (0.4, 0.02), "0.4000 ± 0.0200 worse"),
+        ("mse", (-0.4, 0.02), "0.4000 ± 0.0200 better"),
+        ("return", (-0.4, 0.02), "0.4000 ± 0.0200 worse"),
+        ("f1", (0.4, 0.02), "0.4000 ± 0.0200 higher"),  # of a family of one's own: nobody knows which is better
+        ("loss", (-0.01, 0.02), "no clear difference: -0.0100 ± 0.0200"),
+        ("mse", (math.nan, math.nan), ""),
+    ],
+)
+def test_the_closing_table_has_few_steps_and_says_what_is_better(
+    metric: str, difference: tuple[float, float], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [*range(11), 20, 24]
+    values = [0.25] * len(steps)
+    diverged = [0] * 12 + [3]
+    score = Score(
+        metric=metric,
+        mean=0.25,
+        ci95=0.02,
+        tasks=40,
+        diverged=3,
+        median=0.5,
+        quartiles=(0.25, 0.75),
+        norm="none",
+        protocol="p",
+        steps=steps,
+        curve=values,
+        curve_ci95=values,
+        curve_diverged=diverged,
+        curve_median=values,
+        curve_quartiles=[(0.25, 0.75)] * len(steps),
+        baselines={"support_mean": 0.5},
+        differences={"support_mean": difference},
+    )
+    cli.print_table(tables.of_scores([score]))
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert re.split(" {2,}", head)[1:6] == ["mean", "95 %", "median", "quartiles", "diverged"]
+    expected = [
+        "before adaptation",
+        *(f"after {n} step{'s' * (n > 1)}" for n in (1, 3, 5, 10)),
+        "after 24 steps (result)",
+    ]
+    assert [re.split(" {2,}", row)[0] for row in rows] == expected
+    assert [re.split(" {2,}", row)[-1] for row in rows] == ["0"] * 5 + ["3"]
+    assert last.startswith("support mean  ")
+    assert last.endswith(said)
+    if metric == "accuracy":
+        assert "25.00% to 75.00%" in rows[0]
