@@ -74,8 +74,8 @@ def check(command: str, home: Home) -> None:
             command = f"{command} --source {source}"  # not downloaded
     if command.startswith("metatrain tune") and "--dry-run" not in command:
         command = f"{command} {FEWER}"
-    elif command.startswith("metatrain train"):
-        command = f"{command} {LESS} --set workers.max=0"  # `make demo` has workers
+    elif re.match("metatrain (train|evaluate)", command):
+        command += f" {LESS if 'train' in command else ''} --set workers.max=0"  # `make demo` has workers
     out = home.run(command).splitlines()
     assert out
     if re.search("--dry-run|--profile", command):
