@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,12 @@ def runs_of(uri: str, experiment: str) -> list[Any]:
     return client.search_runs([found.experiment_id])
 
 
+def together(*asked: Callable[[], Any]) -> list[Any]:
+    """What each gives: at the same time, since most of it is the start of a process."""
+    with ThreadPoolExecutor() as threads:
+        return [answer.result() for answer in [threads.submit(each) for each in asked]]
+
+
 def last(text: str) -> str:
     return text.splitlines()[-1]
 
@@ -96,45 +104,44 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3
     assert rest[-3:] == said[1:4]  # the commands
     follow, stop, listed = (line.split(maxsplit=1)[1].split() for line in rest[-3:])
 
-    (job,) = [job for job in json.loads(nodes.run(*listed, "--json").stdout) if job["name"] == "long"]
+    shown, same_name, same_output, actors = together(
+        lambda: nodes.run(*listed, "--json"),
+        lambda: nodes.submit(recipe, "--set", f"output={where}", "--name", "long"),
+        lambda: nodes.submit(recipe, "--set", f"output={where}"),
+        lambda: alive(nodes),
+    )
+    (job,) = [job for job in json.loads(shown.stdout) if job["name"] == "long"]
     assert (job["state"], job["output"], job["recipe"]) == ("running", where, str(recipe))
-    again = nodes.submit(recipe, "--set", f"output={where}", "--name", "long")
-    assert again.returncode == 2
-    assert last(again.stderr) == "error: this cluster already has a job long, it is under way: give another --name"
-    again = nodes.submit(recipe, "--set", f"output={where}")
-    assert again.returncode == 2
-    assert f"error: the job long writes to {where}: stop it with `metatrain stop long`" in again.stderr
-    assert [re.sub(r"\w{6}$", "", name) for name in sorted(alive(nodes))] == [
-        "sinusoid worker-0 ",
-        "sinusoid worker-1 ",
-    ]
+    assert same_name.returncode == same_output.returncode == 2
+    assert last(same_name.stderr) == "error: this cluster already has a job long, it is under way: give another --name"
+    assert f"error: the job long writes to {where}: stop it with `metatrain stop long`" in same_output.stderr
+    assert [name[:-6] for name in sorted(actors)] == ["sinusoid worker-0 ", "sinusoid worker-1 "]
     until(lambda: steps(where) >= 200)
     stopped = nodes.run(*stop[:-3], *stop[-2:])  # the newest
     assert stopped.returncode == 0, stopped.stderr
     told, to_continue = stopped.stdout.splitlines()
     assert told == "job long was stopped"
-    assert not alive(nodes)
-    again = nodes.run(*stop)
-    assert again.returncode == 2
+    done = steps(where)
+    shorter = ["--set", f"outer.steps={done + 50}", "--set", f"output={where}"]
+    again, followed, unknown, refused, actors = together(
+        lambda: nodes.run(*stop),
+        lambda: nodes.run(*follow),
+        lambda: nodes.run(*follow[:2], "lang", *follow[-2:]),
+        lambda: nodes.submit(recipe, *shorter),
+        lambda: alive(nodes),
+    )
+    assert (again.returncode, followed.returncode, unknown.returncode, refused.returncode) == (2, 130, 2, 2)
     assert last(again.stderr) == "error: the job long was stopped already: `metatrain jobs` lists those under way"
-    followed = nodes.run(*follow)
-    assert followed.returncode == 130
     assert re.search(r"\n\S+ stopping: it saves first\nstopped after \d+ of 100000 outer steps", followed.stdout)
     assert last(followed.stderr) == to_continue
-    unknown = nodes.run(*follow[:2], "lang", *follow[-2:])
-    assert unknown.returncode == 2
     assert last(unknown.stderr).startswith("error: there is no job lang on this cluster: the nearest name is long;")
-    done = steps(where)
+    holds = f"{where} already holds a run: pass --resume auto to continue it, or another output"
+    assert last(refused.stderr).endswith(holds)
+    assert not actors
     (recorded,) = runs_of(nodes.environment["MLFLOW_TRACKING_URI"], "jobs")
     assert recorded.info.status == "KILLED"
     assert recorded.data.tags["metatrain.job"] == "long"
 
-    shorter = ["--set", f"outer.steps={done + 50}", "--set", f"output={where}"]
-    refused = nodes.submit(recipe, *shorter)
-    assert refused.returncode == 2
-    assert last(refused.stderr).endswith(
-        f"{where} already holds a run: pass --resume auto to continue it, or another output"
-    )
     command, _, arguments = to_continue.removeprefix(f"to continue in {where}: ").partition(" ")
     resumed = nodes.run(command, *arguments.split(), *shorter, "--driver-cpus", "0")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
