@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from metatrain.evaluate import Score, interval
+from metatrain.names import printable
 
 STEPS = (0, 1, 3, 5, 10)  # of adaptation, that have a row beside the last one
 MOST_UNBROKEN = 60  # columns of a folder
@@ -42,14 +43,14 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table()
     for name in ("name", "kind", "when", "steps", "result"):
         table.add_column(name, overflow="fold")
-    longest = max(len(row["folder"]) for row in rows)
+    longest = max(len(printable(row["folder"])) for row in rows)
     table.add_column("folder", overflow="fold", min_width=min(longest, MOST_UNBROKEN))  # it is copied
     for row in rows:
         steps = "" if row["steps"] is None else f"{row['steps']} of {row['of']}"
         result = "" if row["metric"] is None else f"{row['metric']} {interval(row['metric'], row['mean'], row['ci95'])}"
         lost = f", {row['diverged']} tasks diverged" if row["diverged"] else ""
         when = "" if row["when"] is None else f"{row['when']:%Y-%m-%d %H:%M}"
-        table.add_row(row["name"], row["kind"], when, steps, result + lost, row["folder"])
+        table.add_row(printable(row["name"]), row["kind"], when, steps, result + lost, printable(row["folder"]))
     return table
 
 

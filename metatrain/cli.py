@@ -313,6 +313,7 @@ def adapt(
     from metatrain import figures, files, inference
     from metatrain.awaiting import awaiting
     from metatrain.core import InputError
+    from metatrain.names import printable
     from metatrain.plain import to_json
 
     if output.exists() and not output.is_dir():
@@ -328,7 +329,7 @@ def adapt(
         if found.picture is not None:
             with awaiting("drawing predictions.png"):
                 written.append(figures.save(found.picture, output / "predictions.png"))
-        notes = [*found.notes, f"written: {' '.join(map(str, written))}"]
+        notes = [printable(note) for note in (*found.notes, f"written: {' '.join(map(str, written))}")]
         if json:
             show(found.result)
             print(*notes, sep="\n")
@@ -356,17 +357,20 @@ def _print_predictions(found: Predicted) -> None:
     console = Console(markup=False, emoji=False)
 
     def table(name_columns: int | None) -> Table:
-        columns = found.shown(name_columns)
+        columns = found.shown(most, name_columns)
         made = Table(*columns)
-        for row in list(zip(*columns.values(), strict=True))[:most]:
+        for row in zip(*columns.values(), strict=True):
             made.add_row(*row)
         return made
 
     def width(name_columns: int) -> int:
         return table(name_columns).__rich_measure__(console, console.options.update(width=10_000)).maximum
 
-    fitting = bisect_right(NAME_COLUMNS, console.width, key=width)
-    print_table(table(NAME_COLUMNS[max(fitting - 1, 0)] if sys.stdout.isatty() else None))
+    if sys.stdout.isatty():
+        fitting = bisect_right(NAME_COLUMNS, console.width, key=width)
+        print_table(table(NAME_COLUMNS[max(fitting - 1, 0)]))
+    else:
+        print_table(table(None))
     if most is not None and len(found.rows) > most:
         print(f"and {len(found.rows) - most} more rows")
 

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-Columns = Mapping[str, Sequence[str]]  # [N] each, by their heads
+Columns = Mapping[str, Sequence[str]]  # by their heads
+# A table of the first so many rows, or of all, in which names take at most so many columns, or all that they need.
+Shown = Callable[[int | None, int | None], Columns]
 
 
 class Predicted(NamedTuple):
     """What was predicted of N examples, and how it is shown."""
 
-    shown: Callable[[int | None], Columns]  # a table to print; names take at most so many columns, or all they need
+    shown: Shown  # a table to print
     notes: list[str]  # lines to print
     result: dict[str, Any]  # predictions.json
     picture: Figure | None
@@ -107,9 +109,10 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         for place, target, value in zip(places, truth, found.values.tolist(), strict=True)
     ]
 
-    def shown(most: int | None) -> Columns:
+    def shown(count: int | None, most: int | None) -> Columns:
         heads = ["row", *(["target"] if any(target is not None for target in truth) else []), "prediction"]
-        return {head: [_text(row[head]) for row in rows] for head in heads} | {"row": _cut(places, most)}
+        columns = {head: [_text(row[head]) for row in rows[:count]] for head in heads}
+        return columns | {"row": _cut(places[:count], most)}
 
     notes, result = _told(learned, adapted, "row", len(places)), _result(learned, adapted, rows)
     known = [i for i, target in enumerate(truth) if target is not None]
@@ -191,7 +194,7 @@ def _arrays(path: Path, key: str) -> dict[str, Any]:
 
 def _classified(
     learned: Learned, adapted: Adapted, found: Predictions, kind: str, places: list[str], labels: Sequence[Any]
-) -> tuple[Callable[[int | None], Columns], list[str], dict[str, Any]]:
+) -> tuple[Shown, list[str], dict[str, Any]]:
     """The table, the notes and the result of predicted classes; a label may be None, or no class of the support set."""
     truth = [label if label in found.classes else None for label in labels]
     marks = [
@@ -199,16 +202,17 @@ def _classified(
     ]
     chances = found.probabilities.tolist()
 
-    def shown(most: int | None) -> Columns:
-        names = {_text(label) for label in (*labels, *found.classes)}
+    def shown(count: int | None, most: int | None) -> Columns:
+        names = list(dict.fromkeys(_text(label) for label in (*found.classes, *labels[:count])))
         name = dict(zip(names, _cut(names, most), strict=True))
-        columns = {kind: _cut(places, most)}
+        columns = {kind: _cut(places[:count], most)}
         if any(label is not None for label in labels):
-            columns["class"] = [name[_text(label)] for label in labels]
+            columns["class"] = [name[_text(label)] for label in labels[:count]]
         cells = []
-        for mark, label, row in zip(marks, found.labels, chances, strict=True):
-            second = sorted(range(len(row)), key=row.__getitem__)[-2]
-            runner_up = f"{name[_text(found.classes[second])]} {_percent(row[second])}"
+        for mark, label, row in list(zip(marks, found.labels, chances, strict=True))[:count]:
+            others = [(chance, other) for chance, other in zip(row, found.classes, strict=True) if other != label]
+            chance, other = max(others, key=lambda pair: pair[0])
+            runner_up = f"{name[_text(other)]} {_percent(chance)}"
             known = (name[_text(label)], _percent(max(row)), runner_up) if label is not None else ("none", "", "")
             cells.append((mark + known[0], *known[1:]))
         return columns | dict(zip(("prediction", "probability", "runner-up"), zip(*cells, strict=True), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from itertools import zip_longest
 
@@ -33,8 +32,10 @@ def printable(name: str) -> str:
 
 def _alike(found: dict[str, str]) -> list[list[str]]:
     """The groups of names that look the same."""
-    seen = Counter(found.values())
-    return [[name for name in found if found[name] == text] for text, times in seen.items() if times > 1]
+    groups: dict[str, list[str]] = {}
+    for name, text in found.items():
+        groups.setdefault(text, []).append(name)
+    return [same for same in groups.values() if len(same) > 1]
 
 
 def _cut(name: str, most: int) -> str:

@@ -375,6 +375,14 @@ def test_where_checkpoints_lie_elsewhere_the_command_names_the_output(tmp_path: 
     assert f"resuming {tmp_path}/saved/step-" in pasted(done.stderr).stderr
 
 
+def test_a_name_in_the_list_of_runs_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    row = dict.fromkeys(("when", "steps", "of", "metric", "diverged")) | {"kind": "run"}
+    names = {"name": "a\x1b[31m", "folder": "runs/b\nc\u202e"}
+    cli.print_table(tables.of_runs([row | names]))
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.split() == [r"a\x1b[31m", "run", r"runs/b\nc\u202e"]
+
+
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
     assert command("runs").stdout == "there are no runs in runs: train one with metatrain train RECIPE\n"
     assert json.loads(command("runs", "--json").stdout) == []

@@ -24,7 +24,8 @@ from cluster import run
 from cluster.worker import Plan, Worker
 from metatrain import bundle, cli, figures, inference
 from metatrain.core import InputError, Ticket, generator_for
-from metatrain.files import Predicted
+from metatrain.files import Predicted, _classified
+from metatrain.inference import Predictions
 from metatrain.names import shortened
 from metatrain.tasks import FewShot, open_data
 
@@ -371,7 +372,7 @@ def test_on_a_terminal_long_names_are_cut_in_the_middle_and_stay_apart(
     names = [f"photographs_from_the_{'north' * 8}_{i}.png" for i in range(9)]
     classes = [f"{'a_class_of_things' * 4}{letter}" for letter in "ABC"]
 
-    def shown(most: int | None) -> dict[str, list[str]]:
+    def shown(count: int | None, most: int | None) -> dict[str, list[str]]:
         short = shortened([*names, *classes], most or 1000)
         found = [short[classes[i % 3]] for i in range(9)]
         table = {"image": [short[name] for name in names], "prediction": [f"✓ {name}" for name in found]}
@@ -389,6 +390,34 @@ def test_on_a_terminal_long_names_are_cut_in_the_middle_and_stay_apart(
         assert prediction.startswith("✓ a_")
         assert prediction.endswith("ABC"[i % 3])
         assert "ABC"[i % 3] in second
+
+
+def test_the_runner_up_is_another_class_also_if_two_are_as_probable(trained: Trained) -> None:
+    learned = metatrain.load(trained.folder)
+    adapted = learned.adapt(*part(trained, "support"))
+    classes = list(adapted.classes or ())
+    found = Predictions(classes, torch.full((2, len(classes)), 1 / len(classes)))
+    shown, *_ = _classified(learned, adapted, found, "image", ["a.png", "b.png"], [None, "\x1b[31m"])
+    for count in (1, None):
+        table = shown(count, None)
+        assert len(table["image"]) == (count or 2)
+        for predicted, second in zip(table["prediction"], table["runner-up"], strict=True):
+            assert not second.startswith(f"{predicted.removeprefix('✓ ').removeprefix('✗ ')} ")
+    assert "\x1b" not in "".join(table["class"])
+
+
+def test_many_names_are_cut_in_no_time() -> None:
+    seen = []
+
+    class Name(str):  # counts how often it is looked at
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            seen.append(None)
+            return super().__hash__()
+
+    shortened([Name(f"few.csv row {i}") for i in range(1000)], 8)
+    assert len(seen) < 30_000
 
 
 def test_a_name_is_shown_from_where_it_differs_if_its_ends_do_not_tell_it_apart() -> None:
