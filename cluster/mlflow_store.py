@@ -132,7 +132,7 @@ def be_brief() -> None:
 def trouble(error: Exception, uri: str) -> str:
     """What an error of MLflow's means, and what to do."""
     why, where = reason(error, uri), shown(uri)
-    if _unanswered(error, uri):
+    if unanswered(error, uri):
         return f"MLflow does not answer at {where} ({why}): start it, or set tracking.uri"
     if "out-of-date database schema" in str(error) or "locate revision" in str(error):
         return (
@@ -147,15 +147,14 @@ def trouble(error: Exception, uri: str) -> str:
     return f"MLflow cannot use {where} ({why}): put that right, or set tracking.uri to another store"
 
 
-def _unanswered(error: BaseException | None, uri: str) -> bool:
+def unanswered(error: BaseException | None, uri: str) -> bool:
     """Whether no server answered; MLflow wraps what its requests raise."""
     import requests
-    from sqlalchemy.exc import OperationalError
 
     while error is not None:
         if isinstance(error, requests.ConnectionError | requests.Timeout):
             return not isinstance(error, requests.exceptions.SSLError)
-        if isinstance(error, OperationalError) and database(uri) is None:
+        if type(error).__name__ == "OperationalError" and database(uri) is None:  # SQLAlchemy's, or its driver's
             return re.search("refused|timed? ?out|resolve|translate|connect to", str(error), re.I) is not None
         error = error.__cause__ or error.__context__
     return False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cluster import description
 from cluster.config import JOB, Tracking
-from cluster.mlflow_store import be_brief, database, opening, reason, shown, trouble
+from cluster.mlflow_store import be_brief, database, opening, reason, shown, trouble, unanswered
 from cluster.tracking import Params, Place, store
 from metatrain.core import InputError
 
@@ -80,7 +80,6 @@ class MLflowTracker:
                 if JOB in os.environ:  # it may be another one that goes on
                     self._client.set_tag(self.run_id, description.JOB_TAG, os.environ[JOB])
             self._client.update_run(self.run_id, status="RUNNING")
-            self._show(columns)
         except InputError:
             raise
         except Exception as error:  # MLflow raises what its stores and requests raise
@@ -91,9 +90,10 @@ class MLflowTracker:
                 *(lost, shown(self.uri), step, self.run_id),
             )
         self.errors = 0
+        self._away = False  # whether the last request had no answer: each further one may take half a minute
         self._every = tracking.every_steps
         self._only = COMPARED if PARENT in tags else ("",)
-        self._sent: set[str] = set()  # names
+        self._sent: set[str] = set(found.data.metrics) if found else set()  # names
         self._model_id: str | None = None  # that scores belong to
         self._scored_on: tuple[str, str] | None = None  # the name and digest of the data set that they are of
         self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
@@ -103,6 +103,7 @@ class MLflowTracker:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
         self._thread.start()
+        self._show(columns)
 
     def __repr__(self) -> str:
         return f"MLflowTracker(run {self.run_id} at {shown(self.uri)})"
@@ -116,6 +117,8 @@ class MLflowTracker:
     def inputs(self, recipe: Recipe) -> None:
         from cluster import datasets
 
+        if self._away:
+            return
         try:
             found = datasets.inputs(recipe)
             self._client.log_inputs(self.run_id, found)
@@ -163,6 +166,7 @@ class MLflowTracker:
                 except Exception as error:
                     self._count(error, f"{len(self._pending)} metrics wait")
                     return
+                self._away = False
                 del self._pending[:BATCH]
 
     def artifact(self, path: Path) -> None:
@@ -175,6 +179,8 @@ class MLflowTracker:
             self._count(error, f"{path} was not uploaded")
 
     def model(self, bundle: Path, step: int) -> str:
+        if self._away:
+            return ""
         try:
             from cluster import logged_model
 
@@ -184,6 +190,8 @@ class MLflowTracker:
         return f"models:/{self._model_id}" if self._model_id else ""
 
     def describe(self, text: str) -> None:
+        if self._away:
+            return
         try:
             known = self._client.get_run(self.run_id).data.tags.get(description.NOTE, "")
             self._client.set_tag(self.run_id, description.NOTE, description.merged(text, known))
@@ -238,11 +246,14 @@ class MLflowTracker:
         """Have the table of the experiment's runs show these metrics."""
         if not columns:
             return
-        known = self._client.get_experiment(self._experiment_id).tags
-        state = description.view(known.get(description.VIEW_TAG, ""), columns)
-        for name, value in {description.VIEW_TAG: state, description.PRIMARY_TAG: columns[0]}.items():
-            if known.get(name) != value:
-                self._client.set_experiment_tag(self._experiment_id, name, value)
+        try:
+            known = self._client.get_experiment(self._experiment_id).tags
+            state = description.view(known.get(description.VIEW_TAG, ""), columns)
+            for name, value in {description.VIEW_TAG: state, description.PRIMARY_TAG: columns[0]}.items():
+                if known.get(name) != value:
+                    self._client.set_experiment_tag(self._experiment_id, name, value)
+        except Exception as error:  # an experiment of others, which this user may not change
+            self._count(error, "the table of runs does not show its results")
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -279,6 +290,7 @@ class MLflowTracker:
 
     def _count(self, error: Exception, consequence: str) -> None:
         self.errors += 1
+        self._away = unanswered(error, self.uri)
         if self.errors == 1:
             log.warning("MLflow failed (%s): %s", reason(error, self.uri), consequence)
 

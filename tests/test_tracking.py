@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -388,6 +390,64 @@ def test_a_server_that_dies_neither_stops_nor_slows_training(
     tracker.finish("FINISHED")
     assert tracker.errors >= 1
     assert "metrics.jsonl is complete" in caplog.text
+
+
+def test_who_has_no_answer_does_not_ask_again_for_what_is_only_nice_to_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    recipe = config(SINUSOID).recipe()
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {})
+    there, asked = tracker._client, []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    asked.append(server.accept()[0].close())
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        tracker._client = MlflowClient(f"http://127.0.0.1:{server.getsockname()[1]}")
+        tracker.describe("first")
+        assert (tracker.errors, len(asked)) == (1, 1)
+        tracker.describe("second")
+        tracker.inputs(recipe)
+        assert tracker.model(tmp_path / "bundle", 1) == ""
+        assert (tracker.errors, len(asked)) == (1, 1)
+        server.shutdown(socket.SHUT_RDWR)
+    tracker._client = there
+    tracker.log(1, {"val/mse_after": 1.0})
+    tracker.flush()  # does nothing after an error: the thread sends
+    until(lambda: history(tracker.uri, tracker.run_id, "val/mse_after"))
+    tracker.describe("third")
+    tracker.inputs(recipe)
+    tracker.finish("FINISHED")
+    found = there.get_run(tracker.run_id)
+    assert found.data.tags[description.NOTE] == "third"
+    assert [each.dataset.name for each in found.inputs.dataset_inputs] == ["sinusoid train", "sinusoid test"]
+    assert tracker.errors == 1
+
+
+def test_columns_that_cannot_be_set_refuse_no_run_and_a_resumed_one_sends_what_is_zero_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def forbidden(*args: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", forbidden)
+    first = mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {}, columns=["test/mse"])
+    assert "not yours" in caplog.text
+    first.log(1, {"system/lost_tickets": 1.0, "system/dropped_updates": 0.0})
+    first.finish("KILLED")
+    again = mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], first.run_id, {}, step=1)
+    again.log(2, {"system/lost_tickets": 0.0, "system/dropped_updates": 0.0})
+    again.finish("FINISHED")
+    assert history(again.uri, first.run_id, "system/lost_tickets") == {1: 1.0, 2: 0.0}
+    assert history(again.uri, first.run_id, "system/dropped_updates") == {}
 
 
 def test_metrics_of_an_outage_arrive_once_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
