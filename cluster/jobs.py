@@ -437,7 +437,8 @@ async def _listen(client: JobSubmissionClient, name: str, said: _Said) -> None:
 
 def _described(job: Job) -> dict[str, str]:
     """What the cluster knows of a job besides its name: its dashboard shows it."""
-    return {"recipe": job.recipe, "output": job.output, "needs": _wanted(job), "again": job.again}
+    again = re.sub(r"(://[^/\s:@']*):[^\s']+@", r"\1:***@", job.again)  # a key of the user's may be such an address
+    return {"recipe": job.recipe, "output": job.output, "needs": _wanted(job), "again": again}
 
 
 def _ended(job: Listed) -> str:

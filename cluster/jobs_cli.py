@@ -29,6 +29,7 @@ def jobs(
     from rich.table import Table
 
     from cluster import jobs as ray_jobs
+    from metatrain.names import printable
 
     with cli.printing_json(json) as show:
         found = ray_jobs.listed(ray_jobs.connect(address))
@@ -53,7 +54,7 @@ def jobs(
     for job in found:
         took = str(timedelta(seconds=int(job.took_s)))
         submitted = f"{_local(job.submitted_s):%Y-%m-%d %H:%M:%S}"
-        table.add_row(job.name, job.state, submitted, took, job.output)
+        table.add_row(printable(job.name), job.state, submitted, took, printable(job.output))
     cli.print_table(table)
 
 

@@ -19,9 +19,11 @@ def sent_files(given: Sequence[str]) -> dict[str, Path]:
     here = Path.cwd().resolve()
     found: dict[str, Path] = {}
     for path in given:
+        if not path:
+            raise InputError("--send names no file: give one, or a folder, below this folder")
         place = Path(os.path.normpath(Path(path).absolute()))
         if not place.is_relative_to(here):  # such as one below a link to this folder
-            place = place.parent.resolve() / place.name
+            place = _real(path, place.parent) / place.name
         if not place.is_relative_to(here):
             raise InputError(f"--send {path} lies outside of this folder, {here}: send the job from a folder above it")
         files = {file.relative_to(here).as_posix(): file for file in _files(path, place, here, frozenset())}
@@ -57,7 +59,7 @@ def absent(error: BaseException, node: str) -> str | None:
 def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Iterator[Path]:
     """The files at and below a place, `above` being the folders that hold it."""
     shown = given if not above else place.relative_to(here).as_posix()
-    real = place.resolve()
+    real = _real(given, place)
     if not real.is_relative_to(here):
         raise InputError(f"--send {given}: {shown} is a link to {real}, outside of this folder: copy it here")
     if real in above:
@@ -73,6 +75,14 @@ def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Itera
         raise InputError(f"--send {given}: {shown} {missing}: correct the path")
     else:
         raise InputError(f"--send {given}: {shown} is neither a file nor a folder: send regular files")
+
+
+def _real(given: str, place: Path) -> Path:
+    """Where a path leads to in the end."""
+    try:
+        return place.resolve()
+    except RuntimeError:  # of Python before 3.13
+        raise InputError(f"--send {given}: {place} is a link that leads to itself: remove the link") from None
 
 
 def _check_size(files: Mapping[str, Path]) -> None:

@@ -453,6 +453,16 @@ def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
         jobs._pack(job._replace(sent={"own/x.py": tmp_path / "single.csv"}), tmp_path / "clash")
 
 
+def test_the_command_in_a_jobs_description_has_no_password() -> None:
+    again = "metatrain submit a.yaml --set family.a=postgres://me:hunter2@db/x --set 'family.b=https://u:p@ss@h/y z'"
+    job = jobs.Job("j", [], {}, [], {}, again=again)
+    assert jobs._described(job)["again"] == (
+        "metatrain submit a.yaml --set family.a=postgres://me:***@db/x --set 'family.b=https://u:***@h/y z'"
+    )
+    plain = "metatrain submit a.yaml --address http://head:8265 --set output=s3://bucket/a@b --resume auto"
+    assert jobs._described(job._replace(again=plain))["again"] == plain
+
+
 def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
     here.mkdir()
@@ -466,7 +476,12 @@ def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     (here / "loop" / "a.csv").write_text("a")
     with (here / "large.bin").open("wb") as file:
         file.truncate(51 << 20)
+    (here / "this").symlink_to("that")
+    (here / "that").symlink_to("this")
     refusals = {
+        "": "names no file",
+        "this": "this.* is a link (that leads to itself|to .*this, which does not exist)",
+        "this/below": "this.*( is a link that leads to itself| does not exist)",
         "../above.csv": "lies outside of this folder",
         str(tmp_path / "above.csv"): "lies outside of this folder",
         "out": "out is a link to .*above.csv, outside of this folder: copy it here",

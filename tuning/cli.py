@@ -104,7 +104,7 @@ def submit(
     what: Sweep | RunConfig
     folder = resume if resume not in (None, "auto") else None
     ranges: Mapping[str, Any] = {}
-    if "space" in recipes.read(file):
+    if recipes.is_sweep(recipes.read(file)):
         jobs.find_token(address)
         from tuning import space
 
