@@ -398,15 +398,6 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         recorded = [uri for uri in found if storage.is_file(f"{uri}/mlflow.json")]
         place = place._replace(compared=tuple(tracking.place_of(uri).run_id for uri in recorded))
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
-    model = tracker.model(folder / "bundle", journal.steps())
-    tracker.log(journal.steps(), description.as_metrics(scores))
-    for step, metrics in description.adaptation(scores).items():
-        tracker.log(step, metrics)
-    load = run.how_to_load(config.recipe(), folder, model)
-    tracker.describe(description.note(scores[0].protocol, load, scores))
-    if all(trial.over for trial in order):  # MLflow keeps a parameter as it is: not before all is said
-        best = {f"best.{key}": value for key, value in winner.values.items()}
-        tracker.params([("best.trial", winner.number), *best.items()])
     rows = [
         {
             "trial": t.number,
@@ -431,6 +422,15 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
     for path in (folder / name for name in kept):
         if path.exists():
             tracker.artifact(path)
+    model = tracker.model(folder / "bundle", journal.steps())
+    tracker.log(journal.steps(), description.as_metrics(scores))
+    for step, metrics in description.adaptation(scores).items():
+        tracker.log(step, metrics)
+    load = run.how_to_load(config.recipe(), folder, model)
+    tracker.describe(description.note(scores[0].protocol, load, scores))
+    if all(trial.over for trial in order):  # MLflow keeps a parameter as it is: not before all is said
+        best = {f"best.{key}": value for key, value in winner.values.items()}
+        tracker.params([("best.trial", winner.number), *best.items()])
     if winner.last.diverged_tasks:
         log.warning(
             "%d validation tasks of the winner diverged, and no trial that made as many steps had fewer: "
