@@ -486,5 +486,7 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
 
 def _printable(text: str) -> str:
     """One line without control characters, and not endless."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    from metatrain.names import printable
+
+    shown = printable(text)
     return shown if len(shown) <= 300 else f"{shown[:297]}..."
