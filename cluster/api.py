@@ -243,11 +243,7 @@ def front_door(again: str) -> Iterator[None]:
 
 def _in_python(text: str) -> str:
     """What is an option of a command is an argument here."""
-    return (
-        text.replace("--resume auto", "resume='auto'")
-        .replace("--resume", "resume")
-        .replace("--address", "address")
-    )
+    return text.replace("--resume auto", "resume='auto'").replace("--resume", "resume").replace("--address", "address")
 
 
 @contextmanager
