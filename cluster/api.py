@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Tree = dict[str, Any]
 FIRST = ["metric", "mean", "ci95", "tasks", "norm", "baselines", "protocol"]  # of a result's columns
+COPIES = {"mlartifacts", "mlruns"}  # folders of MLflow's, which hold runs' files once more
 MARKS = ("config.yaml", "metrics.jsonl", "result.json", "sweep.yaml")  # files by which a folder looks like a run's
 TAIL = 1 << 16  # bytes of metrics.jsonl that certainly hold its last line
 
@@ -362,7 +363,8 @@ def _folders(folder: str) -> Iterator[str]:
         if files.intersection(MARKS):
             yield place
         else:
-            waiting += [f"{place}/{name}" for name in sorted(folders, reverse=True) if not name.startswith(".")]
+            inner = sorted(name for name in folders - COPIES if not name.startswith("."))
+            waiting += [f"{place}/{name}" for name in reversed(inner)]
 
 
 def _is_folder(place: str) -> bool:

@@ -45,7 +45,7 @@ def save(root: str, config: RunConfig, plan: Plan, learner: Learner, notes: dict
         "learner.safetensors": save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}),
         "learner.json": json.dumps(scalars).encode(),
         "run.json": json.dumps({"plan": plan._asdict(), "notes": notes}).encode(),
-        "config.yaml": yaml.safe_dump(recipes.dump(config), sort_keys=False).encode(),
+        "config.yaml": recipes.as_yaml(config).encode(),
     }
     bundle.write_directory(uri, files)
     _remove(root, _complete(root)[:-keep])

@@ -63,7 +63,7 @@ def choose(config: RunConfig, resume: str | None, *, trial: bool = False) -> tup
 def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list[Path]:
     """Write a run's config.yaml, and the source of modules of the user's own."""
     written = [folder / "config.yaml"]
-    storage.write(str(written[0]), yaml.safe_dump(recipes.dump(config), sort_keys=False).encode())
+    storage.write(str(written[0]), recipes.as_yaml(config).encode())
     for name, data in code.items():
         storage.write(str(folder / "code" / name), data)
     return [*written, folder / "code"] if code else written

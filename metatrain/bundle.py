@@ -78,7 +78,7 @@ def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None 
     """
     recipe = dataclasses.replace(recipe, family=recipe.family.standalone())
     tensors = {f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()}
-    text = yaml.safe_dump(recipes.dump(recipe), sort_keys=False)
+    text = recipes.as_yaml(recipe)
     code = custom.source(recipes.own_classes(recipe)) if code is None else code
     sources = {f"{CODE}{name}": data for name, data in code.items()}
     write_directory(uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode(), **sources})

@@ -142,7 +142,10 @@ def printing_json(alone: bool) -> Iterator[Callable[[object], None]]:
 @data.command("list")
 def list_(json: AsJson = False) -> None:
     """List the data sets that can be used. Example: metatrain data list"""
+    from rich.table import Table
+
     from metatrain.core import InputError
+    from metatrain.names import printable
     from metatrain.plain import to_json
     from metatrain.storage import cache
     from metatrain.tasks.images import ImageStore
@@ -167,8 +170,10 @@ def list_(json: AsJson = False) -> None:
     if json:
         print(to_json(rows, indent=1))
         return
+    table = Table.grid("name", "state", padding=(0, 2))
     for row in rows:
-        print(f"{row['name']:12} {row['state']}")
+        table.add_row(printable(str(row["name"])), printable(str(row["state"])))
+    print_table(table)
 
 
 @data.command("import")

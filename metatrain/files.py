@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,10 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
     """The support set and the queries are CSV, Parquet or NPZ files."""
     raw, targets, names = _read(learned, support, None, "--support")
     if targets is None:
-        raise InputError(f"{support} has no targets ({', '.join(names)}), and adapting needs some: add them")
+        known = list(raw) if isinstance(raw, dict) else []
+        near = [other for name in names for other in difflib.get_close_matches(name, known, 1)]
+        hint = f"; its column {near[0]!r} has almost that name" if near else ""
+        raise InputError(f"{support} has no targets ({', '.join(names)}), and adapting needs some: add them{hint}")
     try:
         adapted = learned.adapt(raw, targets, norm)
     except InputError as error:

@@ -171,7 +171,7 @@ class Recipe:
         return f"<{type(self).__name__} {self.name}: {', '.join(parts)}, {self.outer.steps} outer steps>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(yaml.safe_dump(dump(self), sort_keys=False))}</pre>"
+        return f"<pre>{html.escape(as_yaml(self))}</pre>"
 
     def _overridden(self, name: str, work: Work) -> Any:
         """The family or the algorithm of a validation or an evaluation."""
@@ -256,6 +256,11 @@ def dump(config: Any) -> Tree:
     return found
 
 
+def as_yaml(config: Any) -> str:
+    """A configuration as the text of a YAML file."""
+    return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
+
+
 def explain(config: Any, path: Path | str, overrides: Sequence[str], origin: str = "recipe") -> str:
     """The configuration as YAML, with a comment for each value: default, --set, or the file, called `origin`."""
     given = {key for key, _ in flatten(apply_overrides(read(path), overrides))}
@@ -267,7 +272,8 @@ def explain(config: Any, path: Path | str, overrides: Sequence[str], origin: str
         return "--set" if any(key == p or key.startswith(f"{p}.") for p in prefixes) else origin
 
     def text(value: Any) -> str:
-        return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+        flow = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+        return flow.removesuffix("\n...\n").strip()
 
     def lines(tree: Tree, prefix: str, indent: str) -> Iterator[str]:
         for key, value in tree.items():

@@ -322,7 +322,7 @@ def test_no_verdict_is_given_where_results_are_no_numbers(trained: metatrain.Run
 def test_runs_lists_what_lies_below_and_notes_what_is_none(
     trained: metatrain.Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for i, name in enumerate(["runs/new", "runs/deep/er/old", "runs/.hidden/x"]):
+    for i, name in enumerate(["runs/new", "runs/deep/er/old", "runs/.hidden/x", "runs/mlartifacts/0/x"]):
         shutil.copytree(trained.folder, name)
         for path in Path(name).iterdir():
             os.utime(path, (1.7e9 - i, 1.7e9 - i))

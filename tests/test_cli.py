@@ -311,8 +311,8 @@ def test_two_ray_workers_learn_what_one_process_learns(tmp_path: Path) -> None:
 def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
     listed = command("data", "list")
-    assert "glyphs       drawn at first use" in listed.stdout
-    assert "omniglot     not imported: metatrain data import omniglot" in listed.stdout
+    assert "glyphs    drawn at first use" in listed.stdout
+    assert "omniglot  not imported: metatrain data import omniglot" in listed.stdout
     drawn = command("data", "import", "glyphs")
     assert drawn.stdout.startswith("imported glyphs: 1000 classes, 20000 images of 28x28 pixels, grey into ")
     checked = command("data", "check", "glyphs").stdout.splitlines()
@@ -320,7 +320,7 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked[1] == "  20 to 20 images a class, median 20"
     assert checked[2].startswith("  splits glyphs: train 700, val 100, test 200 classes, disjoint; ")
     listed = command("data", "list")
-    assert "glyphs       1000 classes, 20000 images of 28x28 pixels, grey; splits glyphs" in listed.stdout
+    assert "glyphs    1000 classes, 20000 images of 28x28 pixels, grey; splits glyphs" in listed.stdout
     refused(command("data", "import", "omniglut"), "'omniglut' is none of glyphs, omniglot: .*give --source")
     refused(command("data", "import", "omniglot", "--size", "28"), "omniglot comes in its published size")
     refused(command("data", "import", "a/b"), "'a/b' cannot name a data set")
@@ -330,7 +330,7 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("data", "import", "mine", "--source", str(tmp_path / "photos")).returncode == 0
     damaged, mine, _ = command("data", "list").stdout.splitlines()
     assert "is not what was imported: run `metatrain data import glyphs` again" in damaged
-    assert mine.startswith("mine         4 classes")
+    assert mine.startswith("mine      4 classes")
     refused(command("data", "import", "omniglot", "--source", "nowhere"), "nowhere holds neither a folder images_back")
 
 

@@ -144,3 +144,11 @@ def test_what_a_notebook_cell_may_end_in_is_one_line() -> None:
     assert repr(meta) == "<Meta: model 321 numbers>"
     task = recipe.family.sample(torch.Generator().manual_seed(0), 3, "train")
     assert repr(task) == "<Task: support_x [3, 5, 1], support_y [3, 5, 1], query_x [3, 5, 1], query_y [3, 5, 1]>"
+
+
+def test_recipes_are_written_as_people_type_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(SINUSOID | {"name": "曲线"}), encoding="utf-8")
+    found = recipes.load(RunConfig, path)
+    assert "name: 曲线\n" in recipes.as_yaml(found)
+    assert "name: 曲线   " in recipes.explain(found, path, [])

@@ -234,9 +234,10 @@ def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(table: Path, s
         assert done.stderr.count("\n") == 1
         assert sentence in done.stderr
         assert not Path("adapted").exists()
-    (tmp_path / "bare.csv").write_text("room,area\n1,10\n")
-    done, _, _ = adapt(table, tmp_path / "bare.csv", few)
-    assert "bare.csv has no targets (price), and adapting needs some" in done.stderr
+    for heads, hint in (("room,area", ""), ("room,area,prices", "; its column 'prices' has almost that name")):
+        (tmp_path / "bare.csv").write_text(f"{heads}\n1,10,3\n" if hint else f"{heads}\n1,10\n")
+        done, _, _ = adapt(table, tmp_path / "bare.csv", few)
+        assert f"bare.csv has no targets (price), and adapting needs some: add them{hint}\n" in done.stderr
 
 
 OWN = '''

@@ -153,7 +153,10 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
         ({"search": "grid", "budget": {}}, "is loguniform, and search: grid takes grids only"),
         ({"space": {"outer.lr": {"grid": [0.1, 0.2]}}}, "is a grid, which needs search: grid"),
         ({"search": "grid", "space": {"outer.lr": {"grid": [1, 2]}}}, "budget.trials is 3 and the grid has 2 points"),
-        ({"set": {"validation.every_steps": 0}}, "validation.every_steps is 0 of 20 outer steps: set it"),
+        (
+            {"set": {"validation.every_steps": 0}},
+            "validation.every_steps is 0 of 20 outer steps: pass --set set.validation",
+        ),
         ({"recipe": "nowhere.yaml"}, "cannot read recipe .*nowhere.yaml"),
         ({"at_once": 0}, "at_once must be at least 1"),
     ],

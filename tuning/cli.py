@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from cluster import jobs_cli
 from cluster.cli import Address, Set, app, print_results
@@ -114,8 +113,7 @@ def submit(
         output, ranges = what.output, dict(space.searched(what.space))
     else:
         what = base = recipes.load(RunConfig, file, set_ or [])
-        text = yaml.safe_dump(recipes.dump(base), sort_keys=False)
-        arguments, files = ["train", "recipe.yaml"], {"recipe.yaml": text}
+        arguments, files = ["train", "recipe.yaml"], {"recipe.yaml": recipes.as_yaml(base)}
         output = what.output or (folder and re.sub(r"/checkpoints(/[^/]+)?/?$", "", folder))
     if base.checkpoint.uri is not None:
         jobs.check_place("checkpoint.uri", base.checkpoint.uri)

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-import yaml
 from optuna.distributions import BaseDistribution
 from pydantic import Field
 from ray import tune
@@ -243,7 +242,7 @@ def shared(sweep: Sweep, tree: recipes.Tree, path: str, found: str) -> RunConfig
     if not 0 < every <= base.outer.steps:
         raise InputError(
             f"a sweep compares trials by validation, and validation.every_steps is {every} of {base.outer.steps} outer "
-            f"steps: set it in {path}, such as set: {{validation.every_steps: {max(base.outer.steps // 10, 1)}}}"
+            f"steps: pass --set set.validation.every_steps={max(base.outer.steps // 10, 1)}, or set it in {path}"
         )
     if base.checkpoint.uri is not None:
         raise InputError("checkpoint.uri would be the same for all trials of a sweep: leave it out, and give output")
@@ -255,10 +254,7 @@ def shared(sweep: Sweep, tree: recipes.Tree, path: str, found: str) -> RunConfig
 def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
     """Both as files that need no others."""
     whole = dataclasses.replace(sweep, recipe="recipe.yaml", set={})
-    return {
-        f"{name}.yaml": yaml.safe_dump(recipes.dump(content), sort_keys=False)
-        for name, content in (("sweep", whole), ("recipe", base))
-    }
+    return {f"{name}.yaml": recipes.as_yaml(content) for name, content in (("sweep", whole), ("recipe", base))}
 
 
 def is_recipe(tree: recipes.Tree) -> bool:
