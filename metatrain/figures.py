@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any, ParamSpec
 
 import numpy as np
 import torch
-from matplotlib import colormaps, font_manager, rc_context, rcParams
+from matplotlib import colormaps, font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from rich.cells import cell_len
 from torch import Tensor
@@ -28,13 +32,15 @@ from metatrain.evaluate import Score
 from metatrain.names import shortened
 
 log = logging.getLogger(__name__)
+# Many Chinese fonts have no bold face. That a text is in the regular one is no news.
+logging.getLogger(font_manager.__name__).addFilter(lambda record: "Failed to find font weight" not in str(record.msg))
 
 BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # told apart by a tick and a cross as well
 MOST_SUPPORT, MOST_QUERIES = 20, 40
 WIDEST = 12.0  # inches, of an episode
 LONGEST = 16  # columns of a class's or a file's name
-WIDE_FONTS = (  # that have Chinese and Japanese characters
+WIDE_FONTS = (  # that have Chinese and Japanese characters, and are chosen before others that have them
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
     "WenQuanYi Micro Hei",
@@ -53,10 +59,10 @@ def as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        installed = font_manager.get_font_names()
-        families = [*rcParams["font.family"], *(name for name in WIDE_FONTS if name in installed)]
-        with rc_context({"text.parse_math": False, "font.family": families}):
-            return draw(*args, **kwargs)
+        with rc_context({"text.parse_math": False}):
+            figure = draw(*args, **kwargs)
+        _add_fonts(figure)
+        return figure
 
     return drawn
 
@@ -299,12 +305,91 @@ def learned_parameters(rows: Sequence[Row], title: str) -> Figure:
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _add_fonts(figure)  # a picture of a sweep has none yet
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(path, dpi=120)
     if any("missing from font" in str(warning.message) for warning in caught):
         log.warning("%s lacks characters that no font here has: install one such as %s", path, WIDE_FONTS[0])
     return path
+
+
+def _add_fonts(figure: Figure) -> None:
+    """Let texts fall back to installed fonts that have the characters that their own font lacks."""
+    alike: dict[tuple[str, ...], list[Text]] = {}  # texts of one font
+    for text in figure.findobj(lambda artist: isinstance(artist, Text)):
+        assert isinstance(text, Text)
+        alike.setdefault((text.get_fontstyle(), str(text.get_fontweight()), *text.get_fontfamily()), []).append(text)
+    for texts in alike.values():
+        font = texts[0].get_fontproperties()
+        families = [name for name in font.get_family() if _face(name, font)] or [fontManager.defaultFamily["ttf"]]
+        lacking = set("".join(text.get_text() for text in texts)) - {"\n"}
+        for name in families:
+            lacking -= _drawn(lacking, _face(name, font))
+        if not lacking:
+            continue
+        added, rest = _families_with(lacking, font)
+        if rest and _find_new_fonts():
+            added, _ = _families_with(lacking, font)
+        for text in texts:
+            text.set_fontfamily([*families, *added])
+
+
+def _families_with(characters: set[str], font: FontProperties) -> tuple[list[str], set[str]]:
+    """Few families that have these characters in the style of `font`, and the characters that none has."""
+    faces: dict[tuple[str, int], set[str]] = {}
+    for entry in fontManager.ttflist:  # a face is listed under each of its names
+        faces.setdefault((entry.fname, getattr(entry, "index", 0)), set()).add(entry.name)
+    names = {name for face, called in faces.items() if _drawn(characters, face) for name in called}
+    # A font of last resort has a box for every character.
+    known = sorted((name for name in names if "lastresort" not in name.replace(" ", "").lower()), key=_rank)
+    drawn = {name: _drawn(characters, _face(name, font)) for name in known}
+    found, rest = [], characters
+    while rest:
+        best = max(known, key=lambda name: len(drawn[name] & rest), default=None)
+        if best is None or not drawn[best] & rest:
+            break
+        found.append(best)
+        rest = rest - drawn[best]
+    return found, rest
+
+
+def _rank(family: str) -> tuple[int, bool, str]:
+    """The order in which families with the same characters are chosen."""
+    wide = WIDE_FONTS.index(family) if family in WIDE_FONTS else len(WIDE_FONTS)
+    return wide, "sans" not in family.lower(), family
+
+
+def _face(family: str, font: FontProperties) -> tuple[str, int] | None:
+    """The file, and the number in it, of the face of a family that matplotlib takes for `font`."""
+    font = font.copy()
+    font.set_family(family)
+    try:
+        path = fontManager.findfont(font, fallback_to_default=False)
+    except ValueError:  # there is no such family
+        return None
+    return str(path), getattr(path, "face_index", 0)
+
+
+def _drawn(characters: set[str], face: tuple[str, int] | None) -> set[str]:
+    """Those of the characters that a face has."""
+    if face is None:
+        return set()
+    path, index = face
+    try:
+        font = FT2Font(path, face_index=index) if index else FT2Font(path)  # matplotlib < 3.11 knows one face a file
+    except (OSError, RuntimeError):  # it was removed, or is no font
+        return set()
+    return {character for character in characters if font.get_char_index(ord(character))}
+
+
+def _find_new_fonts() -> bool:
+    """Add the fonts that were installed since matplotlib cached its list; whether there were any."""
+    listed = len(fontManager.ttflist)
+    for path in sorted(set(font_manager.findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}):
+        with suppress(Exception):  # as matplotlib does: a font that it cannot read or draw, such as one of bitmaps
+            fontManager.addfont(path)
+    return len(fontManager.ttflist) > listed
 
 
 def _blocks(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import GLYPHS, SINUSOID, config, context
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
@@ -31,6 +34,81 @@ def line(axes: Axes, label: str) -> tuple[list[float], list[float]]:
 
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.findobj(Axes) for text in axes.texts]
+
+
+@pytest.fixture
+def make_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Make fonts of a name with these characters only. The fonts of this machine are matplotlib's own meanwhile."""
+    known = font_manager.fontManager
+    own = [entry for entry in known.ttflist if "mpl-data" in entry.fname]
+    monkeypatch.setattr(known, "ttflist", own)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+
+    def make(family: str, characters: str) -> Path:
+        (path,) = (entry.fname for entry in own if entry.fname.endswith("DejaVuSans.ttf"))
+        font = TTFont(path, lazy=True)
+        for name in font["name"].names:
+            if name.nameID in (1, 4):
+                name.string = family
+        for table in font["cmap"].tables:
+            table.cmap = dict.fromkeys(map(ord, characters), "Omega")
+        for tag in {"GSUB", "GPOS", "GDEF"} & set(font.keys()):
+            del font[tag]
+        font.save(tmp_path / f"{family}.ttf")
+        return tmp_path / f"{family}.ttf"
+
+    return make
+
+
+def picture(name: str) -> Figure:
+    """A picture with that name in regular, italic and bold letters."""
+    image, sure = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.ones(1, 1)
+    return figures.episode([(image, name)], [(image, None, f"{name}.png")], [name], sure, sure, title=name)
+
+
+def families(figure: Figure) -> set[tuple[str, ...]]:
+    """The fonts that each of the texts may use, besides the first one."""
+    return {tuple(text.get_fontfamily()[1:]) for text in figure.findobj(Text) if text.get_text()}
+
+
+def test_any_installed_font_that_has_the_characters_of_a_name_is_used(
+    tmp_path: Path, make_font: Callable[[str, str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for family, characters in (("A Serif", "猫狗"), ("Some Hei", "鸟"), ("Some Sans", "猫狗"), ("Zen Sans", "猫狗")):
+        font_manager.fontManager.addfont(make_font(family, characters))
+    both = picture("猫狗cat")
+    assert families(both) == {("Some Sans",)}
+    figures.save(both, tmp_path / "both.png")
+    split = picture("鸟猫")  # no font has both
+    assert families(split) == {("Some Sans", "Some Hei")}
+    figures.save(split, tmp_path / "split.png")
+    assert families(picture("cat")) == {()}
+    plain = Figure()  # as of a sweep, which `episode` and its like have not drawn
+    plain.suptitle("狗")
+    figures.save(plain, tmp_path / "plain.png")
+    assert not caplog.messages  # nor that there is no bold face
+
+
+def test_a_font_is_found_that_was_installed_after_matplotlib_listed_the_fonts(
+    tmp_path: Path,
+    make_font: Callable[[str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    figures.save(picture("猫"), tmp_path / "before.png")
+    (message,) = caplog.messages
+    assert "before.png lacks characters that no font here has: install one such as Noto Sans CJK SC" in message
+    caplog.clear()
+    broken = tmp_path / "broken.ttf"
+    broken.write_bytes(b"no font")
+    installed = [str(broken), str(tmp_path / "removed.ttf"), str(make_font("Some Hei", "猫"))]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: installed)
+    found = picture("猫")
+    assert families(found) == {("Some Hei",)}
+    figures.save(found, tmp_path / "after.png")
+    assert not caplog.messages
+    figures.save(picture("猫狗"), tmp_path / "half.png")
+    assert len(caplog.messages) == 1
 
 
 def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_path: Path) -> None:
