@@ -4,14 +4,14 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-# TORCH=cpu installs PyTorch's build without CUDA, which is a tenth of the size. pip prefers its version, 2.x.y+cpu.
+# TORCH=cpu installs PyTorch's build without CUDA first, a tenth of the size: 2.x.y+cpu is what constraints.txt asks for.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ifdef TORCH
 ifneq ($(TORCH),cpu)
 $(error TORCH is $(TORCH): leave it out, or set it to cpu)
 endif
 endif
-INDEX = $(if $(TORCH),--extra-index-url $(TORCH_INDEX))
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint first second format
 .DEFAULT_GOAL := demo
@@ -20,7 +20,8 @@ INDEX = $(if $(TORCH),--extra-index-url $(TORCH_INDEX))
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed and none was found: install one, or pass PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -c constraints.txt -e '.[dev]'
+	$(if $(TORCH),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.installed

@@ -331,12 +331,14 @@ def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> d
     return added
 
 
-def end(tracking: Tracking, run_id: str, status: str, at_s: float) -> bool:
-    """Record how and when a run ended whose process could not; false where that failed."""
+def end(tracking: Tracking, run_id: str, name: str, status: str, at_s: float) -> bool:
+    """Record how and when a run ended whose process could not, and its name; false if that failed."""
     from mlflow.tracking import MlflowClient
 
     try:
-        MlflowClient(store(tracking)).set_terminated(run_id, status, int(1000 * at_s))
+        client = MlflowClient(store(tracking))
+        client.set_terminated(run_id, status, int(1000 * at_s))
+        client.update_run(run_id, name=name)
         return True
     except Exception as error:
         log.warning("MLflow did not take that run %s is %s: %s", run_id, status, reason(error, store(tracking)))

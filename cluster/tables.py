@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from metatrain.evaluate import Score, interval
 from metatrain.names import printable
 
 STEPS = (0, 1, 3, 5, 10)  # of adaptation, that have a row beside the last one
-MOST_UNBROKEN = 60  # columns of a folder
 
 
 def of_scores(scores: Sequence[Score]) -> Table:
@@ -22,7 +22,7 @@ def of_scores(scores: Sequence[Score]) -> Table:
     for name in ("mean", "95 %", *(("median", "quartiles", "diverged") if diverged else ())):
         table.add_column(name, justify="right")
     if first.baselines:
-        table.add_column("the result, on the same tasks")
+        table.add_column("the result is, on the same tasks")
     for i, step in enumerate(first.steps):
         if step in STEPS or step == first.steps[-1]:
             is_result = step == first.steps[-1]
@@ -40,11 +40,9 @@ def of_scores(scores: Sequence[Score]) -> Table:
 
 def of_runs(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each run or sweep, as `metatrain.runs` has them."""
-    table = Table()
-    for name in ("name", "kind", "when", "steps", "result"):
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("name", "kind", "when", "steps", "result", "folder"):
         table.add_column(name, overflow="fold")
-    longest = max(len(printable(row["folder"])) for row in rows)
-    table.add_column("folder", overflow="fold", min_width=min(longest, MOST_UNBROKEN))  # it is copied
     for row in rows:
         steps = "" if row["steps"] is None else f"{row['steps']} of {row['of']}"
         result = "" if row["metric"] is None else f"{row['metric']} {interval(row['metric'], row['mean'], row['ci95'])}"

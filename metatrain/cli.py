@@ -326,6 +326,9 @@ def adapt(
     with printing_json(json) as show:
         found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
         output.mkdir(parents=True, exist_ok=True)
+        for path in output.glob("predictions.*"):
+            if path.suffix in (".json", ".csv", ".png"):
+                path.unlink()  # of other predictions
         written = [output / "predictions.json"]
         written[0].write_text(to_json(found.result, indent=1))
         if found.rows:

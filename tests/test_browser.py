@@ -128,12 +128,12 @@ def test_the_comparison_of_a_sweep_shows_the_winner_as_the_best(seen: Seen) -> N
     place = place_of(seen.sweep)
     assert printed == f"{seen.uri}{place.page()}"
     page = seen.page(place)
-    wait_for(page, "seen-00", "seen-01", "seen-02", *map(str, RATES))
+    result = json.loads((seen.sweep / "result.json").read_text())
+    wait_for(page, *(f"seen-0{i}{' (winner)' * (i == result['winner'])}" for i in range(3)), *map(str, RATES))
     page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
     assert "Comparing 3 Runs" in page.inner_text("body")
     plot: dict[str, Any] = page.evaluate("document.querySelector('.js-plotly-plot').data[0]")
     assert [axis["label"] for axis in plot["dimensions"]] == ["algorithm.inner_lr", "val/mse_after"]
-    result = json.loads((seen.sweep / "result.json").read_text())
     values = [trial["value"] for trial in result["trials"]]  # the best first
     assert plot["line"]["color"] == pytest.approx(values)
     assert values[0] == min(values) == plot["line"]["cmin"]  # blue is low

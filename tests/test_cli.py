@@ -66,7 +66,7 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
     *lines, last = done.stdout.splitlines()
     assert re.match(r'^result: accuracy=\d+\.\d\d% ci95=\d+\.\d\d tasks=30 protocol=".*bn=transductive,.*"$', last)
     table, rest = lines[:5], lines[5:]
-    assert re.match(r"accuracy on 30 tasks +mean +95 % +the result, on the same tasks$", table[0])
+    assert re.match(r"accuracy on 30 tasks +mean +95 % +the result is, on the same tasks$", table[0])
     for line, row in zip(
         table[1:],
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -521,6 +522,14 @@ def test_what_a_job_reads_is_sent_or_seen_by_all_nodes(tree: dict[str, Any], set
     (tmp_path / value).write_text("sent")
     done = command("submit", str(recipe), *to, "--send", value)
     assert "no Ray dashboard answers" in done.stderr  # which is asked next
+
+
+def test_the_file_that_an_own_family_names_is_sent(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parent.parent / "recipes" / "rooms", tmp_path, dirs_exist_ok=True)
+    to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}/out"]
+    done = command("submit", "rooms.yaml", *to)
+    assert "family.data is rooms.csv, a path in this folder, which the cluster does not see" in done.stderr
+    assert "no Ray dashboard answers" in command("submit", "rooms.yaml", *to, "--send", "rooms.csv").stderr
 
 
 def test_what_a_job_writes_outlives_it(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_every_command_runs(command: str, home: Home, nodes: Nodes) -> None:
             assert home.run(f"{make} ARGS='{LESS}'").splitlines()[-1].startswith("result: accuracy=")
         elif "TORCH=cpu" in command:
             (index,) = set(re.findall(r"--index-url (\S+?)`", (ROOT / "README.md").read_text()))
-            assert f"--extra-index-url {index} " in home.run(f"{command} -n -W pyproject.toml")
+            assert f"--index-url {index} torch torchvision\n" in home.run(f"{command} -n -W pyproject.toml")
         else:
             assert "/bin/pytest" in home.run(f"{make} -n")  # which is what runs this
     elif command == "pip install .":

@@ -209,7 +209,7 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
     assert [trial.state for trial in outcome.trials] == ["completed"]
     assert [report.step for report in outcome.winner.reports] == list(range(0, 201, 10))
     assert equal(alone(search.folder, 0, tmp_path / "again"), parameters(search.folder / "trials" / "00"))
-    assert [without_date(found) for found in runs_of(uri)] == ["s-00", "s"]  # the same run in MLflow, too
+    assert [without_date(found) for found in runs_of(uri)] == ["s-00 (winner)", "s"]  # the same run in MLflow, too
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -445,7 +445,9 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
         lines = [(line["trial"], line.get("report", {}).get("step")) for line in whole if kind in line]
         assert len(lines) == len(set(lines)) == count, (kind, lines)
     found = runs_of(uri)
-    assert sorted(map(without_date, found)) == ["s", "s-00", "s-01", "s-02", "s-03"]
+    best = json.loads((search.folder / "result.json").read_text())["winner"]
+    trials = [f"s-0{i}{' (winner)' * (i == best)}" for i in range(4)]
+    assert sorted(map(without_date, found)) == ["s", *trials]
     assert len({r.info.experiment_id for r in found}) == 1
     assert {r.info.status for r in found} == {"FINISHED"}
     (parent,) = (r for r in found if without_date(r) == "s")

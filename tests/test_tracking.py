@@ -508,7 +508,7 @@ def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
         ready = run.prepare(config(SINUSOID, tracking__uri=None, outer__steps=1, output=str(tmp_path / "s")))
         with run.tracked(ready, {mlflow_tracker.PARENT: "0" * 32}) as tracker:
             assert isinstance(tracker, tracking.NoTracker)
-        assert not mlflow_tracker.end(Tracking(), "0" * 32, "FINISHED", 0.0)
+        assert not mlflow_tracker.end(Tracking(), "0" * 32, "s-00", "FINISHED", 0.0)
     assert "MLflow does not answer at http://me:***@" in caplog.text
     assert "MLflow did not take that run" in caplog.text
     assert "hunter2" not in caplog.text

@@ -141,6 +141,8 @@ def submit(
 
 def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The paths and addresses that a recipe reads, or one of a sweep's trials, with the key of each."""
+    from metatrain import recipe as recipes
+
     families = [base.family, *(base.setting(work).family for work in ("validate", "score"))]
     data = [getattr(family, "data", None) for family in families]
     weights = [getattr(base.model, "weights", None)]
@@ -148,6 +150,9 @@ def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
         places += [value for values in ranges.get(key, {}).values() for value in values]
     named = [place for place in data if isinstance(place, str) and ("/" in place or base.family.name == "table")]
     found = [("family.data", place) for place in named]
+    if ":" in base.family.name:  # what an own family calls a file of this folder
+        given = [(f"family.{key}", value) for key, value in recipes.flatten(recipes.dump(base.family))]
+        found += [(key, value) for key, value in given if isinstance(value, str) and Path(value).is_file()]
     return found + [("model.weights", place) for place in weights if isinstance(place, str)]
 
 
@@ -181,8 +186,10 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     from tuning.pictures import text
     from tuning.sweep import trial_folder
 
-    table = Table(title=f"{search.sweep.name}: the best of {len(outcome.trials)} trials")
     diverged = ["diverged tasks"] if any(trial.last and trial.last.diverged_tasks for trial in outcome.trials) else []
+    few = f"the {SHOWN} best of {len(outcome.trials)}" if len(outcome.trials) > SHOWN else f"{len(outcome.trials)}"
+    order = f"by the last validation{', fewer diverged tasks first' if diverged else ''}"
+    table = Table(title=f"{search.sweep.name}: {few} trials {order}; the first is the winner")
     for name in ("trial", search.metric, "95 %", *diverged, "step", "state", *search.space):
         table.add_column(name, justify="left" if name == "state" else "right")
     metric = search.base.family.metric

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 MOST_FAILURES = 2  # of a trial, be it an error or a process that dies; with the next one it has failed
 KEEP_S = 10.0  # between copies of the journal to a storage
+WON = " (winner)"  # in a run's name
 MOST_COMPARED = 10  # trials that are opened side by side
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal and MLflow have it all
@@ -158,7 +159,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         text = f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} under way"
         if best is not None:
             value = show(self._search.base.family.metric, best[1].value)
-            text += f"  best {self._search.metric} {value} (trial {best[0].number}, step {best[1].step})"
+            text += f"  best {self._search.metric} on the way {value} (trial {best[0].number}, step {best[1].step})"
         if steps_per_s > 0:
             text += f"  ETA at most {duration((total - spared - steps) / steps_per_s)}"
         self._line.show(steps + spared, text, now=now)
@@ -197,7 +198,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
             if place is not None:
                 known.write_text(json.dumps(place._asdict()))
             folder.keep()
-        status = "FAILED"
+        status, winner = "FAILED", None
         try:
             recipe = search.base.recipe()
             tracker.inputs(recipe)
@@ -213,14 +214,14 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
                         trial.state = "timed out"
             with awaiting("testing the winner"):
                 outcome = _conclude(search, journal, tracker, place)
-            status = "FINISHED"
+            status, winner = "FINISHED", outcome.winner
         except Interrupted:
             status = "KILLED"
             ended = sum(trial.state != "running" for trial in journal.trials.values())
             raise Interrupted(f"stopped after {ended} of {search.trials} trials") from None
         finally:
             tracker.finish(status)
-            _end_children(search, journal, place)
+            _end_children(search, journal, place, winner)
             folder.keep()
             storage.remove(f"{folder}/tune")
     return outcome
@@ -440,8 +441,8 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
     return Outcome(order, winner, scores, chosen_by, place)
 
 
-def _end_children(search: Search, journal: Journal, place: Place | None) -> None:
-    """A trial's process ends before it could say so in MLflow."""
+def _end_children(search: Search, journal: Journal, place: Place | None, winner: Trial | None) -> None:
+    """A trial's process ends before it could say so in MLflow. The winner's name there says that it won."""
     if place is None:
         return
     status = {"completed": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
@@ -449,5 +450,7 @@ def _end_children(search: Search, journal: Journal, place: Place | None) -> None
         recorded = trial_folder(search, trial)
         if storage.is_file(f"{recorded}/mlflow.json"):
             run_id = tracking.place_of(recorded).run_id
-            if not mlflow_tracker.end(search.base.tracking, run_id, status.get(trial.state, "KILLED"), trial.at_s):
+            name = f"{one.name_of(search.sweep.name, trial.number)}{WON if trial is winner else ''}"
+            ended = status.get(trial.state, "KILLED")
+            if not mlflow_tracker.end(search.base.tracking, run_id, name, ended, trial.at_s):
                 return

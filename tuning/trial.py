@@ -40,6 +40,11 @@ from tuning.space import Mode, Values
 TRIAL = "metatrain.trial"  # the tag of MLflow runs that holds a trial's number
 
 
+def name_of(sweep: str, number: int) -> str:
+    """What a trial is called."""
+    return f"{sweep}-{number:02d}"
+
+
 class Shared(NamedTuple):
     """What all trials of a sweep have in common; plain data, because it travels."""
 
@@ -56,7 +61,7 @@ class Shared(NamedTuple):
     def config(self, values: Mapping[str, Any], number: int) -> RunConfig:
         """The run that a trial is: `metatrain train` repeats it."""
         tree = copy.deepcopy(self.base)
-        own = {"name": f"{self.name}-{number:02d}", "output": f"{self.folder}/trials/{number:02d}"}
+        own = {"name": name_of(self.name, number), "output": f"{self.folder}/trials/{number:02d}"}
         for key, value in {**values, **own}.items():
             recipes.put(tree, key, value)
         return recipes.parse(RunConfig, tree, f"trial {number}")
