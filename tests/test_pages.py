@@ -75,7 +75,8 @@ def check(command: str, home: Home) -> None:
     if command.startswith("metatrain tune") and "--dry-run" not in command:
         command = f"{command} {FEWER}"
     elif re.match("metatrain (train|evaluate)", command):
-        command += f" {LESS if command.startswith('metatrain train') else ''} --set workers.max=0"  # `make demo` has workers
+        less = LESS if command.startswith("metatrain train") else ""
+        command += f" {less} --set workers.max=0"  # `make demo` has workers
     out = home.run(command).splitlines()
     assert out
     if re.search("--dry-run|--profile", command):
