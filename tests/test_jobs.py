@@ -524,12 +524,15 @@ def test_what_a_job_reads_is_sent_or_seen_by_all_nodes(tree: dict[str, Any], set
     assert "no Ray dashboard answers" in done.stderr  # which is asked next
 
 
-def test_the_file_that_an_own_family_names_is_sent(tmp_path: Path) -> None:
+def test_the_file_that_an_own_family_names_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(Path(__file__).parent.parent / "recipes" / "rooms", tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(sys, "path", sys.path[:])  # which gets this folder
     to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}/out"]
     done = command("submit", "rooms.yaml", *to)
     assert "family.data is rooms.csv, a path in this folder, which the cluster does not see" in done.stderr
     assert "no Ray dashboard answers" in command("submit", "rooms.yaml", *to, "--send", "rooms.csv").stderr
+    for name in ("rooms", "helpers"):
+        del sys.modules[name]  # other tests have modules of these names
 
 
 def test_what_a_job_writes_outlives_it(tmp_path: Path) -> None:
