@@ -343,13 +343,11 @@ def test_the_versions_are_one_line_and_read_without_torch() -> None:
 
 
 def test_the_shells_completion_can_be_installed() -> None:
-    environment = os.environ | {"SHELL": "/bin/bash"}
-    program = [Path(sys.executable).parent / "metatrain"]
-    done = subprocess.run(
-        [*program, "--show-completion", "bash"], capture_output=True, text=True, check=True, env=environment
-    )
+    program = Path(sys.executable).parent / "metatrain"
+    typed = ["bash", "-c", f"{program} --show-completion; true"]  # Typer looks for the shell that it was started from
+    done = subprocess.run(typed, capture_output=True, text=True, check=True)
     assert "_METATRAIN_COMPLETE=complete_bash" in done.stdout
-    asked = environment | {"_METATRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "metatrain ev", "COMP_CWORD": "1"}
+    asked = os.environ | {"_METATRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "metatrain ev", "COMP_CWORD": "1"}
     found = subprocess.run(program, capture_output=True, text=True, check=False, env=asked)
     assert found.stdout.split() == ["evaluate"]
 
