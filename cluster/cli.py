@@ -90,8 +90,6 @@ def train(
         """The command that continues the run that has ended, on a line of its own."""
         if JOB in os.environ:
             return ""  # who sent the job is told how to send it again
-        sets = [part for item in set_ or [] for part in ("--set", item)]
-        given = [*sets, *(["--init", init] if init else []), *(["--address", address] if address else [])]
         way = ["--resume", "auto"] if config.output is not None else []
         if not ended.saved:
             way = ["--resume", resume] if resume else way
@@ -100,7 +98,7 @@ def train(
         elif config.output is None:  # the folder does not hold the checkpoints, but says where they are
             way = ["--set", f"output={ended.run}", "--resume", "auto"]
         what = "continue" if ended.saved else "start again"
-        return f"\nto {what}: {shlex.join([cli.program(), 'train', recipe, *given, *way])}"
+        return f"\nto {what}: {cli.again(sys.argv[1:], *way)}"
 
     try:
         folder, scores = run.train(config, address, resume, source=str(recipe))

@@ -135,19 +135,14 @@ def _result(score: Score) -> str:
     value = f"{score.text(score.mean)} ± {score.text(score.ci95).removesuffix('%')}"
     if score.diverged:
         value = f"median {score.text(score.median)}, {score.diverged} of {score.tasks} tasks diverged"
-    rows = [(f"after step {step}", score.text(mean)) for step, mean in _few(score) if step]
-    before = [("before adaptation", score.text(score.curve[0]))] if len(score.curve) > 1 else []
-    rows = [*before, *rows[:-1], (f"**result**, {score.tasks} tasks", f"**{value}**")]
+    names = {0: "before adaptation"}
+    on_the_way = [(score.steps[i], score.curve[i]) for i in score.shown()[:-1]]
+    rows = [(names.get(step, f"after step {step}"), score.text(mean)) for step, mean in on_the_way]
+    rows.append((f"**result**, {score.tasks} tasks", f"**{value}**"))
     rows += [(name.replace("_", " "), score.text(mean)) for name, mean in score.baselines.items()]
     lines = [f"| {label} | {shown} |" for label, shown in rows]
     norm = "" if score.norm == "none" else f" (norm {score.norm})"
     return "\n".join([f"| {score.metric}{norm} | |", "|---|---|", *lines])
-
-
-def _few(score: Score) -> list[tuple[int, float]]:
-    """Some points of the adaptation curve, the last among them."""
-    points = list(zip(score.steps, score.curve, strict=True))
-    return [point for point in points[:-1] if point[0] in (0, 1, 3, 10)] + points[-1:]
 
 
 def as_metrics(scores: Sequence[Score]) -> dict[str, float]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -89,17 +87,6 @@ def stop(
     from cluster import jobs as ray_jobs
 
     print(ray_jobs.stop(ray_jobs.connect(address), name))
-
-
-def again(arguments: Sequence[str], resume: str) -> str:
-    """The command that continues the job that was sent with these arguments, under another name."""
-    kept, rest = [], iter(arguments)
-    for argument in rest:
-        if argument in ("--name", "--resume"):
-            next(rest, None)
-        elif not argument.startswith(("--name=", "--resume=")):
-            kept.append(argument)
-    return shlex.join([cli.program(), *kept, "--resume", resume])
 
 
 def _local(seconds: float) -> datetime:

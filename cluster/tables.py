@@ -11,8 +11,6 @@ from rich.table import Table
 from metatrain.evaluate import Score, interval
 from metatrain.names import printable
 
-STEPS = (0, 1, 3, 5, 10)  # of adaptation, that have a row beside the last one
-
 
 def of_scores(scores: Sequence[Score]) -> Table:
     """A row for each of a few steps of adaptation, for the result by each further norm, and for each baseline."""
@@ -23,12 +21,11 @@ def of_scores(scores: Sequence[Score]) -> Table:
         table.add_column(name, justify="right")
     if first.baselines:
         table.add_column("the result is, on the same tasks")
-    for i, step in enumerate(first.steps):
-        if step in STEPS or step == first.steps[-1]:
-            is_result = step == first.steps[-1]
-            name = _adapted(step, len(first.steps)) + (f", norm {first.norm}" if len(scores) > 1 else "")
-            cells = [f"{name} (result)" if is_result else name, *_measured(first, i, diverged)]
-            table.add_row(*cells, style="bold" if is_result else None)
+    for i in first.shown():
+        step, is_result = first.steps[i], i == len(first.steps) - 1
+        name = _adapted(step, len(first.steps)) + (f", norm {first.norm}" if len(scores) > 1 else "")
+        cells = [f"{name} (result)" if is_result else name, *_measured(first, i, diverged)]
+        table.add_row(*cells, style="bold" if is_result else None)
     for score in scores[1:]:
         name = f"{_adapted(score.steps[-1], len(score.steps))}, norm {score.norm}"
         table.add_row(name, *_measured(score, -1, diverged))

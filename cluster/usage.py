@@ -12,6 +12,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import util
 from typing import Any, NamedTuple
 
 DRIVER_S = 10.0  # between measurements
@@ -34,23 +36,24 @@ class Meter:
         self._every_s = every_s
         self._due = time.monotonic() + (0.0 if at_once else every_s)
         self._process: Any = None
-        try:
+        if util.find_spec("psutil") is not None:
             import psutil
 
             self._process = psutil.Process()
-            self._process.cpu_percent()  # from now on
-        except Exception:  # it is not installed, or this system does not let it look
-            self._process = None
+            with suppress(psutil.Error):  # this system does not let it look
+                self._process.cpu_percent()  # from now on
 
     def read(self, *, now: bool = False) -> Usage | None:
         """A measurement if one is due, or if it has to be `now`; None if not, or if it cannot be had."""
         at = time.monotonic()
         if self._process is None or (at < self._due and not now):
             return None
+        from psutil import Error
+
         self._due = at + self._every_s
         try:
             return Usage(self._process.memory_info().rss / 1e6, self._process.cpu_percent(), _gpu_memory_mb())
-        except Exception:
+        except Error:  # this system does not let it look
             return None
 
 

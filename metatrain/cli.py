@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -137,6 +138,17 @@ def printing_json(alone: bool) -> Iterator[Callable[[object], None]]:
 
     with redirect_stdout(sys.stderr if alone else stdout):
         yield show
+
+
+def again(arguments: Sequence[str], *way: str) -> str:
+    """The command with these arguments, but for its --name and --resume, and with what is `way` to continue it."""
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        if argument in ("--name", "--resume"):
+            next(rest, None)
+        elif not argument.startswith(("--name=", "--resume=")):
+            kept.append(argument)
+    return shlex.join([program(), *kept, *way])
 
 
 @data.command("list")

@@ -13,6 +13,7 @@ from torch import Tensor
 from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores, chunks
 
 FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
+SHOWN = (0, 1, 3, 5, 10)  # inner steps that a table of a score shows, besides the last one
 BETTER: dict[str, Literal["max", "min"]] = {"accuracy": "max", "return": "max", "mse": "min", "loss": "min"}
 
 
@@ -51,6 +52,10 @@ class Score:
     def text(self, value: float) -> str:
         """A value of the metric as people read it."""
         return text(self.metric, value)
+
+    def shown(self) -> list[int]:
+        """The places in `steps` that a table shows, the result last."""
+        return [i for i, step in enumerate(self.steps[:-1]) if step in SHOWN] + [len(self.steps) - 1]
 
     def difference(self, baseline: str) -> str:
         """How the result compares with a baseline on the same tasks, such as "0.0312 ± 0.0041 better"."""

@@ -19,11 +19,11 @@ import torch
 import yaml
 from conftest import GLYPHS, S3, SINUSOID, Nodes, command, config, free_port, until
 
-from cluster import checkpoint, jobs, jobs_cli, run
+from cluster import checkpoint, jobs, run
 from cluster.config import RunConfig
 from cluster.sent import is_sent, sent_files
+from metatrain import cli, storage
 from metatrain import recipe as recipes
-from metatrain import storage
 from metatrain.core import InputError
 from metatrain.tasks import remote
 from metatrain.tasks.sources import open_data
@@ -421,7 +421,7 @@ def test_the_commands_that_are_printed_work_in_the_users_shell(monkeypatch: pyte
     for other in ({}, {"RAY_API_SERVER_ADDRESS": "http://elsewhere:1"}):
         assert jobs.commands(here, "j", other).splitlines()[1] == f"stop:   metatrain stop j --address {here}"
     sent = ["submit", "my recipe.yaml", "--name", "j", "--resume=/runs/x", "--set", "output=/runs/j", "--name=k"]
-    assert jobs_cli.again(sent, "auto") == "metatrain submit 'my recipe.yaml' --set output=/runs/j --resume auto"
+    assert cli.again(sent, "--resume", "auto") == "metatrain submit 'my recipe.yaml' --set output=/runs/j --resume auto"
 
 
 def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:

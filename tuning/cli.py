@@ -58,7 +58,7 @@ def tune(
     except Interrupted as stopped:
         print(f"{stopped}; what they reported is kept", file=sys.stderr)
         if JOB not in os.environ:  # a job is continued by another one
-            again = jobs_cli.again(sys.argv[1:], "auto" if resume in (None, "auto") else resume)
+            again = cli.again(sys.argv[1:], "--resume", resume or "auto")
             print(f"to continue: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_outcome(search, outcome)
@@ -133,7 +133,7 @@ def submit(
         driver_gpus,
         driver_memory,
         file,
-        jobs_cli.again(sys.argv[1:], folder if folder is not None and output == folder else "auto"),
+        cli.again(sys.argv[1:], "--resume", folder if folder is not None and output == folder else "auto"),
         sent,
     )
     sys.exit(jobs.run(address, job, follow=follow))
