@@ -1,9 +1,10 @@
-"""The parameters that each recipe learns in a few outer steps, as checksums: run before and after a change.
+"""The parameters that each recipe learns in a few outer steps, as checksums: run before and after a
+change.
 
     python benchmarks/bits.py > before; ...; python benchmarks/bits.py > after; diff before after
 
-Each recipe is computed in this process, with little evaluation. A recipe whose data is not imported is left out, with
-a line that says so.
+Each recipe is computed in this process, with little evaluation. A recipe whose data is not imported
+is left out, with a line that says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Two trained runs on the same tasks: the paired difference of their results, with its 95 % interval.
+"""Two trained runs on the same tasks: the paired difference of their results, with its 95 %
+interval.
 
     python benchmarks/compare.py runs/a runs/b
 

@@ -1,6 +1,8 @@
-"""What the benchmarks share: candidates that take turns, ratios of medians, memory, the machine, dated results.
+"""What the benchmarks share: candidates that take turns, ratios of medians, memory, the machine,
+dated results.
 
-Machines are noisy and differ: what is compared is measured in the same process, in turns, and only ratios are claims.
+Machines are noisy and differ: what is compared is measured in the same process, in turns, and only
+ratios are claims.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ class Rounds(NamedTuple):
 def in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Rounds]:
     """Seconds of a call of each candidate, in each round; each round begins with another candidate.
 
-    What is short is called several times a turn, one call after the other, so that a turn takes a quarter of a second
-    at least. Two calls before all do not count.
+    What is short is called several times a turn, one call after the other, so that a turn takes a
+    quarter of a second at least. Two calls before all do not count.
     """
     found = {name: Rounds([], []) for name in candidates}
     calls = {}
@@ -61,10 +63,11 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def gemm_peak() -> float:
-    """GFLOP/s that large float32 products sustain on the threads that torch uses, by the better of its two libraries.
+    """GFLOP/s that large float32 products sustain on the threads that torch uses, by the better of
+    its two libraries.
 
-    One has matmul, the other convolutions, which are products of blocks, too: on processors that are not Intel's
-    the first may leave half of the machine unused.
+    One has matmul, the other convolutions, which are products of blocks, too: on processors that
+    are not Intel's the first may leave half of the machine unused.
     """
     a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
     x = torch.randn(16, 128, 30, 30).contiguous(memory_format=torch.channels_last)
@@ -75,7 +78,9 @@ def gemm_peak() -> float:
 
 
 def peak_mb(run: Callable[[], object]) -> float:
-    """Megabytes that a call, not the first one, adds to this process's memory at its peak (Linux, glibc)."""
+    """Megabytes that a call, not the first one, adds to this process's memory at its peak (Linux,
+    glibc).
+    """
 
     def now(key: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -99,7 +104,10 @@ def machine(*packages: str) -> str:
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "no commit"
+    commit = (
+        subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        or "no commit"
+    )
     return (
         f"{' '.join(names) or platform.processor()}, {cores} cores{device}; "
         f"Python {platform.python_version()}, {versions}; {commit}"

@@ -1,14 +1,16 @@
-"""Meta-gradients against peers: tasks per second of a worker, of a handwritten loop and of `higher`, in turns.
+"""Meta-gradients against peers: tasks per second of a worker, of a handwritten loop and of
+`higher`, in turns.
 
     pip install -e '.[bench]'
     python benchmarks/peers.py [W1 W6 ...] [--rounds 7]
 
-All compute the same function in one thread: before anything is timed, the updates are compared in float64. Ours is
-what a worker does for a ticket, the drawing of tasks included, on the path that the driver would choose; peers get
-tensors that are ready. W1 to W7 are workloads of the few-shot papers, O1 is the MAML paper's Omniglot recipe.
-learn2learn, TorchOpt, torchmeta and `higher` were measured within 5 to 9 % of each other on such networks, so that
-`higher`, which installs, stands for them. The share is of the floating-point operations of the plain loop at the
-machine's GEMM peak.
+All compute the same function in one thread: before anything is timed, the updates are compared in
+float64. Ours is what a worker does for a ticket, the drawing of tasks included, on the path that
+the driver would choose; peers get tensors that are ready. W1 to W7 are workloads of the few-shot
+papers, O1 is the MAML paper's Omniglot recipe. learn2learn, TorchOpt, torchmeta and `higher` were
+measured within 5 to 9 % of each other on such networks, so that `higher`, which installs, stands
+for them. The share is of the floating-point operations of the plain loop at the machine's GEMM
+peak.
 """
 
 from __future__ import annotations
@@ -67,9 +69,13 @@ class UsualConv4(nn.Module):
 
 
 def theirs(workload: Workload, meta: Meta) -> tuple[nn.Module, dict[str, str]]:
-    """The usual network with our parameters, and our name of each of its parameters that ours has, too."""
+    """The usual network with our parameters, and our name of each of its parameters that ours has,
+    too.
+    """
     if not isinstance(workload.model, Conv4):
-        net = workload.model.module((1,) if isinstance(workload.model, MLP) else (1, 28, 28), _outputs(workload), 0)
+        net = workload.model.module(
+            (1,) if isinstance(workload.model, MLP) else (1, 28, 28), _outputs(workload), 0
+        )
         names = {name: name for name, _ in net.named_parameters()}
     else:
         net = UsualConv4(workload.model, _outputs(workload))
@@ -101,10 +107,14 @@ def adapting(workload: Workload, names: dict[str, str]) -> list[str]:
     return [name for name, ours in names.items() if ours in chosen]
 
 
-def handwritten(workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]) -> Callable[[], Named]:
+def handwritten(
+    workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]
+) -> Callable[[], Named]:
     """A plain loop over tasks: functional_call, autograd.grad, a backward pass for each task."""
     return partial(
-        {MAML: _plain_maml, Reptile: _plain_reptile, Prototypical: _plain_prototypical}[type(workload.algorithm)],
+        {MAML: _plain_maml, Reptile: _plain_reptile, Prototypical: _plain_prototypical}[
+            type(workload.algorithm)
+        ],
         workload,
         net,
         names,
@@ -112,7 +122,9 @@ def handwritten(workload: Workload, net: nn.Module, names: dict[str, str], tasks
     )
 
 
-def _plain_maml(workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]) -> Named:
+def _plain_maml(
+    workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]
+) -> Named:
     algorithm, loss_fn, inner = workload.algorithm, loss_of(workload), adapting(workload, names)
     start = {name: p for name, p in net.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in start.items()}
@@ -130,12 +142,16 @@ def _plain_maml(workload: Workload, net: nn.Module, names: dict[str, str], tasks
     return total
 
 
-def _plain_reptile(workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]) -> Named:
+def _plain_reptile(
+    workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]
+) -> Named:
     algorithm, generator = workload.algorithm, _context().generator
     total = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     for task in tasks:
         learner = copy.deepcopy(net)
-        optimizer = torch.optim.Adam(learner.parameters(), lr=algorithm.inner_lr, betas=(0.0, 0.999))
+        optimizer = torch.optim.Adam(
+            learner.parameters(), lr=algorithm.inner_lr, betas=(0.0, 0.999)
+        )
         batches = inner_loop.minibatches(
             len(task.support_y), algorithm.inner_batch, algorithm.inner_steps, 1, generator
         )
@@ -148,7 +164,9 @@ def _plain_reptile(workload: Workload, net: nn.Module, names: dict[str, str], ta
     return total
 
 
-def _plain_prototypical(workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]) -> Named:
+def _plain_prototypical(
+    workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]
+) -> Named:
     net.zero_grad(set_to_none=False)
     ways, shots = workload.family.ways, workload.family.shots
     for task in tasks:
@@ -158,11 +176,19 @@ def _plain_prototypical(workload: Workload, net: nn.Module, names: dict[str, str
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
-def with_higher(workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]) -> Named:
+def with_higher(
+    workload: Workload, net: nn.Module, names: dict[str, str], tasks: list[Task]
+) -> Named:
     """The loop of higher's own example."""
-    algorithm, loss_fn, order = workload.algorithm, loss_of(workload), 1 if workload.algorithm.first_order else 2
+    algorithm, loss_fn, order = (
+        workload.algorithm,
+        loss_of(workload),
+        1 if workload.algorithm.first_order else 2,
+    )
     wanted = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.SGD([wanted[name] for name in adapting(workload, names)], lr=algorithm.inner_lr)
+    optimizer = torch.optim.SGD(
+        [wanted[name] for name in adapting(workload, names)], lr=algorithm.inner_lr
+    )
     total = {name: torch.zeros_like(p) for name, p in wanted.items()}
     for task in tasks:
         options = {"copy_initial_weights": False, "track_higher_grads": order == 2}
@@ -174,7 +200,9 @@ def with_higher(workload: Workload, net: nn.Module, names: dict[str, str], tasks
             if order == 1:
                 at = [
                     p
-                    for (name, _), p in zip(net.named_parameters(), learner.parameters(), strict=True)
+                    for (name, _), p in zip(
+                        net.named_parameters(), learner.parameters(), strict=True
+                    )
                     if name in wanted
                 ]
             for name, g in zip(wanted, torch.autograd.grad(loss, at), strict=True):
@@ -200,14 +228,21 @@ def prepare(workload: Workload) -> Prepared:
     worker.load(0, worker.layout.flatten(meta))
     drawn = workload.family.sample(generator_for(0, TICKET, "tasks"), workload.tasks, "train")
     problem = workload.family.bind(workload.model, ("transductive",), plan.path)
-    floats = drawn._replace(support_x=problem.to_float(drawn.support_x), query_x=problem.to_float(drawn.query_x))
+    floats = drawn._replace(
+        support_x=problem.to_float(drawn.support_x), query_x=problem.to_float(drawn.query_x)
+    )
     tasks = [Task(*(leaf[0] for leaf in take(floats, i))) for i in range(workload.tasks)]
     net, names = theirs(workload, meta)
 
     few = min(workload.tasks, 2)  # for the comparison
-    exact = type(drawn)(*(leaf[:few].double() if leaf.is_floating_point() else leaf[:few] for leaf in floats))
+    exact = type(drawn)(
+        *(leaf[:few].double() if leaf.is_floating_point() else leaf[:few] for leaf in floats)
+    )
     ours = workload.algorithm.update(
-        _exact(problem), Meta(*({k: p.double() for k, p in part.items()} for part in meta)), exact, _context()
+        _exact(problem),
+        Meta(*({k: p.double() for k, p in part.items()} for part in meta)),
+        exact,
+        _context(),
     ).direction.model
     peers = {"handwritten": handwritten}
     if isinstance(workload.algorithm, MAML):
@@ -216,7 +251,9 @@ def prepare(workload: Workload) -> Prepared:
         one_by_one = [Task(*(leaf[0] for leaf in take(exact, i))) for i in range(few)]
         found = peer(workload, copy.deepcopy(net).double(), names, one_by_one)()
         for theirs_name, ours_name in names.items():
-            assert (found[theirs_name] - ours[ours_name]).norm() <= 1e-10 * ours[ours_name].norm(), (name, ours_name)
+            assert (found[theirs_name] - ours[ours_name]).norm() <= 1e-10 * ours[
+                ours_name
+            ].norm(), (name, ours_name)
     with FlopCounterMode(display=False) as counter:
         handwritten(workload, net, names, tasks[:1])()
     candidates = {"ours": lambda: worker.compute(TICKET)}
@@ -238,13 +275,23 @@ def memory(names: Sequence[str]) -> list[list[str]]:
         found = {}
         for candidate in ("ours", "handwritten", "higher"):
             command = [sys.executable, __file__, "--peak", f"{name}/{candidate}"]
-            found[candidate] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        rows.append([name, *(f"{mb:.0f} MB" for mb in found.values()), f"{found['ours'] / found['higher']:.2f}"])
+            found[candidate] = float(
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            )
+        rows.append(
+            [
+                name,
+                *(f"{mb:.0f} MB" for mb in found.values()),
+                f"{found['ours'] / found['higher']:.2f}",
+            ]
+        )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workloads", nargs="*", default=[], help=", ".join(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -266,14 +313,34 @@ def main() -> None:
         medians = {who: sorted(t.wall_s)[len(t.wall_s) // 2] for who, t in times.items()}
         best = min((who for who in times if who != "ours"), key=medians.__getitem__)
         per_s = {who: workload.tasks / s for who, s in medians.items()}
-        wall, cpu = (measure.ratio(getattr(times["ours"], k), getattr(times[best], k)) for k in ("wall_s", "cpu_s"))
+        wall, cpu = (
+            measure.ratio(getattr(times["ours"], k), getattr(times[best], k))
+            for k in ("wall_s", "cpu_s")
+        )
         rows.append(
-            [name, workload.what, prepared.path, f"{per_s['ours']:.4g}", f"{per_s[best]:.4g} ({best})", f"{wall:.2f}"]
+            [
+                name,
+                workload.what,
+                prepared.path,
+                f"{per_s['ours']:.4g}",
+                f"{per_s[best]:.4g} ({best})",
+                f"{wall:.2f}",
+            ]
             + [f"{cpu:.2f}", f"{workload.must}", f"{prepared.gflop:.3g}"]
             + [f"{100 * prepared.gflop * per_s[who] / peak:.0f} %" for who in ("ours", best)]
         )
         print(*rows[-1], sep="  ", flush=True)
-    header = ["", "workload", "path", "tasks/s", "best peer", "ratio", "processor time", "goal", "GFLOP/task"]
+    header = [
+        "",
+        "workload",
+        "path",
+        "tasks/s",
+        "best peer",
+        "ratio",
+        "processor time",
+        "goal",
+        "GFLOP/task",
+    ]
     text = f"{measure.machine('higher')}; one thread; GEMM peak {peak:.0f} GFLOP/s\n\n"
     text += measure.table([*header, "share of peak", "peer's share"], rows)
     wanted = [name for name in ("W1", "W6") if name in (arguments.workloads or WORKLOADS)]

@@ -2,7 +2,8 @@
 
     python benchmarks/sampling.py [--data omniglot] [--rounds 15]
 
-The peer is the loop that few-shot libraries have, which draws and turns image by image from the same memory.
+The peer is the loop that few-shot libraries have, which draws and turns image by image from the
+same memory.
 """
 
 from __future__ import annotations
@@ -40,26 +41,38 @@ def one_by_one(family: FewShot, rotations: Rotations, split: Split, count: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="glyphs", help="an imported data set")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for scheme in FewShot(data=arguments.data).store.schemes:
-        family, rotations = FewShot(data=arguments.data, splits=scheme.name), scheme.rotations["train"]
+        family, rotations = (
+            FewShot(data=arguments.data, splits=scheme.name),
+            scheme.rotations["train"],
+        )
         generator = torch.Generator().manual_seed(0)
         candidates = {
             "ours": partial(family.sample, generator, TASKS, "train"),
             "peer": partial(one_by_one, family, rotations, "train", TASKS),
         }
         times = measure.in_turns(candidates, arguments.rounds)
-        ours, peer = (TASKS / sorted(times[who].wall_s)[arguments.rounds // 2] for who in ("ours", "peer"))
+        ours, peer = (
+            TASKS / sorted(times[who].wall_s)[arguments.rounds // 2] for who in ("ours", "peer")
+        )
         faster = measure.ratio(times["ours"].wall_s, times["peer"].wall_s)
         classes = len(scheme.classes["train"])
-        rows.append([scheme.name, str(classes), rotations, f"{ours:,.0f}", f"{peer:,.0f}", f"{faster:.1f}"])
+        rows.append(
+            [scheme.name, str(classes), rotations, f"{ours:,.0f}", f"{peer:,.0f}", f"{faster:.1f}"]
+        )
     header = ["splits", "classes", "rotations", "tasks/s", "image by image", "ratio"]
-    text = f"{measure.machine()}; one thread; {arguments.data}, {TASKS} tasks a call, medians of {arguments.rounds}\n\n"
+    text = (
+        f"{measure.machine()}; one thread; {arguments.data}, {TASKS} tasks a call, "
+        f"medians of {arguments.rounds}\n\n"
+    )
     measure.write("sampling", text + measure.table(header, rows))
 
 

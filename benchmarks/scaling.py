@@ -1,10 +1,12 @@
-"""What workers add: one and two bare processes, no Ray, one and two Ray workers with their driver, in turns.
+"""What workers add: one and two bare processes, no Ray, one and two Ray workers with their driver,
+in turns.
 
     python benchmarks/scaling.py [--steps 6] [--rounds 7]
 
-MAML in second order on Conv4 (5-way 1-shot, 15 queries, 5 steps): 8 tasks an outer step, in 4 tickets. A bare process
-is a worker that computes its share of the tickets, and nothing else; one and two are compared before Ray's own
-processes are there, which cost every process beside them some percent. The rest is the training loop as it is.
+MAML in second order on Conv4 (5-way 1-shot, 15 queries, 5 steps): 8 tasks an outer step, in 4
+tickets. A bare process is a worker that computes its share of the tickets, and nothing else; one
+and two are compared before Ray's own processes are there, which cost every process beside them some
+percent. The rest is the training loop as it is.
 """
 
 from __future__ import annotations
@@ -49,11 +51,17 @@ def bare(recipe: Recipe, plan: Plan, orders: Connection) -> None:
 
 
 class Bare:
-    """Two processes, of which one, each in turn, or both work: one may be faster for good, by where its memory lies."""
+    """Two processes, of which one, each in turn, or both work: one may be faster for good, by where
+    its memory lies.
+    """
 
     def __init__(self, recipe: Recipe, plan: Plan, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._tickets = [ticket for step in range(steps) for ticket in recipe.setting("update").tickets("update", step)]
+        self._tickets = [
+            ticket
+            for step in range(steps)
+            for ticket in recipe.setting("update").tickets("update", step)
+        ]
         self._ends = []
         for _ in range(2):
             mine, theirs = context.Pipe()
@@ -82,13 +90,17 @@ class Training:
 
     def __call__(self) -> None:
         steps = self._learner.version + self._steps
-        recipe = dataclasses.replace(self._recipe, outer=dataclasses.replace(self._recipe.outer, steps=steps))
+        recipe = dataclasses.replace(
+            self._recipe, outer=dataclasses.replace(self._recipe.outer, steps=steps)
+        )
         hooks = loop.Hooks(lambda step, metrics: None, lambda: None)
         loop.train(recipe, self._learner, self._pool, Requests(self._pool), hooks, save_every=10**9)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=6, help="outer steps a round")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
@@ -97,9 +109,14 @@ def main() -> None:
     plan, _ = choose_plan(recipe, gpus=0, threads=1)
     processes = Bare(recipe, plan, arguments.steps)
     one, two = partial(processes, 1), partial(processes, 2)
-    bare_times = measure.in_turns({"one bare process": one, "two bare processes": two}, arguments.rounds)
+    bare_times = measure.in_turns(
+        {"one bare process": one, "two bare processes": two}, arguments.rounds
+    )
     with ray_pool.connected(None):
-        pools = {n: ray_pool.RayPool(recipe, plan, Workers(min=n, max=n, cpus=0.5), local=True) for n in (1, 2)}
+        pools = {
+            n: ray_pool.RayPool(recipe, plan, Workers(min=n, max=n, cpus=0.5), local=True)
+            for n in (1, 2)
+        }
         candidates = {
             "one bare process": one,
             "no Ray": Training(recipe, LocalPool(recipe, plan), arguments.steps),
@@ -116,13 +133,24 @@ def main() -> None:
         (times, "one Ray worker", "no Ray", 0.95),
     ]
     rows = [
-        [f"{ours}, over {base}", f"{measure.ratio(found[ours].wall_s, found[base].wall_s):.2f}", f"{goal}"]
+        [
+            f"{ours}, over {base}",
+            f"{measure.ratio(found[ours].wall_s, found[base].wall_s):.2f}",
+            f"{goal}",
+        ]
         for found, ours, base, goal in goals
     ]
     shown = {f"{who}, before Ray starts": t for who, t in bare_times.items()} | times
-    speeds = [[who, f"{tasks / sorted(t.wall_s)[arguments.rounds // 2]:.1f}"] for who, t in shown.items()]
-    text = f"{measure.machine('ray')}; {plan.path} path; medians of {arguments.rounds} rounds of {tasks} tasks\n\n"
-    text += measure.table(["", "ratio", "goal"], rows) + "\n\n" + measure.table(["", "tasks/s"], speeds)
+    speeds = [
+        [who, f"{tasks / sorted(t.wall_s)[arguments.rounds // 2]:.1f}"] for who, t in shown.items()
+    ]
+    text = (
+        f"{measure.machine('ray')}; {plan.path} path; medians of {arguments.rounds} "
+        f"rounds of {tasks} tasks\n\n"
+    )
+    text += (
+        measure.table(["", "ratio", "goal"], rows) + "\n\n" + measure.table(["", "tasks/s"], speeds)
+    )
     measure.write("scaling", text)
 
 

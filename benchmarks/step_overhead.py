@@ -1,10 +1,12 @@
-"""What an outer step costs besides computing, against the size of the parameters and the number of Ray workers.
+"""What an outer step costs besides computing, against the size of the parameters and the number of
+Ray workers.
 
     python benchmarks/step_overhead.py [--steps 60]
 
-Sinusoid tasks for networks of several widths, one task a ticket and one ticket a worker, so that there is little to
-compute. The cost of a step is its time less that of the ticket that took its worker longest: transport, the driver's
-bookkeeping, the learner's step. The ratio is to the time of the same step in process, where there is no transport.
+Sinusoid tasks for networks of several widths, one task a ticket and one ticket a worker, so that
+there is little to compute. The cost of a step is its time less that of the ticket that took its
+worker longest: transport, the driver's bookkeeping, the learner's step. The ratio is to the time of
+the same step in process, where there is no transport.
 """
 
 from __future__ import annotations
@@ -46,13 +48,21 @@ def recipe_of(width: int, workers: int, steps: int) -> Recipe:
         "family": {"name": "sinusoid"},
         "model": {"name": "mlp", "hidden": [width, width]},
         "algorithm": {"name": "maml", "inner_lr": 0.001, "first_order": True},
-        "outer": {"steps": steps, "tasks_per_step": workers, "tasks_per_ticket": 1, "lr": 1e-5, "optimizer": "SGD"},
+        "outer": {
+            "steps": steps,
+            "tasks_per_step": workers,
+            "tasks_per_ticket": 1,
+            "lr": 1e-5,
+            "optimizer": "SGD",
+        },
     }
     return recipes.parse(Recipe, tree, "the benchmark")
 
 
 def costs(recipe: Recipe, pool: Pool) -> tuple[list[float], list[float]]:
-    """Milliseconds of each step, and of them besides computing; the first quarter does not count."""
+    """Milliseconds of each step, and of them besides computing; the first quarter does not
+    count.
+    """
     requests, steps, besides = Watched(pool), [], []
 
     def note(step: int, metrics: dict[str, float]) -> None:
@@ -60,13 +70,17 @@ def costs(recipe: Recipe, pool: Pool) -> tuple[list[float], list[float]]:
         besides.append(steps[-1] - 1000 * requests.slowest_s)
 
     hooks = loop.Hooks(note, lambda: None)
-    loop.train(recipe, Learner(initial_meta(recipe), recipe.outer), pool, requests, hooks, save_every=10**9)
+    loop.train(
+        recipe, Learner(initial_meta(recipe), recipe.outer), pool, requests, hooks, save_every=10**9
+    )
     skipped = recipe.outer.steps // 4
     return steps[skipped:], besides[skipped:]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -78,14 +92,33 @@ def main() -> None:
                 plan, _ = choose_plan(recipe, gpus=0, threads=1)
                 size = 4 * Layout(initial_meta(recipe)).size / 1e6
                 alone, _ = costs(recipe, LocalPool(recipe, plan))
-                pool = ray_pool.RayPool(recipe, plan, Workers(min=workers, max=workers, cpus=0.5), local=True)
+                pool = ray_pool.RayPool(
+                    recipe, plan, Workers(min=workers, max=workers, cpus=0.5), local=True
+                )
                 steps, besides = costs(recipe, pool)
                 pool.close()
-                row = [f"{size:.2f} MB", str(workers), f"{median(steps):.1f} ms", f"{median(besides):.1f} ms"]
-                rows.append([*row, f"{median(alone):.1f} ms", f"{median(steps) / median(alone):.2f}"])
+                row = [
+                    f"{size:.2f} MB",
+                    str(workers),
+                    f"{median(steps):.1f} ms",
+                    f"{median(besides):.1f} ms",
+                ]
+                rows.append(
+                    [*row, f"{median(alone):.1f} ms", f"{median(steps) / median(alone):.2f}"]
+                )
                 print(*rows[-1], sep="  ", flush=True)
-    header = ["parameters", "workers", "a step", "besides computing", "the step in process", "ratio"]
-    text = f"{measure.machine('ray')}; medians of {arguments.steps} outer steps\n\n{measure.table(header, rows)}"
+    header = [
+        "parameters",
+        "workers",
+        "a step",
+        "besides computing",
+        "the step in process",
+        "ratio",
+    ]
+    text = (
+        f"{measure.machine('ray')}; medians of {arguments.steps} outer "
+        f"steps\n\n{measure.table(header, rows)}"
+    )
     measure.write("step_overhead", text)
 
 

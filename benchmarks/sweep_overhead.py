@@ -1,11 +1,13 @@
-"""What running trials together costs: workers' processor time per task of one trial, and of four at once.
+"""What running trials together costs: workers' processor time per task of one trial, and of four at
+once.
 
     python benchmarks/sweep_overhead.py [STEPS]
 
-Trials of the demo's recipe that differ in their seed only, one worker each, on a local Ray; one and four at once take
-turns, the median over outer steps counts, and the first quarter of a trial's steps does not. Processor time, unlike
-seconds, does not grow when processes take turns on a core; it grows by what they do to each other's caches, and on a
-virtual machine by what its neighbours do: compare the measurements of one trial with each other first.
+Trials of the demo's recipe that differ in their seed only, one worker each, on a local Ray; one and
+four at once take turns, the median over outer steps counts, and the first quarter of a trial's
+steps does not. Processor time, unlike seconds, does not grow when processes take turns on a core;
+it grows by what they do to each other's caches, and on a virtual machine by what its neighbours do:
+compare the measurements of one trial with each other first.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ def main(steps: int) -> None:
     for trials in AT_ONCE:
         with tempfile.TemporaryDirectory() as folder:
             measured[trials].append(per_task_ms(Path(folder), trials, steps))
-        print(f"{trials} at once: {measured[trials][-1]:.2f} ms of processor time per task", flush=True)
+        print(
+            f"{trials} at once: {measured[trials][-1]:.2f} ms of processor time per task",
+            flush=True,
+        )
     print(f"ratio: {mean(measured[4]) / mean(measured[1]):.3f}")
 
 

@@ -1,4 +1,6 @@
-"""What the benchmarks compute: W1 to W7 are the few-shot papers' workloads, O1 is the MAML paper's Omniglot recipe."""
+"""What the benchmarks compute: W1 to W7 are the few-shot papers' workloads, O1 is the MAML paper's
+Omniglot recipe.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ class Other:
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         layers: list[nn.Module] = []
         for narrow in (inputs[0], 64, 64, 64):
-            layers += [nn.Conv2d(narrow, 64, 3, padding=1), nn.GroupNorm(8, 64), nn.SiLU(), nn.MaxPool2d(2)]
+            layers += [
+                nn.Conv2d(narrow, 64, 3, padding=1),
+                nn.GroupNorm(8, 64),
+                nn.SiLU(),
+                nn.MaxPool2d(2),
+            ]
         net = nn.Sequential()
         net.body, net.head = nn.Sequential(*layers, nn.Flatten()), nn.Linear(64, outputs)
         return net
@@ -44,7 +51,13 @@ class Workload(NamedTuple):
 
     def recipe(self) -> Recipe:
         outer = Outer(steps=1, tasks_per_step=self.tasks, tasks_per_ticket=self.tasks, lr=1e-3)
-        return Recipe(name="bench", family=self.family, model=self.model, algorithm=self.algorithm, outer=outer)
+        return Recipe(
+            name="bench",
+            family=self.family,
+            model=self.model,
+            algorithm=self.algorithm,
+            outer=outer,
+        )
 
 
 STRIDED = Conv4(pool="stride", features="mean")
@@ -52,10 +65,24 @@ PAPER = Conv4(pool="stride", features="mean", norm_scale=False)
 FIVE = FewShot(queries=15)
 WORKLOADS = {
     "W1": Workload(
-        "MAML, 5-way 1-shot, 15 queries, 5 steps, Conv4", 1.8, 8, FIVE, Conv4(), MAML(inner_lr=0.1, inner_steps=5)
+        "MAML, 5-way 1-shot, 15 queries, 5 steps, Conv4",
+        1.8,
+        8,
+        FIVE,
+        Conv4(),
+        MAML(inner_lr=0.1, inner_steps=5),
     ),
-    "W1s": Workload("the same, strided Conv4", 1.2, 16, FIVE, STRIDED, MAML(inner_lr=0.1, inner_steps=5)),
-    "W2": Workload("first-order MAML", 1.9, 16, FIVE, Conv4(), MAML(inner_lr=0.1, inner_steps=5, first_order=True)),
+    "W1s": Workload(
+        "the same, strided Conv4", 1.2, 16, FIVE, STRIDED, MAML(inner_lr=0.1, inner_steps=5)
+    ),
+    "W2": Workload(
+        "first-order MAML",
+        1.9,
+        16,
+        FIVE,
+        Conv4(),
+        MAML(inner_lr=0.1, inner_steps=5, first_order=True),
+    ),
     "W3": Workload(
         "Reptile, 5 Adam steps of 10 images",
         1.8,
@@ -64,9 +91,23 @@ WORKLOADS = {
         Conv4(),
         Reptile(inner_lr=1e-3, inner_steps=5, inner_batch=10),
     ),
-    "W4": Workload("sinusoid MAML, 5 steps, MLP 40-40", 10, 25, Sinusoid(), MLP(), MAML(inner_lr=0.01, inner_steps=5)),
+    "W4": Workload(
+        "sinusoid MAML, 5 steps, MLP 40-40",
+        10,
+        25,
+        Sinusoid(),
+        MLP(),
+        MAML(inner_lr=0.01, inner_steps=5),
+    ),
     "W4a": Workload("sinusoid MAML, 1 step", 8, 25, Sinusoid(), MLP(), MAML(inner_lr=0.01)),
-    "W5": Workload("ANIL, W1 otherwise", 2.0, 8, FIVE, Conv4(), MAML(inner_lr=0.1, inner_steps=5, adapts=("head.*",))),
+    "W5": Workload(
+        "ANIL, W1 otherwise",
+        2.0,
+        8,
+        FIVE,
+        Conv4(),
+        MAML(inner_lr=0.1, inner_steps=5, adapts=("head.*",)),
+    ),
     "W6": Workload(
         "MAML, 20-way 5-shot, 5 queries, 5 steps",
         2.3,
@@ -92,6 +133,11 @@ WORKLOADS = {
         MAML(inner_lr=2.0, adapts=("*.conv.*", "head.*")),
     ),
     "other": Workload(
-        "MAML, 5 steps, a network that no kernel is for", 0.97, 16, FIVE, Other(), MAML(inner_lr=0.1, inner_steps=5)
+        "MAML, 5 steps, a network that no kernel is for",
+        0.97,
+        16,
+        FIVE,
+        Other(),
+        MAML(inner_lr=0.1, inner_steps=5),
     ),
 }

@@ -1,4 +1,6 @@
-"""What Python callers use: train a recipe, open what it left, list and compare runs. In scripts and in notebooks."""
+"""What Python callers use: train a recipe, open what it left, list and compare runs. In scripts and
+in notebooks.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Tree = dict[str, Any]
-FIRST = ["metric", "mean", "ci95", "tasks", "norm", "baselines", "protocol"]  # of a result's columns
+FIRST = [
+    "metric",
+    "mean",
+    "ci95",
+    "tasks",
+    "norm",
+    "baselines",
+    "protocol",
+]  # of a result's columns
 COPIES = {"mlartifacts", "mlruns"}  # folders of MLflow's, which hold runs' files once more
-MARKS = ("config.yaml", "metrics.jsonl", "result.json", "sweep.yaml")  # files by which a folder looks like a run's
+MARKS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "result.json",
+    "sweep.yaml",
+)  # files by which a folder looks like a run's
 TAIL = 1 << 16  # bytes of metrics.jsonl that certainly hold its last line
 
 
@@ -44,14 +59,15 @@ def train(
 ) -> Run:
     """Meta-train a recipe, evaluate it, and return its run: `metatrain train`, from Python.
 
-    `recipe` is a YAML file, a dict of the same keys, or the dataclass. `overrides` change keys of it: a dotted one is
-    set, as by --set, and a dict is merged into the group that it is given for:
+    `recipe` is a YAML file, a dict of the same keys, or the dataclass. `overrides` change keys of
+    it: a dotted one is set, as by --set, and a dict is merged into the group that it is given for:
 
         train("recipes/demo.yaml", outer={"steps": 50}, **{"algorithm.inner_lr": 0.1})
 
-    `resume` is "auto" or a folder to continue, `address` a Ray cluster to join. If Ray is not installed, this process
-    computes. Raises InputError for what you can correct. After Ctrl-C, and when training cannot go on, the last whole
-    step is saved, and Interrupted, Diverged or WorkersLost says how to continue.
+    `resume` is "auto" or a folder to continue, `address` a Ray cluster to join. If Ray is not
+    installed, this process computes. Raises InputError for what you can correct. After Ctrl-C, and
+    when training cannot go on, the last whole step is saved, and Interrupted, Diverged or
+    WorkersLost says how to continue.
     """
     with front_door("metatrain.train(..., resume='auto')"):
         from cluster import run
@@ -60,15 +76,18 @@ def train(
         check_argument("address", address, str | None, "a Ray cluster's address")
         config = _configured(recipe, overrides, address)
         source = str(recipe) if isinstance(recipe, str | Path) else None
-        folder, _ = run.train(config, address, None if resume is None else str(resume), source=source)
+        folder, _ = run.train(
+            config, address, None if resume is None else str(resume), source=source
+        )
     return Run(str(folder))
 
 
 def runs(folder: str | Path = "runs") -> pd.DataFrame:
-    """All runs and sweeps below a folder or an address, the newest first. What is no run is skipped with a note.
+    """All runs and sweeps below a folder or an address, the newest first. What is no run is skipped
+    with a note.
 
-    `steps` of `of` outer steps are made; `mean` and `ci95` are those of the first score. A sweep is one row, with its
-    winner's result; its trials are left out.
+    `steps` of `of` outer steps are made; `mean` and `ci95` are those of the first score. A sweep is
+    one row, with its winner's result; its trials are left out.
     """
     import pandas as pd
 
@@ -78,22 +97,35 @@ def runs(folder: str | Path = "runs") -> pd.DataFrame:
             try:
                 rows.append(_summary(place)._asdict())
             except Exception as error:  # whatever lies there
-                reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                reason = (
+                    str(error)
+                    if isinstance(error, InputError)
+                    else f"{type(error).__name__}: {error}"
+                )
                 log.warning("skipped %s: %s", _printable(place), _printable(reason))
         found = pd.DataFrame(rows, columns=list(Summary._fields))
-        found = found.astype({"steps": "Int64", "of": "Int64", "mean": float, "ci95": float, "diverged": "Int64"})
+        found = found.astype(
+            {"steps": "Int64", "of": "Int64", "mean": float, "ci95": float, "diverged": "Int64"}
+        )
         return found.sort_values("when", ascending=False, kind="stable", ignore_index=True)
 
 
 class Run:
-    """A run's folder, or a sweep's for its winner; it may lie in a storage, and the run may still be under way."""
+    """A run's folder, or a sweep's for its winner; it may lie in a storage, and the run may still
+    be under way.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = str(folder).rstrip("/") or "/"
-        self._place = self.folder if storage.is_remote(self.folder) else str(Path(self.folder).absolute())
+        self._place = (
+            self.folder if storage.is_remote(self.folder) else str(Path(self.folder).absolute())
+        )
         self.is_sweep = storage.is_file(f"{self._place}/sweep.yaml")
         if not self.is_sweep and not storage.is_file(f"{self._place}/config.yaml"):
-            raise InputError(f"{self.folder} holds no run (no config.yaml): give a folder that metatrain.runs() lists")
+            raise InputError(
+                f"{self.folder} holds no run (no config.yaml): give a folder that metatrain.runs() "
+                "lists"
+            )
 
     @property
     def result(self) -> pd.DataFrame:
@@ -101,7 +133,12 @@ class Run:
         import pandas as pd
 
         found = pd.DataFrame(_scores(result_of(self._place)))
-        return found[[*(name for name in FIRST if name in found), *(name for name in found if name not in FIRST)]]
+        return found[
+            [
+                *(name for name in FIRST if name in found),
+                *(name for name in found if name not in FIRST),
+            ]
+        ]
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -109,7 +146,9 @@ class Run:
         import pandas as pd
 
         rows = _rows(_read(f"{self._home}/metrics.jsonl") or b"")
-        frame = pd.DataFrame(rows, columns=None if rows else ["step"]).apply(pd.to_numeric, errors="coerce")
+        frame = pd.DataFrame(rows, columns=None if rows else ["step"]).apply(
+            pd.to_numeric, errors="coerce"
+        )
         frame = frame.astype({"step": int}).drop_duplicates("step", keep="last")
         return frame.set_index("step").astype(float).sort_index()
 
@@ -133,7 +172,8 @@ class Run:
         return inference.load(self._place)
 
     def compare(self, other: Run | str | Path) -> Comparison:
-        """The paired difference of the results, `other` minus this one, on the same tasks, with its 95 % interval.
+        """The paired difference of the results, `other` minus this one, on the same tasks, with its
+        95 % interval.
 
         Computed in this process. Refuses a run whose evaluation draws other tasks.
         """
@@ -145,7 +185,11 @@ class Run:
     @property
     def _home(self) -> str:
         """The folder of what was trained: of a sweep, the winner's."""
-        return f"{self._place}/trials/{result_of(self._place)['winner']:02d}" if self.is_sweep else self._place
+        return (
+            f"{self._place}/trials/{result_of(self._place)['winner']:02d}"
+            if self.is_sweep
+            else self._place
+        )
 
     def _cells(self) -> list[str]:
         """Name, progress and results, each a few words."""
@@ -170,7 +214,9 @@ class Run:
         return f"{type(self).__name__}({self.folder!r}: {_printable(', '.join(self._cells()))})"
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<td>{html.escape(_printable(cell))}</td>" for cell in [*self._cells(), self.folder])
+        cells = "".join(
+            f"<td>{html.escape(_printable(cell))}</td>" for cell in [*self._cells(), self.folder]
+        )
         return f"<table><tr>{cells}</tr></table>"
 
 
@@ -219,7 +265,9 @@ class Summary(NamedTuple):
 
 @contextmanager
 def front_door(again: str) -> Iterator[None]:
-    """Show messages as the command line does, and say errors in a sentence that tells Python callers what to do."""
+    """Show messages as the command line does, and say errors in a sentence that tells Python
+    callers what to do.
+    """
     from cluster.requests import Interrupted, WorkersLost
     from metatrain.cli import OPTIONAL
     from metatrain.isolation import same_random_numbers
@@ -237,14 +285,22 @@ def front_door(again: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
-        raise InputError(f"{error.name} is not installed: pip install 'ray[default,tune,train]' optuna") from error
+        raise InputError(
+            f"{error.name} is not installed: pip install 'ray[default,tune,train]' optuna"
+        ) from error
     except OSError as error:  # a full disk, a folder that cannot be written
-        raise InputError(f"{error.strerror or error}: {error.filename or 'give another output'}") from error
+        raise InputError(
+            f"{error.strerror or error}: {error.filename or 'give another output'}"
+        ) from error
 
 
 def _in_python(text: str) -> str:
     """What is an option of a command is an argument here."""
-    return text.replace("--resume auto", "resume='auto'").replace("--resume", "resume").replace("--address", "address")
+    return (
+        text.replace("--resume auto", "resume='auto'")
+        .replace("--resume", "resume")
+        .replace("--address", "address")
+    )
 
 
 @contextmanager
@@ -279,7 +335,9 @@ def as_tree(given: Any, what: str) -> tuple[Tree, str]:
 
     if isinstance(given, str | PurePath):
         return recipes.read(str(given)), str(given)
-    if isinstance(given, Mapping) or (dataclasses.is_dataclass(given) and not isinstance(given, type)):
+    if isinstance(given, Mapping) or (
+        dataclasses.is_dataclass(given) and not isinstance(given, type)
+    ):
         tree: Tree = plain(given)
         return tree, f"the {what}"
     shown = _printable(repr(given))
@@ -287,13 +345,19 @@ def as_tree(given: Any, what: str) -> tuple[Tree, str]:
 
 
 def plain(value: Any) -> Any:
-    """Only dicts, lists, numbers and strings, as of a YAML file: arrays, paths and dataclasses become such."""
+    """Only dicts, lists, numbers and strings, as of a YAML file: arrays, paths and dataclasses
+    become such.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | range):
         return [plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        return {
+            field.name: plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.init
+        }
     if isinstance(value, PurePath):
         return str(value)
     return value.tolist() if hasattr(value, "tolist") else value  # numpy's and torch's
@@ -335,7 +399,11 @@ def _configured(recipe: Any, overrides: Mapping[str, Any], address: str | None) 
         raise InputError(f"{source} is a sweep: metatrain.tune takes it")
     found = recipes.parse(RunConfig, tree, source)
     workers = plain(overrides.get("workers"))
-    asked = address is not None or "workers.max" in overrides or (isinstance(workers, dict) and "max" in workers)
+    asked = (
+        address is not None
+        or "workers.max" in overrides
+        or (isinstance(workers, dict) and "max" in workers)
+    )
     if found.workers.max and not asked and importlib.util.find_spec("ray") is None:
         log.info("ray is not installed: this process computes")
         found = dataclasses.replace(found, workers=dataclasses.replace(found.workers, max=0))
@@ -378,7 +446,9 @@ def _children(place: str) -> tuple[set[str], set[str]]:
     else:
         with os.scandir(place) as entries:
             found = [(entry.name, entry.is_dir()) for entry in entries]
-    return {name for name, is_folder in found if not is_folder}, {name for name, is_folder in found if is_folder}
+    return {name for name, is_folder in found if not is_folder}, {
+        name for name, is_folder in found if is_folder
+    }
 
 
 def _summary(place: str) -> Summary:
@@ -449,10 +519,14 @@ def result_of(place: str) -> Tree:
     """result.json; InputError where there is none yet, or another file of that name."""
     data = _read(f"{place}/result.json")
     if data is None:
-        raise InputError(f"{place} has no result yet: train it to its end, with resume='auto' where it has begun")
+        raise InputError(
+            f"{place} has no result yet: train it to its end, with resume='auto' where it has begun"
+        )
     try:
         found = _nan_for_null(json.loads(data))
-        whole = bool(found["scores"]) and all({"metric", "mean", "ci95"} <= score.keys() for score in found["scores"])
+        whole = bool(found["scores"]) and all(
+            {"metric", "mean", "ci95"} <= score.keys() for score in found["scores"]
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:

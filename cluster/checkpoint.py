@@ -1,7 +1,7 @@
 """Checkpoints: all that an interrupted run needs to continue exactly, on any pyarrow filesystem.
 
-A checkpoint is a directory step-00000123/ of tensors (safetensors), scalars (JSON) and the run's configuration (YAML),
-complete once its manifest is there.
+A checkpoint is a directory step-00000123/ of tensors (safetensors), scalars (JSON) and the run's
+configuration (YAML), complete once its manifest is there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from metatrain import recipe as recipes
 from metatrain.core import InputError
 from metatrain.learner import Learner
 
-NOT_LEARNT = {"name", "workers", "checkpoint", "tracking", "output", "evaluation"}  # keys that change nothing learnt
+NOT_LEARNT = {
+    "name",
+    "workers",
+    "checkpoint",
+    "tracking",
+    "output",
+    "evaluation",
+}  # keys that change nothing learnt
 FILES = {"learner.safetensors", "learner.json", "run.json", "config.yaml"}
 
 
@@ -37,12 +44,16 @@ class Saved(NamedTuple):
     notes: dict[str, str]  # such as the id of the MLflow run to continue
 
 
-def save(root: str, config: RunConfig, plan: Plan, learner: Learner, notes: dict[str, str], keep: int) -> str:
+def save(
+    root: str, config: RunConfig, plan: Plan, learner: Learner, notes: dict[str, str], keep: int
+) -> str:
     """Write a checkpoint under `root` and remove all but the newest `keep`; returns its URI."""
     tensors, scalars = learner.state_dict()
     uri = f"{root}/step-{learner.version:08d}"
     files = {
-        "learner.safetensors": save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}),
+        "learner.safetensors": save_tensors(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        ),
         "learner.json": json.dumps(scalars).encode(),
         "run.json": json.dumps({"plan": plan._asdict(), "notes": notes}).encode(),
         "config.yaml": recipes.as_yaml(config).encode(),
@@ -58,15 +69,22 @@ def forget_after(root: str, version: int) -> None:
 
 
 def load(uri: str) -> Saved:
-    """Read a checkpoint, or the newest one under a run's folder; InputError where it is missing or damaged."""
+    """Read a checkpoint, or the newest one under a run's folder; InputError where it is missing or
+    damaged.
+    """
     if not bundle.is_complete(uri):
         newest = latest(uri) or latest(f"{uri}/checkpoints")
         if newest is None:
-            raise InputError(f"{uri} holds no checkpoint: give a run's folder or one of its checkpoints/step-*")
+            raise InputError(
+                f"{uri} holds no checkpoint: give a run's folder or one of its checkpoints/step-*"
+            )
         uri = newest
     files = bundle.read_directory(uri)
     if set(files) != FILES:
-        raise InputError(f"{uri} is no checkpoint, it holds {', '.join(sorted(files))}: give one of checkpoints/step-*")
+        raise InputError(
+            f"{uri} is no checkpoint, it holds {', '.join(sorted(files))}: give one of "
+            "checkpoints/step-*"
+        )
     run = json.loads(files["run.json"])
     return Saved(
         uri,
@@ -89,12 +107,17 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
 
     So may its name, and where and how it is computed.
     """
-    before, now = dict(recipes.flatten(recipes.dump(saved.config))), dict(recipes.flatten(recipes.dump(config)))
+    before, now = (
+        dict(recipes.flatten(recipes.dump(saved.config))),
+        dict(recipes.flatten(recipes.dump(config))),
+    )
     changed = []
     for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):
         old, new = before.get(key), now.get(key)
         group = key.split(".")[0]
-        scalar = group in ("outer", "algorithm") and all(isinstance(v, int | float) for v in (old, new))
+        scalar = group in ("outer", "algorithm") and all(
+            isinstance(v, int | float) for v in (old, new)
+        )
         if old != new and not scalar and group not in NOT_LEARNT:
             raise InputError(
                 f"{saved.uri} was trained with {key} = {old!r} and cannot go on with {new!r}: "
@@ -104,24 +127,32 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
     version = saved.scalars["version"]
     if changed and version >= config.outer.steps:
         raise InputError(
-            f"{saved.uri} has made {version} outer steps, so that {changed[0]} = {now[changed[0]]} would change "
+            f"{saved.uri} has made {version} outer steps, so that {changed[0]} = {now[changed[0]]} "
+            "would change "
             "nothing: ask for more outer.steps, or start a new run with another output"
         )
     if saved.plan.path != plan.path:
         raise InputError(
-            f"{saved.uri} was computed on the {saved.plan.path} path and this run would use {plan.path}: "
+            f"{saved.uri} was computed on the {saved.plan.path} path and this run would use "
+            f"{plan.path}: "
             "resume with the same workers.gpus"
         )
 
 
 def _remove(root: str, names: Iterable[str]) -> None:
     for name in names:
-        storage.remove(f"{root}/{name}/{bundle.MANIFEST}")  # first, so that no half of it ever looks whole
+        storage.remove(
+            f"{root}/{name}/{bundle.MANIFEST}"
+        )  # first, so that no half of it ever looks whole
         storage.remove(f"{root}/{name}")
 
 
 def _complete(root: str) -> list[str]:
     """Names of complete checkpoints, oldest first."""
     found = storage.listing(root)
-    names = [i.base_name for i in found if i.type == fs.FileType.Directory and i.base_name.startswith("step-")]
+    names = [
+        i.base_name
+        for i in found
+        if i.type == fs.FileType.Directory and i.base_name.startswith("step-")
+    ]
     return sorted(name for name in names if bundle.is_complete(f"{root}/{name}"))

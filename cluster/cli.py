@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 app = typer.Typer(help=cli.app.info.help, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(cli.app)
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join. Default: start one on this machine.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join. Default: start one on this machine.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -40,7 +45,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the versions and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the versions and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -52,23 +60,31 @@ def train(
     set_: Set = None,
     init: Annotated[
         str | None,
-        typer.Option(metavar="RUN|FILE", help="Start from the weights of a run or of a safetensors file."),
+        typer.Option(
+            metavar="RUN|FILE", help="Start from the weights of a run or of a safetensors file."
+        ),
     ] = None,
     address: Address = None,
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|auto", help="Continue a run: its folder, or auto: that in the output, or the newest."
+            metavar="DIR|auto",
+            help="Continue a run: its folder, or auto: that in the output, or the newest.",
         ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate memory and time, from a few tasks.")
     ] = False,
     profile: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Only compute one outer step, and write its trace to this file.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Only compute one outer step, and write its trace to this file."
+        ),
     ] = None,
 ) -> None:
-    """Meta-train a recipe and evaluate it. Example: metatrain train recipes/demo.yaml --set outer.steps=100"""
+    """Meta-train a recipe and evaluate it. Example: metatrain train recipes/demo.yaml --set
+    outer.steps=100
+    """
     from cluster import run, tables, tracking
     from cluster.requests import Interrupted, WorkersLost
     from metatrain.core import InputError
@@ -83,7 +99,11 @@ def train(
         if dry_run:
             print(*probe.estimate(config).lines(config), sep="\n")
         if profile:
-            print(probe.trace(config, Path(profile)), f"trace: {profile}; open it at https://ui.perfetto.dev", sep="\n")
+            print(
+                probe.trace(config, Path(profile)),
+                f"trace: {profile}; open it at https://ui.perfetto.dev",
+                sep="\n",
+            )
         return
 
     def again(ended: Sentence) -> str:
@@ -95,7 +115,9 @@ def train(
             way = ["--resume", resume] if resume else way
         elif config.output is None and config.checkpoint.uri is None:
             way = ["--resume", str(ended.run)]
-        elif config.output is None:  # the folder does not hold the checkpoints, but says where they are
+        elif (
+            config.output is None
+        ):  # the folder does not hold the checkpoints, but says where they are
             way = ["--set", f"output={ended.run}", "--resume", "auto"]
         what = "continue" if ended.saved else "start again"
         return f"\nto {what}: {cli.again(sys.argv[1:], *way)}"
@@ -114,14 +136,19 @@ def train(
     if (folder / "mlflow.json").exists():
         place = tracking.place_of(str(folder))
         ui = shlex.join([cli.program(), "ui", str(folder)])
-        print(f"compare runs: {f'{place.address()}{place.page()}' if place.uri.startswith('http') else ui}")
+        print(
+            "compare runs: "
+            f"{f'{place.address()}{place.page()}' if place.uri.startswith('http') else ui}"
+        )
     print_next(config.recipe(), str(folder))
     print_results(scores[:1], f"all else is in {folder}")
 
 
 @app.command()
 def evaluate(
-    trained: Annotated[str, typer.Argument(help="A run's folder, one of its checkpoints, or a bundle.")],
+    trained: Annotated[
+        str, typer.Argument(help="A run's folder, one of its checkpoints, or a bundle.")
+    ],
     set_: Set = None,
     address: Address = None,
     json: cli.AsJson = False,
@@ -152,12 +179,18 @@ def doctor(
         str | None,
         typer.Option(
             envvar="RAY_API_SERVER_ADDRESS",
-            help="Ray cluster to check: http://HEAD:8265, HOST:PORT or auto. Default: this machine only.",
+            help=(
+                "Ray cluster to check: http://HEAD:8265, HOST:PORT or auto. Default: this "
+                "machine only."
+            ),
         ),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Output location to test for write access.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Output location to test for write access.")
+    ] = None,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Environment variable to pass to the job.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Environment variable to pass to the job."),
     ] = None,
 ) -> None:
     """Check what a run needs: on this machine, and on every node of a cluster.
@@ -201,10 +234,14 @@ def doctor(
 
 @app.command()
 def runs(
-    folder: Annotated[str, typer.Argument(help="A folder, or an address such as s3://bucket/runs.")] = "runs",
+    folder: Annotated[
+        str, typer.Argument(help="A folder, or an address such as s3://bucket/runs.")
+    ] = "runs",
     json: cli.AsJson = False,
 ) -> None:
-    """List the runs and sweeps below a folder with their results, newest first. Example: metatrain runs"""
+    """List the runs and sweeps below a folder with their results, newest first. Example: metatrain
+    runs
+    """
     from cluster import api, tables
     from metatrain import storage
     from metatrain.core import InputError
@@ -216,7 +253,11 @@ def runs(
         if not exists and folder != "runs":
             raise InputError(f"there is no folder {folder}: give one that holds runs")
         found = api.runs(folder) if exists else None
-        rows = [] if found is None else found.astype(object).where(found.notna(), None).to_dict("records")
+        rows = (
+            []
+            if found is None
+            else found.astype(object).where(found.notna(), None).to_dict("records")
+        )
         if json:
             show([row | {"when": row["when"] and row["when"].isoformat()} for row in rows])
         elif rows:
@@ -227,7 +268,10 @@ def runs(
 
 @app.command()
 def config(
-    recipe: Annotated[str, typer.Argument(help="A YAML file such as those in recipes/, a run's folder or a bundle.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A YAML file such as those in recipes/, a run's folder or a bundle."),
+    ],
     set_: Set = None,
 ) -> None:
     """Print a recipe with all its values, and where each comes from: default, recipe or --set.
@@ -244,20 +288,26 @@ def config(
 @app.command()
 def ui(
     run: Annotated[
-        str | None, typer.Argument(help="A run's folder. Default: the store that runs started here use.")
+        str | None,
+        typer.Argument(help="A run's folder. Default: the store that runs started here use."),
     ] = None,
     port: Annotated[
-        int, typer.Option(help="Port on this machine. If it is taken, another one.", min=0, max=65535)
+        int,
+        typer.Option(help="Port on this machine. If it is taken, another one.", min=0, max=65535),
     ] = 5000,
 ) -> None:
     """Open MLflow's pages of a run. Example: metatrain ui runs/first"""
     from cluster import tracking
     from cluster.ui import served
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the server ends with this command
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # either way the server ends with this command
     with suppress(KeyboardInterrupt), served(tracking.place_of(run), port) as (page, wait):
         print(f"MLflow: {page}", flush=True)
-        if sys.stdout.isatty() and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
+        if sys.stdout.isatty() and (
+            sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")
+        ):
             webbrowser.open(page)
         wait()
 
@@ -272,7 +322,8 @@ def print_results(scores: Sequence[Score], kept: str = "") -> None:
     if not scores[0].usable:
         left = scores[0].tasks - scores[0].diverged
         raise InputError(
-            f"there is no result, as {left} of {scores[0].tasks} tasks did not diverge: lower the inner rate, or the "
+            f"there is no result, as {left} of {scores[0].tasks} tasks did not diverge: lower the "
+            "inner rate, or the "
             f"number of inner steps, of the evaluation's algorithm{kept and f'; {kept}'}"
         )
 
@@ -291,7 +342,9 @@ def print_next(recipe: Recipe, folder: str) -> None:
         about = "few.csv: rows with their targets; new.csv: rows to predict"
     else:
         words, about = ["evaluate", folder, "--set", "evaluation.tasks=1000"], ""
-    print(f"next: {shlex.join([cli.program(), *words])}", *([f"  {about}"] if about else []), sep="\n")
+    print(
+        f"next: {shlex.join([cli.program(), *words])}", *([f"  {about}"] if about else []), sep="\n"
+    )
 
 
 def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
@@ -305,7 +358,9 @@ def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
         what, file = held
         train = f"{cli.program()} train {shlex.quote(f'{path}/{file}')}"
         new = f"train its recipe again with {train} --set output=NEW"
-        resumed = f"continue it with {train} --resume {quoted}, or " if file == "config.yaml" else ""
+        resumed = (
+            f"continue it with {train} --resume {quoted}, or " if file == "config.yaml" else ""
+        )
         raise InputError(f"{path} is a {what}: {resumed}{new}")
     tree = recipes.read(path)
     if recipes.is_sweep(tree):
@@ -314,13 +369,17 @@ def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
 
 
 def _held(path: str) -> tuple[str, str] | None:
-    """What the folder of a run or a bundle is called, and the recipe in it; InputError if it is a sweep's."""
+    """What the folder of a run or a bundle is called, and the recipe in it; InputError if it is a
+    sweep's.
+    """
     from metatrain import storage
     from metatrain.core import InputError
 
     if not storage.is_remote(path) and not Path(path).is_dir():
         return None
     if storage.is_file(f"{path}/sweep.yaml"):
-        raise InputError(f"{path} is a sweep's folder: give that of one of its trials, such as {path}/trials/00")
+        raise InputError(
+            f"{path} is a sweep's folder: give that of one of its trials, such as {path}/trials/00"
+        )
     kinds = (("run's folder", "config.yaml"), ("bundle", "recipe.yaml"))
     return next(((what, name) for what, name in kinds if storage.is_file(f"{path}/{name}")), None)

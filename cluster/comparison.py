@@ -1,6 +1,8 @@
-"""Two trained runs on the same tasks: the paired difference of their results, with its 95 % interval.
+"""Two trained runs on the same tasks: the paired difference of their results, with its 95 %
+interval.
 
-Tasks differ much from each other. Pairs need far fewer of them to tell two runs apart than two separate intervals do.
+Tasks differ much from each other. Pairs need far fewer of them to tell two runs apart than two
+separate intervals do.
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from metatrain.isolation import isolated
 from metatrain.recipe import Recipe
 
 THREADS = 1
-DRAWN_BY = ("split", "seed", "tasks", "tasks_per_ticket")  # which tasks an evaluation draws, of one family
+DRAWN_BY = (
+    "split",
+    "seed",
+    "tasks",
+    "tasks_per_ticket",
+)  # which tasks an evaluation draws, of one family
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -53,7 +60,8 @@ class Comparison:
         return [
             f"{self.first}: {self.first_mean:.4f} +- {self.first_ci95:.4f}",
             f"{self.second}: {self.second_mean:.4f} +- {self.second_ci95:.4f}",
-            f"paired difference over {self.tasks} tasks: {self.difference:.4f} +- {self.ci95:.4f}: {self.verdict}",
+            f"paired difference over {self.tasks} tasks: {self.difference:.4f} +- {self.ci95:.4f}: "
+            f"{self.verdict}",
         ]
 
     def __repr__(self) -> str:
@@ -72,16 +80,21 @@ class Comparison:
             f"<tr><th>{html.escape(name)}</th><td>{mean:.4f}</td><td>± {width:.4f}</td></tr>"
             for name, mean, width in shown
         )
-        head = f"<tr><th>{self.tasks} tasks</th><th>{html.escape(self.metric)}</th><th>95 %</th></tr>"
+        head = (
+            f"<tr><th>{self.tasks} tasks</th><th>{html.escape(self.metric)}</th><th>95 %</th></tr>"
+        )
         return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def compare(first: str, second: str) -> Comparison:
-    """Evaluate two runs' folders or bundles on the tasks of their evaluation, which must be the same.
+    """Evaluate two runs' folders or bundles on the tasks of their evaluation, which must be the
+    same.
 
     Each run adapts as its own evaluation says; the norm is that of the first run.
     """
-    (recipe, meta), (other, other_meta) = (bundle.load(bundle.find(place) or place) for place in (first, second))
+    (recipe, meta), (other, other_meta) = (
+        bundle.load(bundle.find(place) or place) for place in (first, second)
+    )
     _check_tasks(first, recipe, second, other)
     setting = recipe.setting("score")
     norm, metric = setting.norm[0], setting.family.metric
@@ -92,7 +105,11 @@ def compare(first: str, second: str) -> Comparison:
 
         a = _results(first, recipe, meta, norm, show(first, 0))
         b = _results(second, other, other_meta, norm, show(second, setting.tasks))
-    (mean_a, ci95_a), (mean_b, ci95_b), (difference, ci95) = _interval(a), _interval(b), _interval(b - a)
+    (mean_a, ci95_a), (mean_b, ci95_b), (difference, ci95) = (
+        _interval(a),
+        _interval(b),
+        _interval(b - a),
+    )
     return Comparison(
         first=first,
         second=second,
@@ -114,7 +131,8 @@ def _check_tasks(first: str, recipe: Recipe, second: str, other: Recipe) -> None
     for key in ours | theirs:
         if ours.get(key) != theirs.get(key):
             raise InputError(
-                f"{first} and {second} were not tested on the same tasks, {key} is {ours.get(key)!r} and "
+                f"{first} and {second} were not tested on the same tasks, {key} is "
+                f"{ours.get(key)!r} and "
                 f"{theirs.get(key)!r}: compare runs whose evaluations draw the same ones"
             )
 
@@ -122,13 +140,19 @@ def _check_tasks(first: str, recipe: Recipe, second: str, other: Recipe) -> None
 def _drawn(recipe: Recipe) -> dict[str, Any]:
     """All that decides which tasks an evaluation draws."""
     setting = recipe.setting("score")
-    family = {f"family.{key}": value for key, value in recipes.flatten(recipes.dump(setting.family))}
+    family = {
+        f"family.{key}": value for key, value in recipes.flatten(recipes.dump(setting.family))
+    }
     return family | {f"evaluation.{key}": getattr(setting, key) for key in DRAWN_BY}
 
 
-def _results(place: str, recipe: Recipe, meta: Meta, norm: Norm, show: Callable[[int], None]) -> Tensor:
+def _results(
+    place: str, recipe: Recipe, meta: Meta, norm: Norm, show: Callable[[int], None]
+) -> Tensor:
     """[tasks] the metric after adaptation."""
-    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, norm=norm))
+    recipe = dataclasses.replace(
+        recipe, evaluation=dataclasses.replace(recipe.evaluation, norm=norm)
+    )
     setting = recipe.setting("score")
     worker = Worker(recipe, choose_plan(recipe, 0, THREADS)[0])
     worker.load(0, worker.layout.flatten(meta))
@@ -142,8 +166,10 @@ def _results(place: str, recipe: Recipe, meta: Meta, norm: Norm, show: Callable[
     bad = int((~values.isfinite()).sum())
     if bad:
         raise InputError(
-            f"{place} has no finite {setting.family.metric} on {bad} of {len(values)} tasks, so the difference is not "
-            "known: lower the inner rate, or the number of inner steps, of the evaluation's algorithm"
+            f"{place} has no finite {setting.family.metric} on {bad} of {len(values)} tasks, so "
+            "the difference is not "
+            "known: lower the inner rate, or the number of inner steps, of the evaluation's "
+            "algorithm"
         )
     return values
 

@@ -24,11 +24,13 @@ Step = Callable[[Any, Context], Update]
 
 
 class Replayed:
-    """An update as one CUDA graph: instead of thousands of small kernels the GPU is sent one thing to do.
+    """An update as one CUDA graph: instead of thousands of small kernels the GPU is sent one thing
+    to do.
 
-    The first call is computed as it is. If it drew random numbers or read which step it is, so are all others: a replay
-    would repeat them. The second one is recorded, on buffers of its own for the tasks; parameters must stay where they
-    are. What a call returns lies where the next one writes.
+    The first call is computed as it is. If it drew random numbers or read which step it is, so are
+    all others: a replay would repeat them. The second one is recorded, on buffers of its own for
+    the tasks; parameters must stay where they are. What a call returns lies where the next one
+    writes.
     """
 
     def __init__(self, step: Step) -> None:
@@ -61,7 +63,9 @@ class Replayed:
         watched = Watched(context)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries choose and allocate what they need outside the graph
+        with torch.cuda.stream(
+            aside
+        ):  # libraries choose and allocate what they need outside the graph
             for _ in range(2):
                 self._step(self._tasks, watched.context)
         torch.cuda.current_stream().wait_stream(aside)
@@ -74,5 +78,8 @@ class Replayed:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            log.warning("updates cannot be recorded as a CUDA graph and are slower: %s", str(error).partition("\n")[0])
+            log.warning(
+                "updates cannot be recorded as a CUDA graph and are slower: %s",
+                str(error).partition("\n")[0],
+            )
             self._replays = False

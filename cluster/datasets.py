@@ -1,4 +1,6 @@
-"""What a run learns from and is measured on, as data sets of MLflow's: name, checksum, place, splits and counts."""
+"""What a run learns from and is measured on, as data sets of MLflow's: name, checksum, place,
+splits and counts.
+"""
 
 from __future__ import annotations
 
@@ -68,12 +70,19 @@ def describe(family: TaskFamily, split: Split) -> Described:
     own = ":" in tree["name"]  # nobody knows what it draws from
     source = {"class" if own else "family": tree["name"], "settings": tree}
     return Described(
-        f"{tree['name']} {split}", checksum, "code" if own else "generated", source, None, {"split": split, **tree}
+        f"{tree['name']} {split}",
+        checksum,
+        "code" if own else "generated",
+        source,
+        None,
+        {"split": split, **tree},
     )
 
 
 def place(data: str) -> tuple[str, dict[str, Any]]:
-    """The kind of a data set's source, and its name or where it lies: without a user, a password or a query."""
+    """The kind of a data set's source, and its name or where it lies: without a user, a password or
+    a query.
+    """
     scheme, mark, _ = data.partition("://")
     if mark:
         return scheme, {"uri": _cleaned(data)}
@@ -116,7 +125,9 @@ def _images(family: FewShot, split: Split) -> Described:
 def _rows(family: Table, split: Split) -> Described:
     known = family.standalone()
     kind, source = place(family.data) if "/" in family.data else ("local", {"uri": family.data})
-    counts = {name: {"groups": groups, "rows": rows} for name, (groups, rows) in known.counts().items()}
+    counts = {
+        name: {"groups": groups, "rows": rows} for name, (groups, rows) in known.counts().items()
+    }
     profile = {
         "split": split,
         **counts[split],
@@ -125,9 +136,14 @@ def _rows(family: Table, split: Split) -> Described:
         "splits": counts,
         "checksum": known.checksum,
     }
-    columns = [{"type": "double", "name": name, "required": True} for name in (*(known.features or ()), known.target)]
+    columns = [
+        {"type": "double", "name": name, "required": True}
+        for name in (*(known.features or ()), known.target)
+    ]
     schema = {"mlflow_colspec": columns}
-    return Described(f"{_base(source)} {split}", known.checksum or "", kind, source, schema, profile)
+    return Described(
+        f"{_base(source)} {split}", known.checksum or "", kind, source, schema, profile
+    )
 
 
 def _base(source: dict[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""What MLflow shows of a run besides its numbers: its experiment, where it comes from, its columns, its description."""
+"""What MLflow shows of a run besides its numbers: its experiment, where it comes from, its columns,
+its description.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 
 
 def experiment(family: Any) -> str:
-    """The experiment of a task family and its data: "fewshot omniglot", "sinusoid", "table houses"."""
+    """The experiment of a task family and its data: "fewshot omniglot", "sinusoid", "table
+    houses".
+    """
     name = str(family.name)
     if ":" in name:  # a class of the user's own
         return name.rpartition(":")[2]
@@ -44,7 +48,9 @@ def dated(name: str) -> str:
 
 
 def tags(folder: str, name: str, file: str | None) -> dict[str, str]:
-    """Who made a run, from which code and recipe (its `file`, or its `name`), and in which `folder` it is."""
+    """Who made a run, from which code and recipe (its `file`, or its `name`), and in which `folder`
+    it is.
+    """
     recipe = file if file and JOB not in os.environ else name  # a job gets a copy
     found = {
         "metatrain.output": whole(folder),
@@ -77,7 +83,9 @@ def user() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with "-dirty" if it has changes, or that of the sent job's; "" if there is none."""
+    """The commit of this checkout, with "-dirty" if it has changes, or that of the sent job's; ""
+    if there is none.
+    """
     if COMMIT in os.environ:
         return os.environ[COMMIT]
     here = Path(__file__).resolve().parent.parent
@@ -90,12 +98,15 @@ def commit() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+    )
     return done.stdout.strip()
 
 
 def view(known: str, metrics: Sequence[str]) -> str:
-    """The state of MLflow's table of runs in which these metrics come first, after those of the state that is `known`.
+    """The state of MLflow's table of runs in which these metrics come first, after those of the
+    state that is `known`.
 
     Without one, the table shows no metric until somebody chooses it.
     """
@@ -107,7 +118,12 @@ def view(known: str, metrics: Sequence[str]) -> str:
         shown = []
     shown = list(dict.fromkeys([*shown, *(f"metrics.`{metric}`" for metric in metrics)]))
     state = {
-        "selectedColumns": [*shown, "attributes.`Dataset`", "attributes.`Source`", "attributes.`User`"],
+        "selectedColumns": [
+            *shown,
+            "attributes.`Dataset`",
+            "attributes.`Source`",
+            "attributes.`User`",
+        ],
         "columnOrder": [name, created, *shown, "duration"],
         "columnWidths": {name: 270, created: 130} | dict.fromkeys(shown, 130),
     }
@@ -115,7 +131,8 @@ def view(known: str, metrics: Sequence[str]) -> str:
 
 
 def note(protocol: str, load: Sequence[str], scores: Sequence[Score] = ()) -> str:
-    """A run's description in Markdown: its result, if there is one, by which protocol, and how to load what it learned.
+    """A run's description in Markdown: its result, if there is one, by which protocol, and how to
+    load what it learned.
 
     `load` are blocks of code, each with its language before the first line.
     """
@@ -125,7 +142,9 @@ def note(protocol: str, load: Sequence[str], scores: Sequence[Score] = ()) -> st
 
 
 def merged(note: str, known: str) -> str:
-    """A description that takes the place of the one that is `known`, with what people wrote below that."""
+    """A description that takes the place of the one that is `known`, with what people wrote below
+    that.
+    """
     own = (known.partition(END)[2] if END in known else known).strip()
     return f"{note}\n\n{own}" if own else note
 
@@ -134,7 +153,9 @@ def _result(score: Score) -> str:
     """A score as a table: before adaptation, after it, and what learns nothing."""
     value = f"{score.text(score.mean)} ± {score.text(score.ci95).removesuffix('%')}"
     if score.diverged:
-        value = f"median {score.text(score.median)}, {score.diverged} of {score.tasks} tasks diverged"
+        value = (
+            f"median {score.text(score.median)}, {score.diverged} of {score.tasks} tasks diverged"
+        )
     names = {0: "before adaptation"}
     on_the_way = [(score.steps[i], score.curve[i]) for i in score.shown()[:-1]]
     rows = [(names.get(step, f"after step {step}"), score.text(mean)) for step, mean in on_the_way]
@@ -146,7 +167,9 @@ def _result(score: Score) -> str:
 
 
 def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
-    """The scores as MLflow has them: test/accuracy, test/accuracy_ci95, then test/support_plus_1/accuracy and so on."""
+    """The scores as MLflow has them: test/accuracy, test/accuracy_ci95, then
+    test/support_plus_1/accuracy and so on.
+    """
     found: dict[str, float] = {}
     for prefix, score in _named(scores):
         name = f"test/{prefix}{score.metric}"
@@ -168,5 +191,10 @@ def adaptation(scores: Sequence[Score]) -> dict[int, dict[str, float]]:
 
 
 def _named(scores: Sequence[Score]) -> list[tuple[str, Score]]:
-    """Each score with what stands before its metric's name: of a further norm its own name, as "support_plus_1/"."""
-    return [("" if i == 0 else f"{score.norm.replace('+', '_plus_')}/", score) for i, score in enumerate(scores)]
+    """Each score with what stands before its metric's name: of a further norm its own name, as
+    "support_plus_1/".
+    """
+    return [
+        ("" if i == 0 else f"{score.norm.replace('+', '_plus_')}/", score)
+        for i, score in enumerate(scores)
+    ]

@@ -1,4 +1,5 @@
-"""Whether the machines that a run would use have what it needs: this one, the driver's, and every node of a cluster.
+"""Whether the machines that a run would use have what it needs: this one, the driver's, and every
+node of a cluster.
 
 Each problem names its place and what to do about it.
 """
@@ -39,7 +40,9 @@ class Finding(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a process sees on its machine; the reason of each thing that does not work, else nothing."""
+    """What a process sees on its machine; the reason of each thing that does not work, else
+    nothing.
+    """
 
     versions: dict[str, str]
     free_gb: float
@@ -52,11 +55,16 @@ class Facts(NamedTuple):
 
 
 def collect_facts(output: str | None, server: str | None) -> Facts:
-    """Look at this machine: its versions, its disk, whether it can write to `output` and reach MLflow's `server`."""
+    """Look at this machine: its versions, its disk, whether it can write to `output` and reach
+    MLflow's `server`.
+    """
     folder = cache()
     return Facts(
         {"Python": platform.python_version()} | {name: _version(name) for name in COMPARED},
-        shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free / 1e9,
+        shutil.disk_usage(
+            next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        ).free
+        / 1e9,
         str(folder),
         _writable(str(folder)),
         _writable(output) if output else "",
@@ -85,9 +93,15 @@ def examine(address: str | None, output: str | None) -> list[Finding]:
             answers = _ask_nodes(nodes, output, server)
         for name, facts in answers.items():
             if isinstance(facts, Facts):
-                findings += evaluate_facts(name, facts, here, output, server, nodes[name]["Resources"])
+                findings += evaluate_facts(
+                    name, facts, here, output, server, nodes[name]["Resources"]
+                )
             else:
-                findings.append(Finding(name, "probe", facts, "look at Ray's logs there, and start Ray on it again"))
+                findings.append(
+                    Finding(
+                        name, "probe", facts, "look at Ray's logs there, and start Ray on it again"
+                    )
+                )
     return findings
 
 
@@ -101,11 +115,20 @@ def evaluate_facts(
 ) -> list[Finding]:
     """Compare facts with the driver's, and with what a run needs."""
     findings = []
-    there, here = ({name: found.split("+")[0] for name, found in of.versions.items()} for of in (facts, driver))
-    differ = {name: facts.versions[name] for name in there if there[name] != here[name]}  # whatever the build
+    there, here = (
+        {name: found.split("+")[0] for name, found in of.versions.items()} for of in (facts, driver)
+    )
+    differ = {
+        name: facts.versions[name] for name in there if there[name] != here[name]
+    }  # whatever the build
     lacks = [name for name, found in facts.versions.items() if not found]
-    shown = ", ".join(f"{name} {found or 'missing'}" for name, found in (differ or facts.versions).items())
-    remedy = f"install {', '.join(f'{name}=={here[name]}' for name in differ)}, as the driver has" * bool(differ)
+    shown = ", ".join(
+        f"{name} {found or 'missing'}" for name, found in (differ or facts.versions).items()
+    )
+    remedy = (
+        f"install {', '.join(f'{name}=={here[name]}' for name in differ)}, as the driver has"
+        * bool(differ)
+    )
     if lacks and not differ:
         remedy = f"install {', '.join(lacks)}: pip install -c constraints.txt -e . in the checkout"
     findings.append(Finding(place, "versions", shown, remedy))
@@ -113,7 +136,11 @@ def evaluate_facts(
         gpus = resources.get("GPU", 0.0)
         blind = gpus > 0 and facts.versions["torch"].endswith("+cpu")
         remedy = "install a build of torch with CUDA, or start Ray there with --num-gpus=0" * blind
-        findings.append(Finding(place, "resources", f"{resources.get('CPU', 0.0):g} CPUs, {gpus:g} GPUs", remedy))
+        findings.append(
+            Finding(
+                place, "resources", f"{resources.get('CPU', 0.0):g} CPUs, {gpus:g} GPUs", remedy
+            )
+        )
     short = facts.free_gb < LEAST_GB
     room = f"make room: at least {LEAST_GB:g} GB, or set METATRAIN_CACHE to another disk" * short
     findings.append(Finding(place, "free disk", f"{facts.free_gb:.0f} GB at {facts.cache}", room))
@@ -122,21 +149,36 @@ def evaluate_facts(
             place,
             "data cache",
             facts.not_cached or "writable",
-            f"make {facts.cache} writable, or set METATRAIN_CACHE to a folder that is" * bool(facts.not_cached),
+            f"make {facts.cache} writable, or set METATRAIN_CACHE to a folder that is"
+            * bool(facts.not_cached),
         )
     )
-    lacks_kernels = bool(facts.not_built) and not driver.not_built and not facts.not_cached  # which is why, then
-    kernels = "install g++ or clang there, as on the driver's machine: the driver chooses what all workers compute with"
+    lacks_kernels = (
+        bool(facts.not_built) and not driver.not_built and not facts.not_cached
+    )  # which is why, then
+    kernels = (
+        "install g++ or clang there, as on the driver's machine: the driver chooses "
+        "what all workers compute with"
+    )
     found = facts.not_built and f"none, so convolutions take twice the time: {facts.not_built}"
     findings.append(Finding(place, "kernels", found or "built", kernels * lacks_kernels))
     if output:
-        remedy = f"create it, let this machine's user or keys write to {output}, or give another output"
-        findings.append(Finding(place, "output", facts.not_stored or "writable", remedy * bool(facts.not_stored)))
-    mlflow = facts.not_tracked or (f"answers at {mlflow_store.shown(server)}" if server else "no server is set")
+        remedy = (
+            f"create it, let this machine's user or keys write to {output}, or give another output"
+        )
+        findings.append(
+            Finding(
+                place, "output", facts.not_stored or "writable", remedy * bool(facts.not_stored)
+            )
+        )
+    mlflow = facts.not_tracked or (
+        f"answers at {mlflow_store.shown(server)}" if server else "no server is set"
+    )
     findings.append(Finding(place, "MLflow", mlflow, _mlflow_remedy(facts.not_tracked, server)))
     if resources is not None:
-        remedy = "anyone who reaches its ports can run code: start Ray with RAY_AUTH_MODE=token and a token" * (
-            not facts.token
+        remedy = (
+            "anyone who reaches its ports can run code: start Ray with RAY_AUTH_MODE=token and a "
+            "token" * (not facts.token)
         )
         findings.append(Finding(place, "token", "in use" if facts.token else "none", remedy))
     return findings
@@ -151,12 +193,16 @@ def grouped(findings: Sequence[Finding]) -> list[Finding]:
     lines = []
     for (what, found, remedy), where in places.items():
         nodes = [place for place in where if place != DRIVER]
-        named = [f"all {len(nodes)} nodes"] if len(nodes) > 1 and set(nodes) == everywhere else nodes
+        named = (
+            [f"all {len(nodes)} nodes"] if len(nodes) > 1 and set(nodes) == everywhere else nodes
+        )
         lines.append(Finding(", ".join([DRIVER] * (DRIVER in where) + named), what, found, remedy))
     return sorted(lines, key=lambda line: bool(line.remedy))
 
 
-def _ask_nodes(nodes: Mapping[str, Any], output: str | None, server: str | None) -> dict[str, Facts | str]:
+def _ask_nodes(
+    nodes: Mapping[str, Any], output: str | None, server: str | None
+) -> dict[str, Facts | str]:
     """Each node's facts, or why it gave none."""
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -166,7 +212,9 @@ def _ask_nodes(nodes: Mapping[str, Any], output: str | None, server: str | None)
     asked = {}
     for name, node in nodes.items():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[name] = probe.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(output, server)
+        asked[name] = probe.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(
+            output, server
+        )
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_S)
     found: dict[str, Facts | str] = {}
     for name, ref in asked.items():
@@ -225,7 +273,9 @@ def _mlflow_remedy(why: str, server: str | None) -> str:
     if "401" in why or "Unauthorized" in why:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
     where = mlflow_store.shown(server)
-    return f"start MLflow at {where}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
+    return (
+        f"start MLflow at {where}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
+    )
 
 
 def _built() -> str:
@@ -239,7 +289,9 @@ def _built() -> str:
 
 def _token() -> bool:
     try:
-        from ray._private.authentication.authentication_utils import is_token_auth_enabled  # nothing public says it
+        from ray._private.authentication.authentication_utils import (
+            is_token_auth_enabled,
+        )  # nothing public says it
     except ModuleNotFoundError:
         return False
     return bool(is_token_auth_enabled())

@@ -15,7 +15,8 @@ from metatrain.recipe import Recipe
 
 
 def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) -> list[Score]:
-    """Score the published parameters, which are those of `version`, on fixed tasks: one score per norm.
+    """Score the published parameters, which are those of `version`, on fixed tasks: one score per
+    norm.
 
     `work` is "score" for the evaluation and "validate" for the validation.
     """
@@ -26,7 +27,11 @@ def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) 
     what = f"evaluating on {setting.tasks} {setting.split} tasks"
     with awaiting(what) if work == "score" else nullcontext(lambda text: None) as say:
         for ticket in tickets:
-            parts += [c.result for c in requests.collect([ticket], version) if isinstance(c.result, Scores)]
+            parts += [
+                c.result
+                for c in requests.collect([ticket], version)
+                if isinstance(c.result, Scores)
+            ]
             say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
     found = []
     for i, norm in enumerate(parts[0].norms):
@@ -36,15 +41,22 @@ def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) 
 
 
 def protocol(recipe: Recipe, work: Work, version: int, norm: Norm | None = None) -> str:
-    """All that a score depends on, in a line; `norm` is one that it is measured with, by default the first."""
+    """All that a score depends on, in a line; `norm` is one that it is measured with, by default
+    the first.
+    """
     setting, training = recipe.setting(work), recipe.setting("update")
     norm = norm or setting.family.bind(recipe.model, setting.norm, "reference").norm[0]
-    trained_norm = "none" if norm == "none" else recipe.norm  # a network without batch statistics has none in training
+    trained_norm = (
+        "none" if norm == "none" else recipe.norm
+    )  # a network without batch statistics has none in training
     trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(training.algorithm)}"
     return (
-        f"{setting.family.describe()}, {setting.split} split, bn={norm}, {described(recipe.model)}, "
-        f"{described(setting.algorithm, adapts=True)}, {setting.tasks} tasks of seed {setting.seed}; trained {version} "
-        f"steps of {recipe.outer.tasks_per_step} tasks ({trained}), seed {recipe.seed}; losses are means"
+        f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
+        f"{described(recipe.model)}, "
+        f"{described(setting.algorithm, adapts=True)}, {setting.tasks} tasks of seed "
+        f"{setting.seed}; trained {version} "
+        f"steps of {recipe.outer.tasks_per_step} tasks ({trained}), seed {recipe.seed}; losses are "
+        "means"
     )
 
 
@@ -58,6 +70,10 @@ def described(component: Any, *, adapts: bool = False) -> str:
         value = getattr(component, item.name)
         off = value is None or value is False or value in ((), ("*",))
         if item.name != "name" and not off and not (adapts and item.metadata.get("training_only")):
-            text = f"({described(value)})" if dataclasses.is_dataclass(value) else f"{value}".replace(" ", "")
+            text = (
+                f"({described(value)})"
+                if dataclasses.is_dataclass(value)
+                else f"{value}".replace(" ", "")
+            )
             said.append(f"{item.name}={text}")
     return " ".join(said)

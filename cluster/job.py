@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import time
 
-JOB, JOB_CPUS, JOB_GPUS = "METATRAIN_JOB", "METATRAIN_JOB_CPUS", "METATRAIN_JOB_GPUS"  # its name; what its driver holds
-COMMIT, USER = "METATRAIN_COMMIT", "METATRAIN_USER"  # of the checkout that was sent, and who sent it
+JOB, JOB_CPUS, JOB_GPUS = (
+    "METATRAIN_JOB",
+    "METATRAIN_JOB_CPUS",
+    "METATRAIN_JOB_GPUS",
+)  # its name; what its driver holds
+COMMIT, USER = (
+    "METATRAIN_COMMIT",
+    "METATRAIN_USER",
+)  # of the checkout that was sent, and who sent it
 
 
 def stamp() -> str:

@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster: send one, list them, follow what one says, end as it ends, stop one.
 
-here --- code, resolved recipe or sweep, own files ---> dashboard ---> `metatrain train|tune` on a node: the driver
+here --- code, resolved recipe or sweep, own files ---> dashboard ---> `metatrain train|tune` on a
+node: the driver
      <-- its log, line by line, and its exit code -----                   |
                                                workers (ray_pool) <-------+-------> output, MLflow
 """
@@ -39,7 +40,10 @@ from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient  # elsewhere not before `find_token`
+    from ray.job_submission import (
+        JobDetails,
+        JobSubmissionClient,
+    )  # elsewhere not before `find_token`
 
 MOST_BYTES = 1 << 20  # of code and configuration
 ANSWER_S = 15.0  # for a dashboard to answer
@@ -51,7 +55,8 @@ STOP_S = 60  # for a job that is told to stop to save: Ray's default is 3
 KEPT_LINES = 50  # of a job's log, to say why it failed
 RAYS_LINES = 20  # with which a job's log may begin
 QUIET = {"PYTHONUNBUFFERED": "1", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # of actors that were ended
-# Ray leaves out of a working directory what .gitignore names, and folders such as venv: all that is packed is sent.
+# Ray leaves out of a working directory what .gitignore names, and folders such as venv: all that is
+# packed is sent.
 WHOLE = {"RAY_RUNTIME_ENV_IGNORE_GITIGNORE": "1", "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": ""}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -65,7 +70,9 @@ class Job(NamedTuple):
     code: Sequence[Path]  # the user's own modules: files and package folders
     environment: Mapping[str, str]
     output: str = ""  # where its results go
-    cpus: float = 0.0  # that its driver has to itself; with none of anything it runs on the head node
+    cpus: float = (
+        0.0  # that its driver has to itself; with none of anything it runs on the head node
+    )
     gpus: float = 0.0
     memory_gb: float = 0.0
     recipe: str = ""  # the file, as it was given
@@ -89,7 +96,9 @@ class Listed(NamedTuple):
 
 
 def run(address: str, job: Job, *, follow: bool = True) -> int:
-    """Send a job, and follow it unless told otherwise; its exit code. Ctrl-C ends the following and not the job."""
+    """Send a job, and follow it unless told otherwise; its exit code. Ctrl-C ends the following and
+    not the job.
+    """
     before = dict(os.environ)
     client = connect(address)
     with awaiting(f"sending the job {job.name}"):
@@ -99,7 +108,9 @@ def run(address: str, job: Job, *, follow: bool = True) -> int:
 
 
 def watch(client: JobSubmissionClient, name: str, commands: str) -> int:
-    """Follow a job until it ends, or until Ctrl-C, which prints the `commands` to go on with; its exit code."""
+    """Follow a job until it ends, or until Ctrl-C, which prints the `commands` to go on with; its
+    exit code.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = listen(client, name)
@@ -122,34 +133,53 @@ def listed(client: JobSubmissionClient) -> list[Listed]:
             end_s = info.end_time / 1000 if info.end_time else time.time()
             state, took_s = info.status.value.lower(), max(end_s - start_s, 0.0)
             found.append(
-                Listed(info.submission_id, state, start_s, took_s, metadata["output"], metadata.get("recipe", ""))
+                Listed(
+                    info.submission_id,
+                    state,
+                    start_s,
+                    took_s,
+                    metadata["output"],
+                    metadata.get("recipe", ""),
+                )
             )
     return sorted(found, key=lambda job: job.submitted_s, reverse=True)
 
 
 def find(client: JobSubmissionClient, name: str | None, *, under_way: bool = False) -> Listed:
-    """The job of that name, or the newest one, or the newest one `under_way`. InputError if there is none."""
+    """The job of that name, or the newest one, or the newest one `under_way`. InputError if there
+    is none.
+    """
     found = listed(client)
     if not found:
         raise InputError("there is no job on this cluster: send one with `metatrain submit`")
     if name is None:
         job = next((job for job in found if job.under_way or not under_way), None)
         if job is None:
-            raise InputError(f"no job is under way on this cluster: the newest, {found[0].name}, {_ended(found[0])}")
+            raise InputError(
+                f"no job is under way on this cluster: the newest, {found[0].name}, "
+                f"{_ended(found[0])}"
+            )
         return job
     job = next((job for job in found if job.name == name), None)
     if job is None:
         near = difflib.get_close_matches(name, [job.name for job in found], 1)
         instead = f"the nearest name is {near[0]}" if near else f"the newest is {found[0].name}"
-        raise InputError(f"there is no job {name} on this cluster: {instead}; `{cli.program()} jobs` lists all")
+        raise InputError(
+            f"there is no job {name} on this cluster: {instead}; `{cli.program()} jobs` lists all"
+        )
     return job
 
 
 def stop(client: JobSubmissionClient, name: str | None) -> str:
-    """Ask a job to save and end, and wait until it has; how to continue it. InputError if it has ended before."""
+    """Ask a job to save and end, and wait until it has; how to continue it. InputError if it has
+    ended before.
+    """
     job = find(client, name, under_way=True)
     if not job.under_way:
-        raise InputError(f"the job {job.name} {_ended(job)} already: `{cli.program()} jobs` lists those under way")
+        raise InputError(
+            f"the job {job.name} {_ended(job)} already: `{cli.program()} jobs` lists those under "
+            "way"
+        )
     client.stop_job(job.name)
     with awaiting(f"waiting for {job.name} to save and end"):
         info, since_s = client.get_job_info(job.name), time.monotonic()
@@ -157,11 +187,14 @@ def stop(client: JobSubmissionClient, name: str | None) -> str:
             if info.status.value == "PENDING" and time.monotonic() - since_s > PENDING_S:
                 needs = (info.metadata or {}).get("needs")
                 raise InputError(
-                    f"the job {job.name} waits for {needs} to start, and Ray can only stop it then: it will end at "
+                    f"the job {job.name} waits for {needs} to start, and Ray can only stop it "
+                    "then: it will end at "
                     "once, or after 15 minutes without starting"
                 )
             if time.monotonic() - since_s > STOP_S + GONE_S:
-                raise InputError(f"the job {job.name} has not ended in {STOP_S + GONE_S:g} s: look at its node")
+                raise InputError(
+                    f"the job {job.name} has not ended in {STOP_S + GONE_S:g} s: look at its node"
+                )
             time.sleep(POLL_S)
             info = client.get_job_info(job.name)
     state = info.status.value.lower()
@@ -171,7 +204,9 @@ def stop(client: JobSubmissionClient, name: str | None) -> str:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The dashboard at `address`; InputError if it is none, its token is not here, or its versions differ."""
+    """The dashboard at `address`; InputError if it is none, its token is not here, or its versions
+    differ.
+    """
     address = address.rstrip("/")
     with awaiting(f"connecting to {address}"):
         return _connect(address)
@@ -192,9 +227,14 @@ def _connect(address: str) -> JobSubmissionClient:
             handler.setLevel(logging.WARNING)  # its uploads are nobody's concern
     except AuthenticationError as error:
         wrong = "invalid" in str(error).lower()
-        what = "does not take the token that is set here" if wrong else "asks for a token, and none is set here"
+        what = (
+            "does not take the token that is set here"
+            if wrong
+            else "asks for a token, and none is set here"
+        )
         raise InputError(
-            f"the cluster at {address} {what}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
+            f"the cluster at {address} {what}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a "
+            "file that holds it"
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise _no_dashboard(address, error) from error
@@ -204,31 +244,47 @@ def _connect(address: str) -> JobSubmissionClient:
     ):
         if theirs != ours:
             raise InputError(
-                f"the cluster at {address} runs {what} {theirs}, and this machine {ours}: install the same on both"
+                f"the cluster at {address} runs {what} {theirs}, and this machine {ours}: install "
+                "the same on both"
             )
     return client
 
 
 def find_token(address: str) -> None:
-    """Let Ray look for a token if the dashboard at `address` asks for one: Ray decides it when it is imported."""
+    """Let Ray look for a token if the dashboard at `address` asks for one: Ray decides it when it
+    is imported.
+    """
     if not address.startswith(("http://", "https://")):
-        raise InputError(f"--address {address} is not a dashboard's address: give one such as http://HEAD:8265")
+        raise InputError(
+            f"--address {address} is not a dashboard's address: give one such as http://HEAD:8265"
+        )
     if _asks_for_token(address.rstrip("/")):
         os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def submit(client: JobSubmissionClient, job: Job) -> None:
-    """Send a job; InputError if its name is taken, another one writes to its output, or it is too large."""
+    """Send a job; InputError if its name is taken, another one writes to its output, or it is too
+    large.
+    """
     if not re.fullmatch(r"[\w.-]+", job.name):
-        raise InputError(f"--name {job.name!r} cannot name a job: use letters, digits, '_', '-' and '.'")
+        raise InputError(
+            f"--name {job.name!r} cannot name a job: use letters, digits, '_', '-' and '.'"
+        )
     for other in client.list_jobs():
         if other.submission_id == job.name:
             ended = other.status.is_terminal()
             what = f"it has ended ({other.status.value.lower()})" if ended else "it is under way"
-            raise InputError(f"this cluster already has a job {job.name}, {what}: give another --name")
-        if job.output and not other.status.is_terminal() and (other.metadata or {}).get("output") == job.output:
             raise InputError(
-                f"the job {other.submission_id} writes to {job.output}: stop it with `{cli.program()} stop "
+                f"this cluster already has a job {job.name}, {what}: give another --name"
+            )
+        if (
+            job.output
+            and not other.status.is_terminal()
+            and (other.metadata or {}).get("output") == job.output
+        ):
+            raise InputError(
+                f"the job {other.submission_id} writes to {job.output}: stop it with "
+                f"`{cli.program()} stop "
                 f"{other.submission_id}`, let it end, or give another output"
             )
     with tempfile.TemporaryDirectory() as temporary:
@@ -245,11 +301,15 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
                 entrypoint_memory=int(job.memory_gb * 1e9) or None,
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"the cluster did not take the job: {_last_line(str(error))}") from error
+            raise InputError(
+                f"the cluster did not take the job: {_last_line(str(error))}"
+            ) from error
 
 
 def listen(client: JobSubmissionClient, name: str) -> int:
-    """Print a job's log until it ends, and say how; its exit code. InputError if the cluster is gone."""
+    """Print a job's log until it ends, and say how; its exit code. InputError if the cluster is
+    gone.
+    """
     from aiohttp import ClientError
 
     said, sent_s, waits = _Said(name), time.monotonic(), ""
@@ -279,7 +339,8 @@ def listen(client: JobSubmissionClient, name: str) -> int:
                     break  # it never started, or its node is gone, so that there is no log
                 if time.monotonic() - failing_s > GONE_S:
                     raise InputError(
-                        f"the cluster has not answered for {GONE_S:g} s ({_last_line(str(error))}): the job {name} may "
+                        f"the cluster has not answered for {GONE_S:g} s "
+                        f"({_last_line(str(error))}): the job {name} may "
                         f"keep running; see `{cli.program()} follow {name}`"
                     ) from error
             time.sleep(POLL_S)
@@ -290,7 +351,10 @@ def listen(client: JobSubmissionClient, name: str) -> int:
     if info.status.value == "STOPPED":
         print(f"job {name} was stopped\n{_to_go_on(info)}", file=sys.stderr)
         return 130
-    cause = next((line for line in reversed(said.lines) if line.startswith("error: ")), _last_line(info.message or ""))
+    cause = next(
+        (line for line in reversed(said.lines) if line.startswith("error: ")),
+        _last_line(info.message or ""),
+    )
     print(f"error: job {name} failed: {cause.removeprefix('error: ')}", file=sys.stderr)
     if info.driver_exit_code not in (1, 2):  # its process died
         print(_to_go_on(info), file=sys.stderr)
@@ -303,7 +367,9 @@ def commands(address: str, name: str, shell: Mapping[str, str]) -> str:
     known = shell.get("RAY_API_SERVER_ADDRESS", "").rstrip("/") == address
     there = "" if known else f" --address {shlex.quote(address)}"
     named = {"follow": f" {shlex.quote(name)}", "stop": f" {shlex.quote(name)}", "jobs": ""}
-    return "\n".join(f"{what + ':':7} {cli.program()} {what}{which}{there}" for what, which in named.items())
+    return "\n".join(
+        f"{what + ':':7} {cli.program()} {what}{which}{there}" for what, which in named.items()
+    )
 
 
 def dated(name: str) -> str:
@@ -315,7 +381,8 @@ def check_place(key: str, place: str | None) -> str:
     """Refuse a place in a job's own folder, which ends with the job."""
     if place is None or not _is_elsewhere(place):
         raise InputError(
-            f"{key} is {place or 'not given'}, and a job's own folder ends with it: give a place that outlives it, "
+            f"{key} is {place or 'not given'}, and a job's own folder ends with it: give a place "
+            "that outlives it, "
             f"such as s3://bucket/first or the path of a folder that all nodes see"
         )
     if storage.is_remote(place):
@@ -327,7 +394,8 @@ def check_read(key: str, place: str, sent: Mapping[str, Path]) -> None:
     """Refuse what a job could not read: a path of this machine that does not go along."""
     if not _is_elsewhere(place) and not is_sent(place, sent):
         raise InputError(
-            f"{key} is {place}, a path in this folder, which the cluster does not see: send it with --send {place}, or "
+            f"{key} is {place}, a path in this folder, which the cluster does not see: send it "
+            f"with --send {place}, or "
             "give an address such as s3://bucket/first or a path that all nodes see"
         )
     if storage.is_remote(place):
@@ -339,11 +407,15 @@ def _is_elsewhere(place: str) -> bool:
 
 
 def environment(address: str, names: Sequence[str]) -> dict[str, str]:
-    """What a job gets of this environment: MLflow's address, if it is a server's, and the variables in `names`."""
+    """What a job gets of this environment: MLflow's address, if it is a server's, and the variables
+    in `names`.
+    """
     found = {}
     for name in names:
         if name not in os.environ:
-            raise InputError(f"--env {name} names a variable that is not set here: set it, or leave it out")
+            raise InputError(
+                f"--env {name} names a variable that is not set here: set it, or leave it out"
+            )
         found[name] = os.environ[name]
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     parts = urlsplit(server)
@@ -351,18 +423,27 @@ def environment(address: str, names: Sequence[str]) -> dict[str, str]:
         return found
     if parts.password is not None:
         raise InputError(
-            "MLFLOW_TRACKING_URI holds a password, which a cluster shows to all who see its jobs: set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on its nodes, or pass it all the same with --env"
+            "MLFLOW_TRACKING_URI holds a password, which a cluster shows to all who see its jobs: "
+            "set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on its nodes, or pass it all "
+            "the same with --env"
         )
     if parts.hostname in LOOPBACK and urlsplit(address).hostname not in LOOPBACK:
         raise InputError(
-            f"MLflow's address {server} is this machine's own, which the cluster cannot reach: give it as nodes see it"
+            f"MLflow's address {server} is this machine's own, which the cluster cannot reach: "
+            "give it as nodes see it"
         )
     return {"MLFLOW_TRACKING_URI": server} | found
 
 
 def _environment(job: Job) -> dict[str, str]:
-    own = {JOB: job.name, JOB_CPUS: str(job.cpus), JOB_GPUS: str(job.gpus), COMMIT: commit(), USER: user()}
+    own = {
+        JOB: job.name,
+        JOB_CPUS: str(job.cpus),
+        JOB_GPUS: str(job.gpus),
+        COMMIT: commit(),
+        USER: user(),
+    }
     return own | QUIET | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)} | dict(job.environment)
 
 
@@ -383,13 +464,16 @@ def _pack(job: Job, folder: Path) -> None:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
             f"the job would be {sum(sizes.values()) / MOST_BYTES:.1f} MiB, at most 1 is sent, and "
-            f"{largest.relative_to(folder)} is the largest of it: move data out of your packages, and send it with "
+            f"{largest.relative_to(folder)} is the largest of it: move data out of your packages, "
+            "and send it with "
             "--send or push it with `metatrain data push`"
         )
     for name, path in job.sent.items():
         target, first = folder / name, Path(name).parts[0]
         if first in {package.name for package in PACKAGES} | job.files.keys():
-            raise InputError(f"--send {name} has the name of what every job gets, {first}: rename it")
+            raise InputError(
+                f"--send {name} has the name of what every job gets, {first}: rename it"
+            )
         if target.exists() and target in sizes and target.read_bytes() == path.read_bytes():
             continue  # data in a package of the user's
         if target.exists() or any(parent.is_file() for parent in target.parents):
@@ -437,7 +521,9 @@ async def _listen(client: JobSubmissionClient, name: str, said: _Said) -> None:
 
 def _described(job: Job) -> dict[str, str]:
     """What the cluster knows of a job besides its name: its dashboard shows it."""
-    again = re.sub(r"(://[^/\s:@']*):[^\s']+@", r"\1:***@", job.again)  # a key of the user's may be such an address
+    again = re.sub(
+        r"(://[^/\s:@']*):[^\s']+@", r"\1:***@", job.again
+    )  # a key of the user's may be such an address
     return {"recipe": job.recipe, "output": job.output, "needs": _wanted(job), "again": again}
 
 
@@ -449,7 +535,10 @@ def _to_go_on(info: JobDetails) -> str:
     """The command that continues a job."""
     metadata = info.metadata or {}
     output = metadata.get("output", "")
-    again = metadata.get("again") or f"{cli.program()} submit ... --set output={shlex.quote(output)} --resume auto"
+    again = (
+        metadata.get("again")
+        or f"{cli.program()} submit ... --set output={shlex.quote(output)} --resume auto"
+    )
     return f"to continue in {output}: {again}" if output else "send it again"
 
 
@@ -476,7 +565,8 @@ def _asks_for_token(address: str) -> bool:
 def _no_dashboard(address: str, error: Exception) -> InputError:
     reason = getattr(error, "reason", None) or "the server at that address is not a Ray dashboard"
     return InputError(
-        f"no Ray dashboard answers at {address} ({reason}): give the head node's, such as http://HEAD:8265"
+        f"no Ray dashboard answers at {address} ({reason}): give the head node's, such as "
+        "http://HEAD:8265"
     )
 
 

@@ -14,7 +14,10 @@ from metatrain import cli
 app = typer.Typer()
 
 Dashboard = Annotated[
-    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the Ray cluster: http://HEAD:8265.")
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the Ray cluster: http://HEAD:8265."
+    ),
 ]
 
 
@@ -23,7 +26,9 @@ def jobs(
     address: Dashboard,
     json: cli.AsJson = False,
 ) -> None:
-    """List the jobs of a Ray cluster, newest first. Example: metatrain jobs --address http://HEAD:8265"""
+    """List the jobs of a Ray cluster, newest first. Example: metatrain jobs --address
+    http://HEAD:8265
+    """
     from rich.table import Table
 
     from cluster import jobs as ray_jobs
@@ -59,9 +64,12 @@ def jobs(
 @app.command()
 def follow(
     address: Dashboard,
-    name: Annotated[str | None, typer.Argument(help="A job's name. Default: the newest job.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A job's name. Default: the newest job.")
+    ] = None,
 ) -> None:
-    """Show a job's log until it ends, and exit as the job does. Ctrl-C stops following; the job keeps running.
+    """Show a job's log until it ends, and exit as the job does. Ctrl-C stops following; the job
+    keeps running.
 
     Example: metatrain follow demo-20260101-120000 --address http://HEAD:8265
     """
@@ -78,7 +86,9 @@ def follow(
 @app.command()
 def stop(
     address: Dashboard,
-    name: Annotated[str | None, typer.Argument(help="A job's name. Default: the newest job under way.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A job's name. Default: the newest job under way.")
+    ] = None,
 ) -> None:
     """Stop a job: it saves first. Waits until it has ended.
 

@@ -1,4 +1,6 @@
-"""A run's bundle as a logged model, which `mlflow.pyfunc.load_model` loads: cluster/served.py is its code."""
+"""A run's bundle as a logged model, which `mlflow.pyfunc.load_model` loads: cluster/served.py is
+its code.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_name("served.py")
-NOT_IN_NAMES = re.compile(r"[/:.%\"'\s]+")  # MLflow's rule; a space would have to be quoted in runs:/RUN/NAME
-# What predicting needs. MLflow would load the model in another process to find it out, which takes many seconds.
+NOT_IN_NAMES = re.compile(
+    r"[/:.%\"'\s]+"
+)  # MLflow's rule; a space would have to be quoted in runs:/RUN/NAME
+# What predicting needs. MLflow would load the model in another process to find it out, which takes
+# many seconds.
 PACKAGES = (
     "ray-metatrain",
     "mlflow",
@@ -48,10 +53,14 @@ SHOWN = 5  # rows of numbers in the example that have their target
 QUERIES = 2  # rows in the example that have none
 
 
-def record(client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, step: int) -> str | None:
-    """Log a bundle as an output of a run, with a signature and an example; the model's id, or None if it can be none.
+def record(
+    client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, step: int
+) -> str | None:
+    """Log a bundle as an output of a run, with a signature and an example; the model's id, or None
+    if it can be none.
 
-    A bundle can be none if its family has no labelled examples, or none that are columns of a table.
+    A bundle can be none if its family has no labelled examples, or none that are columns of a
+    table.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
@@ -60,7 +69,9 @@ def record(client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, 
         learned = inference.load(bundle)
         example = example_of(learned)
     except InputError as reason:
-        log.info("MLflow has the bundle as files only, and not as a model that predicts: %s", reason)
+        log.info(
+            "MLflow has the bundle as files only, and not as a model that predicts: %s", reason
+        )
         return None
     made = client.create_logged_model(
         experiment_id,
@@ -72,7 +83,10 @@ def record(client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, 
     try:
         with tempfile.TemporaryDirectory() as folder:
             model = Model(
-                artifact_path=made.artifact_location, run_id=run_id, model_uuid=made.model_id, model_id=made.model_id
+                artifact_path=made.artifact_location,
+                run_id=run_id,
+                model_uuid=made.model_id,
+                model_id=made.model_id,
             )
             save(bundle, learned, example, Path(folder), model)
             client.log_model_artifacts(made.model_id, f"{folder}/model")
@@ -88,19 +102,28 @@ def described(learned: Learned) -> str:
     """What it predicts from what: the description on its page."""
     from cluster import served
 
-    features, targets = (", ".join(f"`{name}`" for name in names) for names in served.columns(learned))
-    bytes_of = ", the bytes of a PNG or JPEG file" if isinstance(learned.recipe.family, FewShot) else ""
+    features, targets = (
+        ", ".join(f"`{name}`" for name in names) for names in served.columns(learned)
+    )
+    bytes_of = (
+        ", the bytes of a PNG or JPEG file" if isinstance(learned.recipe.family, FewShot) else ""
+    )
     return (
-        f"{learned.protocol}\n\nThe input is a table of {features}{bytes_of}, and {targets}. It adapts to the rows "
+        f"{learned.protocol}\n\nThe input is a table of {features}{bytes_of}, and {targets}. It "
+        "adapts to the rows "
         f"that have {targets}, and predicts those that have none."
     )
 
 
 def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, model: Any) -> None:
-    """Write the model to `folder`/model: the script, the bundle, and the source of the user's own modules."""
+    """Write the model to `folder`/model: the script, the bundle, and the source of the user's own
+    modules.
+    """
     from mlflow import pyfunc
 
-    copy = folder / "bundle"  # MLflow would read the bundle's own path as an address, and a % in it as a code
+    copy = (
+        folder / "bundle"
+    )  # MLflow would read the bundle's own path as an address, and a % in it as a code
     shutil.copytree(bundle, copy)
     code = copy / "code"
     pyfunc.save_model(
@@ -119,7 +142,9 @@ def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, mo
 
 
 def signature(learned: Learned, example: pd.DataFrame) -> ModelSignature:
-    """The columns of the table, none of which may be missing: what is to be predicted has an empty label or target."""
+    """The columns of the table, none of which may be missing: what is to be predicted has an empty
+    label or target.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
@@ -134,8 +159,13 @@ def signature(learned: Learned, example: pd.DataFrame) -> ModelSignature:
 
     predicted = [ColSpec(DataType.double, name) for name in served.outputs(learned)]
     if learned.has_classes:
-        predicted = [ColSpec(DataType.string, "prediction"), ColSpec(DataType.double, "probability")]
-    return ModelSignature(Schema([ColSpec(kind(name), name) for name in example]), Schema(predicted))
+        predicted = [
+            ColSpec(DataType.string, "prediction"),
+            ColSpec(DataType.double, "probability"),
+        ]
+    return ModelSignature(
+        Schema([ColSpec(kind(name), name) for name in example]), Schema(predicted)
+    )
 
 
 def example_of(learned: Learned) -> pd.DataFrame:
@@ -151,7 +181,9 @@ def example_of(learned: Learned) -> pd.DataFrame:
     x, y = task.support_x[0], task.support_y[0]
     if learned.has_classes:
         kept = torch.tensor([int((y == label).nonzero()[0]) for label in y.unique()])
-        answers = pd.DataFrame({targets[0]: [f"class {label}" for label in y[kept].tolist()]}, dtype=object)
+        answers = pd.DataFrame(
+            {targets[0]: [f"class {label}" for label in y[kept].tolist()]}, dtype=object
+        )
     else:
         kept = torch.arange(min(SHOWN, len(y)))
         numbers = family.predictions(y[kept]) if isinstance(family, RawNumbers) else y[kept]

@@ -1,10 +1,12 @@
 """The training loop. It knows a pool and a learner, and neither Ray, nor MLflow, nor the algorithm.
 
-    request(tickets of step v .. v + max_staleness) --> pool --> contributions of step v, in ticket order
-          ^                                                                    |
-          +------ publish(version v + 1) <------ learner.apply(updates) <------+---> validate, report, save
+    request(tickets of step v .. v + max_staleness) --> pool --> contributions of step v, in ticket
+    order
+          ^                                                                    | +------
+          publish(version v + 1) <------ learner.apply(updates) <------+---> validate, report, save
 
-With max_staleness 0 every update belongs to the newest parameters, so that who computed what changes nothing.
+With max_staleness 0 every update belongs to the newest parameters, so that who computed what
+changes nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ class Hooks(NamedTuple):
     save: Callable[[], None]  # write a checkpoint of the learner as it is
 
 
-def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hooks: Hooks, save_every: int) -> None:
+def train(
+    recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hooks: Hooks, save_every: int
+) -> None:
     """Take the learner from its version to `outer.steps`.
 
-    Whatever ends it early (Interrupted, Diverged, WorkersLost, InputError) leaves a checkpoint of the last whole step.
+    Whatever ends it early (Interrupted, Diverged, WorkersLost, InputError) leaves a checkpoint of
+    the last whole step.
     """
     outer, validation, training = recipe.outer, recipe.validation, recipe.setting("update")
     pool.publish(Snapshot(learner.version, learner.meta()))
@@ -43,7 +48,12 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
         if validation.every_steps and learner.version == 0:
             hooks.on_step(0, _validate(recipe, requests, 0))
         while learner.version < outer.steps:
-            started, busy_s, cpu_s, waited_s = time.monotonic(), requests.busy_s, requests.cpu_s, requests.waited_s
+            started, busy_s, cpu_s, waited_s = (
+                time.monotonic(),
+                requests.busy_s,
+                requests.cpu_s,
+                requests.waited_s,
+            )
             while asked < outer.steps and asked <= learner.version + outer.max_staleness:
                 requests.ask(training.tickets("update", asked))
                 asked += 1
@@ -55,14 +65,24 @@ def train(recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hook
             pool.publish(Snapshot(learner.version, learner.meta()))
             seconds = time.monotonic() - started
             metrics: Metrics = {
-                **{f"train/{name}": value for name, value in learned.items() if name.endswith(("_before", "_after"))},
+                **{
+                    f"train/{name}": value
+                    for name, value in learned.items()
+                    if name.endswith(("_before", "_after"))
+                },
                 "learner.gradient_norm": learned["gradient_norm"],
                 "learner.lr": learned["lr"],
-                **{f"algorithm.{name}": float(p.mean()) for name, p in learner.meta().algorithm.items()},
+                **{
+                    f"algorithm.{name}": float(p.mean())
+                    for name, p in learner.meta().algorithm.items()
+                },
                 "system/staleness": staleness,
                 "system/tasks_per_s": outer.tasks_per_step / seconds,
-                "system/worker_utilisation": (requests.busy_s - busy_s) / (seconds * max(pool.status().alive, 1)),
-                "system/worker_cpu_ms_per_task": 1000 * (requests.cpu_s - cpu_s) / outer.tasks_per_step,
+                "system/worker_utilisation": (requests.busy_s - busy_s)
+                / (seconds * max(pool.status().alive, 1)),
+                "system/worker_cpu_ms_per_task": 1000
+                * (requests.cpu_s - cpu_s)
+                / outer.tasks_per_step,
                 "system/driver_share": 1 - (requests.waited_s - waited_s) / seconds,
                 "system/lost_tickets": requests.lost,
                 "system/dropped_updates": requests.dropped,
@@ -84,7 +104,9 @@ def _validate(recipe: Recipe, requests: Requests, version: int) -> Metrics:
     """The mean over the tasks that did not diverge, and how many did, if any."""
     score = evaluate_work(recipe, requests, "validate", version)[0]
     name = f"val/{score.metric}"
-    before = {f"{name}_before": value for value in score.curve[:-1][:1]}  # none if adapting is no step at all
+    before = {
+        f"{name}_before": value for value in score.curve[:-1][:1]
+    }  # none if adapting is no step at all
     diverged = {"val/diverged_tasks": float(score.diverged)} if score.diverged else {}
     # The main one first: MLflow's comparison of runs opens on the metric that came first.
     return {f"{name}_after": score.mean, f"{name}_after_ci95": score.ci95, **before, **diverged}

@@ -1,4 +1,6 @@
-"""The store that MLflow keeps runs in: a SQLite file that is made and opened by one process at a time, or a server."""
+"""The store that MLflow keeps runs in: a SQLite file that is made and opened by one process at a
+time, or a server.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def database(uri: str) -> Path | None:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a database file, with what SQLAlchemy would read as something else in the spelling that it takes."""
+    """The URI of a database file, with what SQLAlchemy would read as something else in the spelling
+    that it takes.
+    """
     if not {"%", "?"} & set(str(path)):
         return f"sqlite:///{path}"
     from sqlalchemy import URL
@@ -46,7 +50,8 @@ def sqlite_uri(path: Path) -> str:
 
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """Make a SQLite store if there is none, check it, and keep other runs waiting until the end of the context.
+    """Make a SQLite store if there is none, check it, and keep other runs waiting until the end of
+    the context.
 
     MLflow's own making is neither for two processes at once nor whole if it is killed.
     """
@@ -97,19 +102,26 @@ def _make(path: Path, uri: str) -> None:
     folder = path.with_name(f".{path.name}.making")
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     folder.mkdir()
-    # MLflow puts the artifacts' root into SQL as it is: quoted, because a working folder may be called :b.
+    # MLflow puts the artifacts' root into SQL as it is: quoted, because a working folder may be
+    # called :b.
     root = Path("mlruns").absolute().as_uri()
     SqlAlchemyStore(sqlite_uri(folder / path.name), root).engine.dispose()
     (folder / path.name).replace(path)
     folder.rmdir()
-    SqlAlchemyStore(uri, root).engine.dispose()  # this process may still be connected to one that was deleted
+    SqlAlchemyStore(
+        uri, root
+    ).engine.dispose()  # this process may still be connected to one that was deleted
 
 
 def check(path: Path, statement: str) -> None:
-    """Raise what SQLite has against a statement on a database: MLflow would try for minutes, and print pages."""
+    """Raise what SQLite has against a statement on a database: MLflow would try for minutes, and
+    print pages.
+    """
     if path.exists() and not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=BUSY_S, uri=True)) as connection:
+    with closing(
+        sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", timeout=BUSY_S, uri=True)
+    ) as connection:
         connection.execute(statement)
 
 
@@ -120,10 +132,14 @@ def shown(uri: str) -> str:
 
 
 def be_brief() -> None:
-    """MLflow's defaults retry for four minutes, and tell of each. These are read at each request."""
+    """MLflow's defaults retry for four minutes, and tell of each. These are read at each
+    request.
+    """
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # we say it where it is of use
+    os.environ.setdefault(
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
+    )  # we say it where it is of use
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -136,15 +152,20 @@ def trouble(error: Exception, uri: str) -> str:
         return f"MLflow does not answer at {where} ({why}): start it, or set tracking.uri"
     if "out-of-date database schema" in str(error) or "locate revision" in str(error):
         return (
-            f"the MLflow store {where} is of another version than MLflow {metadata.version('mlflow')} "
-            f"({why.partition('. ')[0]}): install that version, or back the store up and run `mlflow db upgrade` on it "
+            f"the MLflow store {where} is of another version than MLflow "
+            f"{metadata.version('mlflow')} "
+            f"({why.partition('. ')[0]}): install that version, or back the store up and run "
+            "`mlflow db upgrade` on it "
             "if that version is older"
         )
     if "duplicate column name" in str(error):
         return (
-            f"the MLflow store {where} was left half made ({why}): move it away, or set tracking.uri to another store"
+            f"the MLflow store {where} was left half made ({why}): move it away, or set "
+            "tracking.uri to another store"
         )
-    return f"MLflow cannot use {where} ({why}): put that right, or set tracking.uri to another store"
+    return (
+        f"MLflow cannot use {where} ({why}): put that right, or set tracking.uri to another store"
+    )
 
 
 def unanswered(error: BaseException | None, uri: str) -> bool:
@@ -154,8 +175,13 @@ def unanswered(error: BaseException | None, uri: str) -> bool:
     while error is not None:
         if isinstance(error, requests.ConnectionError | requests.Timeout):
             return not isinstance(error, requests.exceptions.SSLError)
-        if type(error).__name__ == "OperationalError" and database(uri) is None:  # SQLAlchemy's, or its driver's
-            return re.search("refused|timed? ?out|resolve|translate|connect to", str(error), re.I) is not None
+        if (
+            type(error).__name__ == "OperationalError" and database(uri) is None
+        ):  # SQLAlchemy's, or its driver's
+            return (
+                re.search("refused|timed? ?out|resolve|translate|connect to", str(error), re.I)
+                is not None
+            )
         error = error.__cause__ or error.__context__
     return False
 
@@ -165,7 +191,10 @@ def reason(error: Exception, uri: str) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, OSError) and error.strerror:
         first = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"\(Caused by (.+)\)$"):  # at the end of what its requests say
+    for pattern in (
+        r"\[Errno -?\d+\] ([^'\")]+)",
+        r"\(Caused by (.+)\)$",
+    ):  # at the end of what its requests say
         cause = re.search(pattern, first)
         first = cause[1] if cause else first
     password = urlsplit(uri).password

@@ -28,12 +28,31 @@ log = logging.getLogger(__name__)
 
 BATCH = 1000  # metrics in one MLflow call
 DRAIN_S = 1.0  # between calls
-ALWAYS = ("val/", "test/", "adaptation/", "system/driver/", "system/worker-")  # are sent at whatever step they come
-COMPARED = ("val/", "train/", "searched.")  # what a sweep's trials send: their pages and their comparison show it all
-RESULTS = ("val/", "test/", "train/", "adaptation/")  # of which a zero says something from the beginning
+ALWAYS = (
+    "val/",
+    "test/",
+    "adaptation/",
+    "system/driver/",
+    "system/worker-",
+)  # are sent at whatever step they come
+COMPARED = (
+    "val/",
+    "train/",
+    "searched.",
+)  # what a sweep's trials send: their pages and their comparison show it all
+RESULTS = (
+    "val/",
+    "test/",
+    "train/",
+    "adaptation/",
+)  # of which a zero says something from the beginning
 CLOSE_S = 60.0  # how long a finished run waits for what is still queued
-NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)  # MLflow's rule: an outer group's pattern loses its *
-CHANGED = re.compile(r"(.+) from step (\d+)(?: attempt (\d+))?")  # the parameter of a value that a resumed run changed
+NOT_IN_NAMES = re.compile(
+    r"[^\w\-. :/]", re.ASCII
+)  # MLflow's rule: an outer group's pattern loses its *
+CHANGED = re.compile(
+    r"(.+) from step (\d+)(?: attempt (\d+))?"
+)  # the parameter of a value that a resumed run changed
 NOT_SET = "not set"  # the value of a key that a resumed run leaves out
 EXPERIMENT = "metatrain"  # of a run that names none
 PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
@@ -42,8 +61,8 @@ PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
 class MLflowTracker:
     """Queues metrics and logs them in batches from a thread of its own.
 
-    A batch that fails is tried again with the next one; errors are counted and end as a warning. Nothing is lost:
-    the run's folder holds the same metrics.
+    A batch that fails is tried again with the next one; errors are counted and end as a warning.
+    Nothing is lost: the run's folder holds the same metrics.
     """
 
     def __init__(
@@ -68,10 +87,14 @@ class MLflowTracker:
                 self._client = MlflowClient(self.uri)
                 known = self._known(run_id) if run_id else None
                 lost = run_id if known is None else None
-                self._experiment_id = self._chosen(known or self._parent(tags), tracking.experiment or EXPERIMENT)
+                self._experiment_id = self._chosen(
+                    known or self._parent(tags), tracking.experiment or EXPERIMENT
+                )
             found = known or self._find(tags)
             described = {**(about or {}), **tags}
-            run = found or self._client.create_run(self._experiment_id, run_name=name, tags=described)
+            run = found or self._client.create_run(
+                self._experiment_id, run_name=name, tags=described
+            )
             self.run_id: str = run.info.run_id
             if found is None:
                 self._log_params(params)
@@ -83,21 +106,30 @@ class MLflowTracker:
         except InputError:
             raise
         except Exception as error:  # MLflow raises what its stores and requests raise
-            raise InputError(trouble(error, self.uri)) from None  # which names the address with its password
+            raise InputError(
+                trouble(error, self.uri)
+            ) from None  # which names the address with its password
         if lost:
             log.warning(
-                "MLflow's run %s is deleted or unknown at %s: what follows step %d is in a new one, %s",
+                "MLflow's run %s is deleted or unknown at %s: what follows step %d is in a new "
+                "one, %s",
                 *(lost, shown(self.uri), step, self.run_id),
             )
         self.errors = 0
-        self._away = False  # whether the last request had no answer: each further one may take half a minute
+        self._away = (
+            False  # whether the last request had no answer: each further one may take half a minute
+        )
         self._every = tracking.every_steps
         self._only = COMPARED if PARENT in tags else ("",)
         self._sent: set[str] = set(found.data.metrics) if found else set()  # names
         self._model_id: str | None = None  # that scores belong to
-        self._scored_on: tuple[str, str] | None = None  # the name and digest of the data set that they are of
+        self._scored_on: tuple[str, str] | None = (
+            None  # the name and digest of the data set that they are of
+        )
         self._queue: queue.SimpleQueue[tuple[int, int, Mapping[str, float]]] = queue.SimpleQueue()
-        self._last: tuple[int, int, Mapping[str, float]] | None = None  # not due, unless it is the end
+        self._last: tuple[int, int, Mapping[str, float]] | None = (
+            None  # not due, unless it is the end
+        )
         self._pending: list[Metric] = []
         self._sending = threading.Lock()
         self._closing = threading.Event()
@@ -129,7 +161,9 @@ class MLflowTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now_ms = int(time.time() * 1000)
         metrics = {
-            name: value for name, value in metrics.items() if name.startswith(self._only) and self._says(name, value)
+            name: value
+            for name, value in metrics.items()
+            if name.startswith(self._only) and self._says(name, value)
         }
         whole = step % self._every == 0
         scores = {name: value for name, value in metrics.items() if name.startswith(ALWAYS)}
@@ -140,7 +174,9 @@ class MLflowTracker:
             self._last = None if whole else (now_ms, step, rest)
 
     def _says(self, name: str, value: float) -> bool:
-        """Whether a metric is to be sent: one that counts what never happens would be a chart of nothing."""
+        """Whether a metric is to be sent: one that counts what never happens would be a chart of
+        nothing.
+        """
         if value or name.startswith(RESULTS):
             self._sent.add(name)
         return name in self._sent
@@ -157,7 +193,9 @@ class MLflowTracker:
                 at_ms, step, metrics = self._queue.get()
                 of = (self._model_id, *(self._scored_on or ())) if self._model_id else ()
                 self._pending += [
-                    Metric(name, float(value), at_ms, step, *(of if name.startswith("test/") else ()))
+                    Metric(
+                        name, float(value), at_ms, step, *(of if name.startswith("test/") else ())
+                    )
                     for name, value in metrics.items()
                 ]
             while self._pending:
@@ -184,7 +222,9 @@ class MLflowTracker:
         try:
             from cluster import logged_model
 
-            self._model_id = logged_model.record(self._client, self._experiment_id, self.run_id, bundle, step)
+            self._model_id = logged_model.record(
+                self._client, self._experiment_id, self.run_id, bundle, step
+            )
         except Exception as error:
             self._count(error, "the bundle is there as files, and not as a model that predicts")
         return f"models:/{self._model_id}" if self._model_id else ""
@@ -207,13 +247,18 @@ class MLflowTracker:
         self._closing.set()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            self._count(TimeoutError(f"still busy after {CLOSE_S:g} s"), "the last metrics are in metrics.jsonl only")
+            self._count(
+                TimeoutError(f"still busy after {CLOSE_S:g} s"),
+                "the last metrics are in metrics.jsonl only",
+            )
         try:
             self._client.set_terminated(self.run_id, status)
         except Exception as error:
             self._count(error, f"the run's end ({status}) was not recorded")
         if self.errors:
-            log.warning("MLflow failed %d times in this run; metrics.jsonl is complete", self.errors)
+            log.warning(
+                "MLflow failed %d times in this run; metrics.jsonl is complete", self.errors
+            )
 
     def _log_params(self, params: Params) -> None:
         from mlflow.entities import Param
@@ -239,7 +284,9 @@ class MLflowTracker:
         return self._known(tags[PARENT]) if PARENT in tags else None
 
     def _chosen(self, beside: Run | None, name: str) -> str:
-        """The experiment of another run, or else that of this name, which is made if there is none."""
+        """The experiment of another run, or else that of this name, which is made if there is
+        none.
+        """
         return beside.info.experiment_id if beside else self._experiment(name)
 
     def _show(self, columns: Sequence[str]) -> None:
@@ -249,7 +296,10 @@ class MLflowTracker:
         try:
             known = self._client.get_experiment(self._experiment_id).tags
             state = description.view(known.get(description.VIEW_TAG, ""), columns)
-            for name, value in {description.VIEW_TAG: state, description.PRIMARY_TAG: columns[0]}.items():
+            for name, value in {
+                description.VIEW_TAG: state,
+                description.PRIMARY_TAG: columns[0],
+            }.items():
                 if known.get(name) != value:
                     self._client.set_experiment_tag(self._experiment_id, name, value)
         except Exception as error:  # an experiment of others, which this user may not change
@@ -268,10 +318,13 @@ class MLflowTracker:
                 if experiment is None:  # else another run was faster
                     raise
         if experiment.lifecycle_stage == "deleted":
-            restore = f"MLFLOW_TRACKING_URI={shlex.quote(shown(self.uri))} mlflow experiments restore"
+            restore = (
+                f"MLFLOW_TRACKING_URI={shlex.quote(shown(self.uri))} mlflow experiments restore"
+            )
             raise InputError(
                 f"MLflow's experiment {name!r} at {shown(self.uri)} was deleted: restore it by "
-                f"`{restore} --experiment-id {experiment.experiment_id}`, or set tracking.experiment to another name"
+                f"`{restore} --experiment-id {experiment.experiment_id}`, or set "
+                "tracking.experiment to another name"
             )
         return experiment.experiment_id
 
@@ -303,11 +356,12 @@ def _named(params: Params) -> dict[str, str]:
 
 
 def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> dict[str, str]:
-    """The parameters that say which values a run has from `step` on, if not those that MLflow has recorded.
+    """The parameters that say which values a run has from `step` on, if not those that MLflow has
+    recorded.
 
-    MLflow keeps a parameter as it is. A new value of outer.lr is beside it, as "outer.lr from step 400", and as
-    "outer.lr from step 300 attempt 2" if the run resumes before a step from which another value held: the last attempt
-    counts.
+    MLflow keeps a parameter as it is. A new value of outer.lr is beside it, as "outer.lr from step
+    400", and as "outer.lr from step 300 attempt 2" if the run resumes before a step from which
+    another value held: the last attempt counts.
     """
     past: dict[str, list[tuple[int, int, str]]] = {}
     for name, value in recorded.items():
@@ -319,7 +373,9 @@ def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> d
     gone = {key: NOT_SET for key in sorted(known) if key.partition(".")[0] in groups}
     added = {}
     for key, value in {**gone, **now}.items():
-        course = [(-1, recorded.get(key, NOT_SET))]  # the values that held, each with the step from which on it did
+        course = [
+            (-1, recorded.get(key, NOT_SET))
+        ]  # the values that held, each with the step from which on it did
         attempts = sorted(past.get(key, []))
         for _, start, changed in attempts:
             course = [point for point in course if point[0] < start] + [(start, changed)]
@@ -327,12 +383,16 @@ def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> d
         undone = [changed for start, changed in course[1:] if start >= step]
         if {held, *undone} != {value}:
             attempt = (attempts[-1][0] if attempts else 1) + bool(undone)
-            added[f"{key} from step {step}" + (f" attempt {attempt}" if attempt > 1 else "")] = value
+            added[f"{key} from step {step}" + (f" attempt {attempt}" if attempt > 1 else "")] = (
+                value
+            )
     return added
 
 
 def end(tracking: Tracking, run_id: str, name: str, status: str, at_s: float) -> bool:
-    """Record how and when a run ended whose process could not, and its name; false if that failed."""
+    """Record how and when a run ended whose process could not, and its name; false if that
+    failed.
+    """
     from mlflow.tracking import MlflowClient
 
     try:
@@ -341,5 +401,10 @@ def end(tracking: Tracking, run_id: str, name: str, status: str, at_s: float) ->
         client.update_run(run_id, name=name)
         return True
     except Exception as error:
-        log.warning("MLflow did not take that run %s is %s: %s", run_id, status, reason(error, store(tracking)))
+        log.warning(
+            "MLflow did not take that run %s is %s: %s",
+            run_id,
+            status,
+            reason(error, store(tracking)),
+        )
         return False

@@ -1,7 +1,9 @@
-"""Where a run's results go: its folder, the checkpoint to continue from, and what a start must not overwrite.
+"""Where a run's results go: its folder, the checkpoint to continue from, and what a start must not
+overwrite.
 
-A new run takes a folder that is empty or holds no more than a start that ended before its first checkpoint leaves. What
-else lies there, and what only its own checkpoints could give again, is refused before anything is written.
+A new run takes a folder that is empty or holds no more than a start that ended before its first
+checkpoint leaves. What else lies there, and what only its own checkpoints could give again, is
+refused before anything is written.
 """
 
 from __future__ import annotations
@@ -29,13 +31,28 @@ log = logging.getLogger(__name__)
 RESULTS = {"result.json", "bundle", "figures"}  # what a run leaves at its end
 RECORDS = {"metrics.jsonl", "mlflow.json", "checkpoints"}  # what it leaves on its way
 EARLY = {"mlflow.json", "error.txt"}  # what is there before config.yaml
-KEYS = {"name", "family", "model", "algorithm", "outer", "validation", "evaluation", "workers", "checkpoint", "output"}
+KEYS = {
+    "name",
+    "family",
+    "model",
+    "algorithm",
+    "outer",
+    "validation",
+    "evaluation",
+    "workers",
+    "checkpoint",
+    "output",
+}
 
 
-def choose(config: RunConfig, resume: str | None, *, trial: bool = False) -> tuple[Folder, checkpoint.Saved | None]:
-    """A run's folder, and the checkpoint to continue from; InputError if something there would be lost.
+def choose(
+    config: RunConfig, resume: str | None, *, trial: bool = False
+) -> tuple[Folder, checkpoint.Saved | None]:
+    """A run's folder, and the checkpoint to continue from; InputError if something there would be
+    lost.
 
-    The folder of a sweep's `trial` is its own, in which it may also continue from another trial's checkpoint.
+    The folder of a sweep's `trial` is its own, in which it may also continue from another trial's
+    checkpoint.
     """
     runs = Path("runs") / config.name
     folder, saved = Folder(config.output or _dated(runs)), None
@@ -70,7 +87,9 @@ def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list
 
 
 def whole_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """(step, line) for each whole line of a metrics.jsonl; a process that was killed while writing left half of one."""
+    """(step, line) for each whole line of a metrics.jsonl; a process that was killed while writing
+    left half of one.
+    """
     for line in data.split(b"\n"):
         try:
             text = line.decode()
@@ -91,7 +110,9 @@ class _Held(NamedTuple):
     roots: list[str]  # where that run's checkpoints may be
 
     def newest(self) -> str | None:
-        return next((found for root in self.roots if (found := checkpoint.latest(root)) is not None), None)
+        return next(
+            (found for root in self.roots if (found := checkpoint.latest(root)) is not None), None
+        )
 
     def is_ahead(self) -> bool:
         """Whether the run has more than it would have before its first checkpoint."""
@@ -112,8 +133,14 @@ def _look(folder: Folder) -> _Held:
     names = {info.base_name for info in held} - {name for name in files if name.startswith(".")}
     config = _recorded(uri) if "config.yaml" in files else None
     lines = whole_lines(storage.read(f"{uri}/metrics.jsonl")) if "metrics.jsonl" in files else []
-    own = [config["checkpoint"]["uri"]] if config is not None and config["checkpoint"].get("uri") else []
-    return _Held(names, config, max((step for step, _ in lines), default=-1), [*own, f"{uri}/checkpoints"])
+    own = (
+        [config["checkpoint"]["uri"]]
+        if config is not None and config["checkpoint"].get("uri")
+        else []
+    )
+    return _Held(
+        names, config, max((step for step, _ in lines), default=-1), [*own, f"{uri}/checkpoints"]
+    )
 
 
 def _recorded(uri: str) -> recipes.Tree | None:
@@ -122,7 +149,11 @@ def _recorded(uri: str) -> recipes.Tree | None:
         tree = yaml.safe_load(storage.read(f"{uri}/config.yaml").decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    return tree if isinstance(tree, dict) and tree.keys() >= KEYS and isinstance(tree["checkpoint"], dict) else None
+    return (
+        tree
+        if isinstance(tree, dict) and tree.keys() >= KEYS and isinstance(tree["checkpoint"], dict)
+        else None
+    )
 
 
 def _root(saved: checkpoint.Saved) -> str:
@@ -147,23 +178,34 @@ def _check_free(folder: Folder, resume: str | None) -> None:
         early = EARLY if held.config is None else EARLY | {"config.yaml", "code"}
         other = sorted(name for name in held.names - early if not name.endswith(".partial"))
         if other:
-            raise InputError(f"{folder} is not empty and holds no run, but {other[0]}: give another output")
+            raise InputError(
+                f"{folder} is not empty and holds no run, but {other[0]}: give another output"
+            )
         return
     newest = held.newest()
     if newest is None and held.is_ahead():
         raise InputError(
-            f"{folder} holds a run that cannot be continued, as {held.roots[0]} has no checkpoint of it: give another "
+            f"{folder} holds a run that cannot be continued, as {held.roots[0]} has no checkpoint "
+            "of it: give another "
             "output, or put its checkpoints back"
         )
-    if resume is None and (newest is not None or held.step >= 0 or storage.listing(f"{folder}/checkpoints")):
-        raise InputError(f"{folder} already holds a run: pass --resume auto to continue it, or another output")
+    if resume is None and (
+        newest is not None or held.step >= 0 or storage.listing(f"{folder}/checkpoints")
+    ):
+        raise InputError(
+            f"{folder} already holds a run: pass --resume auto to continue it, or another output"
+        )
 
 
 def _check_continued(folder: Folder, config: RunConfig, saved: checkpoint.Saved) -> None:
-    """Refuse to continue from a checkpoint in the folder, or with the checkpoint.uri, of another run."""
+    """Refuse to continue from a checkpoint in the folder, or with the checkpoint.uri, of another
+    run.
+    """
     held, root, place = _look(folder), _root(saved), config.checkpoint.uri
     own = any(_same(root, other) for other in held.roots)
-    if not own and not (held.config is not None and _same(held.config["output"], saved.config.output)):
+    if not own and not (
+        held.config is not None and _same(held.config["output"], saved.config.output)
+    ):
         _check_free(folder, None)
     if place is not None and not any(_same(place, other) for other in (root, *held.roots)):
         _check_place(place)
@@ -175,7 +217,8 @@ def _check_place(uri: str | None) -> None:
         raise InputError(f"checkpoint.uri is {uri}, which is a file: give a folder")
     if uri is not None and checkpoint.latest(uri) is not None:
         raise InputError(
-            f"checkpoint.uri is {uri}, which holds the checkpoints of another run: give another one, or continue that "
+            f"checkpoint.uri is {uri}, which holds the checkpoints of another run: give another "
+            "one, or continue that "
             f"run with --resume {uri}"
         )
 
@@ -193,4 +236,6 @@ def _whole(uri: str) -> str:
 def _dated(runs: Path) -> Path:
     """A folder of this moment; those of runs that start in the same second are numbered."""
     name = time.strftime("%Y%m%d-%H%M%S")
-    return next(path for i in count() if not (path := runs / (f"{name}-{i}" if i else name)).exists())
+    return next(
+        path for i in count() if not (path := runs / (f"{name}-{i}" if i else name)).exists()
+    )

@@ -63,7 +63,9 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """One worker in this process: for debugging, for machines without Ray, and what other pools must equal."""
+    """One worker in this process: for debugging, for machines without Ray, and what other pools
+    must equal.
+    """
 
     def __init__(self, recipe: Recipe, plan: Plan) -> None:
         self._worker = Worker(recipe, plan)

@@ -1,4 +1,6 @@
-"""What a run would need, and where its time goes, from a few of its tasks, computed in this process and not kept."""
+"""What a run would need, and where its time goes, from a few of its tasks, computed in this process
+and not kept.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +49,22 @@ class Estimate(NamedTuple):
         found = [
             f"compute path: {self.plan.path}: {self.reason}",
             f"meta-parameters: {self.parameters:,} numbers",
-            f"a ticket of {outer.tasks_per_ticket} tasks: {self.ticket.seconds:.2g} s, {memory / GB:.2f} GB a worker",
-            f"an outer step of {outer.tasks_per_step} tasks on {self.workers} workers: {self.step_s:.2g} s",
-            f"the run, {outer.steps} outer steps and {evaluation.tasks} tasks of evaluation: {_duration(self.total_s)}",
+            f"a ticket of {outer.tasks_per_ticket} tasks: {self.ticket.seconds:.2g} s, "
+            f"{memory / GB:.2f} GB a worker",
+            f"an outer step of {outer.tasks_per_step} tasks on {self.workers} workers: "
+            f"{self.step_s:.2g} s",
+            f"the run, {outer.steps} outer steps and {evaluation.tasks} tasks of evaluation: "
+            f"{_duration(self.total_s)}",
         ]
         gpus = config.workers.gpus
-        together = max(min(self.workers, int(1 / gpus)), 1) if gpus else self.workers  # on the one GPU, or this machine
+        together = (
+            max(min(self.workers, int(1 / gpus)), 1) if gpus else self.workers
+        )  # on the one GPU, or this machine
         if self.available is not None and memory * together > self.available:
             needed, free = memory * together / GB, self.available / GB
             found.append(
-                f"warning: {together} workers need {needed:.1f} GB and {free:.1f} GB are free here: "
+                f"warning: {together} workers need {needed:.1f} GB and {free:.1f} GB are free "
+                "here: "
                 "set workers.max or outer.tasks_per_ticket lower, or algorithm.recompute or "
                 "algorithm.first_order to true where the algorithm has them"
             )
@@ -64,7 +72,8 @@ class Estimate(NamedTuple):
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Memory and time of a run, from tickets of one task and of a few; the rest is a straight line through them.
+    """Memory and time of a run, from tickets of one task and of a few; the rest is a straight line
+    through them.
 
     Workers are taken to have a core each.
     """
@@ -92,9 +101,13 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def trace(config: RunConfig, path: Path) -> str:
-    """Write a trace of one outer step, which ui.perfetto.dev shows; returns a table of what took longest."""
+    """Write a trace of one outer step, which ui.perfetto.dev shows; returns a table of what took
+    longest.
+    """
     if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"the trace cannot be written to {path}: give a file in a folder that is there")
+        raise InputError(
+            f"the trace cannot be written to {path}: give a file in a folder that is there"
+        )
     recipe = config.recipe()
     plan, _ = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     worker = Worker(recipe, plan)
@@ -113,7 +126,9 @@ def trace(config: RunConfig, path: Path) -> str:
         with record_function("learner"):
             learner.apply(updates)
     profiled.export_chrome_trace(str(path))
-    table: str = profiled.key_averages().table(sort_by=f"self_{plan.device}_time_total", row_limit=10)
+    table: str = profiled.key_averages().table(
+        sort_by=f"self_{plan.device}_time_total", row_limit=10
+    )
     return table
 
 
@@ -125,7 +140,9 @@ def _extrapolated(recipe: Recipe, plan: Plan, ticket: Ticket) -> Cost:
     if tasks == 1:
         return one
     some = _measured(recipe, plan, ticket, few)
-    return Cost(*(a + max(b - a, 0.0) * (tasks - 1) / (few - 1) for a, b in zip(one, some, strict=True)))
+    return Cost(
+        *(a + max(b - a, 0.0) * (tasks - 1) / (few - 1) for a, b in zip(one, some, strict=True))
+    )
 
 
 def _learner_s(recipe: Recipe) -> float:
@@ -138,7 +155,9 @@ def _learner_s(recipe: Recipe) -> float:
 
 
 def _measured(recipe: Recipe, plan: Plan, ticket: Ticket, tasks: int) -> Cost:
-    """Seconds of the third time, since on a GPU the first two prepare it, and the memory of one more."""
+    """Seconds of the third time, since on a GPU the first two prepare it, and the memory of one
+    more.
+    """
     outer = dataclasses.replace(recipe.outer, tasks_per_step=tasks, tasks_per_ticket=tasks)
     evaluation = dataclasses.replace(recipe.evaluation, tasks=max(tasks, 2), tasks_per_ticket=tasks)
     worker = Worker(dataclasses.replace(recipe, outer=outer, evaluation=evaluation), plan)

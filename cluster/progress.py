@@ -1,4 +1,6 @@
-"""The progress line: live on a terminal, one line that changes in a notebook, a plain line now and then in a log."""
+"""The progress line: live on a terminal, one line that changes in a notebook, a plain line now and
+then in a log.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def in_notebook() -> bool:
 
 
 class Line:
-    """One line that is replaced on a terminal and in a notebook, and printed again now and then in a log.
+    """One line that is replaced on a terminal and in a notebook, and printed again now and then in
+    a log.
 
     What it said last stays.
     """
@@ -51,7 +54,12 @@ class Line:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._live:
             self._live.stop()
             if self._text:
@@ -95,7 +103,11 @@ class ProgressLine:
         if validated is not None:
             self._validation = f"  val {show(self._metric, validated)}"
         if "train/loss_after" in metrics:
-            self.line.show(step, self._describe(step, metrics), now=validated is not None or step == self._steps)
+            self.line.show(
+                step,
+                self._describe(step, metrics),
+                now=validated is not None or step == self._steps,
+            )
 
     def _describe(self, step: int, metrics: Mapping[str, float]) -> str:
         seconds = time.monotonic() - self._started
@@ -104,7 +116,8 @@ class ProgressLine:
         name = f"train/{self._metric}_after"
         value = f"  {self._metric} {show(self._metric, metrics[name])}" if name in metrics else ""
         return (
-            f"step {step}/{self._steps}  loss {metrics['train/loss_after']:.4f}{value}{self._validation}  "
+            f"step {step}/{self._steps}  loss "
+            f"{metrics['train/loss_after']:.4f}{value}{self._validation}  "
             f"{steps_per_s * self._tasks:.1f} tasks/s  ETA {duration(eta_s)}"
         )
 
@@ -113,7 +126,13 @@ def show(metric: str, value: float) -> str:
     """A score as people read it."""
     if not math.isfinite(value):
         return "none"
-    return f"{100 * value:.1f}%" if metric == "accuracy" else f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
+    return (
+        f"{100 * value:.1f}%"
+        if metric == "accuracy"
+        else f"{value:.3f}"
+        if abs(value) < 1e5
+        else f"{value:.3g}"
+    )
 
 
 def duration(seconds: float) -> str:

@@ -1,12 +1,13 @@
 """A pool of Ray actors, one Worker each.
 
-    driver  --- compute(ticket, version, flat parameters) --->  actor      one call per ticket, at most DEPTH an actor
-            --- draw(the same ticket of the next step) ------>             computed while the actor would wait
-            <-- flat direction, tasks, metrics, its cost ------
+    driver  --- compute(ticket, version, flat parameters) --->  actor      one call per ticket, at
+    most DEPTH an actor
+            --- draw(the same ticket of the next step) ------>             computed while the actor
+            would wait <-- flat direction, tasks, metrics, its cost ------
 
-Parameters go out as one float32 numpy array, put into the object store once a version; the actor copies what it
-receives, because all actors of a node read the same memory. An actor that dies is restarted by Ray, its tickets are
-reported as failures, and it gets work again once it answers.
+Parameters go out as one float32 numpy array, put into the object store once a version; the actor
+copies what it receives, because all actors of a node read the same memory. An actor that dies is
+restarted by Ray, its tickets are reported as failures, and it gets work again once it answers.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ from metatrain.start import initial_meta
 
 log = logging.getLogger(__name__)
 
-LOW = "Ray killed it because its node ran low on memory: set outer.tasks_per_ticket or workers.max lower"
+LOW = (
+    "Ray killed it because its node ran low on memory: set outer.tasks_per_ticket "
+    "or workers.max lower"
+)
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 PROBE_S = 15.0  # for a cluster to say that it is there
 ROOM_S = 5.0  # for a worker to find its place, before the cluster is asked why it has not
@@ -62,11 +66,12 @@ INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the cal
 
 @contextmanager
 def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
-    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it was started here.
+    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it
+    was started here.
 
-    Workers get `code`, files and package folders to import from, and on a cluster these packages, so that they compute
-    what this process would; those of a surrounding job have what that job was sent with. The caller's random numbers do
-    not depend on Ray's.
+    Workers get `code`, files and package folders to import from, and on a cluster these packages,
+    so that they compute what this process would; those of a surrounding job have what that job was
+    sent with. The caller's random numbers do not depend on Ray's.
     """
     with same_random_numbers(), _connected(address, code) as local:
         yield local
@@ -79,7 +84,9 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None and address.startswith("http"):
-        raise InputError(f"{address} is a dashboard's address, which takes jobs: use `metatrain submit`")
+        raise InputError(
+            f"{address} is a dashboard's address, which takes jobs: use `metatrain submit`"
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     sent = [*code, *(PACKAGES if address else [])] if JOB not in os.environ else []
     if sent:
@@ -96,7 +103,9 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
                 ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"no Ray cluster answers at {address} ({reason}): check --address") from error
+            raise InputError(
+                f"no Ray cluster answers at {address} ({reason}): check --address"
+            ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends at once
     try:
@@ -127,7 +136,8 @@ class RayWorker:
             self._worker.draw(ticket)
 
     def compute(self, ticket: Ticket, version: int, flat: NDArray[np.float32]) -> Any:
-        # torch writes through read-only numpy arrays without a word; load() copies and nothing else touches it.
+        # torch writes through read-only numpy arrays without a word; load() copies and nothing else
+        # touches it.
         if version != self._worker.version:
             flat = flat if flat.flags.writeable else flat.copy()
             self._worker.load(version, torch.from_numpy(flat))
@@ -143,7 +153,8 @@ class RayWorker:
             flat_direction = self._worker.layout.flatten(result.direction).cpu().numpy()
             return flat_direction, result.tasks, result.metrics, spent
         curves, baselines = (
-            {name: values.numpy() for name, values in part.items()} for part in (result.curves, result.baselines)
+            {name: values.numpy() for name, values in part.items()}
+            for part in (result.curves, result.baselines)
         )
         return result.steps, curves, baselines, result.norms, spent
 
@@ -161,9 +172,16 @@ class RayPool:
     """Implements cluster.pool.Pool."""
 
     def __init__(
-        self, recipe: Recipe, plan: Plan, workers: Workers, *, local: bool, group: PlacementGroup | None = None
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        workers: Workers,
+        *,
+        local: bool,
+        group: PlacementGroup | None = None,
     ) -> None:
-        """Start the actors and wait for the first `workers.min`; InputError where they cannot be had.
+        """Start the actors and wait for the first `workers.min`; InputError where they cannot be
+        had.
 
         In a placement `group`, which has room reserved for them all, it waits for `workers.max`.
         """
@@ -181,7 +199,9 @@ class RayPool:
         self._told = ""  # who waits for a place
         self._ask_s = 0.0  # when to ask for it again
         self._actors: list[_Actor] = []
-        self._under_way: dict[Any, tuple[_Actor, Ticket | None, int]] = {}  # ref -> actor, ticket, version
+        self._under_way: dict[
+            Any, tuple[_Actor, Ticket | None, int]
+        ] = {}  # ref -> actor, ticket, version
         self._waiting: deque[Ticket] = deque()
         self._since: dict[Ticket, float] = {}
         self._version = -1
@@ -217,7 +237,11 @@ class RayPool:
         actor.tickets -= ticket is not None
         try:
             answer = ray.get(done[0])
-        except (RayActorError, ObjectLostError, OutOfMemoryError) as error:  # its process, or its answer with the node
+        except (
+            RayActorError,
+            ObjectLostError,
+            OutOfMemoryError,
+        ) as error:  # its process, or its answer with the node
             return self._lost(actor, ticket, error)
         except RayTaskError as error:
             return Failure(ticket, actor.name, "error", _where(error))
@@ -244,7 +268,9 @@ class RayPool:
         self._under_way.clear()
 
     def _wait_for(self, workers: Workers) -> None:
-        """Until enough actors are ready. A local cluster is known to have room; another may be growing."""
+        """Until enough actors are ready. A local cluster is known to have room; another may be
+        growing.
+        """
         deadline = time.monotonic() + workers.wait_s
         while self.status().alive < workers.min:
             failure = self.next(timeout_s=1.0)
@@ -255,8 +281,10 @@ class RayPool:
             if time.monotonic() > deadline:
                 there = _resources(ray.cluster_resources())
                 raise InputError(
-                    f"{self.status().alive} of workers.min = {workers.min} workers of {_wanted(workers)} could start "
-                    f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}: ask for less or add nodes"
+                    f"{self.status().alive} of workers.min = {workers.min} workers of "
+                    f"{_wanted(workers)} could start "
+                    f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}: ask for "
+                    "less or add nodes"
                 )
 
     def _say_who_waits(self) -> None:
@@ -278,8 +306,11 @@ class RayPool:
             self._told = told
 
     def _start(self, actor: _Actor) -> None:
-        name = f"{self._name} {actor.name} {uuid.uuid4().hex[:6]}"  # one that has just ended still has its name
-        named = ray.remote(RayWorker).options(name=name, max_restarts=-1, max_task_retries=0, **self._options)
+        # one that has just ended still has its name
+        name = f"{self._name} {actor.name} {uuid.uuid4().hex[:6]}"
+        named = ray.remote(RayWorker).options(
+            name=name, max_restarts=-1, max_task_retries=0, **self._options
+        )
         actor.handle = named.remote(*self._arguments)
         if actor not in self._actors:
             self._actors.append(actor)
@@ -289,7 +320,9 @@ class RayPool:
         actor.alive = False
         self._ask_s = time.monotonic() + ROOM_S
         actor.drawn.clear()
-        answers = actor.handle.ready.options(max_task_retries=-1).remote()  # waits until a restart is over
+        answers = actor.handle.ready.options(
+            max_task_retries=-1
+        ).remote()  # waits until a restart is over
         self._under_way[answers] = (actor, None, -1)
 
     def _lost(self, actor: _Actor, ticket: Ticket | None, error: RayError) -> Failure:
@@ -299,7 +332,9 @@ class RayPool:
             self._await_ready(actor)
         last_line = str(error).strip().rpartition("\n")[2]
         low = isinstance(error, OutOfMemoryError) or "low on memory" in str(error)
-        return Failure(ticket, actor.name, "lost", LOW if low else f"{type(error).__name__}: {last_line[:200]}")
+        return Failure(
+            ticket, actor.name, "lost", LOW if low else f"{type(error).__name__}: {last_line[:200]}"
+        )
 
     def _dispatch(self) -> None:
         while self._waiting:
@@ -319,7 +354,9 @@ class RayPool:
                     other.drawn.discard(kind)
                 actor.drawn.add(kind)
 
-    def _contribution(self, actor: _Actor, ticket: Ticket, version: int, answer: Any) -> Contribution:
+    def _contribution(
+        self, actor: _Actor, ticket: Ticket, version: int, answer: Any
+    ) -> Contribution:
         result: Update | Scores
         if ticket.work == "update":
             flat, tasks, metrics, spent = answer
@@ -327,7 +364,8 @@ class RayPool:
         else:
             steps, curves, baselines, norms, spent = answer
             curves, baselines = (
-                {name: torch.from_numpy(values.copy()) for name, values in part.items()} for part in (curves, baselines)
+                {name: torch.from_numpy(values.copy()) for name, values in part.items()}
+                for part in (curves, baselines)
             )
             result = Scores(steps, curves, baselines, norms)
         return Contribution(ticket, version, actor.name, spent, result)
@@ -348,10 +386,14 @@ def _where(error: RayTaskError) -> str:
 
 
 def _start_local(options: dict[str, Any]) -> None:
-    """Start Ray on this machine; InputError if it cannot, such as for a temporary folder that it cannot use."""
+    """Start Ray on this machine; InputError if it cannot, such as for a temporary folder that it
+    cannot use.
+    """
     names = [name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ]  # Ray takes the first
     folder = os.environ[names[0]] if names else "/tmp"
-    reason = "" if Path(folder).is_absolute() else "it is no absolute path"  # Ray would try for half a minute
+    reason = (
+        "" if Path(folder).is_absolute() else "it is no absolute path"
+    )  # Ray would try for half a minute
     reason = reason if folder.isascii() else "Ray takes ASCII letters only"
     if not reason:
         try:
@@ -363,11 +405,14 @@ def _start_local(options: dict[str, Any]) -> None:
             file = str(getattr(error, "filename", None))
             if not (limit or file.startswith(folder) or folder.startswith(file)):
                 logs = f"{folder}/ray/session_latest/logs"
-                raise InputError(f"Ray cannot start on this machine ({first}): its logs are in {logs}") from error
+                raise InputError(
+                    f"Ray cannot start on this machine ({first}): its logs are in {logs}"
+                ) from error
             reason = limit[0] if limit else first
     source = f"{names[0]}={folder}" if names else folder
     raise InputError(
-        f"Ray cannot have its files in {source} ({reason}): set RAY_TMPDIR to a short folder that can be written, "
+        f"Ray cannot have its files in {source} ({reason}): set RAY_TMPDIR to a short folder that "
+        "can be written, "
         "such as /tmp"
     )
 
@@ -379,7 +424,14 @@ def _probe(address: str) -> None:
         return  # "auto" and ray:// end soon by themselves
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
-        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "health-check",
+            "--address",
+            address,
+        ]
         subprocess.run(command, capture_output=True, check=True, timeout=PROBE_S)
     except (OSError, subprocess.SubprocessError) as error:
         what = "something else listens there, or it asks for a token: set RAY_AUTH_MODE=token"
@@ -393,8 +445,10 @@ def _check_capacity(workers: Workers) -> None:
     for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
         if each * workers.min > there.get(kind, 0.0):
             raise InputError(
-                f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this machine, which has "
-                f"{_resources(there)}: lower workers.min, workers.cpus or workers.gpus, or give --address"
+                f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this "
+                "machine, which has "
+                f"{_resources(there)}: lower workers.min, workers.cpus or workers.gpus, or give "
+                "--address"
             )
 
 

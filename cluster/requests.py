@@ -1,4 +1,6 @@
-"""Tickets asked of a pool until all have come: retries, staleness and stalls, for training and evaluation alike."""
+"""Tickets asked of a pool until all have come: retries, staleness and stalls, for training and
+evaluation alike.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,23 @@ class WorkersLost(Sentence, RuntimeError):
 
 
 def decide(failure: Failure, losses: int) -> Literal["again", "stop"]:
-    """What follows a failure after so many losses in a row: tasks are repeated exactly, and so are their errors."""
+    """What follows a failure after so many losses in a row: tasks are repeated exactly, and so are
+    their errors.
+    """
     return "again" if failure.kind == "lost" and losses <= MOST_LOSSES else "stop"
 
 
 class Requests:
     """Asks a pool for tickets and hands their contributions over in ticket order.
 
-    Contributions that nobody collects yet are kept, so that training and evaluation tickets can be under way together.
-    The first answer to a ticket counts; tasks are repeated exactly, so that another one would say the same.
+    Contributions that nobody collects yet are kept, so that training and evaluation tickets can be
+    under way together. The first answer to a ticket counts; tasks are repeated exactly, so that
+    another one would say the same.
     """
 
-    def __init__(self, pool: Pool, should_stop: Callable[[], bool] = lambda: False, wait_s: float = 60.0) -> None:
+    def __init__(
+        self, pool: Pool, should_stop: Callable[[], bool] = lambda: False, wait_s: float = 60.0
+    ) -> None:
         self._pool = pool
         self._should_stop = should_stop
         self._wait_s = wait_s
@@ -58,7 +65,8 @@ class Requests:
             self._pool.request(ticket)
 
     def collect(self, tickets: Sequence[Ticket], oldest_version: int = 0) -> list[Contribution]:
-        """Wait until all of these tickets have come; those computed on an older version are asked again.
+        """Wait until all of these tickets have come; those computed on an older version are asked
+        again.
 
         Raises Interrupted, or WorkersLost where the pool cannot answer any more.
         """
@@ -96,10 +104,19 @@ class Requests:
         self.lost += failure.ticket is not None
         self._losses += 1
         if decide(failure, self._losses) == "stop":
-            what = "failed" if failure.kind == "error" else f"was lost, the {self._losses}th in a row"
-            raise WorkersLost(f"worker {failure.worker} {what} on {failure.ticket}: {failure.cause}")
+            what = (
+                "failed" if failure.kind == "error" else f"was lost, the {self._losses}th in a row"
+            )
+            raise WorkersLost(
+                f"worker {failure.worker} {what} on {failure.ticket}: {failure.cause}"
+            )
         if failure.ticket in self._outstanding:
-            log.warning("worker %s was lost (%s); %s is asked again", failure.worker, failure.cause, failure.ticket)
+            log.warning(
+                "worker %s was lost (%s); %s is asked again",
+                failure.worker,
+                failure.cause,
+                failure.ticket,
+            )
             self._pool.request(failure.ticket)
         else:  # it had none, or another worker has answered it
             log.warning("worker %s was lost (%s)", failure.worker, failure.cause)
@@ -108,7 +125,10 @@ class Requests:
         status = self._pool.status()
         silent_s = time.monotonic() - since
         if status.alive == 0 and silent_s > self._wait_s:
-            raise WorkersLost(f"no worker has been alive for {silent_s:.0f} s; {status.oldest} is still outstanding")
+            raise WorkersLost(
+                f"no worker has been alive for {silent_s:.0f} s; {status.oldest} is still "
+                "outstanding"
+            )
         if silent_s < STALL_S:
             return since
         log.warning(

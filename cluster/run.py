@@ -1,4 +1,6 @@
-"""One run, put together: configuration, folder, pool, learner, tracking; train, evaluate, leave the results."""
+"""One run, put together: configuration, folder, pool, learner, tracking; train, evaluate, leave the
+results.
+"""
 
 from __future__ import annotations
 
@@ -67,19 +69,28 @@ class Run(NamedTuple):
 
 
 def train(
-    config: RunConfig, address: str | None = None, resume: str | None = None, *, source: str | None = None
+    config: RunConfig,
+    address: str | None = None,
+    resume: str | None = None,
+    *,
+    source: str | None = None,
 ) -> tuple[Folder, list[Score]]:
-    """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that name and output).
+    """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that
+    name and output).
 
-    `source` is the recipe's file, if there is one. Returns the run's folder and a score for each norm. The folder holds
-    config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and result.json, and the source of the user's own
-    modules in code/. Raises InputError for what the user can mend and Interrupted, after saving, when asked to stop.
+    `source` is the recipe's file, if there is one. Returns the run's folder and a score for each
+    norm. The folder holds config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and
+    result.json, and the source of the user's own modules in code/. Raises InputError for what the
+    user can mend and Interrupted, after saving, when asked to stop.
     """
     with isolated(config.workers.threads), interruptible() as should_stop:
         run = prepare(config, resume)
         recipe, learner, outer = run.config.recipe(), run.learner, config.outer
         try:
-            with pool_for(run.config, run.plan, address) as pool, tracked(run, source=source) as tracker:
+            with (
+                pool_for(run.config, run.plan, address) as pool,
+                tracked(run, source=source) as tracker,
+            ):
                 requests = Requests(pool, should_stop, config.workers.wait_s)
                 learn(run, pool, requests, tracker)
                 bundle.save(str(run.folder / "bundle"), recipe, learner.meta(), run.code)
@@ -99,7 +110,10 @@ def train(
         except (Interrupted, Diverged, WorkersLost) as error:
             if isinstance(error, Interrupted):
                 error.args = (f"stopped after {learner.version} of {outer.steps} outer steps",)
-            error.run, error.saved = str(run.folder), checkpoint.latest(checkpoints_of(run)) is not None
+            error.run, error.saved = (
+                str(run.folder),
+                checkpoint.latest(checkpoints_of(run)) is not None,
+            )
             raise
     return run.folder, scores
 
@@ -110,7 +124,8 @@ def checkpoints_of(run: Run) -> str:
 
 
 def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False) -> Run:
-    """Check a configuration, choose its folder, and set up its learner, or that of the checkpoint to go on from.
+    """Check a configuration, choose its folder, and set up its learner, or that of the checkpoint
+    to go on from.
 
     A sweep's `trial` may continue in its own folder from another trial's checkpoint.
     """
@@ -122,18 +137,25 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
     measured = recipe.setting("score")
     norm = measured.family.bind(recipe.model, measured.norm, "reference").norm[0]
     if norm not in ("none", recipe.norm):
-        log.info("norm is %s in training and %s in the evaluation (evaluation.norm)", recipe.norm, norm)
+        log.info(
+            "norm is %s in training and %s in the evaluation (evaluation.norm)", recipe.norm, norm
+        )
     folder, saved = choose(config, resume, trial=trial)
     plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
     if saved is not None and saved.plan.device == plan.device:
-        plan, reason = plan._replace(path=saved.plan.path), "as before"  # whatever there was to choose from then
+        plan, reason = (
+            plan._replace(path=saved.plan.path),
+            "as before",
+        )  # whatever there was to choose from then
     # In process, updates and parameters never leave the device.
     device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
     if saved is not None:
         checkpoint.check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
     start = initial_meta(recipe)
-    learner = Learner(to_device(start if saved is not None else warm(recipe, start), device), config.outer)
+    learner = Learner(
+        to_device(start if saved is not None else warm(recipe, start), device), config.outer
+    )
     notes: dict[str, str] = {}
     if saved is not None:
         learner.load_state_dict(saved.tensors, saved.scalars)
@@ -144,14 +166,22 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
 
 
 @contextmanager
-def tracked(run: Run, tags: Mapping[str, str] | None = None, source: str | None = None) -> Iterator[Tracker]:
-    """Record a run in MLflow: as the one that its checkpoint names, or as the one with these tags, or as a new one.
+def tracked(
+    run: Run, tags: Mapping[str, str] | None = None, source: str | None = None
+) -> Iterator[Tracker]:
+    """Record a run in MLflow: as the one that its checkpoint names, or as the one with these tags,
+    or as a new one.
 
-    One with tags is part of something that has begun: where MLflow does not answer, it goes on without.
+    One with tags is part of something that has begun: where MLflow does not answer, it goes on
+    without.
     """
     config = run.config
     run_id = None if tags else run.notes.get("mlflow_run_id")
-    params = [(key, value) for key, value in recipes.flatten(recipes.dump(config)) if key not in ("name", "output")]
+    params = [
+        (key, value)
+        for key, value in recipes.flatten(recipes.dump(config))
+        if key not in ("name", "output")
+    ]
     tracker: Tracker = tracking.NoTracker()
     try:
         tracker = tracking.start(
@@ -178,7 +208,9 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None, source: str | None 
         tracker.inputs(config.recipe())
         recipe = config.recipe()
         if not tags:
-            text = description.note(protocol(recipe, "score", config.outer.steps), how_to_load(recipe, run.folder))
+            text = description.note(
+                protocol(recipe, "score", config.outer.steps), how_to_load(recipe, run.folder)
+            )
             tracker.describe(text)
         yield tracker
         status = "FINISHED"
@@ -189,7 +221,9 @@ def tracked(run: Run, tags: Mapping[str, str] | None = None, source: str | None 
         tracker.finish(status)
 
 
-def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequence[loop.Hooks] = ()) -> None:
+def learn(
+    run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequence[loop.Hooks] = ()
+) -> None:
     """Take a run's learner to its last step; leaves config.yaml, metrics.jsonl and checkpoints.
 
     `also` is told of each step and each checkpoint once the run has recorded it.
@@ -224,16 +258,26 @@ def learn(run: Run, pool: Pool, requests: Requests, tracker: Tracker, also: Sequ
             for hooks in also:
                 hooks.save()
 
-        loop.train(config.recipe(), learner, pool, requests, loop.Hooks(on_step, save), config.checkpoint.every_steps)
+        loop.train(
+            config.recipe(),
+            learner,
+            pool,
+            requests,
+            loop.Hooks(on_step, save),
+            config.checkpoint.every_steps,
+        )
     measure(learner.version, now=True)
 
 
 def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:
-    """Score a run's folder, checkpoint or bundle on its evaluation tasks, with overrides of what is no training's."""
+    """Score a run's folder, checkpoint or bundle on its evaluation tasks, with overrides of what is
+    no training's.
+    """
     for item in overrides:
         if not item.strip().startswith(("evaluation", "workers", "family.checksum")):
             raise InputError(
-                f"--set {item} would change what was trained: an evaluation takes keys of evaluation and workers, such "
+                f"--set {item} would change what was trained: an evaluation takes keys of "
+                "evaluation and workers, such "
                 "as evaluation.family.ways=5"
             )
     config, meta, version = load_trained(uri, overrides)
@@ -279,7 +323,10 @@ def pool_for(
     pool: Pool
     if config.workers.max == 0:
         if address is not None:
-            raise InputError("workers.max is 0, which computes in this process: leave out --address or set workers.max")
+            raise InputError(
+                "workers.max is 0, which computes in this process: leave out --address or set "
+                "workers.max"
+            )
         pool = LocalPool(config.recipe(), plan)
         yield pool
         return
@@ -287,9 +334,12 @@ def pool_for(
         from cluster import ray_pool
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
+            f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set "
+            "workers.max to 0"
         ) from error
-    with ray_pool.connected(address, recipes.own_code(config.recipe(), whole=address is not None)) as local:
+    with ray_pool.connected(
+        address, recipes.own_code(config.recipe(), whole=address is not None)
+    ) as local:
         pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local, group=group)
         try:
             yield pool
@@ -307,11 +357,17 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if stop:
             raise KeyboardInterrupt
         stop = True
-        told = f"{stamp()}stopping: it saves first" if stamp() else "\nstopping; a second Ctrl-C ends at once"
+        told = (
+            f"{stamp()}stopping: it saves first"
+            if stamp()
+            else "\nstopping; a second Ctrl-C ends at once"
+        )
         os.write(2, f"{told}\n".encode())  # print() might be what was interrupted
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals belong to the main thread; whoever owns this one stops it otherwise
+        yield (
+            lambda: False
+        )  # signals belong to the main thread; whoever owns this one stops it otherwise
         return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -322,8 +378,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _metrics_file(folder: Folder, version: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """metrics.jsonl, one line per outer step; a resumed run forgets the lines after its checkpoint."""
+def _metrics_file(
+    folder: Folder, version: int
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """metrics.jsonl, one line per outer step; a resumed run forgets the lines after its
+    checkpoint.
+    """
     path = folder / "metrics.jsonl"
     lines = list(whole_lines(path.read_bytes())) if path.exists() else []
     kept = [(step, line) for step, line in lines if step <= version]
@@ -350,19 +410,27 @@ def _leave_results(run: Run, scores: list[Score]) -> None:
     rows = read_metrics(folder / "metrics.jsonl")
     labels = [NORMALISED[score.norm] for score in scores]
     pictures = {
-        "learning_curve": figures.learning_curve(rows, scores[0].metric, f"{recipe.name}: learning curve"),
+        "learning_curve": figures.learning_curve(
+            rows, scores[0].metric, f"{recipe.name}: learning curve"
+        ),
         "adaptation_curve": figures.adaptation_curve(
             list(zip(labels, scores, strict=True)), f"{recipe.name}: adaptation to held-out tasks"
         ),
     }
     if meta.algorithm:
-        pictures["learned"] = figures.learned_parameters(rows, f"{recipe.name}: what the algorithm learned")
+        pictures["learned"] = figures.learned_parameters(
+            rows, f"{recipe.name}: what the algorithm learned"
+        )
     for name, figure in pictures.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
     try:
         figures.save(inference.illustrate(recipe, meta), folder / "figures" / "example.png")
     except Exception as error:  # of a family of the user's: the results are worth more
-        log.warning("there is no picture of an example, as `picture` failed: %s: %s", type(error).__name__, error)
+        log.warning(
+            "there is no picture of an example, as `picture` failed: %s: %s",
+            type(error).__name__,
+            error,
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,4 +1,6 @@
-"""Files that go along with a job: what a user's own families read, at the same relative paths; and what did not."""
+"""Files that go along with a job: what a user's own families read, at the same relative paths; and
+what did not.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ ELSEWHERE = "push images with `metatrain data push`, or put the file where all n
 
 
 def sent_files(given: Sequence[str]) -> dict[str, Path]:
-    """The files that these paths below this folder name, by relative path. Folders go without their hidden files."""
+    """The files that these paths below this folder name, by relative path. Folders go without their
+    hidden files.
+    """
     here = Path.cwd().resolve()
     found: dict[str, Path] = {}
     for path in given:
@@ -25,8 +29,14 @@ def sent_files(given: Sequence[str]) -> dict[str, Path]:
         if not place.is_relative_to(here):  # such as one below a link to this folder
             place = _real(path, place.parent) / place.name
         if not place.is_relative_to(here):
-            raise InputError(f"--send {path} lies outside of this folder, {here}: send the job from a folder above it")
-        files = {file.relative_to(here).as_posix(): file for file in _files(path, place, here, frozenset())}
+            raise InputError(
+                f"--send {path} lies outside of this folder, {here}: send the job from a folder "
+                "above it"
+            )
+        files = {
+            file.relative_to(here).as_posix(): file
+            for file in _files(path, place, here, frozenset())
+        }
         if not files:
             raise InputError(f"--send {path} holds no files: leave it out, or put files into it")
         found |= files
@@ -49,9 +59,16 @@ def absent(error: BaseException, node: str) -> str | None:
             return f"{node} has no module {module[1]!r}: install it there"
         if isinstance(found, FileNotFoundError) and found.errno == errno.ENOENT:
             file = found.filename if isinstance(found.filename, str) else ""
-            what = f"has no file {file}" if file else f"lacks a file ({str(found).partition(chr(10))[0][:200]})"
+            what = (
+                f"has no file {file}"
+                if file
+                else f"lacks a file ({str(found).partition(chr(10))[0][:200]})"
+            )
             named = file if file and not Path(file).is_absolute() else "FILE"
-            return f"{node} {what}: send it with `metatrain submit --send {named}`, or give a path that all nodes see"
+            return (
+                f"{node} {what}: send it with `metatrain submit --send {named}`, or give a path "
+                "that all nodes see"
+            )
         found = found.__cause__
     return None
 
@@ -61,9 +78,13 @@ def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Itera
     shown = given if not above else place.relative_to(here).as_posix()
     real = _real(given, place)
     if not real.is_relative_to(here):
-        raise InputError(f"--send {given}: {shown} is a link to {real}, outside of this folder: copy it here")
+        raise InputError(
+            f"--send {given}: {shown} is a link to {real}, outside of this folder: copy it here"
+        )
     if real in above:
-        raise InputError(f"--send {given}: {shown} is a link to a folder that holds it: remove the link")
+        raise InputError(
+            f"--send {given}: {shown} is a link to a folder that holds it: remove the link"
+        )
     if place.is_dir():
         for child in sorted(place.iterdir()):
             if not child.name.startswith(".") and child.name != "__pycache__":
@@ -71,10 +92,16 @@ def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Itera
     elif place.is_file():
         yield place
     elif not place.exists():
-        missing = "does not exist" if not place.is_symlink() else f"is a link to {real}, which does not exist"
+        missing = (
+            "does not exist"
+            if not place.is_symlink()
+            else f"is a link to {real}, which does not exist"
+        )
         raise InputError(f"--send {given}: {shown} {missing}: correct the path")
     else:
-        raise InputError(f"--send {given}: {shown} is neither a file nor a folder: send regular files")
+        raise InputError(
+            f"--send {given}: {shown} is neither a file nor a folder: send regular files"
+        )
 
 
 def _real(given: str, place: Path) -> Path:
@@ -82,7 +109,9 @@ def _real(given: str, place: Path) -> Path:
     try:
         return place.resolve()
     except RuntimeError:  # of Python before 3.13
-        raise InputError(f"--send {given}: {place} is a link that leads to itself: remove the link") from None
+        raise InputError(
+            f"--send {given}: {place} is a link that leads to itself: remove the link"
+        ) from None
 
 
 def _check_size(files: Mapping[str, Path]) -> None:
@@ -91,6 +120,7 @@ def _check_size(files: Mapping[str, Path]) -> None:
     if total > MOST_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            f"--send names {total / 2**20:.1f} MiB, at most {MOST_BYTES >> 20} are sent, and {largest} is the largest: "
+            f"--send names {total / 2**20:.1f} MiB, at most {MOST_BYTES >> 20} are sent, and "
+            f"{largest} is the largest: "
             f"{ELSEWHERE}"
         )

@@ -1,6 +1,8 @@
-"""The script of a logged model, of which MLflow keeps a copy and runs it to load the model: nothing is pickled.
+"""The script of a logged model, of which MLflow keeps a copy and runs it to load the model: nothing
+is pickled.
 
-One table goes in: its rows with a label or a target are the support set, those without are predicted.
+One table goes in: its rows with a label or a target are the support set, those without are
+predicted.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class Served(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self._learned = metatrain.load(context.artifacts["bundle"])
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         return predict(self._learned, model_input)
 
 
@@ -45,31 +49,47 @@ def columns(learned: Any) -> tuple[list[str], list[str]]:
         return list(family.features or ()), [family.target]
     if isinstance(family, RawExamples):
         raise InputError(
-            f"{learned.recipe.family.name} takes examples of its own kind, for which there are no columns of a table"
+            f"{learned.recipe.family.name} takes examples of its own kind, for which there are no "
+            "columns of a table"
         )
     size = math.prod(learned.inputs)
     if size > MOST_COLUMNS:
-        raise InputError(f"an example of {family.name} has {size} numbers, and a table takes {MOST_COLUMNS} columns")
+        raise InputError(
+            f"an example of {family.name} has {size} numbers, and a table takes {MOST_COLUMNS} "
+            "columns"
+        )
     return [f"x{i}" for i in range(size)], targets
 
 
 def predict(learned: Any, rows: pd.DataFrame) -> pd.DataFrame:
-    """The predictions of the unlabelled rows, in their order and with their index, from the labelled ones."""
+    """The predictions of the unlabelled rows, in their order and with their index, from the
+    labelled ones.
+    """
     features, targets = columns(learned)
     missing = rows[targets].isna()
     unknown = missing.all(axis=1)
     if (missing.any(axis=1) & ~unknown).any():
-        raise InputError(f"a row has some of {', '.join(targets)}: give all of them, or none in a row to be predicted")
+        raise InputError(
+            f"a row has some of {', '.join(targets)}: give all of them, or none in a row to be "
+            "predicted"
+        )
     support, query = rows[~unknown], rows[unknown]
     if support.empty:
         raise InputError(f"no row has its {targets[0]}: give the examples to adapt to theirs")
     if query.empty:
-        raise InputError(f"every row has its {targets[0]}: leave it empty in the rows to be predicted")
-    given = support[targets[0]].tolist() if len(targets) == 1 else support[targets].to_numpy(np.float64)
+        raise InputError(
+            f"every row has its {targets[0]}: leave it empty in the rows to be predicted"
+        )
+    given = (
+        support[targets[0]].tolist() if len(targets) == 1 else support[targets].to_numpy(np.float64)
+    )
     adapted = learned.adapt(_examples(learned, support, features), given)
     found = adapted.predict(_examples(learned, query, features))
     if learned.has_classes:
-        chosen = {"prediction": found.labels, "probability": found.probabilities.max(dim=-1).values.double().numpy()}
+        chosen = {
+            "prediction": found.labels,
+            "probability": found.probabilities.max(dim=-1).values.double().numpy(),
+        }
         return pd.DataFrame(chosen, index=query.index)
     values = found.values.double().reshape(len(query), -1).numpy()
     return pd.DataFrame(values, index=query.index, columns=outputs(learned))
@@ -77,7 +97,11 @@ def predict(learned: Any, rows: pd.DataFrame) -> pd.DataFrame:
 
 def outputs(learned: Any) -> list[str]:
     """The names of the columns of numbers that are predicted."""
-    return ["prediction"] if learned.targets == 1 else [f"prediction{i}" for i in range(learned.targets)]
+    return (
+        ["prediction"]
+        if learned.targets == 1
+        else [f"prediction{i}" for i in range(learned.targets)]
+    )
 
 
 def _examples(learned: Any, rows: pd.DataFrame, features: list[str]) -> Any:
@@ -92,7 +116,9 @@ def _examples(learned: Any, rows: pd.DataFrame, features: list[str]) -> Any:
 def _encoded(image: Any) -> bytes:
     """The bytes of an image's file. A path is refused: a server that predicts would open it."""
     if not isinstance(image, bytes | bytearray | memoryview):
-        raise InputError(f"image holds {type(image).__name__}, expected bytes: give those of a PNG or JPEG file")
+        raise InputError(
+            f"image holds {type(image).__name__}, expected bytes: give those of a PNG or JPEG file"
+        )
     return bytes(image)
 
 

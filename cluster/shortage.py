@@ -12,18 +12,33 @@ HELD = {"CPU": JOB_CPUS, "GPU": JOB_GPUS}  # by a job's driver: the variables th
 
 
 def waiting(workers: Workers, alive: int) -> str:
-    """How many workers the cluster has no room for, and what they wait for; nothing if all have their place."""
-    from ray.autoscaler.v2.sdk import get_cluster_status  # nothing else says which actors have no place
+    """How many workers the cluster has no room for, and what they wait for; nothing if all have
+    their place.
+    """
+    from ray.autoscaler.v2.sdk import (
+        get_cluster_status,
+    )  # nothing else says which actors have no place
 
     each = {kind: value for kind, value in (("CPU", workers.cpus), ("GPU", workers.gpus)) if value}
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    asked = [bundle for demand in status.resource_demands.ray_task_actor_demand for bundle in demand.bundles_by_count]
-    count = min(sum(bundle.count for bundle in asked if _same(bundle.bundle, each)), workers.max - alive)
+    asked = [
+        bundle
+        for demand in status.resource_demands.ray_task_actor_demand
+        for bundle in demand.bundles_by_count
+    ]
+    count = min(
+        sum(bundle.count for bundle in asked if _same(bundle.bundle, each)), workers.max - alive
+    )
     if count <= 0:
         return ""
-    free = {usage.resource_name: usage.total - usage.used for usage in status.cluster_resource_usage}
+    free = {
+        usage.resource_name: usage.total - usage.used for usage in status.cluster_resource_usage
+    }
     total = {usage.resource_name: usage.total for usage in status.cluster_resource_usage}
-    kind = next((kind for kind in ("GPU", "CPU") if kind in each and free.get(kind, 0.0) < each[kind]), "CPU")
+    kind = next(
+        (kind for kind in ("GPU", "CPU") if kind in each and free.get(kind, 0.0) < each[kind]),
+        "CPU",
+    )
     value, held = each.get(kind, 0.0), float(os.environ.get(HELD[kind], 0.0))
     what = (f"a {kind}" if value == 1 else f"{value:g} {kind}s") + " each" * (count > 1)
     if 0 < count * value <= held:
@@ -31,10 +46,17 @@ def waiting(workers: Workers, alive: int) -> str:
     elif held:
         why = f"; the driver has {held:g} of the cluster's {total.get(kind, 0.0):g} {kind}s"
     else:
-        why = f"; {free.get(kind, 0.0):g} of the cluster's {total.get(kind, 0.0):g} {kind}s are free"
-    return f"{alive} of {workers.max} workers started; {count} {'waits' if count == 1 else 'wait'} for {what}{why}"
+        why = (
+            f"; {free.get(kind, 0.0):g} of the cluster's {total.get(kind, 0.0):g} {kind}s are free"
+        )
+    return (
+        f"{alive} of {workers.max} workers started; {count} "
+        f"{'waits' if count == 1 else 'wait'} for {what}{why}"
+    )
 
 
 def _same(bundle: dict[str, float], each: dict[str, float]) -> bool:
     """Whether they ask for the same; Ray counts in ten-thousandths."""
-    return bundle.keys() == each.keys() and all(abs(bundle[kind] - value) < 1e-3 for kind, value in each.items())
+    return bundle.keys() == each.keys() and all(
+        abs(bundle[kind] - value) < 1e-3 for kind, value in each.items()
+    )

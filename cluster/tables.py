@@ -13,7 +13,9 @@ from metatrain.names import printable
 
 
 def of_scores(scores: Sequence[Score]) -> Table:
-    """A row for each of a few steps of adaptation, for the result by each further norm, and for each baseline."""
+    """A row for each of a few steps of adaptation, for the result by each further norm, and for
+    each baseline.
+    """
     first = scores[0]
     diverged = any(any(score.curve_diverged) for score in scores)
     table = Table(f"{first.metric} on {first.tasks} tasks")
@@ -23,7 +25,9 @@ def of_scores(scores: Sequence[Score]) -> Table:
         table.add_column("the result is, on the same tasks")
     for i in first.shown():
         step, is_result = first.steps[i], i == len(first.steps) - 1
-        name = _adapted(step, len(first.steps)) + (f", norm {first.norm}" if len(scores) > 1 else "")
+        name = _adapted(step, len(first.steps)) + (
+            f", norm {first.norm}" if len(scores) > 1 else ""
+        )
         cells = [f"{name} (result)" if is_result else name, *_measured(first, i, diverged)]
         table.add_row(*cells, style="bold" if is_result else None)
     for score in scores[1:]:
@@ -31,7 +35,9 @@ def of_scores(scores: Sequence[Score]) -> Table:
         table.add_row(name, *_measured(score, -1, diverged))
     for baseline, value in first.baselines.items():
         empty = [""] * (len(table.columns) - 3)
-        table.add_row(baseline.replace("_", " "), first.text(value), *empty, first.difference(baseline))
+        table.add_row(
+            baseline.replace("_", " "), first.text(value), *empty, first.difference(baseline)
+        )
     return table
 
 
@@ -42,10 +48,21 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, overflow="fold")
     for row in rows:
         steps = "" if row["steps"] is None else f"{row['steps']} of {row['of']}"
-        result = "" if row["metric"] is None else f"{row['metric']} {interval(row['metric'], row['mean'], row['ci95'])}"
+        result = (
+            ""
+            if row["metric"] is None
+            else f"{row['metric']} {interval(row['metric'], row['mean'], row['ci95'])}"
+        )
         lost = f", {row['diverged']} tasks diverged" if row["diverged"] else ""
         when = "" if row["when"] is None else f"{row['when']:%Y-%m-%d %H:%M}"
-        table.add_row(printable(row["name"]), row["kind"], when, steps, result + lost, printable(row["folder"]))
+        table.add_row(
+            printable(row["name"]),
+            row["kind"],
+            when,
+            steps,
+            result + lost,
+            printable(row["folder"]),
+        )
     return table
 
 
@@ -58,6 +75,10 @@ def _adapted(step: int, steps: int) -> str:
 def _measured(score: Score, i: int, diverged: bool) -> list[str]:
     """What was measured after the ith of the score's steps."""
     low, high = map(score.text, score.curve_quartiles[i])
-    lost = [score.text(score.curve_median[i]), f"{low} to {high}", str(score.curve_diverged[i])] if diverged else []
+    lost = (
+        [score.text(score.curve_median[i]), f"{low} to {high}", str(score.curve_diverged[i])]
+        if diverged
+        else []
+    )
     width = score.text(score.curve_ci95[i]).removesuffix("%")
     return [score.text(score.curve[i]), f"± {width}", *lost]

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRAINING = "workflowType=machine_learning"  # the side of MLflow's UI that shows runs: the other one shows traces
+# the side of MLflow's UI that shows runs: the other one shows traces
+TRAINING = "workflowType=machine_learning"
 
 Params = Iterable[tuple[str, Any]]  # (dotted key, value)
 
@@ -46,7 +47,8 @@ class Tracker(Protocol):
         ...
 
     def model(self, bundle: Path, step: int) -> str:
-        """Keep a bundle as a model that predicts, which the scores that are logged from now on belong to.
+        """Keep a bundle as a model that predicts, which the scores that are logged from now on
+        belong to.
 
         The address that MLflow loads it by; "" if it can be none.
         """
@@ -97,19 +99,24 @@ def start(
     about: Mapping[str, str] | None = None,
     columns: Sequence[str] = (),
 ) -> Tracker:
-    """Start a run in MLflow, or continue `run_id` or the run that has all these tags, after `step` steps.
+    """Start a run in MLflow, or continue `run_id` or the run that has all these tags, after `step`
+    steps.
 
-    A new run gets the tags `about` besides, and `columns` are the metrics that the table of runs shows.
-    Raises InputError if its server does not answer or its store cannot be used.
+    A new run gets the tags `about` besides, and `columns` are the metrics that the table of runs
+    shows. Raises InputError if its server does not answer or its store cannot be used.
     """
     if tracking.uri == "none":
         return NoTracker()
     if JOB in os.environ and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        log.warning("no MLflow server is named: metrics go to metrics.jsonl only; set MLFLOW_TRACKING_URI")
+        log.warning(
+            "no MLflow server is named: metrics go to metrics.jsonl only; set MLFLOW_TRACKING_URI"
+        )
         return NoTracker()  # a database here would end with the job's folder
     if util.find_spec("mlflow") is None:
         if tracking.uri is not None:
-            raise InputError(f"tracking.uri is {tracking.uri} but mlflow is not installed: pip install mlflow")
+            raise InputError(
+                f"tracking.uri is {tracking.uri} but mlflow is not installed: pip install mlflow"
+            )
         log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
         return NoTracker()
     from cluster.mlflow_tracker import MLflowTracker
@@ -133,7 +140,9 @@ class Place(NamedTuple):
     def page(self) -> str:
         """The path of its page in MLflow's UI."""
         if self.compared:
-            runs, experiments = (quote(json.dumps(ids)) for ids in (self.compared, [self.experiment_id]))
+            runs, experiments = (
+                quote(json.dumps(ids)) for ids in (self.compared, [self.experiment_id])
+            )
             return f"/#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING}"
         if self.run_id:
             return f"/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING}"
@@ -151,7 +160,9 @@ def place_of(folder: Path | str | None) -> Place:
             raise TypeError("its values are not text")
         return place
     except FileNotFoundError:
-        raise InputError(f"{folder} is no run that was logged to MLflow: give the folder that `train` named") from None
+        raise InputError(
+            f"{folder} is no run that was logged to MLflow: give the folder that `train` named"
+        ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder}/mlflow.json is damaged ({error}): leave the folder out to open the store"
@@ -159,7 +170,9 @@ def place_of(folder: Path | str | None) -> Place:
 
 
 def store(tracking: Tracking) -> str:
-    """The tracking URI that a run uses; a local database by its whole path, which holds in other folders, too."""
+    """The tracking URI that a run uses; a local database by its whole path, which holds in other
+    folders, too.
+    """
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path, (_, mark, options) = database(uri), uri.partition("?")
     return uri if path is None else f"{sqlite_uri(path.absolute())}{mark}{options}"

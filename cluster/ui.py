@@ -28,10 +28,11 @@ ANSWER_S = 10.0
 
 @contextmanager
 def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The page of the run, or of the newest runs, and a function that waits until whoever serves it ends.
+    """The page of the run, or of the newest runs, and a function that waits until whoever serves it
+    ends.
 
-    A store that is a database is served on the loopback interface, on `port` or another free one, until the end of the
-    context. Raises InputError where there is nothing to serve.
+    A store that is a database is served on the loopback interface, on `port` or another free one,
+    until the end of the context. Raises InputError where there is nothing to serve.
     """
     if place.uri.startswith("http"):
         address = place.address()
@@ -42,10 +43,13 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
     path = database(place.uri)
     if path is None and "***" in place.uri:
         raise InputError(
-            "the store's password is not recorded: give its address in MLFLOW_TRACKING_URI, without a folder"
+            "the store's password is not recorded: give its address in MLFLOW_TRACKING_URI, "
+            "without a folder"
         )
     if path is not None and not path.exists():
-        raise InputError(f"there is no MLflow store {place.uri} yet: train first, or name the run's folder")
+        raise InputError(
+            f"there is no MLflow store {place.uri} yet: train first, or name the run's folder"
+        )
     if util.find_spec("mlflow") is None:
         raise InputError("mlflow is not installed: pip install mlflow")
     if path is not None:
@@ -57,7 +61,8 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
     command += ["--port", address.rpartition(":")[2]]
     environment = os.environ | {
-        "MLFLOW_BACKEND_STORE_URI": place.uri,  # not an argument: it may hold a password, and `ps` shows arguments
+        # not an argument: it may hold a password, and `ps` shows arguments
+        "MLFLOW_BACKEND_STORE_URI": place.uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # starts faster
     }
     with tempfile.TemporaryFile() as output:
@@ -79,12 +84,18 @@ def page(place: Place) -> str:
 
     try:
         client = MlflowClient(place.uri)
-        experiments = {experiment.experiment_id: experiment for experiment in client.search_experiments()}
-        newest = client.search_runs(list(experiments), max_results=1, order_by=["attributes.start_time DESC"])
+        experiments = {
+            experiment.experiment_id: experiment for experiment in client.search_experiments()
+        }
+        newest = client.search_runs(
+            list(experiments), max_results=1, order_by=["attributes.start_time DESC"]
+        )
         used = experiments[newest[0].info.experiment_id]
     except Exception:  # there is no run yet, or it asks for a password: the browser will, too
         return place.page()
-    view = f"viewStateShareKey={VIEW}&" if VIEW_TAG in used.tags else ""  # MLflow leaves the page if there is none
+    view = (
+        f"viewStateShareKey={VIEW}&" if VIEW_TAG in used.tags else ""
+    )  # MLflow leaves the page if there is none
     return f"/#/experiments/{used.experiment_id}/runs?{view}{TRAINING}"
 
 
@@ -114,7 +125,9 @@ def _await_start(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -
         if _answers(url, direct):
             return
         time.sleep(0.2)
-    raise InputError(f"MLflow's server did not start ({_last(output)}): try `mlflow server` yourself")
+    raise InputError(
+        f"MLflow's server did not start ({_last(output)}): try `mlflow server` yourself"
+    )
 
 
 def _await_end(server: subprocess.Popen[bytes], output: IO[bytes]) -> None:
@@ -125,4 +138,6 @@ def _await_end(server: subprocess.Popen[bytes], output: IO[bytes]) -> None:
 def _last(output: IO[bytes]) -> str:
     """The last line that the server wrote, which may name the store."""
     output.seek(0)
-    return re.sub(r":[^:/@]+@", ":***@", output.read().decode(errors="replace").strip().rpartition("\n")[2])
+    return re.sub(
+        r":[^:/@]+@", ":***@", output.read().decode(errors="replace").strip().rpartition("\n")[2]
+    )

@@ -1,10 +1,13 @@
-"""What a process takes of its machine: memory and processor, measured now and then, for MLflow's system metrics.
+"""What a process takes of its machine: memory and processor, measured now and then, for MLflow's
+system metrics.
 
     worker's ticket -> Spent.usage -> Requests.usage --+
-                                                       +--> system/worker-0/memory_mb, ... at most each 10 seconds
+                                                       +--> system/worker-0/memory_mb, ... at most
+                                                       each 10 seconds
     driver, each step ---------------> Meter.read() ---+
 
-None of it is repeatable, so that no part of it goes to metrics.jsonl or into training. Without psutil there is none.
+None of it is repeatable, so that no part of it goes to metrics.jsonl or into training. Without
+psutil there is none.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ class Meter:
                 self._process.cpu_percent()  # from now on
 
     def read(self, *, now: bool = False) -> Usage | None:
-        """A measurement if one is due, or if it has to be `now`; None if not, or if it cannot be had."""
+        """A measurement if one is due, or if it has to be `now`; None if not, or if it cannot be
+        had.
+        """
         at = time.monotonic()
         if self._process is None or (at < self._due and not now):
             return None
@@ -52,13 +57,17 @@ class Meter:
 
         self._due = at + self._every_s
         try:
-            return Usage(self._process.memory_info().rss / 1e6, self._process.cpu_percent(), _gpu_memory_mb())
+            return Usage(
+                self._process.memory_info().rss / 1e6, self._process.cpu_percent(), _gpu_memory_mb()
+            )
         except Error:  # this system does not let it look
             return None
 
 
 def metrics(measured: Mapping[str, Usage]) -> dict[str, float]:
-    """Measurements by process as MLflow shows them among the system metrics: system/worker-0/memory_mb."""
+    """Measurements by process as MLflow shows them among the system metrics:
+    system/worker-0/memory_mb.
+    """
     return {
         f"system/{process}/{name}": value
         for process, usage in measured.items()

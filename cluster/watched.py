@@ -1,4 +1,6 @@
-"""A context that notes what a computation reads of it: whether the next ticket's would be computed in the same way."""
+"""A context that notes what a computation reads of it: whether the next ticket's would be computed
+in the same way.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Note = Callable[[], None]
 
 
 class Watched:
-    """Stands for a context. The computation gets `context`, in which everything is as in the one that was given."""
+    """Stands for a context. The computation gets `context`, in which everything is as in the one
+    that was given.
+    """
 
     def __init__(self, given: Context) -> None:
         self._noted, self._given = False, given.generator
@@ -54,12 +58,28 @@ def _asked_as(name: str) -> Callable[..., Any]:
     """The method for an operator: those do not go through __getattribute__."""
 
     def method(self: _Ticket, *arguments: Any) -> Any:
-        return getattr(self, name)(*(tuple(other) if isinstance(other, _Ticket) else other for other in arguments))
+        return getattr(self, name)(
+            *(tuple(other) if isinstance(other, _Ticket) else other for other in arguments)
+        )
 
     return method
 
 
-for _name in ("getitem", "iter", "contains", "add", "mul", "rmul", "eq", "ne", "lt", "le", "gt", "ge", "hash"):
+for _name in (
+    "getitem",
+    "iter",
+    "contains",
+    "add",
+    "mul",
+    "rmul",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "hash",
+):
     setattr(_Ticket, f"__{_name}__", _asked_as(f"__{_name}__"))
 for _name in ("repr", "str", "format", "reduce", "reduce_ex", "getnewargs"):
     setattr(_Ticket, f"__{_name}__", _asked_as(f"__{_name}__"))
@@ -92,8 +112,9 @@ def _ticket(plain: Ticket, note: Note) -> Ticket:
 
 
 class _Generator(torch.Generator):
-    """A copy that notes what is asked of it. A state that is taken and put back before numbers are drawn says nothing:
-    steps that are computed twice do so."""
+    """A copy that notes what is asked of it. A state that is taken and put back before numbers are
+    drawn says nothing: steps that are computed twice do so.
+    """
 
     def __new__(cls, given: torch.Generator, note: Note) -> _Generator:
         return super().__new__(cls)
@@ -120,6 +141,12 @@ class _Generator(torch.Generator):
         return super().set_state(state)
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("initial_seed", "clone_state", "get_offset", "graphsafe_get_state", "__reduce_ex__"):
+        if name in (
+            "initial_seed",
+            "clone_state",
+            "get_offset",
+            "graphsafe_get_state",
+            "__reduce_ex__",
+        ):
             object.__getattribute__(self, "_note")()
         return super().__getattribute__(name)

@@ -1,4 +1,6 @@
-"""The worker: a ticket in, an update or scores out. The same in the driver's process and in a Ray actor."""
+"""The worker: a ticket in, an update or scores out. The same in the driver's process and in a Ray
+actor.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ from metatrain.start import check_sample, initial_meta
 
 
 class Spent(NamedTuple):
-    """What a ticket cost its worker. Where several share a core, it passes more seconds than its processor works."""
+    """What a ticket cost its worker. Where several share a core, it passes more seconds than its
+    processor works.
+    """
 
     wall_s: float
     cpu_s: float
@@ -54,14 +58,17 @@ class Plan(NamedTuple):
 
 
 class Layout:
-    """The one flat float32 array in which meta-parameters travel, and directions, which have no frozen parameters.
+    """The one flat float32 array in which meta-parameters travel, and directions, which have no
+    frozen parameters.
 
     On the fused path the weights of convolutions lie channels last, as its kernels read them.
     """
 
     def __init__(self, meta: Meta, path: Path = "reference") -> None:
         self._last = path == "fused"
-        self._slots: list[tuple[int, str, int, torch.Size]] = []  # (part of Meta, name, offset, shape)
+        self._slots: list[
+            tuple[int, str, int, torch.Size]
+        ] = []  # (part of Meta, name, offset, shape)
         self.size = 0
         for part, params in enumerate(meta):
             for name, p in params.items():
@@ -71,7 +78,9 @@ class Layout:
     def flatten(self, meta: Meta) -> Tensor:
         """A new array, where the parameters are: [size], or the beginning of it for a direction."""
         part, name, _, _ = self._slots[0]
-        size = next((start for part, name, start, _ in self._slots if name not in meta[part]), self.size)
+        size = next(
+            (start for part, name, start, _ in self._slots if name not in meta[part]), self.size
+        )
         flat = torch.zeros(size, device=meta[part][name].device)
         for part, name, view in self._views(flat):
             view.copy_(meta[part][name])
@@ -104,7 +113,10 @@ def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
         try:
             check_sample(recipe, "update", "batched")
         except InputError as reason:  # on the reference path it was not refused
-            why = f"one task after the other: this network cannot be computed for several tasks at once ({reason})"
+            why = (
+                "one task after the other: this network cannot be computed for several tasks "
+                f"at once ({reason})"
+            )
             return Plan("reference", device, threads), why
         together = "a GPU computes" if gpus > 0 else "a CPU computes a small net faster for"
         return Plan("batched", device, threads), f"{together} a ticket's tasks together"
@@ -113,26 +125,34 @@ def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
         setting.family.bind(recipe.model, setting.norm, "fused")
     except Unavailable as reason:
         slower = (
-            f"one task after the other; the fused kernels, which take about half the time, cannot be used: {reason}"
+            "one task after the other; the fused kernels, which take about half the time, "
+            f"cannot be used: {reason}"
         )
         return Plan("reference", "cpu", threads), slower
-    return Plan("fused", "cpu", threads), "a CPU computes convolutions faster one task after the other, fused"
+    return Plan(
+        "fused", "cpu", threads
+    ), "a CPU computes convolutions faster one task after the other, fused"
 
 
 def device_of(plan: Plan) -> torch.device:
     """Where it computes; InputError where that is not here."""
     if plan.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("workers.gpus asks for a GPU, but torch sees none here: set workers.gpus to 0")
+        raise InputError(
+            "workers.gpus asks for a GPU, but torch sees none here: set workers.gpus to 0"
+        )
     return torch.device(plan.device)
 
 
 def keep_freed_memory() -> None:
-    """Give back what is free at the heap's end from a gigabyte on: to fetch pages anew can take a tenth of the time.
+    """Give back what is free at the heap's end from a gigabyte on: to fetch pages anew can take a
+    tenth of the time.
 
     Where the environment says something of glibc's allocator, that holds.
     """
     if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        glibc("mallopt", -3, 32 * 2**20)  # M_MMAP_THRESHOLD, above which a block is no part of the heap
+        glibc(
+            "mallopt", -3, 32 * 2**20
+        )  # M_MMAP_THRESHOLD, above which a block is no part of the heap
         glibc("mallopt", -1, 2**30)  # M_TRIM_THRESHOLD
 
 
@@ -165,7 +185,8 @@ class Worker:
             self._bind("update")
         except Unavailable as reason:
             raise InputError(
-                f"the driver chose the compute path {plan.path!r}, which this machine has not: {reason}"
+                f"the driver chose the compute path {plan.path!r}, which this machine has not: "
+                f"{reason}"
             ) from reason
 
     def load(self, version: int, flat: Tensor) -> None:
@@ -187,12 +208,16 @@ class Worker:
         try:
             return self._compute(ticket)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            if not isinstance(
+                error, MemoryError | torch.OutOfMemoryError
+            ) and "allocate memory" not in str(error):
                 raise
             group = "outer" if ticket.work == "update" else "evaluation"
             raise InputError(
-                f"the memory of the {self._device.type} is not enough for a ticket: set {group}.tasks_per_ticket "
-                "lower, or algorithm.recompute or algorithm.first_order to true where the algorithm has them"
+                f"the memory of the {self._device.type} is not enough for a ticket: set "
+                f"{group}.tasks_per_ticket "
+                "lower, or algorithm.recompute or algorithm.first_order to true where the "
+                "algorithm has them"
             ) from error
 
     def _compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
@@ -207,8 +232,12 @@ class Worker:
                 step = self._steps.setdefault(count(tasks), Replayed(step))
             update = step(tasks, context)
             if self._device.type == "cuda":  # away from where the next replay writes
-                update = update._replace(direction=self.layout.unflatten(self.layout.flatten(update.direction)))
-            result = update._replace(metrics={name: float(value) for name, value in update.metrics.items()})
+                update = update._replace(
+                    direction=self.layout.unflatten(self.layout.flatten(update.direction))
+                )
+            result = update._replace(
+                metrics={name: float(value) for name, value in update.metrics.items()}
+            )
         else:
             found = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
             curves = {name: values.cpu() for name, values in found.curves.items()}
@@ -228,5 +257,8 @@ class Worker:
     def _bind(self, work: Work) -> tuple[Setting, Problem]:
         if work not in self._bound:
             setting = self._recipe.setting(work)
-            self._bound[work] = setting, setting.family.bind(self._recipe.model, setting.norm, self._path)
+            self._bound[work] = (
+                setting,
+                setting.family.bind(self._recipe.model, setting.norm, self._path),
+            )
         return self._bound[work]

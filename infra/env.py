@@ -1,4 +1,6 @@
-"""Makes infra/.env: the secrets of compose.yaml, and what a shell here needs to use it. `python infra/env.py`"""
+"""Makes infra/.env: the secrets of compose.yaml, and what a shell here needs to use it. `python
+infra/env.py`
+"""
 
 import os
 import secrets
@@ -15,11 +17,16 @@ VALUES = {
     "AWS_ACCESS_KEY_ID": "metatrain",
     "AWS_SECRET_ACCESS_KEY": secrets.token_hex(32),
     "POSTGRES_PASSWORD": secrets.token_hex(32),
-    "IMAGE_PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}",  # Ray wants the same on both sides
+    # Ray wants the same on both sides
+    "IMAGE_PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}",
 }
 
 if PATH.exists():
-    sys.exit(f"error: {PATH} is there already, and its secrets are in use: remove it to have new ones")
-with os.fdopen(os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # for this user's eyes only
+    sys.exit(
+        f"error: {PATH} is there already, and its secrets are in use: remove it to have new ones"
+    )
+with os.fdopen(
+    os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
+) as file:  # for this user's eyes only
     file.writelines(f"{name}={value}\n" for name, value in VALUES.items())
 print(f"written: {PATH}")

@@ -7,8 +7,9 @@ run.result, run.metrics, run.figures
 adapted = run.load().adapt(support_images, support_labels)  # or metatrain.load("runs/first")
 print(adapted.predict(query_images).labels)
 
-This file is the front door of all layers and imports none of them: a name brings its module when it is first used. The
-modules beside it are the library: tasks, models, algorithms, learner, evaluation. They know neither Ray nor MLflow.
+This file is the front door of all layers and imports none of them: a name brings its module when it
+is first used. The modules beside it are the library: tasks, models, algorithms, learner,
+evaluation. They know neither Ray nor MLflow.
 """
 
 from __future__ import annotations
@@ -73,4 +74,8 @@ def _version() -> str:
         import tomllib
 
         project = Path(__file__).parent.parent / "pyproject.toml"
-        return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"
+        return (
+            str(tomllib.loads(project.read_text())["project"]["version"])
+            if project.exists()
+            else "unknown"
+        )

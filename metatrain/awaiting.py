@@ -19,7 +19,9 @@ LARGE = 50_000_000  # bytes
 
 @cache
 def screen() -> Console:
-    """The terminal of stderr: one for all, so that what moves on it can stand below something else that does."""
+    """The terminal of stderr: one for all, so that what moves on it can stand below something else
+    that does.
+    """
     from rich.console import Console
 
     return Console(stderr=True)

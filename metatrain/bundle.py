@@ -1,11 +1,13 @@
-"""Directories of files that are complete or refused, and the bundle: meta-parameters and the recipe they came from.
+"""Directories of files that are complete or refused, and the bundle: meta-parameters and the recipe
+they came from.
 
-Files are tensors (safetensors), JSON and YAML; nothing is ever unpickled, and no code is run but that of a module which
-the recipe names as the user's own ("package.module:Class"). `manifest.json`, written last, holds each
-file's size and checksum: a directory without it is not there yet, one that disagrees with it is refused.
+Files are tensors (safetensors), JSON and YAML; nothing is ever unpickled, and no code is run but
+that of a module which the recipe names as the user's own ("package.module:Class"). `manifest.json`,
+written last, holds each file's size and checksum: a directory without it is not there yet, one that
+disagrees with it is refused.
 
-A bundle's code/ records the source of such modules. It is compared with what is imported here and never imported from
-there, unless the user puts it on Python's path.
+A bundle's code/ records the source of such modules. It is compared with what is imported here and
+never imported from there, unless the user puts it on Python's path.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ CODE = "code/"
 
 def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
     """Write files and then their manifest."""
-    manifest = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    manifest = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
     for name, data in [*files.items(), (MANIFEST, json.dumps(manifest, indent=1).encode())]:
         storage.write(f"{uri}/{name}", data)
 
@@ -44,20 +49,27 @@ def read_directory(uri: str) -> dict[str, bytes]:
     """The files of a complete directory; InputError where something is missing or was changed."""
     if not is_complete(uri):
         raise InputError(
-            f"{uri} holds no bundle or checkpoint (no {MANIFEST}): give a run's folder, or train it to its end"
+            f"{uri} holds no bundle or checkpoint (no {MANIFEST}): give a run's folder, or train "
+            "it to its end"
         )
     try:
         manifest = json.loads(storage.read(f"{uri}/{MANIFEST}"))
         if not isinstance(manifest, dict) or not all(map(_is_inside, manifest)):
             raise ValueError("its manifest names other files than its own")
         files = {name: storage.read(f"{uri}/{name}") for name in manifest}
-        changed = [n for n, data in files.items() if hashlib.sha256(data).hexdigest() != manifest[n]["sha256"]]
+        changed = [
+            n
+            for n, data in files.items()
+            if hashlib.sha256(data).hexdigest() != manifest[n]["sha256"]
+        ]
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{uri} is damaged ({error}): use another checkpoint") from error
     if changed:
-        raise InputError(f"{uri} is damaged: {changed[0]} is not what was saved; use another checkpoint")
+        raise InputError(
+            f"{uri} is damaged: {changed[0]} is not what was saved; use another checkpoint"
+        )
     return files
 
 
@@ -74,14 +86,19 @@ def find(uri: str) -> str | None:
 def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None = None) -> None:
     """Write the bundle: what adapting and evaluating need.
 
-    `code` is the source of the user's own modules as it was when training started; by default, as it is now.
+    `code` is the source of the user's own modules as it was when training started; by default, as
+    it is now.
     """
     recipe = dataclasses.replace(recipe, family=recipe.family.standalone())
-    tensors = {f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()}
+    tensors = {
+        f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()
+    }
     text = recipes.as_yaml(recipe)
     code = custom.source(recipes.own_classes(recipe)) if code is None else code
     sources = {f"{CODE}{name}": data for name, data in code.items()}
-    write_directory(uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode(), **sources})
+    write_directory(
+        uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode(), **sources}
+    )
 
 
 def load(uri: str) -> tuple[Recipe, Meta]:
@@ -90,7 +107,8 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     code = {name.removeprefix(CODE): data for name, data in files.items() if name.startswith(CODE)}
     if set(files) - {f"{CODE}{name}" for name in code} != {"meta.safetensors", "recipe.yaml"}:
         raise InputError(
-            f"{uri} is not a bundle: it holds {', '.join(sorted(files))}; give a run's folder or its bundle"
+            f"{uri} is not a bundle: it holds {', '.join(sorted(files))}; give a run's folder or "
+            "its bundle"
         )
     tree = yaml.safe_load(files["recipe.yaml"])
     if code:
@@ -99,7 +117,8 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     different = custom.changed(code)
     if different:
         log.warning(
-            "%s here differs from what %s was trained with, which its code/ holds: results may differ",
+            "%s here differs from what %s was trained with, which its code/ holds: results may "
+            "differ",
             ", ".join(different),
             uri,
         )
@@ -111,11 +130,23 @@ def load(uri: str) -> tuple[Recipe, Meta]:
 
 
 def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
-    """Refuse code that belongs to no class of the recipe's, and say what to do if such a class is not here."""
-    parts = [tree.get(key) for key in ("family", "model", "algorithm")] if isinstance(tree, dict) else []
+    """Refuse code that belongs to no class of the recipe's, and say what to do if such a class is
+    not here.
+    """
+    parts = (
+        [tree.get(key) for key in ("family", "model", "algorithm")]
+        if isinstance(tree, dict)
+        else []
+    )
     names = custom.own(part.get("name") for part in parts if isinstance(part, dict))
-    if not names or sum(map(len, code.values())) > custom.MOST_BYTES or not all(name.endswith(".py") for name in code):
-        raise InputError(f"{uri} is not a bundle: its code/ is not the source of its recipe's own classes")
+    if (
+        not names
+        or sum(map(len, code.values())) > custom.MOST_BYTES
+        or not all(name.endswith(".py") for name in code)
+    ):
+        raise InputError(
+            f"{uri} is not a bundle: its code/ is not the source of its recipe's own classes"
+        )
     for name in names:
         try:
             custom.imported(name)
@@ -124,7 +155,8 @@ def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
             copy = f"copy {place} to this machine, " if storage.is_remote(uri) else ""
             path = "its folder here" if storage.is_remote(uri) else shlex.quote(place)
             raise InputError(
-                f"{uri} needs {name}, which cannot be imported here ({error.reason}): its source is in {place}; {copy}"
+                f"{uri} needs {name}, which cannot be imported here ({error.reason}): its source "
+                f"is in {place}; {copy}"
                 f"read it, and if you trust it, set PYTHONPATH={path}"
             ) from error
 

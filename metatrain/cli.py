@@ -31,7 +31,9 @@ WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
 MOST_ROWS = 20  # of predicted numbers on a terminal
 NAME_COLUMNS = range(8, 61)  # that a class's or a file's name may take in a table on a terminal
 Statistics = Literal["transductive", "support", "support+1", "running"]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and everything else on stderr.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout, and everything else on stderr.")
+]
 
 app = typer.Typer(
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",
@@ -54,7 +56,9 @@ class _Messages(logging.Handler):
 
 
 def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
-    """Run a command. An error that the user can fix is one sentence and exit code 2, and Ctrl-C is exit code 130."""
+    """Run a command. An error that the user can fix is one sentence and exit code 2, and Ctrl-C is
+    exit code 130.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         os.write(2, b"stopped\n")  # print() might be what was interrupted
@@ -70,8 +74,12 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
         if stream is None:  # closed by whoever started this
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name may have characters that the terminal has not
-    logging.basicConfig(level=logging.INFO, format=log_format, datefmt="%H:%M:%S", handlers=[_Messages()])
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a name may have characters that the terminal has not
+    logging.basicConfig(
+        level=logging.INFO, format=log_format, datefmt="%H:%M:%S", handlers=[_Messages()]
+    )
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         app()
@@ -85,22 +93,35 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
-        print(f"error: {error.name} is not installed: pip install 'ray[default,tune,train]' optuna", file=sys.stderr)
+        print(
+            f"error: {error.name} is not installed: pip install 'ray[default,tune,train]' optuna",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except OSError as error:  # a full disk, a folder that cannot be written
         logging.getLogger(__name__).debug("the operating system refused", exc_info=True)
-        print(f"error: {error.strerror or error}: {error.filename or 'see --help'}", file=sys.stderr)
+        print(
+            f"error: {error.strerror or error}: {error.filename or 'see --help'}", file=sys.stderr
+        )
         sys.exit(2)
 
 
 def program() -> str:
-    """What to type for this command again: its name if it is on the PATH, else its path as it was typed."""
+    """What to type for this command again: its name if it is on the PATH, else its path as it was
+    typed.
+    """
     typed = sys.argv[0]
-    return typed if Path(typed).name == "metatrain" and shutil.which("metatrain") != typed else "metatrain"
+    return (
+        typed
+        if Path(typed).name == "metatrain" and shutil.which("metatrain") != typed
+        else "metatrain"
+    )
 
 
 def version() -> str:
-    """What a report of a fault has to name. Read from the packages' metadata: nothing is imported."""
+    """What a report of a fault has to name. Read from the packages' metadata: nothing is
+    imported.
+    """
     from metatrain import __version__
 
     found = [f"Python {platform.python_version()}"]
@@ -116,7 +137,9 @@ def print_table(table: Table) -> None:
     """Print a table: without lines and colours if stdout is no terminal, and as wide as it is."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False, highlight=False)
+    console = Console(
+        width=None if sys.stdout.isatty() else 10_000, markup=False, emoji=False, highlight=False
+    )
     if sys.stdout.isatty():
         console.print(table)
         return
@@ -128,7 +151,9 @@ def print_table(table: Table) -> None:
 
 @contextmanager
 def printing_json(alone: bool) -> Iterator[Callable[[object], None]]:
-    """If JSON is to stand `alone` on stdout, everything but what the context is given to print goes to stderr."""
+    """If JSON is to stand `alone` on stdout, everything but what the context is given to print goes
+    to stderr.
+    """
     from metatrain.plain import to_json
 
     stdout = sys.stdout
@@ -141,7 +166,9 @@ def printing_json(alone: bool) -> Iterator[Callable[[object], None]]:
 
 
 def again(arguments: Sequence[str], *way: str) -> str:
-    """The command with these arguments, but for its --name and --resume, and with what is `way` to continue it."""
+    """The command with these arguments, but for its --name and --resume, and with what is `way` to
+    continue it.
+    """
     kept, rest = [], iter(arguments)
     for argument in rest:
         if argument in ("--name", "--resume"):
@@ -167,7 +194,11 @@ def list_(json: AsJson = False) -> None:
     rows: list[dict[str, object]] = []
     for name in sorted(imported | set(SOURCES)):
         if name not in imported:
-            state = "drawn at first use" if name == "glyphs" else f"not imported: {program()} data import {name}"
+            state = (
+                "drawn at first use"
+                if name == "glyphs"
+                else f"not imported: {program()} data import {name}"
+            )
             rows.append({"name": name, "state": state})
             continue
         try:
@@ -176,8 +207,16 @@ def list_(json: AsJson = False) -> None:
             rows.append({"name": name, "state": str(error)})
             continue
         splits = [scheme.name for scheme in store.schemes]
-        counts = {"classes": len(store.sizes), "images": len(store.images), "shape": store.shape, "splits": splits}
-        state = f"{counts['classes']} classes, {counts['images']} images {_shape(store)}; splits {', '.join(splits)}"
+        counts = {
+            "classes": len(store.sizes),
+            "images": len(store.images),
+            "shape": store.shape,
+            "splits": splits,
+        }
+        state = (
+            f"{counts['classes']} classes, {counts['images']} images {_shape(store)}; "
+            f"splits {', '.join(splits)}"
+        )
         rows.append({"name": name, "state": state, **counts, "checksum": store.checksum})
     if json:
         print(to_json(rows, indent=1))
@@ -190,13 +229,23 @@ def list_(json: AsJson = False) -> None:
 
 @data.command("import")
 def import_(
-    name: Annotated[str, typer.Argument(help="glyphs, omniglot, or a new name for your own images.")],
+    name: Annotated[
+        str, typer.Argument(help="glyphs, omniglot, or a new name for your own images.")
+    ],
     source: Annotated[
         Path | None,
-        typer.Option(help="Folder with one folder of images per class, or the original files of a known data set."),
+        typer.Option(
+            help=(
+                "Folder with one folder of images per class, or the original files of a "
+                "known data set."
+            )
+        ),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Width and height in pixels. Default: the median of the images, at most 84.")
+        int | None,
+        typer.Option(
+            help="Width and height in pixels. Default: the median of the images, at most 84."
+        ),
     ] = None,
     least: Annotated[int, typer.Option(help="Leave out classes with fewer images.")] = 2,
 ) -> None:
@@ -215,9 +264,15 @@ def import_(
     folder = folder_of(name)
     if name in SOURCES:
         if size is not None or least != 2:
-            raise InputError(f"{name} comes in its published size: --size and --least are for folders of your own")
+            raise InputError(
+                f"{name} comes in its published size: --size and --least are for folders of your "
+                "own"
+            )
         store = import_data(name, source)
-        print(f"imported {name}: {len(store.sizes)} classes, {len(store.images)} images {_shape(store)} into {folder}")
+        print(
+            f"imported {name}: {len(store.sizes)} classes, {len(store.images)} images "
+            f"{_shape(store)} into {folder}"
+        )
         return
     if source is None:
         raise InputError(
@@ -227,23 +282,32 @@ def import_(
     console = Console(stderr=True)
 
     def watch(paths: list[Path]) -> Iterable[Path]:
-        return track(paths, "reading", console=console, transient=True, disable=not console.is_terminal)
+        return track(
+            paths, "reading", console=console, transient=True, disable=not console.is_terminal
+        )
 
     store, report = read_folder(name, source, size, least, watch)
     earlier = checksum_of(name)
     store.save()
     if earlier not in (None, checksum_of(name)):
-        print(f"replaced the earlier data set {name}: runs that were trained on it cannot be resumed with this one")
+        print(
+            f"replaced the earlier data set {name}: runs that were trained on it cannot be resumed "
+            "with this one"
+        )
     for what, why in report.refused:
         print(f"refused {what}: {why}")
     for note in report.notes:
         print(f"note: {note}")
     if report.twins:
-        print(f"note: {len(report.twins)} images have the pixels of an earlier one; a query may be its support image:")
+        print(
+            f"note: {len(report.twins)} images have the pixels of an earlier one; a query may be "
+            "its support image:"
+        )
     for later, earlier in report.twins:
         print(f"  {later} = {earlier}")
     print(
-        f"imported {name}: {len(store.sizes)} classes, {report.taken} images ({report.resized} resized) "
+        f"imported {name}: {len(store.sizes)} classes, {report.taken} images ({report.resized} "
+        "resized) "
         f"{_shape(store)} into {folder}"
     )
     splits = store.schemes[0].classes
@@ -257,8 +321,12 @@ def import_(
 
 
 @data.command()
-def check(name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")]) -> None:
-    """Verify a data set: checksum, counts, sizes, splits, duplicates. Example: metatrain data check glyphs"""
+def check(
+    name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")],
+) -> None:
+    """Verify a data set: checksum, counts, sizes, splits, duplicates. Example: metatrain data check
+    glyphs
+    """
     from metatrain.tasks.images import duplicates, twins
     from metatrain.tasks.sources import open_data
 
@@ -268,26 +336,40 @@ def check(name: Annotated[str, typer.Argument(help="A data set of `metatrain dat
 
     store = open_data(name)
     sizes = store.sizes
-    print(f"{name}: the checksum is right; {len(sizes)} classes, {len(store.images)} images {_shape(store)}")
+    print(
+        f"{name}: the checksum is right; {len(sizes)} classes, {len(store.images)} images "
+        f"{_shape(store)}"
+    )
     print(f"  {sizes.min()} to {sizes.max()} images a class, median {sizes.median()}")
     pairs = twins(store)
     for what, same in (("twice in their class", True), ("in two classes", False)):
-        equal = [f"{told(a)} = {told(b)}" for a, b in pairs if (store.class_of(a) == store.class_of(b)) is same]
+        equal = [
+            f"{told(a)} = {told(b)}"
+            for a, b in pairs
+            if (store.class_of(a) == store.class_of(b)) is same
+        ]
         if equal:
             print(f"  {len(equal)} images are {what}: {_some(equal)}")
     for scheme in store.schemes:
         counts = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
         found = duplicates(store, scheme)
-        twice = f"{len(found)} images are in two splits: {_some(found)}" if found else "no image is in two of them"
+        twice = (
+            f"{len(found)} images are in two splits: {_some(found)}"
+            if found
+            else "no image is in two of them"
+        )
         print(f"  splits {scheme.name}: {counts} classes, disjoint; {twice}")
 
 
 @data.command()
 def push(
     name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")],
-    uri: Annotated[str, typer.Argument(help="A folder, or an address such as s3://bucket/omniglot.")],
+    uri: Annotated[
+        str, typer.Argument(help="A folder, or an address such as s3://bucket/omniglot.")
+    ],
 ) -> None:
-    """Copy a data set to a place that all machines of a cluster can read. Recipes name it: family.data=URI.
+    """Copy a data set to a place that all machines of a cluster can read. Recipes name it:
+    family.data=URI.
 
     Example: metatrain data push glyphs /mnt/data/glyphs
     """
@@ -296,7 +378,9 @@ def push(
     from metatrain.tasks.sources import open_data
 
     if not remote.is_elsewhere(uri):
-        raise InputError(f"{uri!r} could be the name of a data set: give a path with a /, or an address")
+        raise InputError(
+            f"{uri!r} could be the name of a data set: give a path with a /, or an address"
+        )
     store = open_data(name)
     remote.push(store, uri)
     print(f"pushed {name} (checksum {store.checksum}) to {uri}")
@@ -307,21 +391,41 @@ def push(
 def adapt(
     bundle: Annotated[str, typer.Argument(help="A run's folder or its bundle.")],
     support: Annotated[
-        Path, typer.Option(help="Labelled examples: a folder with one folder of images per class, or a file of rows.")
+        Path,
+        typer.Option(
+            help=(
+                "Labelled examples: a folder with one folder of images per class, or a "
+                "file of rows."
+            )
+        ),
     ],
     query: Annotated[
         list[Path],
-        typer.Option(help="Examples to predict: images or folders of them, or files of rows; labelled or not."),
+        typer.Option(
+            help=(
+                "Examples to predict: images or folders of them, or files of rows; labelled or not."
+            )
+        ),
     ],
-    more: Annotated[list[Path] | None, typer.Argument(help="More examples to predict, as after --query *.png.")] = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(help="More examples to predict, as after --query *.png.")
+    ] = None,
     norm: Annotated[
         Statistics | None,
-        typer.Option(help="Images whose statistics normalise a prediction. Default: as in the run's evaluation."),
+        typer.Option(
+            help=(
+                "Images whose statistics normalise a prediction. Default: as in the "
+                "run's evaluation."
+            )
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for predictions.json and the other results.")] = Path("adapted"),
+    output: Annotated[
+        Path, typer.Option(help="Folder for predictions.json and the other results.")
+    ] = Path("adapted"),
     json: AsJson = False,
 ) -> None:
-    """Adapt a trained run to a few examples, and predict others: images, or rows of CSV, Parquet or NPZ files.
+    """Adapt a trained run to a few examples, and predict others: images, or rows of CSV, Parquet or
+    NPZ files.
 
     Example: metatrain adapt runs/mine --support few --query new
 
@@ -349,7 +453,9 @@ def adapt(
         if found.picture is not None:
             with awaiting("drawing predictions.png"):
                 written.append(figures.save(found.picture, output / "predictions.png"))
-        notes = [printable(note) for note in (*found.notes, f"written: {' '.join(map(str, written))}")]
+        notes = [
+            printable(note) for note in (*found.notes, f"written: {' '.join(map(str, written))}")
+        ]
         if json:
             show(found.result)
             print(*notes, sep="\n")
@@ -369,7 +475,9 @@ def _write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
 
 
 def _print_predictions(found: Predicted) -> None:
-    """A row for each prediction: all of images, the first ones of rows. Names are cut to the terminal's width."""
+    """A row for each prediction: all of images, the first ones of rows. Names are cut to the
+    terminal's width.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -384,7 +492,11 @@ def _print_predictions(found: Predicted) -> None:
         return made
 
     def width(name_columns: int) -> int:
-        return table(name_columns).__rich_measure__(console, console.options.update(width=10_000)).maximum
+        return (
+            table(name_columns)
+            .__rich_measure__(console, console.options.update(width=10_000))
+            .maximum
+        )
 
     if sys.stdout.isatty():
         fitting = bisect_right(NAME_COLUMNS, console.width, key=width)

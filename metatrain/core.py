@@ -1,10 +1,12 @@
 """The vocabulary of the project: every name that two files share is defined here.
 
-A *ticket* names a chunk of tasks. Tasks are a pure function of (seed, ticket), so data never travels between
-processes: tickets go out, updates come back. An *update* is a direction for the meta-parameters to descend.
+A *ticket* names a chunk of tasks. Tasks are a pure function of (seed, ticket), so data never
+travels between processes: tickets go out, updates come back. An *update* is a direction for the
+meta-parameters to descend.
 
-Shapes: T tasks, S support examples, Q query examples, K inner steps. Everything that belongs to tasks has a leading T:
-the tasks themselves, adapted parameters, losses and metrics. Meta-parameters are shared by the tasks and have none.
+Shapes: T tasks, S support examples, Q query examples, K inner steps. Everything that belongs to
+tasks has a leading T: the tasks themselves, adapted parameters, losses and metrics. Meta-parameters
+are shared by the tasks and have none.
 """
 
 from __future__ import annotations
@@ -20,15 +22,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Params = dict[str, Tensor]  # name -> tensor, named as Module.named_parameters names them
-Norm = Literal["transductive", "support", "support+1", "running", "none"]  # whose statistics normalise a query example
+Norm = Literal[
+    "transductive", "support", "support+1", "running", "none"
+]  # whose statistics normalise a query example
 Targets = Literal["classes", "numbers", "rewards"]
-# How a ticket's tasks are computed, chosen once, by the driver: all in one batch of tensors, or one after the other, in
-# plain PyTorch or with the kernels of metatrain.ops.
+# How a ticket's tasks are computed, chosen once, by the driver: all in one batch of tensors, or one
+# after the other, in plain PyTorch or with the kernels of metatrain.ops.
 Path = Literal["batched", "reference", "fused"]
 Split = Literal["train", "val", "test"]
-Work = Literal["update", "validate", "score"]  # what a ticket is for: training, validation in training, evaluation
-Adapt = Callable[[Any], list[tuple[int, Params]]]  # tasks -> (inner step, their parameters), from step 0 to the last
-# Metadata of a dataclass's field: adaptation does not use it, so that an evaluation cannot change anything by it.
+Work = Literal[
+    "update", "validate", "score"
+]  # what a ticket is for: training, validation in training, evaluation
+Adapt = Callable[
+    [Any], list[tuple[int, Params]]
+]  # tasks -> (inner step, their parameters), from step 0 to the last
+# Metadata of a dataclass's field: adaptation does not use it, so that an evaluation cannot change
+# anything by it.
 TRAINING_ONLY: Mapping[str, Any] = {"training_only": True}
 
 
@@ -43,7 +52,9 @@ class Sentence(Exception):
 
 
 class InputError(Sentence, ValueError):
-    """Something the user gave is wrong. The message is one sentence: what, what was expected, what to do."""
+    """Something the user gave is wrong. The message is one sentence: what, what was expected, what
+    to do.
+    """
 
 
 class Meta(NamedTuple):
@@ -54,12 +65,19 @@ class Meta(NamedTuple):
 
     model: Params  # the initialisation; goes to the forward pass
     algorithm: Params  # the algorithm's own, such as learned inner rates; descended like `model`
-    state: Params  # not descended: replaced by the weighted mean of the updates' state, such as running statistics
+    # not descended: replaced by the weighted mean of the updates' state, such as running statistics
+    state: Params
     frozen: Params = {}  # parameters that the network does not train: they stay as they are
 
     def __repr__(self) -> str:
-        held = {part: sum(p.numel() for p in params.values()) for part, params in self._asdict().items() if params}
-        return f"<Meta: {', '.join(f'{part} {numbers:,} numbers' for part, numbers in held.items())}>"
+        held = {
+            part: sum(p.numel() for p in params.values())
+            for part, params in self._asdict().items()
+            if params
+        }
+        return (
+            f"<Meta: {', '.join(f'{part} {numbers:,} numbers' for part, numbers in held.items())}>"
+        )
 
 
 class Task(NamedTuple):
@@ -71,7 +89,10 @@ class Task(NamedTuple):
     query_y: Tensor  # [T, Q, *out]
 
     def __repr__(self) -> str:
-        return f"<Task: {', '.join(f'{name} {list(leaf.shape)}' for name, leaf in self._asdict().items())}>"
+        return (
+            "<Task: "
+            f"{', '.join(f'{name} {list(leaf.shape)}' for name, leaf in self._asdict().items())}>"
+        )
 
 
 class Ticket(NamedTuple):
@@ -87,7 +108,9 @@ class Context(NamedTuple):
     """All that a ticket fixes besides its tasks."""
 
     ticket: Ticket
-    generator: torch.Generator  # for mini-batches, dropout, rollouts; a retry of the ticket repeats it
+    generator: (
+        torch.Generator
+    )  # for mini-batches, dropout, rollouts; a retry of the ticket repeats it
 
 
 class Update(NamedTuple):
@@ -95,7 +118,9 @@ class Update(NamedTuple):
 
     direction: Meta  # to descend; mean over the ticket's tasks
     tasks: int  # its weight in the learner's mean
-    metrics: Mapping[str, float | Tensor]  # means over the tasks, such as loss_after; a worker sends numbers
+    metrics: Mapping[
+        str, float | Tensor
+    ]  # means over the tasks, such as loss_after; a worker sends numbers
 
 
 class Scores(NamedTuple):
@@ -103,14 +128,18 @@ class Scores(NamedTuple):
 
     steps: list[int]  # the inner steps measured; 0 is before adaptation, the last is the result
     curves: dict[str, Tensor]  # metric -> [T, len(steps)]
-    baselines: dict[str, Tensor]  # name -> [T]: what needs no meta-learning, such as nearest neighbour
+    baselines: dict[
+        str, Tensor
+    ]  # name -> [T]: what needs no meta-learning, such as nearest neighbour
     norms: tuple[Norm, ...]  # the problem's; the metrics of all but the first carry its name
 
 
 class TaskFamily(Protocol):
-    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10) or FewShot(data="glyphs").
+    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10) or
+    FewShot(data="glyphs").
 
-    One that draws from data may have `resident(device)`, which gives itself with the data and its samples there.
+    One that draws from data may have `resident(device)`, which gives itself with the data and its
+    samples there.
     """
 
     @property
@@ -134,7 +163,9 @@ class TaskFamily(Protocol):
         """The family as a bundle records it: able to `bind` where its data is not at hand."""
         ...
 
-    def picture(self, problem: Any, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Any, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         """Show what adaptation does on tasks of its own drawing; `problem` is one that it bound."""
         ...
 
@@ -145,7 +176,9 @@ class TaskFamily(Protocol):
 
 @runtime_checkable
 class RawExamples(Protocol):
-    """A family that takes a user's examples as they are, such as paths of images or rows of a table."""
+    """A family that takes a user's examples as they are, such as paths of images or rows of a
+    table.
+    """
 
     def examples(self, raw: Any) -> Tensor:
         """[N, *in]: N examples as the family's tasks have them; InputError if they cannot be."""
@@ -169,10 +202,11 @@ class Model(Protocol):
     """A network's hyper-parameters: a frozen dataclass such as MLP(hidden=(40, 40))."""
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
-        """Build the network for examples of shape `inputs`: a `body` that gives features [N, F], and a `head` on them.
+        """Build the network for examples of shape `inputs`: a `body` that gives features [N, F],
+        and a `head` on them.
 
-        What a network with a memory is told after each example that it reads has `feedback` numbers: the target, or
-        the action and the reward. Other networks do not use it.
+        What a network with a memory is told after each example that it reads has `feedback`
+        numbers: the target, or the action and the reward. Other networks do not use it.
         """
         ...
 
@@ -180,8 +214,8 @@ class Model(Protocol):
 class Problem(Protocol):
     """A family bound to a model: all that an algorithm knows of data and network.
 
-    `params` are all that a network needs to predict for T tasks: each tensor has a leading T. Among them may be what is
-    no weight: the state of a memory, or running statistics.
+    `params` are all that a network needs to predict for T tasks: each tensor has a leading T. Among
+    them may be what is no weight: the state of a memory, or running statistics.
     """
 
     @property
@@ -189,12 +223,16 @@ class Problem(Protocol):
 
     @property
     def norm(self) -> Sequence[Norm]:
-        """Whose statistics normalise query examples; ("none",) where nothing is normalised by statistics."""
+        """Whose statistics normalise query examples; ("none",) where nothing is normalised by
+        statistics.
+        """
         ...
 
     @property
     def targets(self) -> Targets:
-        """What a task is learned from: examples of classes or with numbers, or the rewards of episodes."""
+        """What a task is learned from: examples of classes or with numbers, or the rewards of
+        episodes.
+        """
         ...
 
     def init(self, generator: torch.Generator) -> Params:
@@ -202,19 +240,29 @@ class Problem(Protocol):
         ...
 
     def frozen(self, generator: torch.Generator) -> Params:
-        """Fresh parameters that are not: those that the network was built with `requires_grad_(False)`."""
+        """Fresh parameters that are not: those that the network was built with
+        `requires_grad_(False)`.
+        """
         ...
 
     def state(self) -> Params:
-        """What training does not descend but tracks, as it is at the start: running statistics, if `norm` says so."""
+        """What training does not descend but tracks, as it is at the start: running statistics, if
+        `norm` says so.
+        """
         ...
 
     def statistics(self, params: Params, tasks: Any) -> Params:
-        """What the tasks say that `state` should be, by shared parameters, which have no leading T."""
+        """What the tasks say that `state` should be, by shared parameters, which have no leading
+        T.
+        """
         ...
 
-    def support_loss(self, params: Params, task: Any, context: Context, batch: Tensor | None = None) -> Tensor:
-        """[T] mean loss on the support set, or on the mini-batch of it that `batch` [T, B] indexes."""
+    def support_loss(
+        self, params: Params, task: Any, context: Context, batch: Tensor | None = None
+    ) -> Tensor:
+        """[T] mean loss on the support set, or on the mini-batch of it that `batch` [T, B]
+        indexes.
+        """
         ...
 
     def support_size(self, task: Any) -> int:
@@ -230,15 +278,21 @@ class Problem(Protocol):
         ...
 
     def try_out(self, task: Any) -> Collection[str]:
-        """The names of the metrics; InputError if the network, the loss or a metric cannot compute these tasks."""
+        """The names of the metrics; InputError if the network, the loss or a metric cannot compute
+        these tasks.
+        """
         ...
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
-        """[T, S, F] features of the support examples and [T, S, feedback] their targets, classes being one-hot."""
+        """[T, S, F] features of the support examples and [T, S, feedback] their targets, classes
+        being one-hot.
+        """
         ...
 
     def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:
-        """Yield `params`, then with the network's memory after each support example; of environments just `params`."""
+        """Yield `params`, then with the network's memory after each support example; of
+        environments just `params`.
+        """
         ...
 
     def baselines(self, task: Any) -> dict[str, Tensor]:
@@ -250,11 +304,15 @@ class Algorithm(Protocol):
     """A meta-learning algorithm: a frozen dataclass such as MAML(inner_lr=0.4, inner_steps=1)."""
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        """The meta-parameters to start from; InputError where the algorithm cannot learn this problem."""
+        """The meta-parameters to start from; InputError where the algorithm cannot learn this
+        problem.
+        """
         ...
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        """Yield the tasks' parameters before adaptation, then after each inner step: values, without a graph."""
+        """Yield the tasks' parameters before adaptation, then after each inner step: values,
+        without a graph.
+        """
         ...
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
@@ -263,7 +321,9 @@ class Algorithm(Protocol):
 
 
 def generator_for(seed: int, ticket: Ticket, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments; validation and evaluation of one seed draw alike."""
+    """A CPU generator that depends on nothing but its arguments; validation and evaluation of one
+    seed draw alike.
+    """
     work = "score" if ticket.work == "validate" else ticket.work
     key = f"{seed}/{work}/{ticket.split}/{ticket.step}/{ticket.part}/{purpose}"
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
@@ -281,11 +341,16 @@ def count(task: Any) -> int:
 
 
 def chunks(problem: Problem, tasks: Any) -> list[Any]:
-    """The tasks in groups that are computed at once: all, or each on its own, so that memory stays that of one."""
+    """The tasks in groups that are computed at once: all, or each on its own, so that memory stays
+    that of one.
+    """
     return [tasks] if problem.path == "batched" else [take(tasks, i) for i in range(count(tasks))]
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """A NamedTuple of tensors or of Params on another device."""
-    moved = ({k: v.to(device) for k, v in leaf.items()} if isinstance(leaf, dict) else leaf.to(device) for leaf in tree)
+    moved = (
+        {k: v.to(device) for k, v in leaf.items()} if isinstance(leaf, dict) else leaf.to(device)
+        for leaf in tree
+    )
     return type(tree)(*moved)

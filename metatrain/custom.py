@@ -1,7 +1,7 @@
 """Classes of the user's own, named "package.module:Class", and the source that they need.
 
-That is their modules and all that these import, but for the standard library, what is installed, and this project. It
-goes where they are imported elsewhere, and is recorded with what was trained.
+That is their modules and all that these import, but for the standard library, what is installed,
+and this project. It goes where they are imported elsewhere, and is recorded with what was trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from metatrain.core import InputError
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 1 << 20  # of recorded source, and of a module that goes along because another one imports it
+MOST_BYTES = (
+    1 << 20
+)  # of recorded source, and of a module that goes along because another one imports it
 OURS = ("metatrain", "cluster", "tuning")
 IMPORTS = ("import_module", "__import__")
 
@@ -33,7 +35,9 @@ class NotImported(ValueError):
     """A class that cannot be imported here."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"cannot import {name!r} ({reason}): correct it, or run in the folder that holds it")
+        super().__init__(
+            f"cannot import {name!r} ({reason}): correct it, or run in the folder that holds it"
+        )
         self.reason = reason
 
 
@@ -67,7 +71,9 @@ def guarded(name: str) -> Iterator[None]:
     except (KeyboardInterrupt, ValueError):
         raise
     except BaseException as error:
-        raise ValueError(f"{name} cannot be made of these values ({_reason(error)}): correct them, or it") from error
+        raise ValueError(
+            f"{name} cannot be made of these values ({_reason(error)}): correct them, or it"
+        ) from error
 
 
 def own(names: Iterable[Any]) -> list[str]:
@@ -107,7 +113,8 @@ def sources(names: Iterable[str]) -> Sources:
 def code(names: Iterable[str], *, whole: bool) -> list[Path]:
     """The files and package folders that own classes need and that are not installed.
 
-    If some cannot be sent, that is an InputError if it has to be the `whole` of them, and otherwise a warning.
+    If some cannot be sent, that is an InputError if it has to be the `whole` of them, and otherwise
+    a warning.
     """
     found = sources(names)
     for module, reason in found.missing.items():
@@ -122,7 +129,10 @@ def source(names: Iterable[str]) -> dict[str, bytes]:
     files = {name: file.read_bytes() for name, file in sorted(sources(names).files.items())}
     size = sum(map(len, files.values()))
     if size > MOST_BYTES:
-        log.warning("the source of your own modules is not recorded: it is %.1f MiB, at most 1 is", size / MOST_BYTES)
+        log.warning(
+            "the source of your own modules is not recorded: it is %.1f MiB, at most 1 is",
+            size / MOST_BYTES,
+        )
         return {}
     return files
 
@@ -134,7 +144,10 @@ def changed(recorded: Mapping[str, bytes]) -> list[str]:
 
 def _here(name: str) -> list[bytes]:
     first, _, rest = name.partition("/")
-    places = [place / rest if rest else place for place in _places(first if rest else first.removesuffix(".py"))]
+    places = [
+        place / rest if rest else place
+        for place in _places(first if rest else first.removesuffix(".py"))
+    ]
     return [place.read_bytes() for place in places if place.is_file()]
 
 
@@ -143,7 +156,9 @@ def _top(module: str) -> str:
 
 
 def _root(top: str, *, limited: bool) -> Path | None:
-    """A top-level module's file or folder; None if it need not be sent, InputError with the reason if it cannot be."""
+    """A top-level module's file or folder; None if it need not be sent, InputError with the reason
+    if it cannot be.
+    """
     if top in OURS or top in sys.stdlib_module_names:
         return None
     if top == "__main__":
@@ -152,14 +167,18 @@ def _root(top: str, *, limited: bool) -> Path | None:
     if all(map(_is_installed, places)):
         return None
     if len(places) > 1:
-        raise InputError(f"it lies in several folders ({', '.join(map(str, places))}); put it into one")
+        raise InputError(
+            f"it lies in several folders ({', '.join(map(str, places))}); put it into one"
+        )
     root = places[0]
     if not root.exists() or (root.is_file() and root.suffix not in SOURCE_SUFFIXES):
         raise InputError(f"{root} is no source; install it on the nodes")
     if root.name.removesuffix(".py") != top:
         raise InputError(f"{root} has another name; install it on the nodes, or rename it")
     if limited and _is_large(root):
-        raise InputError(f"{root} has more than 1 MiB; install it on the nodes, or move its data away")
+        raise InputError(
+            f"{root} has more than 1 MiB; install it on the nodes, or move its data away"
+        )
     return root
 
 
@@ -175,7 +194,10 @@ def _is_large(folder: Path) -> bool:
 @cache
 def _installation() -> list[Path]:
     paths = [sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib", "platstdlib")]
-    return [Path(path).resolve() for path in [*paths, *site.getsitepackages(), site.getusersitepackages()]]
+    return [
+        Path(path).resolve()
+        for path in [*paths, *site.getsitepackages(), site.getusersitepackages()]
+    ]
 
 
 def _is_installed(place: Path) -> bool:
@@ -193,14 +215,22 @@ def _places(top: str) -> list[Path]:
         return []
     if spec.submodule_search_locations is not None:
         places = [Path(place) for place in spec.submodule_search_locations]
-        return list({place.resolve(): place for place in reversed(places)}.values())[::-1]  # paths may come twice
+        return list({place.resolve(): place for place in reversed(places)}.values())[
+            ::-1
+        ]  # paths may come twice
     return [Path(spec.origin)] if spec.has_location and spec.origin is not None else []
 
 
 def _file(root: Path, module: str) -> Path | None:
-    """The text of a module below a file or a package's folder; None if it is not one of its modules."""
+    """The text of a module below a file or a package's folder; None if it is not one of its
+    modules.
+    """
     place = root.joinpath(*module.split(".")[1:])
-    files = [root] if root.is_file() and place == root else [place / "__init__.py", place.with_name(f"{place.name}.py")]
+    files = (
+        [root]
+        if root.is_file() and place == root
+        else [place / "__init__.py", place.with_name(f"{place.name}.py")]
+    )
     return next((file for file in files if file.is_file() and file.is_relative_to(root)), None)
 
 
@@ -217,10 +247,21 @@ def _imports(file: Path, module: str) -> Iterator[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            names = [base, *(f"{base}{'' if base.endswith('.') else '.'}{alias.name}" for alias in node.names)]
+            names = [
+                base,
+                *(f"{base}{'' if base.endswith('.') else '.'}{alias.name}" for alias in node.names),
+            ]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
-            names = [node.args[0].value] if called in IMPORTS and isinstance(node.args[0].value, str) else []
+            called = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", None)
+            )
+            names = (
+                [node.args[0].value]
+                if called in IMPORTS and isinstance(node.args[0].value, str)
+                else []
+            )
         for name in names:
             try:
                 yield importlib.util.resolve_name(name, package)

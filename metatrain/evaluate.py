@@ -1,4 +1,6 @@
-"""Scores of meta-parameters on tasks: pure functions from tickets' measurements to a number with its protocol."""
+"""Scores of meta-parameters on tasks: pure functions from tickets' measurements to a number with
+its protocol.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,21 @@ from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scor
 
 FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
 SHOWN = (0, 1, 3, 5, 10)  # inner steps that a table of a score shows, besides the last one
-BETTER: dict[str, Literal["max", "min"]] = {"accuracy": "max", "return": "max", "mse": "min", "loss": "min"}
+BETTER: dict[str, Literal["max", "min"]] = {
+    "accuracy": "max",
+    "return": "max",
+    "mse": "min",
+    "loss": "min",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """A mean over tasks with half the width of its 95 % interval, and how it was measured.
 
-    A task diverged if the last inner step leaves it with a loss or a metric that is not finite. All numbers but
-    `diverged` are those of the tasks that did not; of tasks that all diverged they are nan. The same holds for each
-    step of the curves.
+    A task diverged if the last inner step leaves it with a loss or a metric that is not finite. All
+    numbers but `diverged` are those of the tasks that did not; of tasks that all diverged they are
+    nan. The same holds for each step of the curves.
     """
 
     metric: str
@@ -42,11 +49,15 @@ class Score:
     curve_median: list[float]
     curve_quartiles: list[tuple[float, float]]
     baselines: dict[str, float]  # mean metric of methods that learn nothing, on the same tasks
-    differences: dict[str, tuple[float, float]]  # metric less that of each baseline: paired mean, its 95 % half width
+    differences: dict[
+        str, tuple[float, float]
+    ]  # metric less that of each baseline: paired mean, its 95 % half width
 
     @property
     def usable(self) -> bool:
-        """Whether more than half of the tasks have a result, so that the median of all of them is one of these."""
+        """Whether more than half of the tasks have a result, so that the median of all of them is
+        one of these.
+        """
         return 2 * self.diverged < self.tasks
 
     def text(self, value: float) -> str:
@@ -55,15 +66,22 @@ class Score:
 
     def shown(self) -> list[int]:
         """The places in `steps` that a table shows, the result last."""
-        return [i for i, step in enumerate(self.steps[:-1]) if step in SHOWN] + [len(self.steps) - 1]
+        return [i for i, step in enumerate(self.steps[:-1]) if step in SHOWN] + [
+            len(self.steps) - 1
+        ]
 
     def difference(self, baseline: str) -> str:
-        """How the result compares with a baseline on the same tasks, such as "0.0312 ± 0.0041 better"."""
+        """How the result compares with a baseline on the same tasks, such as "0.0312 ± 0.0041
+        better".
+        """
         value, width = self.differences[baseline]
         if not math.isfinite(value):
             return ""
         if not abs(value) > width:
-            return f"no clear difference: {interval(self.metric, value, width).replace('%', ' points')}"
+            return (
+                "no clear difference: "
+                f"{interval(self.metric, value, width).replace('%', ' points')}"
+            )
         above, below = {"max": ("better", "worse"), "min": ("worse", "better")}.get(
             BETTER.get(self.metric, ""), ("higher", "lower")
         )
@@ -71,7 +89,9 @@ class Score:
         return f"{shown} {above if value > 0 else below}"
 
     def line(self) -> str:
-        """The closing line of a command, for machines and people: with diverged tasks the others' median."""
+        """The closing line of a command, for machines and people: with diverged tasks the others'
+        median.
+        """
         if not self.diverged:
             width = self.text(self.ci95).removesuffix("%")
             found = f"{self.text(self.mean)} ci95={width} tasks={self.tasks}"
@@ -88,18 +108,27 @@ class Score:
         low, high = self.quartiles
         remedy = "lower the inner rate, or the number of inner steps, of the evaluation's algorithm"
         if self.diverged:
-            lost = f"{self.diverged} of {self.tasks} tasks diverged in adaptation and are left out of the result"
+            lost = (
+                f"{self.diverged} of {self.tasks} tasks diverged in adaptation and are left out "
+                "of the result"
+            )
             return f"{lost}: {remedy}"
         if low < high and max(low - self.mean, self.mean - high) > FAR * (high - low):
             return (
-                f"a few tasks decide the mean, {self.text(self.mean)}, as their adaptation is about to diverge (median "
-                f"{self.text(self.median)}, quartiles {self.text(low)}..{self.text(high)}): {remedy}"
+                f"a few tasks decide the mean, {self.text(self.mean)}, as their adaptation is "
+                "about to diverge (median "
+                f"{self.text(self.median)}, quartiles {self.text(low)}..{self.text(high)}): "
+                f"{remedy}"
             )
         return None
 
 
-def scores(problem: Problem, algorithm: Algorithm, meta: Meta, tasks: Any, context: Context) -> Scores:
-    """Adapt to each task and measure it on its query set on the way: at steps 0 to 10, each tenth one, and the last."""
+def scores(
+    problem: Problem, algorithm: Algorithm, meta: Meta, tasks: Any, context: Context
+) -> Scores:
+    """Adapt to each task and measure it on its query set on the way: at steps 0 to 10, each tenth
+    one, and the last.
+    """
     parts = [_curves(problem, algorithm, meta, chunk, context) for chunk in chunks(problem, tasks)]
     steps, curves = parts[0]
     whole = {name: torch.cat([part[name] for _, part in parts]) for name in curves}
@@ -128,7 +157,9 @@ def _curves(
 
 
 def _without_diverged(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Metrics [T], nan for tasks whose loss is not finite: an accuracy of predictions that are nan looks like one."""
+    """Metrics [T], nan for tasks whose loss is not finite: an accuracy of predictions that are nan
+    looks like one.
+    """
     lost = {norm: ~found[f"loss{norm}"].isfinite() for norm in {_norm(name) for name in found}}
     return {name: value.masked_fill(lost[_norm(name)], math.nan) for name, value in found.items()}
 
@@ -144,7 +175,10 @@ def summarise(parts: Sequence[Scores], metric: str, norm: Norm, protocol: str) -
     finite = curve.isfinite()
     means, widths = zip(*map(_mean, curve.mT), strict=True)
     quantiles = [_quartiles(values) for values in curve.mT]
-    baselines = {name: torch.cat([part.baselines[name] for part in parts]).double() for name in parts[0].baselines}
+    baselines = {
+        name: torch.cat([part.baselines[name] for part in parts]).double()
+        for name in parts[0].baselines
+    }
     return Score(
         metric=metric.partition("[")[0],
         mean=means[-1],
@@ -178,7 +212,9 @@ def _quartiles(values: Tensor) -> tuple[float, float, float]:
     values = values[values.isfinite()]
     if not len(values):
         return math.nan, math.nan, math.nan
-    low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)).tolist()
+    low, median, high = values.quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
+    ).tolist()
     return low, median, high
 
 
@@ -194,4 +230,6 @@ def text(metric: str, value: float) -> str:
 def interval(metric: str, value: float, width: float) -> str:
     """A value with half the width of its interval, such as "91.03 ± 1.12%"."""
     unit = "%" if metric == "accuracy" and math.isfinite(value) else ""
-    return f"{text(metric, value).removesuffix('%')} ± {text(metric, width).removesuffix('%')}{unit}"
+    return (
+        f"{text(metric, value).removesuffix('%')} ± {text(metric, width).removesuffix('%')}{unit}"
+    )

@@ -1,4 +1,6 @@
-"""Pictures of runs, from plain data. Each function returns a matplotlib figure; `save` writes it."""
+"""Pictures of runs, from plain data. Each function returns a matplotlib figure; `save` writes
+it.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,17 @@ from metatrain.names import shortened
 
 log = logging.getLogger(__name__)
 # Many Chinese fonts have no bold face. That a text is in the regular one is no news.
-logging.getLogger(font_manager.__name__).addFilter(lambda record: "Failed to find font weight" not in str(record.msg))
+logging.getLogger(font_manager.__name__).addFilter(
+    lambda record: "Failed to find font weight" not in str(record.msg)
+)
 
 BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # told apart by a tick and a cross as well
 MOST_SUPPORT, MOST_QUERIES = 20, 40
 WIDEST = 12.0  # inches, of an episode
 LONGEST = 16  # columns of a class's or a file's name
-WIDE_FONTS = (  # that have Chinese and Japanese characters, and are chosen before others that have them
+# that have Chinese and Japanese characters, and are chosen before others that have them
+WIDE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
     "WenQuanYi Micro Hei",
@@ -55,7 +60,9 @@ P = ParamSpec("P")
 
 
 def as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Names are shown as they are: a $ is no formula, and other scripts get a font that has them, if there is one."""
+    """Names are shown as they are: a $ is no formula, and other scripts get a font that has them,
+    if there is one.
+    """
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -69,21 +76,42 @@ def as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 @as_written
 def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
-    """The metric against outer steps on training and on validation tasks, before and after adaptation."""
+    """The metric against outer steps on training and on validation tasks, before and after
+    adaptation.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for when, colour in (("before", "tab:gray"), ("after", "tab:blue")):
         steps, means, widths = _blocks(rows, f"train/{metric}_{when}")
         if steps:
-            _band(axes, steps, means, widths, color=colour, label=f"training tasks, {when} adaptation")
+            _band(
+                axes, steps, means, widths, color=colour, label=f"training tasks, {when} adaptation"
+            )
     validated = [row for row in rows if f"val/{metric}_after" in row]
     if validated:
         steps = [row["step"] for row in validated]
-        after, width = ([row.get(f"val/{metric}_{name}", 0.0) for row in validated] for name in ("after", "after_ci95"))
+        after, width = (
+            [row.get(f"val/{metric}_{name}", 0.0) for row in validated]
+            for name in ("after", "after_ci95")
+        )
         before = [row.get(f"val/{metric}_before", math.nan) for row in validated]
         if not all(map(math.isnan, before)):
-            axes.plot(steps, before, color="black", linestyle=":", label="validation tasks, before adaptation")
-        _band(axes, steps, after, width, color="tab:orange", marker="o", label="validation tasks, after adaptation")
+            axes.plot(
+                steps,
+                before,
+                color="black",
+                linestyle=":",
+                label="validation tasks, before adaptation",
+            )
+        _band(
+            axes,
+            steps,
+            after,
+            width,
+            color="tab:orange",
+            marker="o",
+            label="validation tasks, after adaptation",
+        )
     axes.set(xlabel="outer step", ylabel=f"{metric} (shaded: 95 % interval)", title=title)
     scale(axes, metric)
     if axes.get_legend_handles_labels()[1]:
@@ -106,14 +134,18 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
             low, high = zip(*score.curve_quartiles, strict=True)
             _between(axes, score.steps, score.curve_median, low, high, marker="o", label=label)
         else:
-            axes.errorbar(score.steps, score.curve, yerr=score.curve_ci95, marker="o", capsize=3, label=label)
+            axes.errorbar(
+                score.steps, score.curve, yerr=score.curve_ci95, marker="o", capsize=3, label=label
+            )
     score = scores[0][1]
     for name, value in score.baselines.items():
         axes.axhline(value, color="tab:gray", linestyle="--", label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     shown = f"95 % interval, {score.tasks} tasks"
     if diverged:
-        title = f"{title}; {max(score.diverged for _, score in scores)} of {score.tasks} tasks diverged"
+        title = (
+            f"{title}; {max(score.diverged for _, score in scores)} of {score.tasks} tasks diverged"
+        )
         shown = "median and quartiles of the others"
     axes.set(xlabel="adaptation step", ylabel=f"{score.metric} ({shown})", title=title)
     axes.title.set_fontsize("medium")
@@ -134,11 +166,15 @@ def episode(
 ) -> Figure:
     """The images of one episode, [C, H, W] uint8 each, with their labels and what was predicted.
 
-    `support` are (image, label), `query` (image, label or None, what stands above it). `before` and `after` adaptation
-    are probabilities [Q, classes]. A prediction that is right has a tick, one that is wrong a cross; where the label of
-    a query image is None it has neither. Of many images some are shown, at least one of each class of the support set.
+    `support` are (image, label), `query` (image, label or None, what stands above it). `before` and
+    `after` adaptation are probabilities [Q, classes]. A prediction that is right has a tick, one
+    that is wrong a cross; where the label of a query image is None it has neither. Of many images
+    some are shown, at least one of each class of the support set.
     """
-    learned, shown = _some_of_each([label for _, label in support], MOST_SUPPORT), _spaced(len(query), MOST_QUERIES)
+    learned, shown = (
+        _some_of_each([label for _, label in support], MOST_SUPPORT),
+        _spaced(len(query), MOST_QUERIES),
+    )
     headings = (
         f"Support set: what the network adapts to{_part(len(learned), len(support))}",
         f"Query images: predictions before and after adaptation{_part(len(shown), len(query))}",
@@ -158,46 +194,82 @@ def episode(
 
     def tiles(top: float, text: str, count: int, row_height: float) -> list[Axes]:
         """Places for images, under a heading at `top` inches."""
-        figure.text(0.5, 1 - (top + heading / 2) / height, text, ha="center", va="center", fontsize="small")
+        figure.text(
+            0.5, 1 - (top + heading / 2) / height, text, ha="center", va="center", fontsize="small"
+        )
         corners = [
-            (0.1 + (i % columns) * step + (step - side) / 2, top + heading + i // columns * row_height + above + side)
+            (
+                0.1 + (i % columns) * step + (step - side) / 2,
+                top + heading + i // columns * row_height + above + side,
+            )
             for i in range(count)
         ]
-        return [figure.add_axes((x / width, 1 - y / height, side / width, side / height)) for x, y in corners]
+        return [
+            figure.add_axes((x / width, 1 - y / height, side / width, side / height))
+            for x, y in corners
+        ]
 
-    for axes, (image, label) in zip(tiles(0.4, headings[0], len(support), above + side), support, strict=True):
+    for axes, (image, label) in zip(
+        tiles(0.4, headings[0], len(support), above + side), support, strict=True
+    ):
         _show(axes, image)
         axes.set_title(short[label], fontsize="small")
     top = 0.4 + heading + rows[0] * (above + side) + 0.1
     lower = tiles(top, headings[1], len(query), above + side + below)
     for i, axes, (image, truth, caption) in zip(shown, lower, query, strict=True):
         _show(axes, image)
-        axes.set_title(short[caption], fontsize="small", style="normal" if truth is not None else "italic")
+        axes.set_title(
+            short[caption], fontsize="small", style="normal" if truth is not None else "italic"
+        )
         for line, (when, probabilities) in enumerate((("before", before[i]), ("after", after[i]))):
             finite = bool(probabilities.isfinite().all())  # nan is never a label
             predicted = classes[int(probabilities.argmax())] if finite else None
             right = finite and predicted == truth
-            mark, colour = ("", UNKNOWN) if truth is None else ("✓ ", RIGHT) if right else ("✗ ", WRONG)
+            mark, colour = (
+                ("", UNKNOWN) if truth is None else ("✓ ", RIGHT) if right else ("✗ ", WRONG)
+            )
             percent = f" {100 * float(probabilities.max()):.0f}%" if finite else ""
             text = f"{when}: {mark}{'none' if predicted is None else short[predicted]}{percent}"
             weight = "bold" if when == "after" else "normal"
-            style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "color": colour, "weight": weight}
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "top",
+                "fontsize": 8,
+                "color": colour,
+                "weight": weight,
+            }
             axes.text(0.5, -0.05 - 0.14 * line, text, transform=axes.transAxes, **style)
     return figure
 
 
 @as_written
 def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
-    """Curves fitted to the support points of T functions of one variable; (adaptation step, [T, Q, 1]) each."""
+    """Curves fitted to the support points of T functions of one variable; (adaptation step, [T, Q,
+    1]) each.
+    """
     tasks = len(task.support_x)
     figure = Figure(figsize=(3.6 * tasks, 3.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     styles = [(":", "tab:gray"), ("--", "tab:blue"), ("-", "tab:orange")]
     for t, axes in enumerate(np.ravel(figure.subplots(1, tasks, sharey=True))):
-        axes.plot(task.query_x[t, :, 0], task.query_y[t, :, 0], color="0.75", linewidth=5, label="the function")
+        axes.plot(
+            task.query_x[t, :, 0],
+            task.query_y[t, :, 0],
+            color="0.75",
+            linewidth=5,
+            label="the function",
+        )
         for (step, y), (line, colour) in zip(predictions, styles[-len(predictions) :], strict=True):
-            axes.plot(task.query_x[t, :, 0], y[t, :, 0], color=colour, linestyle=line, label=when(step))
-        axes.plot(task.support_x[t, :, 0], task.support_y[t, :, 0], "k^", markersize=7, label="support points")
+            axes.plot(
+                task.query_x[t, :, 0], y[t, :, 0], color=colour, linestyle=line, label=when(step)
+            )
+        axes.plot(
+            task.support_x[t, :, 0],
+            task.support_y[t, :, 0],
+            "k^",
+            markersize=7,
+            label="support points",
+        )
         axes.set_xlabel("x")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("y")
@@ -207,7 +279,9 @@ def fits(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> F
 
 @as_written
 def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str) -> Figure:
-    """T series, their support set's part and the forecasts of the rest; (adaptation step, [T, Q, 1]) each."""
+    """T series, their support set's part and the forecasts of the rest; (adaptation step, [T, Q,
+    1]) each.
+    """
     tasks, seen = task.support_y.shape[:2]
     figure = Figure(figsize=(3.6 * tasks, 3.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
@@ -216,7 +290,9 @@ def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str)
         whole = torch.cat([task.support_y[t, :, 0], task.query_y[t, :, 0]])
         axes.plot(whole, color="0.75", linewidth=5, label="the series")
         axes.plot(task.support_y[t, :, 0], "k^", markersize=5, label="support set")
-        for (step, y), (line, colour) in zip(predictions, [("--", "tab:blue"), ("-", "tab:orange")], strict=True):
+        for (step, y), (line, colour) in zip(
+            predictions, [("--", "tab:blue"), ("-", "tab:orange")], strict=True
+        ):
             axes.plot(ahead, y[t, :, 0], color=colour, linestyle=line, marker=".", label=when(step))
         axes.set_xlabel("time")
         axes.grid(alpha=0.3)
@@ -227,16 +303,30 @@ def forecasts(task: Task, predictions: Sequence[tuple[int, Tensor]], title: str)
 
 @as_written
 def agreement(
-    truth: Tensor, predictions: Sequence[tuple[int, Tensor]], names: Sequence[str], quantity: str, title: str
+    truth: Tensor,
+    predictions: Sequence[tuple[int, Tensor]],
+    names: Sequence[str],
+    quantity: str,
+    title: str,
 ) -> Figure:
     """Predicted against true numbers [T, Q] of T named tasks; (adaptation step, [T, Q]) each."""
-    figure = Figure(figsize=(max(3.6 * len(names), 6.0), 3.9), layout="constrained")  # as wide as the legend
+    figure = Figure(
+        figsize=(max(3.6 * len(names), 6.0), 3.9), layout="constrained"
+    )  # as wide as the legend
     figure.suptitle(title, fontsize="medium")
     short = shortened([*names, quantity], LONGEST)
     styles = [("s", "tab:blue"), ("o", "tab:orange")]
     for t, axes in enumerate(np.ravel(figure.subplots(1, len(names), sharex=True, sharey=True))):
-        axes.axline((float(truth[t, 0]), float(truth[t, 0])), slope=1, color="0.75", linewidth=5, label="no error")
-        for (step, predicted), (marker, colour) in zip(predictions, styles[-len(predictions) :], strict=True):
+        axes.axline(
+            (float(truth[t, 0]), float(truth[t, 0])),
+            slope=1,
+            color="0.75",
+            linewidth=5,
+            label="no error",
+        )
+        for (step, predicted), (marker, colour) in zip(
+            predictions, styles[-len(predictions) :], strict=True
+        ):
             axes.plot(truth[t], predicted[t], marker, color=colour, alpha=0.8, label=when(step))
         axes.set_title(short[names[t]], fontsize="small")
         axes.set_xlabel(f"true {short[quantity]}")
@@ -248,7 +338,9 @@ def agreement(
 
 @as_written
 def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: str) -> Figure:
-    """Walks in the plane to T `places` [T, 2]: (adaptation step, positions [T, N, H, 2], alive [T, N, H]) each."""
+    """Walks in the plane to T `places` [T, 2]: (adaptation step, positions [T, N, H, 2], alive [T,
+    N, H]) each.
+    """
     tasks = len(places)
     figure = Figure(figsize=(3.6 * tasks, 4.0), layout="constrained")
     figure.suptitle(title, fontsize="medium")
@@ -257,7 +349,9 @@ def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: st
         for (step, positions, alive), colour in zip(found, colours[-len(found) :], strict=True):
             for n in range(min(5, positions.shape[1])):
                 x, y = positions[t, n, alive[t, n].bool()].T
-                axes.plot(x, y, color=colour, alpha=0.6, linewidth=1, label=when(step) if n == 0 else None)
+                axes.plot(
+                    x, y, color=colour, alpha=0.6, linewidth=1, label=when(step) if n == 0 else None
+                )
         axes.plot(*places[t], "k*", markersize=14, label="the goal")
         axes.plot(0, 0, "ko", markersize=5, label="the start")
         axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
@@ -268,10 +362,14 @@ def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: st
 
 @as_written
 def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], title: str) -> Figure:
-    """The mean reward of each step of an episode, (adaptation step, [H]) each, between levels to compare it with."""
+    """The mean reward of each step of an episode, (adaptation step, [H]) each, between levels to
+    compare it with.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for (step, rewards), colour in zip(lines, ["tab:blue", "tab:orange"][-len(lines) :], strict=True):
+    for (step, rewards), colour in zip(
+        lines, ["tab:blue", "tab:orange"][-len(lines) :], strict=True
+    ):
         label = when(step) if len(lines) > 1 else "the policy"
         axes.plot(range(1, len(rewards) + 1), rewards, color=colour, marker="o", label=label)
     for (name, level), style in zip(levels.items(), ["--", ":", "-."], strict=False):
@@ -285,7 +383,9 @@ def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], titl
 
 @as_written
 def learned_parameters(rows: Sequence[Row], title: str) -> Figure:
-    """What an algorithm learns besides the network, such as inner rates: the mean of each tensor by outer step."""
+    """What an algorithm learns besides the network, such as inner rates: the mean of each tensor by
+    outer step.
+    """
     names = sorted({name for row in rows for name in row if name.startswith(ALGORITHM)})
     figure = Figure(figsize=(9, max(4.2, 0.25 * len(names))), layout="constrained")
     axes = figure.subplots()
@@ -310,7 +410,9 @@ def save(figure: Figure, path: Path) -> Path:
         warnings.simplefilter("always")
         figure.savefig(path, dpi=120)
     if any("missing from font" in str(warning.message) for warning in caught):
-        log.warning("%s lacks characters that no font here has: install one such as %s", path, WIDE_FONTS[0])
+        log.warning(
+            "%s lacks characters that no font here has: install one such as %s", path, WIDE_FONTS[0]
+        )
     return path
 
 
@@ -319,10 +421,14 @@ def _add_fonts(figure: Figure) -> None:
     alike: dict[tuple[str, ...], list[Text]] = {}  # texts of one font
     for text in figure.findobj(lambda artist: isinstance(artist, Text)):
         assert isinstance(text, Text)
-        alike.setdefault((text.get_fontstyle(), str(text.get_fontweight()), *text.get_fontfamily()), []).append(text)
+        alike.setdefault(
+            (text.get_fontstyle(), str(text.get_fontweight()), *text.get_fontfamily()), []
+        ).append(text)
     for texts in alike.values():
         font = texts[0].get_fontproperties()
-        families = [name for name in font.get_family() if _face(name, font)] or [fontManager.defaultFamily["ttf"]]
+        families = [name for name in font.get_family() if _face(name, font)] or [
+            fontManager.defaultFamily["ttf"]
+        ]
         lacking = set("".join(text.get_text() for text in texts)) - {"\n"}
         for name in families:
             lacking -= _drawn(lacking, _face(name, font))
@@ -336,13 +442,17 @@ def _add_fonts(figure: Figure) -> None:
 
 
 def _families_with(characters: set[str], font: FontProperties) -> tuple[list[str], set[str]]:
-    """Few families that have these characters in the style of `font`, and the characters that none has."""
+    """Few families that have these characters in the style of `font`, and the characters that none
+    has.
+    """
     faces: dict[tuple[str, int], set[str]] = {}
     for entry in fontManager.ttflist:  # a face is listed under each of its names
         faces.setdefault((entry.fname, getattr(entry, "index", 0)), set()).add(entry.name)
     names = {name for face, called in faces.items() if _drawn(characters, face) for name in called}
     # A font of last resort has a box for every character.
-    known = sorted((name for name in names if "lastresort" not in name.replace(" ", "").lower()), key=_rank)
+    known = sorted(
+        (name for name in names if "lastresort" not in name.replace(" ", "").lower()), key=_rank
+    )
     drawn = {name: _drawn(characters, _face(name, font)) for name in known}
     found, rest = [], characters
     while rest:
@@ -377,23 +487,33 @@ def _drawn(characters: set[str], face: tuple[str, int] | None) -> set[str]:
         return set()
     path, index = face
     try:
-        font = FT2Font(path, face_index=index) if index else FT2Font(path)  # matplotlib < 3.11 knows one face a file
+        font = (
+            FT2Font(path, face_index=index) if index else FT2Font(path)
+        )  # matplotlib < 3.11 knows one face a file
     except (OSError, RuntimeError):  # it was removed, or is no font
         return set()
     return {character for character in characters if font.get_char_index(ord(character))}
 
 
 def _find_new_fonts() -> bool:
-    """Add the fonts that were installed since matplotlib cached its list; whether there were any."""
+    """Add the fonts that were installed since matplotlib cached its list; whether there were
+    any.
+    """
     listed = len(fontManager.ttflist)
-    for path in sorted(set(font_manager.findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}):
-        with suppress(Exception):  # as matplotlib does: a font that it cannot read or draw, such as one of bitmaps
+    for path in sorted(
+        set(font_manager.findSystemFonts()) - {entry.fname for entry in fontManager.ttflist}
+    ):
+        with suppress(
+            Exception
+        ):  # as matplotlib does: a font that it cannot read or draw, such as one of bitmaps
             fontManager.addfont(path)
     return len(fontManager.ttflist) > listed
 
 
 def _blocks(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], list[float]]:
-    """Last step, mean and half its 95 % interval (0 of fewer than four rows) of blocks, the last one being longer."""
+    """Last step, mean and half its 95 % interval (0 of fewer than four rows) of blocks, the last
+    one being longer.
+    """
     found = [row for row in rows if name in row]
     size = max(1 if len(found) < 40 else 4, len(found) // BLOCKS)
     steps, means, widths = [], [], []
@@ -406,7 +526,9 @@ def _blocks(rows: Sequence[Row], name: str) -> tuple[list[float], list[float], l
     return steps, means, widths
 
 
-def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color: str, **style: Any) -> None:
+def _band(
+    axes: Axes, x: list[float], y: list[float], width: list[float], color: str, **style: Any
+) -> None:
     if len(x) == 1:
         style = {"marker": "o"} | style
     low, high = ([a + sign * w for a, w in zip(y, width, strict=True)] for sign in (-1, 1))
@@ -414,7 +536,12 @@ def _band(axes: Axes, x: list[float], y: list[float], width: list[float], color:
 
 
 def _between(
-    axes: Axes, x: Sequence[float], y: Sequence[float], low: Sequence[float], high: Sequence[float], **style: Any
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    **style: Any,
 ) -> None:
     """A line in a shaded band of its colour."""
     (line,) = axes.plot(x, y, **style)
@@ -423,7 +550,9 @@ def _between(
 
 def when(step: int) -> str:
     """How a step of adaptation is called: a step of the inner loop, or an example that was read."""
-    return {0: "before adaptation", 1: "after 1 adaptation step"}.get(step, f"after {step} adaptation steps")
+    return {0: "before adaptation", 1: "after 1 adaptation step"}.get(
+        step, f"after {step} adaptation steps"
+    )
 
 
 def _legend_below(figure: Figure) -> None:

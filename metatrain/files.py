@@ -1,4 +1,6 @@
-"""What `metatrain adapt` does with files: a support set and examples to predict, as images or as rows of numbers."""
+"""What `metatrain adapt` does with files: a support set and examples to predict, as images or as
+rows of numbers.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 
 Columns = Mapping[str, Sequence[str]]  # by their heads
-# A table of the first so many rows, or of all, in which names take at most so many columns, or all that they need.
+# A table of the first so many rows, or of all, in which names take at most so many columns, or all
+# that they need.
 Shown = Callable[[int | None, int | None], Columns]
 
 
@@ -41,7 +44,9 @@ class Predicted(NamedTuple):
 
 
 def predict(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
-    """Adapt to the support set in a folder or file, and predict what is in others. InputError if they do not fit."""
+    """Adapt to the support set in a folder or file, and predict what is in others. InputError if
+    they do not fit.
+    """
     if isinstance(learned.recipe.family, FewShot):
         return _images(learned, support, query, norm)
     return _rows(learned, support, query, norm)
@@ -51,7 +56,10 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
     """The support set lies in a folder for each class, and so may the queries."""
     examples, refused = labelled_files(support)
     if any(label is None for _, label in examples):
-        raise InputError(f"{support} has images outside of class folders: put each into a folder named after its class")
+        raise InputError(
+            f"{support} has images outside of class folders: put each into a folder named after "
+            "its class"
+        )
     adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
     unread, files, labels, images = [], [], [], []
     queries = []
@@ -87,7 +95,10 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         known = list(raw) if isinstance(raw, dict) else []
         near = [other for name in names for other in difflib.get_close_matches(name, known, 1)]
         hint = f"; its column {near[0]!r} has almost that name" if near else ""
-        raise InputError(f"{support} has no targets ({', '.join(names)}), and adapting needs some: add them{hint}")
+        raise InputError(
+            f"{support} has no targets ({', '.join(names)}), and adapting needs some: add "
+            f"them{hint}"
+        )
     try:
         adapted = learned.adapt(raw, targets, norm)
     except InputError as error:
@@ -114,7 +125,11 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
     ]
 
     def shown(count: int | None, most: int | None) -> Columns:
-        heads = ["row", *(["target"] if any(target is not None for target in truth) else []), "prediction"]
+        heads = [
+            "row",
+            *(["target"] if any(target is not None for target in truth) else []),
+            "prediction",
+        ]
         columns = {head: [_text(row[head]) for row in rows[:count]] for head in heads}
         return columns | {"row": _cut(places[:count], most)}
 
@@ -124,30 +139,46 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         return Predicted(shown, notes, result, None, rows)
     told = torch.tensor([float(truth[i]) for i in known], dtype=torch.float64)
     constant = float(np.mean(np.asarray(targets, np.float64)))
-    errors = [float((guess - told).square().mean()) for guess in (found.values[known].double(), constant)]
+    errors = [
+        float((guess - told).square().mean()) for guess in (found.values[known].double(), constant)
+    ]
     roots = [f"{error**0.5:.6g}" for error in errors]
     notes.append(
-        f"root mean squared error over {counted(len(known), 'row')}, in units of {names[0]}: {roots[0]}; "
+        f"root mean squared error over {counted(len(known), 'row')}, in units of {names[0]}: "
+        f"{roots[0]}; "
         f"{roots[1]} if the mean of the support set's targets is predicted"
     )
     return Predicted(
-        shown, notes, result | {"mean_squared_error": errors[0]}, _agreement(adapted, x[known], told), rows
+        shown,
+        notes,
+        result | {"mean_squared_error": errors[0]},
+        _agreement(adapted, x[known], told),
+        rows,
     )
 
 
-def _read(learned: Learned, path: Path, targets: Sequence[str] | None, key: str) -> tuple[Any, Any, Sequence[str]]:
-    """Examples as `adapt` takes them, their targets if the file has them, and how these are called there.
+def _read(
+    learned: Learned, path: Path, targets: Sequence[str] | None, key: str
+) -> tuple[Any, Any, Sequence[str]]:
+    """Examples as `adapt` takes them, their targets if the file has them, and how these are called
+    there.
 
-    Of a table they are columns by their names. Else the targets are those columns, the column y, or the last ones.
+    Of a table they are columns by their names. Else the targets are those columns, the column y, or
+    the last ones.
     """
     if path.suffix.lower() == ".npz":
         arrays = _arrays(path, key)
         if "x" not in arrays:
-            raise InputError(f"{path} has no array x, the examples: save it with numpy.savez(path, x=..., y=...)")
+            raise InputError(
+                f"{path} has no array x, the examples: save it with numpy.savez(path, x=..., y=...)"
+            )
         return arrays["x"], _single(arrays.get("y")), ["y"]
     file = columns.opened(str(path), columns.stamp(str(path), key), "")
     if all(columns.is_number(name) for name in file.types):
-        raise InputError(f"{path} has numbers where the names of its columns should be: add a first line of names")
+        raise InputError(
+            f"{path} has numbers where the names of its columns should be: add a first line of "
+            "names"
+        )
     table = {name: file.column(name).to_pylist() for name in file.types}
     family = learned.recipe.family
     if isinstance(family, Table):
@@ -159,7 +190,11 @@ def _read(learned: Learned, path: Path, targets: Sequence[str] | None, key: str)
     x = np.array([table[name] for name in inputs]).T
     if not set(names) <= table.keys():
         return x, None, names
-    return x, table[names[0]] if len(names) == 1 else np.array([table[name] for name in names]).T, names
+    return (
+        x,
+        table[names[0]] if len(names) == 1 else np.array([table[name] for name in names]).T,
+        names,
+    )
 
 
 def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[Any]:
@@ -169,10 +204,12 @@ def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[An
     values = [None if value is None or value != value else value for value in known]
     if len(values) != examples:
         raise InputError(
-            f"{path} has {examples} examples and {len(values)} targets: give each its target, or none at all"
+            f"{path} has {examples} examples and {len(values)} targets: give each its target, or "
+            "none at all"
         )
     if not learned.has_classes and any(
-        value is not None and (isinstance(value, bool) or not isinstance(value, int | float)) for value in values
+        value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
+        for value in values
     ):
         raise InputError(f"{path} has targets that are no numbers: correct them, or leave them out")
     return values
@@ -197,12 +234,20 @@ def _arrays(path: Path, key: str) -> dict[str, Any]:
 
 
 def _classified(
-    learned: Learned, adapted: Adapted, found: Predictions, kind: str, places: list[str], labels: Sequence[Any]
+    learned: Learned,
+    adapted: Adapted,
+    found: Predictions,
+    kind: str,
+    places: list[str],
+    labels: Sequence[Any],
 ) -> tuple[Shown, list[str], dict[str, Any]]:
-    """The table, the notes and the result of predicted classes; a label may be None, or no class of the support set."""
+    """The table, the notes and the result of predicted classes; a label may be None, or no class of
+    the support set.
+    """
     truth = [label if label in found.classes else None for label in labels]
     marks = [
-        "" if t is None else "✓ " if t == predicted else "✗ " for t, predicted in zip(truth, found.labels, strict=True)
+        "" if t is None else "✓ " if t == predicted else "✗ "
+        for t, predicted in zip(truth, found.labels, strict=True)
     ]
     chances = found.probabilities.tolist()
 
@@ -214,12 +259,22 @@ def _classified(
             columns["class"] = [name[_text(label)] for label in labels[:count]]
         cells = []
         for mark, label, row in list(zip(marks, found.labels, chances, strict=True))[:count]:
-            others = [(chance, other) for chance, other in zip(row, found.classes, strict=True) if other != label]
+            others = [
+                (chance, other)
+                for chance, other in zip(row, found.classes, strict=True)
+                if other != label
+            ]
             chance, other = max(others, key=lambda pair: pair[0])
             runner_up = f"{name[_text(other)]} {_percent(chance)}"
-            known = (name[_text(label)], _percent(max(row)), runner_up) if label is not None else ("none", "", "")
+            known = (
+                (name[_text(label)], _percent(max(row)), runner_up)
+                if label is not None
+                else ("none", "", "")
+            )
             cells.append((mark + known[0], *known[1:]))
-        return columns | dict(zip(("prediction", "probability", "runner-up"), zip(*cells, strict=True), strict=True))
+        return columns | dict(
+            zip(("prediction", "probability", "runner-up"), zip(*cells, strict=True), strict=True)
+        )
 
     rows = [
         {
@@ -233,22 +288,36 @@ def _classified(
     notes = _told(learned, adapted, kind, len(places))
     known = [mark == "✓ " for mark in marks if mark]
     if known:
-        notes.append(f"accuracy: {100 * sum(known) / len(known):.1f}% of {counted(len(known), kind)}")
-    others = sorted({str(label) for label in labels if label is not None and label not in found.classes})
+        notes.append(
+            f"accuracy: {100 * sum(known) / len(known):.1f}% of {counted(len(known), kind)}"
+        )
+    others = sorted(
+        {str(label) for label in labels if label is not None and label not in found.classes}
+    )
     if others:
         listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        notes.append(f"not counted: {kind}s of classes that the support set does not have ({listed})")
-    return shown, notes, _result(learned, adapted, rows) | {"accuracy": sum(known) / len(known) if known else None}
+        notes.append(
+            f"not counted: {kind}s of classes that the support set does not have ({listed})"
+        )
+    return (
+        shown,
+        notes,
+        _result(learned, adapted, rows) | {"accuracy": sum(known) / len(known) if known else None},
+    )
 
 
 def _told(learned: Learned, adapted: Adapted, kind: str, queries: int) -> list[str]:
     """What was done, in lines."""
     to = counted(adapted.support.support_x.shape[1], kind)
     of = "" if adapted.classes is None else f" of {len(adapted.classes)} classes"
-    notes = [f"learned from {learned.protocol}", f"adapted to {to}{of} in {1000 * adapted.seconds:.1f} ms"]
+    notes = [
+        f"learned from {learned.protocol}",
+        f"adapted to {to}{of} in {1000 * adapted.seconds:.1f} ms",
+    ]
     if adapted.norm == "transductive":
         notes.append(
-            f"the {queries} query {kind}s are normalised by their common statistics (transductive): "
+            f"the {queries} query {kind}s are normalised by their common statistics "
+            "(transductive): "
             "pass --norm support+1 for predictions that do not depend on each other"
         )
     return notes
@@ -269,7 +338,8 @@ def _agreement(adapted: Adapted, x: Tensor, truth: Tensor) -> Figure:
     from metatrain import figures
 
     before, after = (
-        adapted.predictions(adapted.outputs(params, x)).values.double() for params in (adapted.before, adapted.after)
+        adapted.predictions(adapted.outputs(params, x)).values.double()
+        for params in (adapted.before, adapted.after)
     )
     return figures.agreement(
         truth[None],

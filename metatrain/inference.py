@@ -1,4 +1,6 @@
-"""What was meta-learned, put to use: adapt to a few labelled examples, predict others. Needs only a bundle."""
+"""What was meta-learned, put to use: adapt to a few labelled examples, predict others. Needs only a
+bundle.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ import torch
 from torch import Tensor
 
 from metatrain import bundle
-from metatrain.core import Context, InputError, Meta, Norm, Params, RawExamples, RawNumbers, Task, Ticket, generator_for
+from metatrain.core import (
+    Context,
+    InputError,
+    Meta,
+    Norm,
+    Params,
+    RawExamples,
+    RawNumbers,
+    Task,
+    Ticket,
+    generator_for,
+)
 from metatrain.isolation import isolated
 from metatrain.ops.build import Unavailable
 from metatrain.problem import Supervised
@@ -29,7 +42,8 @@ if TYPE_CHECKING:
 
     from metatrain.core import TaskFamily
 
-CHUNK = 100  # examples that are predicted at once if they do not depend on each other: bounds the memory
+# examples that are predicted at once if they do not depend on each other: bounds the memory
+CHUNK = 100
 SHOWN = 10  # predictions in a notebook's cell
 
 
@@ -43,19 +57,28 @@ class Predictions:
     @property
     def labels(self) -> list[Any]:
         """[N] the most probable ones; None for an example without finite probabilities."""
-        found = zip(self.probabilities.argmax(-1).tolist(), self.probabilities.isfinite().all(-1).tolist(), strict=True)
+        found = zip(
+            self.probabilities.argmax(-1).tolist(),
+            self.probabilities.isfinite().all(-1).tolist(),
+            strict=True,
+        )
         return [self.classes[i] if finite else None for i, finite in found]
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     def __repr__(self) -> str:
-        return f"<{counted(len(self), 'prediction')} of {len(self.classes)} classes: {_some(self.labels)}>"
+        return (
+            f"<{counted(len(self), 'prediction')} of {len(self.classes)} classes: "
+            f"{_some(self.labels)}>"
+        )
 
     def _repr_html_(self) -> str:
         rows = zip(self.labels, self.probabilities.tolist(), strict=True)
         heads = ["prediction", *self.classes]
-        return _table(self, heads, [[label, *(f"{100 * p:.1f}%" for p in row)] for label, row in rows])
+        return _table(
+            self, heads, [[label, *(f"{100 * p:.1f}%" for p in row)] for label, row in rows]
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,8 +104,11 @@ class Numbers:
 class Adapted:
     """A network that was adapted to a support set. Threads may share it."""
 
-    classes: list[Any] | None  # the labels of the support set, sorted; None if its targets are numbers
-    norm: Norm  # whose statistics normalise an example that is predicted; "transductive": of all given at once
+    classes: (
+        list[Any] | None
+    )  # the labels of the support set, sorted; None if its targets are numbers
+    # whose statistics normalise an example that is predicted; "transductive": of all given at once
+    norm: Norm
     seconds: float  # that the inner loop took
     steps: int  # of adaptation
     threads: int
@@ -95,7 +121,8 @@ class Adapted:
     def predict(self, examples: Any) -> Any:
         """Predictions of classes, or Numbers, for N examples of the kind that `adapt` took.
 
-        With norm "transductive" they depend on all examples that are given together; else each on its own only.
+        With norm "transductive" they depend on all examples that are given together; else each on
+        its own only.
         """
         return self.predictions(self.outputs(self.after, self.examples(examples)))
 
@@ -122,12 +149,16 @@ class Adapted:
             return torch.cat([self.problem.predict(params, task)[0] for task in tasks])
 
     def picture(
-        self, images: Any, labels: Sequence[str | None], title: str, captions: Sequence[str] | None = None
+        self,
+        images: Any,
+        labels: Sequence[str | None],
+        title: str,
+        captions: Sequence[str] | None = None,
     ) -> Figure:
         """The support set, and the images with their predictions before and after adaptation.
 
-        If an image's label is None, its prediction is not marked right or wrong. `captions` stand above the images, by
-        default the labels.
+        If an image's label is None, its prediction is not marked right or wrong. `captions` stand
+        above the images, by default the labels.
         """
         from metatrain import figures
 
@@ -144,17 +175,28 @@ class Adapted:
         )
 
     def __repr__(self) -> str:
-        to = "" if self.classes is None else f" of {len(self.classes)} classes ({_some(self.classes)})"
-        return f"<adapted to {counted(self.support.support_x.shape[1], 'example')}{to} in {1000 * self.seconds:.1f} ms>"
+        to = (
+            ""
+            if self.classes is None
+            else f" of {len(self.classes)} classes ({_some(self.classes)})"
+        )
+        return (
+            f"<adapted to {counted(self.support.support_x.shape[1], 'example')}{to} in "
+            f"{1000 * self.seconds:.1f} ms>"
+        )
 
 
 class Learned:
-    """Meta-parameters with the recipe that they were learned by, ready to adapt. Threads may share it."""
+    """Meta-parameters with the recipe that they were learned by, ready to adapt. Threads may share
+    it.
+    """
 
     def __init__(self, recipe: Recipe, meta: Meta, source: str, threads: int = 1) -> None:
         self.recipe, self.meta, self.source, self._threads = recipe, meta, source, threads
         self._setting = recipe.setting("score")
-        self._problems: dict[tuple[Norm, int], tuple[TaskFamily, Supervised]] = {}  # by norm and number of classes
+        self._problems: dict[
+            tuple[Norm, int], tuple[TaskFamily, Supervised]
+        ] = {}  # by norm and number of classes
         with isolated(threads):
             self._problem = self._bind(self._setting.family, self._setting.norm[0])
 
@@ -179,7 +221,8 @@ class Learned:
         family, outer = self.recipe.family, self.recipe.outer
         tasks = family.summary() if isinstance(family, FewShot) else family.describe()
         return (
-            f"{tasks}, {self.recipe.algorithm.name}, {outer.steps} steps of {outer.tasks_per_step} tasks "
+            f"{tasks}, {self.recipe.algorithm.name}, {outer.steps} steps of {outer.tasks_per_step} "
+            "tasks "
             f"({self.recipe.name})"
         )
 
@@ -189,12 +232,13 @@ class Learned:
     def adapt(self, examples: Any, targets: Any, norm: Norm | None = None) -> Adapted:
         """Adapt, as the recipe's evaluation does, to S examples and their S labels or numbers.
 
-        An image is a path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or in 0..1; its
-        label may be of any kind. Rows of a table are a DataFrame, or arrays in the order of `recipe.family.features`.
-        Examples of other families are arrays [S, *in]: of a sinusoid x, of a series the two values before the target.
-        `norm` says whose statistics normalise an example that is predicted, by default the evaluation's. What the inner
-        loop draws at random is what it draws for the evaluation's first task.
-        Raises InputError if the classes are not as many as the network was trained for, or if adaptation diverges.
+        An image is a path, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8
+        or in 0..1; its label may be of any kind. Rows of a table are a DataFrame, or arrays in the
+        order of `recipe.family.features`. Examples of other families are arrays [S, *in]: of a
+        sinusoid x, of a series the two values before the target. `norm` says whose statistics
+        normalise an example that is predicted, by default the evaluation's. What the inner loop
+        draws at random is what it draws for the evaluation's first task. Raises InputError if the
+        classes are not as many as the network was trained for, or if adaptation diverges.
         """
         if norm is not None and norm not in get_args(Norm):
             raise InputError(f"norm is {norm!r}, expected one of {', '.join(get_args(Norm))}")
@@ -212,10 +256,16 @@ class Learned:
             classes = _classes(labels)
             y = torch.tensor([classes.index(label) for label in labels])
         else:
-            y = family.targets(targets) if isinstance(family, RawNumbers) else _array(targets, "targets", (outputs,))
+            y = (
+                family.targets(targets)
+                if isinstance(family, RawNumbers)
+                else _array(targets, "targets", (outputs,))
+            )
         family, problem = self._bound(norm, classes)
         if len(y) != len(x):
-            raise InputError(f"there are {len(x)} examples and {len(y)} targets: give each example its target")
+            raise InputError(
+                f"there are {len(x)} examples and {len(y)} targets: give each example its target"
+            )
         support = Task(x[None], y[None], x[None, :0], y[None, :0])
         ticket = Ticket("score", setting.split, 0, 0)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
@@ -226,7 +276,8 @@ class Learned:
         seconds = time.perf_counter() - started
         if not all(bool(p.isfinite().all()) for p in after.values()):
             raise InputError(
-                f"adaptation to these {len(x)} examples diverged in {steps} inner steps: their values may be far from "
+                f"adaptation to these {len(x)} examples diverged in {steps} inner steps: their "
+                "values may be far from "
                 "those of training; check them, or lower the inner rate of evaluation.algorithm"
             )
         return Adapted(
@@ -243,7 +294,9 @@ class Learned:
         )
 
     def _bound(self, norm: Norm, classes: list[Any] | None) -> tuple[TaskFamily, Supervised]:
-        """The family of so many classes, and its problem; InputError if the network was not trained for them."""
+        """The family of so many classes, and its problem; InputError if the network was not trained
+        for them.
+        """
         key = norm, len(classes or [])
         if key not in self._problems:
             family = self._setting.family
@@ -262,22 +315,30 @@ class Learned:
             problem = family.bind(self.recipe.model, (norm,), "reference")
         if not isinstance(problem, Supervised):
             raise InputError(
-                f"{self.source} learned from {self.recipe.family.name} tasks, which are episodes: give a run that "
+                f"{self.source} learned from {self.recipe.family.name} tasks, which are episodes: "
+                "give a run that "
                 "learned from examples"
             )
         return problem
 
     def _check_network(self, problem: Supervised, classes: list[Any] | None) -> None:
-        """Refuse a number of classes that the network was not trained for, and parameters of another network."""
+        """Refuse a number of classes that the network was not trained for, and parameters of
+        another network.
+        """
         if classes is not None and len(classes) < 2:
             raise InputError(
-                "all examples have the same label, so that there is nothing to tell apart: give a second class"
+                "all examples have the same label, so that there is nothing to tell apart: give a "
+                "second class"
             )
         needed = self._setting.algorithm.init(problem, torch.Generator().manual_seed(0)).model
         same_names = needed.keys() == self.meta.model.keys()
-        same_shapes = same_names and all(needed[name].shape == p.shape for name, p in self.meta.model.items())
+        same_shapes = same_names and all(
+            needed[name].shape == p.shape for name, p in self.meta.model.items()
+        )
         if not same_names or (classes is None and not same_shapes):
-            raise InputError(f"{self.source} has parameters of another version of its network: train it again")
+            raise InputError(
+                f"{self.source} has parameters of another version of its network: train it again"
+            )
         if classes is not None and not (same_shapes and problem.outputs == len(classes)):
             ways = getattr(self._setting.family, "ways", problem.outputs)
             raise InputError(
@@ -296,7 +357,9 @@ def illustrate(recipe: Recipe, meta: Meta) -> Figure:
     def adapt(task: Any) -> list[tuple[int, Params]]:
         return list(enumerate(setting.algorithm.adapt(problem, meta, task, context)))
 
-    return setting.family.picture(problem, adapt, generator_for(setting.seed, ticket, "picture"), setting.split)
+    return setting.family.picture(
+        problem, adapt, generator_for(setting.seed, ticket, "picture"), setting.split
+    )
 
 
 def load(path: str | Path, threads: int = 1) -> Learned:
@@ -327,14 +390,18 @@ def _array(raw: Any, what: str, shape: tuple[int, ...]) -> Tensor:
         raw = list(raw)
     try:
         given = np.array(raw)
-        if given.dtype == np.bool_ or (given.dtype == object and any(isinstance(v, bool) for v in given.flat)):
+        if given.dtype == np.bool_ or (
+            given.dtype == object and any(isinstance(v, bool) for v in given.flat)
+        ):
             raise InputError(f"{what} are true and false: give numbers, such as 1 and 0")
         with np.errstate(over="ignore"):
             array = torch.from_numpy(given.astype(np.float32))
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} must be numbers, got {type(raw).__name__} ({error}): convert them") from error
+        raise InputError(
+            f"{what} must be numbers, got {type(raw).__name__} ({error}): convert them"
+        ) from error
     if array.dim() == 1 and shape == (1,):
         array = array[:, None]
     if array.shape[1:] != shape or not array.dim():
@@ -349,12 +416,19 @@ def _labels(raw: Any, examples: int) -> list[Any]:
     """One label for each example, as plain values."""
     _refuse_unordered(raw, "labels")
     if isinstance(raw, str | bytes) or not isinstance(raw, Iterable):
-        raise InputError(f"labels must be a list with one for each example, got {type(raw).__name__}")
+        raise InputError(
+            f"labels must be a list with one for each example, got {type(raw).__name__}"
+        )
     labels = [label.item() if getattr(label, "ndim", None) == 0 else label for label in raw]
     if any(getattr(label, "ndim", 0) or isinstance(label, list | tuple) for label in labels):
-        raise InputError("labels must be one number or string for each example, not vectors: pass class indices")
+        raise InputError(
+            "labels must be one number or string for each example, not vectors: pass class indices"
+        )
     if len(labels) != examples:
-        raise InputError(f"there are {examples} examples but {len(labels)} labels: give one label for each example")
+        raise InputError(
+            f"there are {examples} examples but {len(labels)} labels: give one label for each "
+            "example"
+        )
     if any(map(_is_missing, labels)):
         raise InputError("a label is missing (None or nan): give each example its label")
     return labels
@@ -376,7 +450,9 @@ def _classes(labels: list[Any]) -> list[Any]:
     try:
         return sorted(set(labels))
     except TypeError as error:
-        raise InputError(f"labels must be numbers or strings, all of one kind ({error}): convert them") from error
+        raise InputError(
+            f"labels must be numbers or strings, all of one kind ({error}): convert them"
+        ) from error
 
 
 def counted(number: int, kind: str) -> str:

@@ -1,4 +1,6 @@
-"""The central learner: meta-parameters, outer optimizer and schedule. The only place where meta-parameters change."""
+"""The central learner: meta-parameters, outer optimizer and schedule. The only place where
+meta-parameters change.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ Number = bool | int | float | tuple[float, ...]
 class Outer:
     """The outer loop: how updates become steps.
 
-    `optimizer` is a class of torch.optim, with `lr` and further `options`; `groups` gives parameters whose names match
-    a pattern (such as "algorithm.*") options of their own. The rate is held, or falls to zero over `steps` linearly or
-    as half a cosine. `clip_norm` bounds the norm of the meta-gradient, `clip_value` each of its entries.
+    `optimizer` is a class of torch.optim, with `lr` and further `options`; `groups` gives
+    parameters whose names match a pattern (such as "algorithm.*") options of their own. The rate is
+    held, or falls to zero over `steps` linearly or as half a cosine. `clip_norm` bounds the norm of
+    the meta-gradient, `clip_value` each of its entries.
 
-    A step takes `tasks_per_step` tasks, computed in tickets of `tasks_per_ticket`, which decides how sums are grouped:
-    the number of workers does not. With `max_staleness` 0 an update always belongs to the newest parameters.
+    A step takes `tasks_per_step` tasks, computed in tickets of `tasks_per_ticket`, which decides
+    how sums are grouped: the number of workers does not. With `max_staleness` 0 an update always
+    belongs to the newest parameters.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -45,12 +49,20 @@ class Outer:
     def __post_init__(self) -> None:
         if not self.lr >= 0:
             raise InputError(f"lr cannot be negative, got {self.lr}")
-        for name, least in (("steps", 1), ("tasks_per_step", 1), ("tasks_per_ticket", 1), ("max_staleness", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("tasks_per_step", 1),
+            ("tasks_per_ticket", 1),
+            ("max_staleness", 0),
+        ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         found = getattr(torch.optim, self.optimizer, None)
         if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-            raise InputError(f"optimizer must be a class of torch.optim such as Adam or SGD, got {self.optimizer!r}")
+            raise InputError(
+                "optimizer must be a class of torch.optim such as Adam or SGD, got "
+                f"{self.optimizer!r}"
+            )
 
     def tickets(self) -> int:
         """Tickets in a step."""
@@ -82,38 +94,54 @@ class Learner:
         self._frozen = {k: p.detach().clone() for k, p in meta.frozen.items()}
         groups = self._groups()
         try:
-            self._optimizer = getattr(torch.optim, outer.optimizer)(groups, lr=outer.lr, **outer.options)
+            self._optimizer = getattr(torch.optim, outer.optimizer)(
+                groups, lr=outer.lr, **outer.options
+            )
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error}): correct them"
+                f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error}): "
+                "correct them"
             ) from error
         for pattern, options in outer.groups.items():
             unknown = options.keys() - self._optimizer.defaults.keys()
             lr = options.get("lr", outer.lr)
             if unknown or not (isinstance(lr, int | float) and lr >= 0):
-                wrong = f"{sorted(unknown)[0]}, which is none of its options" if unknown else f"lr = {lr}"
+                wrong = (
+                    f"{sorted(unknown)[0]}, which is none of its options"
+                    if unknown
+                    else f"lr = {lr}"
+                )
                 known = ", ".join(self._optimizer.defaults)
                 raise InputError(
-                    f"outer.groups.{pattern} gives {outer.optimizer} {wrong}: correct it; it takes {known}"
+                    f"outer.groups.{pattern} gives {outer.optimizer} {wrong}: correct it; it takes "
+                    f"{known}"
                 )
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def apply(self, updates: Sequence[Update]) -> dict[str, float]:
-        """One outer step along the mean of the updates, weighted by their tasks and added in the order given.
+        """One outer step along the mean of the updates, weighted by their tasks and added in the
+        order given.
 
-        Returns the mean of their metrics, and "gradient_norm" (before clipping) and "lr". Raises Diverged, with nothing
-        changed, where the mean is not finite.
+        Returns the mean of their metrics, and "gradient_norm" (before clipping) and "lr". Raises
+        Diverged, with nothing changed, where the mean is not finite.
         """
         total = sum(update.tasks for update in updates)
-        mean = _weighted_mean([(_named(update.direction), update.tasks / total) for update in updates])
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(mean[name]) for name in self._params]))
+        mean = _weighted_mean(
+            [(_named(update.direction), update.tasks / total) for update in updates]
+        )
+        norm = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(mean[name]) for name in self._params])
+        )
         if not torch.isfinite(norm):
             raise Diverged(
-                f"the mean update of outer step {self.version} is not finite: lower algorithm.inner_lr or outer.lr, "
+                f"the mean update of outer step {self.version} is not finite: lower "
+                "algorithm.inner_lr or outer.lr, "
                 "or bound the step with outer.clip_norm"
             )
         for name, p in self._params.items():
-            p.grad = torch.empty_like(p).copy_(mean[name])  # fused optimizers go by memory: lie as the parameter does
+            p.grad = torch.empty_like(p).copy_(
+                mean[name]
+            )  # fused optimizers go by memory: lie as the parameter does
         if self._outer.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self._params.values(), self._outer.clip_value)
         if self._outer.clip_norm is not None:
@@ -131,9 +159,17 @@ class Learner:
         return metrics | {"gradient_norm": float(norm), "lr": self._outer.lr * rate}
 
     def meta(self) -> Meta:
-        """The meta-parameters now. The tensors are the learner's own: read them before the next step."""
-        model = {k.removeprefix("model."): p for k, p in self._params.items() if k.startswith("model.")}
-        algorithm = {k.removeprefix("algorithm."): p for k, p in self._params.items() if k.startswith("algorithm.")}
+        """The meta-parameters now. The tensors are the learner's own: read them before the next
+        step.
+        """
+        model = {
+            k.removeprefix("model."): p for k, p in self._params.items() if k.startswith("model.")
+        }
+        algorithm = {
+            k.removeprefix("algorithm."): p
+            for k, p in self._params.items()
+            if k.startswith("algorithm.")
+        }
         return Meta(model, algorithm, dict(self._state), self._frozen)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -151,13 +187,19 @@ class Learner:
         return tensors, scalars
 
     def load_state_dict(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Continue from a state_dict of a learner with the same parameters and optimizer; InputError for others."""
+        """Continue from a state_dict of a learner with the same parameters and optimizer;
+        InputError for others.
+        """
         held = {f"params.{k}": p.shape for k, p in self._params.items()}
         held |= {f"state.{k}": p.shape for k, p in self._state.items()}
         held |= {f"frozen.{k}": p.shape for k, p in self._frozen.items()}
-        saved = {k: p.shape for k, p in tensors.items() if k.startswith(("params.", "state.", "frozen."))}
+        saved = {
+            k: p.shape for k, p in tensors.items() if k.startswith(("params.", "state.", "frozen."))
+        }
         if held != saved:
-            other = next(k for k in sorted(held.keys() | saved.keys()) if held.get(k) != saved.get(k))
+            other = next(
+                k for k in sorted(held.keys() | saved.keys()) if held.get(k) != saved.get(k)
+            )
             raise InputError(
                 f"the checkpoint has other parameters than this run ({other.partition('.')[2]}): "
                 "resume with the model and algorithm that it was trained with"
@@ -175,14 +217,18 @@ class Learner:
                 _, key, name = full.split(".", 2)
                 p = self._params[name]
                 if isinstance(value, Tensor):
-                    options = self._outer.options  # torch counts steps on the CPU unless one of these is true
+                    options = (
+                        self._outer.options
+                    )  # torch counts steps on the CPU unless one of these is true
                     here = key == "step" and not (options.get("fused") or options.get("capturable"))
                     value = value.clone() if here else value.to(p.device, copy=True)
                 self._optimizer.state[p][key] = value
         self.version = int(scalars["version"])
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Each parameter goes to the first pattern that matches its name, or to the group without options."""
+        """Each parameter goes to the first pattern that matches its name, or to the group without
+        options.
+        """
         patterns = [*self._outer.groups, "*"]
         members: dict[str, list[Tensor]] = {pattern: [] for pattern in patterns}
         for name, p in self._params.items():
@@ -191,14 +237,21 @@ class Learner:
             if not members[pattern]:
                 known = ", ".join(self._params)
                 raise InputError(
-                    f"outer.groups has a pattern {pattern!r} that matches no parameter: correct it to match {known}"
+                    f"outer.groups has a pattern {pattern!r} that matches no parameter: correct it "
+                    f"to match {known}"
                 )
         options = {**self._outer.groups, "*": self._outer.groups.get("*", {})}
-        return [{"params": members[pattern], **options[pattern]} for pattern in members if members[pattern]]
+        return [
+            {"params": members[pattern], **options[pattern]}
+            for pattern in members
+            if members[pattern]
+        ]
 
 
 def _named(meta: Meta) -> Params:
-    return {f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()}
+    return {
+        f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()
+    }
 
 
 def _weighted_mean(parts: Sequence[tuple[Params, float]]) -> Params:

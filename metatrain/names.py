@@ -27,7 +27,10 @@ def shortened(names: Iterable[str], most: int) -> dict[str, str]:
 
 def printable(name: str) -> str:
     """A name without characters that move a terminal's cursor or that no terminal has."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in name)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in name
+    )
 
 
 def _alike(found: dict[str, str]) -> list[list[str]]:

@@ -1,4 +1,6 @@
-"""Supervised learning as algorithms see it: a family's losses and a network as functions of the tasks' parameters."""
+"""Supervised learning as algorithms see it: a family's losses and a network as functions of the
+tasks' parameters.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,18 @@ RUNNING = 0  # examples that the statistics are of: none of them
 class Supervised:
     """Implements core.Problem for tasks with a support and a query set.
 
-    `norm` says whose statistics normalise a query example where the network has batch statistics: those of the whole
-    query set ("transductive"), of the support set ("support"), of the support set and that one example ("support+1";
-    Nichol et al. 2018, section 6.1), or moving averages of those of training tasks ("running"; Ioffe and Szegedy 2015).
-    These are of the network before adaptation, normalise the support set, too, and are not used in training itself,
-    which is transductive: right for prototypes, and known to hurt where the inner loop changes the network. The first
-    norm is used in training; metrics under a further one carry its name, as in "accuracy[support+1]".
+    `norm` says whose statistics normalise a query example where the network has batch statistics:
+    those of the whole query set ("transductive"), of the support set ("support"), of the support
+    set and that one example ("support+1"; Nichol et al. 2018, section 6.1), or moving averages of
+    those of training tasks ("running"; Ioffe and Szegedy 2015). These are of the network before
+    adaptation, normalise the support set, too, and are not used in training itself, which is
+    transductive: right for prototypes, and known to hurt where the inner loop changes the network.
+    The first norm is used in training; metrics under a further one carry its name, as in
+    "accuracy[support+1]".
 
-    A network with a memory reads the support set in an order that is drawn for each task, or as it is where it is
-    `ordered`. Classes, of which there are `outputs`, are told to it as one-hot vectors.
+    A network with a memory reads the support set in an order that is drawn for each task, or as it
+    is where it is `ordered`. Classes, of which there are `outputs`, are told to it as one-hot
+    vectors.
     """
 
     model: Model
@@ -52,21 +57,28 @@ class Supervised:
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", Network(self._build))
         if "running" in self.norm[1:] or (self.norm[0] == "running" and len(self.norm) > 1):
-            raise InputError("norm 'running' adapts differently and cannot be listed with others: evaluate each alone")
+            raise InputError(
+                "norm 'running' adapts differently and cannot be listed with others: evaluate each "
+                "alone"
+            )
         normalises = bool(self.normalisations)
         if normalises and "none" in self.norm:
             raise InputError(
                 "norm is 'none' but the model normalises with batch statistics: "
-                "give norm as transductive, support, support+1 or running, or the model as norm: none"
+                "give norm as transductive, support, support+1 or running, or the model as norm: "
+                "none"
             )
         if self.norm[0] != "running" and any(layer.held for layer in self.normalisations.values()):
             raise InputError(
-                f"the network {type(self.module).__name__} comes with running statistics, which norm {self.norm[0]!r} "
+                f"the network {type(self.module).__name__} comes with running statistics, which "
+                f"norm {self.norm[0]!r} "
                 "does not use: set norm to running, or leave them as they are in a new layer"
             )
         for name in self.metrics:
             if name == "loss" or "[" in name:
-                raise InputError(f"a metric is called {name!r}: call it otherwise, without a bracket")
+                raise InputError(
+                    f"a metric is called {name!r}: call it otherwise, without a bracket"
+                )
         object.__setattr__(self, "norm", tuple(self.norm) if normalises else ("none",))
 
     @property
@@ -89,10 +101,14 @@ class Supervised:
         if self.norm[0] != "running":
             return {}
         buffers = self.module.named_buffers()
-        return {name: b.clone() for name, b in buffers if name.rpartition(".")[0] in self.normalisations}
+        return {
+            name: b.clone() for name, b in buffers if name.rpartition(".")[0] in self.normalisations
+        }
 
     def statistics(self, params: Params, tasks: Task) -> Params:
-        """Means and variances of what each normalisation gets, over a task's examples; their mean over the tasks."""
+        """Means and variances of what each normalisation gets, over a task's examples; their mean
+        over the tasks.
+        """
         found: dict[str, list[Tensor]] = {name: [] for name in self.state()}
 
         def keep(name: str, x: Tensor) -> None:
@@ -100,22 +116,31 @@ class Supervised:
             found[f"{name}.mean"].append(mean)
             found[f"{name}.variance"].append(variance)
 
-        # Fused kernels go past the layers, unless the statistics are those of the first examples: here of all.
+        # Fused kernels go past the layers, unless the statistics are those of the first examples:
+        # here of all.
         layers, examples = self.normalisations, tasks.support_x.shape[1] + tasks.query_x.shape[1]
-        whole = any(not name.startswith("body.") for name in layers)  # prototypes have no head of their own to call
+        whole = any(
+            not name.startswith("body.") for name in layers
+        )  # prototypes have no head of their own to call
         module = self.module if whole else self.module.get_submodule("body")
         own = params if whole else part(params, "body.")
         with ExitStack() as hooks:
             hooks.enter_context(normalised_by([*layers.values()], examples))
             for name, layer in layers.items():
-                hook = layer.register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs[0]))
+                hook = layer.register_forward_pre_hook(
+                    lambda _, inputs, name=name: keep(name, inputs[0])
+                )
                 hooks.callback(hook.remove)
             for t in range(len(tasks.support_x)):
                 task = take(tasks, t)
-                functional_call(module, own, self.to_float(torch.cat([task.support_x, task.query_x], 1))[0])
+                functional_call(
+                    module, own, self.to_float(torch.cat([task.support_x, task.query_x], 1))[0]
+                )
         return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
-    def support_loss(self, params: Params, task: Task, context: Context, batch: Tensor | None = None) -> Tensor:
+    def support_loss(
+        self, params: Params, task: Task, context: Context, batch: Tensor | None = None
+    ) -> Tensor:
         x, y = task.support_x, task.support_y
         if batch is not None:
             rows = torch.arange(len(batch), device=batch.device)[:, None]
@@ -135,7 +160,11 @@ class Supervised:
             loss = _of_tasks("loss", self.loss(prediction, task.query_y), len(prediction))
             found[f"loss{suffix}"] = loss
             for name, metric in self.metrics.items():
-                value = loss.detach() if metric is self.loss else metric(prediction.detach(), task.query_y)
+                value = (
+                    loss.detach()
+                    if metric is self.loss
+                    else metric(prediction.detach(), task.query_y)
+                )
                 found[f"{name}{suffix}"] = _of_tasks(name, value, len(prediction))
         return found
 
@@ -144,21 +173,40 @@ class Supervised:
         numbers = (self.outputs,) if self.targets == "numbers" else ()
         for name, x, y in (("support", support, task.support_y), ("query", query, task.query_y)):
             if x.dim() > 1 and not x.shape[1]:
-                raise InputError(f"{name}_x is {_shape(x)}, which is no example of a task: give at least one")
-            if x.shape[2:] != torch.Size(self.inputs):
-                raise InputError(f"{name}_x is {_shape(x)}, expected [T, N, {_listed(self.inputs)}], as `bind` says")
-            if y.shape != (*x.shape[:2], *numbers):
-                expected = f"[T, N, {_listed(numbers)}] for T tasks of N examples" if numbers else "[T, N]"
                 raise InputError(
-                    f"{name}_y is {_shape(y)} and {name}_x {_shape(x)}, expected {name}_y as {expected}: "
-                    + ("add the last dimension with [..., None]" if y.dim() == 2 and numbers else "correct `sample`")
+                    f"{name}_x is {_shape(x)}, which is no example of a task: give at least one"
+                )
+            if x.shape[2:] != torch.Size(self.inputs):
+                raise InputError(
+                    f"{name}_x is {_shape(x)}, expected [T, N, {_listed(self.inputs)}], as `bind` "
+                    "says"
+                )
+            if y.shape != (*x.shape[:2], *numbers):
+                expected = (
+                    f"[T, N, {_listed(numbers)}] for T tasks of N examples" if numbers else "[T, N]"
+                )
+                raise InputError(
+                    f"{name}_y is {_shape(y)} and {name}_x {_shape(x)}, expected {name}_y as "
+                    f"{expected}: "
+                    + (
+                        "add the last dimension with [..., None]"
+                        if y.dim() == 2 and numbers
+                        else "correct `sample`"
+                    )
                 )
             if x.dtype != torch.float32 or (numbers and y.dtype != torch.float32):
-                wrong, kind = (f"{name}_x", x.dtype) if x.dtype != torch.float32 else (f"{name}_y", y.dtype)
-                raise InputError(f"{wrong} is {kind}, expected torch.float32: convert it with .float()")
-            if not numbers and (y.dtype != torch.int64 or not (int(y.min()) >= 0 and int(y.max()) < self.outputs)):
+                wrong, kind = (
+                    (f"{name}_x", x.dtype) if x.dtype != torch.float32 else (f"{name}_y", y.dtype)
+                )
                 raise InputError(
-                    f"{name}_y is {y.dtype} in {y.min()}..{y.max()}, expected class numbers below {self.outputs} as "
+                    f"{wrong} is {kind}, expected torch.float32: convert it with .float()"
+                )
+            if not numbers and (
+                y.dtype != torch.int64 or not (int(y.min()) >= 0 and int(y.max()) < self.outputs)
+            ):
+                raise InputError(
+                    f"{name}_y is {y.dtype} in {y.min()}..{y.max()}, expected class numbers below "
+                    f"{self.outputs} as "
                     "torch.int64"
                 )
 
@@ -167,30 +215,61 @@ class Supervised:
         who = f"the network {type(self.module).__name__}"
         if not same(params, again) or not same(buffers(self.module), buffers(replace(self).module)):
             raise InputError(
-                f"{who} is built with other numbers the second time: draw them with torch, whose generator is seeded, "
+                f"{who} is built with other numbers the second time: draw them with torch, whose "
+                "generator is seeded, "
                 "and not with numpy or random"
             )
         if not self.init(torch.Generator().manual_seed(0)):
-            raise InputError(f"{who} has no parameter that is trained: leave requires_grad of some as it is")
+            raise InputError(
+                f"{who} has no parameter that is trained: leave requires_grad of some as it is"
+            )
         two = type(task)(*(leaf[:2] for leaf in task))
-        leaves = {name: p.expand(2, *p.shape).clone().requires_grad_() for name, p in params.items()}
-        with trying(who, f"on examples of shape [{_listed(self.inputs)}]", "its `forward`"), torch.enable_grad():
-            first, second, other = (problem.predict(leaves, two) for problem in (self, self, replace(self)))
+        leaves = {
+            name: p.expand(2, *p.shape).clone().requires_grad_() for name, p in params.items()
+        }
+        with (
+            trying(who, f"on examples of shape [{_listed(self.inputs)}]", "its `forward`"),
+            torch.enable_grad(),
+        ):
+            first, second, other = (
+                problem.predict(leaves, two) for problem in (self, self, replace(self))
+            )
         for prediction, why in (
-            (second, "for the same examples the second time: it draws at random, or changes itself in `forward`"),
-            (other, "if it is built a second time: keep what it draws in parameters or buffers, drawn with torch"),
+            (
+                second,
+                "for the same examples the second time: it draws at random, or changes itself in "
+                "`forward`",
+            ),
+            (
+                other,
+                "if it is built a second time: keep what it draws in parameters or buffers, drawn "
+                "with torch",
+            ),
         ):
             if not torch.equal(first, prediction) and bool(first.isfinite().all()):
                 raise InputError(f"{who} gives other outputs {why}")
         for name, measure in {"loss": self.loss, **self.metrics}.items():
-            with trying(f"the family's {name}", "on its first tasks", "what `bind` gives"), torch.enable_grad():
-                value = _of_tasks(name, measure(first if name == "loss" else first.detach(), two.query_y), 2)
+            with (
+                trying(f"the family's {name}", "on its first tasks", "what `bind` gives"),
+                torch.enable_grad(),
+            ):
+                value = _of_tasks(
+                    name, measure(first if name == "loss" else first.detach(), two.query_y), 2
+                )
                 if name == "loss":
-                    gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+                    gradients = torch.autograd.grad(
+                        value.sum(), list(leaves.values()), allow_unused=True
+                    )
             if bool(first.isfinite().all()) and not bool(value.isfinite().all()):
-                raise InputError(f"the family's {name} is not finite on its first tasks: correct what `bind` gives")
+                raise InputError(
+                    f"the family's {name} is not finite on its first tasks: correct what `bind` "
+                    "gives"
+                )
         if all(gradient is None for gradient in gradients):
-            raise InputError(f"no parameter of {who.removeprefix('the ')} changes the loss: correct its `forward`")
+            raise InputError(
+                f"no parameter of {who.removeprefix('the ')} changes the loss: correct its "
+                "`forward`"
+            )
         return self.metrics.keys()
 
     def _fresh(self) -> Params:
@@ -202,13 +281,19 @@ class Supervised:
         with self._normalised(params, self._support_statistics(context)):
             features: Tensor = call(self._part("body"), self.path, part(params, "body."), x)
         y = task.support_y
-        return features, one_hot(y, self.outputs).to(features.dtype) if self.targets == "classes" else y
+        return features, one_hot(y, self.outputs).to(
+            features.dtype
+        ) if self.targets == "classes" else y
 
     def read(self, params: Params, task: Task, context: Context) -> Iterator[Params]:
         yield params
         features, targets = self.embed(params, task, context)
         if not self.ordered:
-            order = torch.rand(targets.shape[:2], generator=context.generator).argsort(1).to(targets.device)[..., None]
+            order = (
+                torch.rand(targets.shape[:2], generator=context.generator)
+                .argsort(1)
+                .to(targets.device)[..., None]
+            )
             features, targets = features.take_along_dim(order, 1), targets.take_along_dim(order, 1)
         head = part(params, "head.")
         module, memory = self._part("head"), (params["head.hidden"], params["head.previous"])
@@ -228,7 +313,8 @@ class Supervised:
         module = converted(self.model.module(self.inputs, self.outputs, self.outputs))
         if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()):
             raise InputError(
-                "torch's dropout draws at random in the forward pass, so that a retry of a ticket would give another "
+                "torch's dropout draws at random in the forward pass, so that a retry of a ticket "
+                "would give another "
                 "result: leave it out of the network"
             )
         if self.path == "fused":
@@ -240,7 +326,8 @@ class Supervised:
             return self.module.get_submodule(name)
         except AttributeError as error:
             raise InputError(
-                f"the network {type(self.module).__name__} has no part named {name!r}, which this algorithm computes "
+                f"the network {type(self.module).__name__} has no part named {name!r}, which this "
+                "algorithm computes "
                 "by itself: name its parts `body` and `head`, or choose another algorithm"
             ) from error
 
@@ -260,40 +347,56 @@ class Supervised:
         # support+1: each query example makes a batch of its own with the support set
         tasks, queries = query.shape[:2]
         each = {name: p.repeat_interleave(queries, dim=0) for name, p in params.items()}
-        x = torch.cat([support.repeat_interleave(queries, dim=0), query.flatten(0, 1)[:, None]], dim=1)
+        x = torch.cat(
+            [support.repeat_interleave(queries, dim=0), query.flatten(0, 1)[:, None]], dim=1
+        )
         return self._forward(each, x)[:, -1].unflatten(0, (tasks, queries))
 
     def _forward(self, params: Params, x: Tensor, statistics_from: int | None = None) -> Tensor:
-        """params [T, *shape], x [T, N, *in] -> [T, N, outputs]; statistics over the first `statistics_from` examples.
+        """params [T, *shape], x [T, N, *in] -> [T, N, outputs]; statistics over the first
+        `statistics_from` examples.
 
         InputError if the network gives another shape, which a loss might broadcast.
         """
         with self._normalised(params, statistics_from):
             predicted: Tensor = call(self.module, self.path, params, x)
         if not isinstance(predicted, Tensor) or predicted.shape != (*x.shape[:2], self.outputs):
-            given = _shape(predicted[0]) if isinstance(predicted, Tensor) else type(predicted).__name__
+            given = (
+                _shape(predicted[0]) if isinstance(predicted, Tensor) else type(predicted).__name__
+            )
             raise InputError(
-                f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} examples, expected "
+                f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} "
+                "examples, expected "
                 f"[{x.shape[1]}, {self.outputs}]: a number for each output, or for each class"
             )
         return predicted
 
-    def _normalised(self, params: Params, statistics_from: int | None) -> AbstractContextManager[None]:
+    def _normalised(
+        self, params: Params, statistics_from: int | None
+    ) -> AbstractContextManager[None]:
         if statistics_from is None:
             return nullcontext()
         if statistics_from == RUNNING and not self.state().keys() <= params.keys():
             raise InputError(
-                "norm is 'running', but no moving averages were learned: train with norm: running, or give another norm"
+                "norm is 'running', but no moving averages were learned: train with norm: running, "
+                "or give another norm"
             )
         return normalised_by([*self.normalisations.values()], statistics_from)
 
 
 def _of_tasks(name: str, value: Tensor, tasks: int) -> Tensor:
-    """A loss or metric; InputError if it is not a real number for each task, which would be averaged wrongly."""
+    """A loss or metric; InputError if it is not a real number for each task, which would be
+    averaged wrongly.
+    """
     if not isinstance(value, Tensor) or value.shape != (tasks,) or value.is_complex():
-        given = type(value).__name__ if not isinstance(value, Tensor) else f"{value.dtype} {_shape(value)}"
+        given = (
+            type(value).__name__
+            if not isinstance(value, Tensor)
+            else f"{value.dtype} {_shape(value)}"
+        )
         raise InputError(
-            f"{name} is {given} for {tasks} tasks, expected real numbers [{tasks}]: a mean for each of them"
+            f"{name} is {given} for {tasks} tasks, expected real numbers [{tasks}]: a mean for "
+            "each of them"
         )
     return value if value.is_floating_point() else value.float()
 

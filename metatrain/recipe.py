@@ -1,4 +1,6 @@
-"""What a run learns, as a YAML file: strict loading, dotted overrides, dumping, and errors of one sentence."""
+"""What a run learns, as a YAML file: strict loading, dotted overrides, dumping, and errors of one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +37,28 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice} is there twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
 class OwnClass:
-    """Lets a name be "package.module:Class": a class of the user's that does what `protocol` says."""
+    """Lets a name be "package.module:Class": a class of the user's that does what `protocol`
+    says.
+    """
 
     def __init__(self, protocol: type) -> None:
         self._protocol = protocol
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         built_in = handler(source)
         plain = core_schema.plain_serializer_function_ser_schema(dump)
-        return core_schema.no_info_wrap_validator_function(self._validate, built_in, serialization=plain)
+        return core_schema.no_info_wrap_validator_function(
+            self._validate, built_in, serialization=plain
+        )
 
     def _validate(self, value: Any, built_in: Callable[[Any], Any]) -> Any:
         name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
@@ -66,8 +76,9 @@ AnyAlgorithm = Annotated[algorithms.BuiltIn, Field(discriminator="name"), OwnCla
 class Evaluation:
     """What is measured after training, and how that differs from training.
 
-    `family` and `algorithm` override keys of the recipe's, such as {queries: 15} and {inner_steps: 10}. `norm` may list
-    several modes; the first is the result. The tasks are a fixed list that `seed` determines.
+    `family` and `algorithm` override keys of the recipe's, such as {queries: 15} and {inner_steps:
+    10}. `norm` may list several modes; the first is the result. The tasks are a fixed list that
+    `seed` determines.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -83,7 +94,9 @@ class Evaluation:
     def __post_init__(self) -> None:
         norms = (self.norm,) if isinstance(self.norm, str) else self.norm
         if not norms or len(set(norms)) < len(norms):
-            raise InputError(f"evaluation.norm must name one or more modes, each once, got {list(norms)}")
+            raise InputError(
+                f"evaluation.norm must name one or more modes, each once, got {list(norms)}"
+            )
         if self.tasks < 2 or self.tasks_per_ticket < 1:
             raise InputError(
                 "an evaluation needs at least 2 tasks and 1 task a ticket, "
@@ -93,10 +106,11 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What is measured on the val split in training, each `every_steps` outer steps (never if it is 0).
+    """What is measured on the val split in training, each `every_steps` outer steps (never if it is
+    0).
 
-    `family` and `algorithm` override keys of the recipe's, and `norm` is one mode. Each follows the evaluation's if it
-    is None: what chooses among trials is then measured like the result.
+    `family` and `algorithm` override keys of the recipe's, and `norm` is one mode. Each follows the
+    evaluation's if it is None: what chooses among trials is then measured like the result.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -111,7 +125,8 @@ class Validation:
     def __post_init__(self) -> None:
         if self.every_steps < 0 or self.tasks < 1:
             raise InputError(
-                "validation.every_steps cannot be negative and validation.tasks must be at least 1, "
+                "validation.every_steps cannot be negative and validation.tasks must be at least "
+                "1, "
                 f"got {self.every_steps} and {self.tasks}"
             )
 
@@ -153,22 +168,34 @@ class Recipe:
         check_name(self.name)
 
     def setting(self, work: Work) -> Setting:
-        """How the tasks of a kind of work are drawn and computed. InputError if an override does not fit."""
+        """How the tasks of a kind of work are drawn and computed. InputError if an override does
+        not fit.
+        """
         outer, evaluation, validation = self.outer, self.evaluation, self.validation
         if work == "update":
             tasks, chunk = outer.tasks_per_step, outer.tasks_per_ticket
-            return Setting("train", self.family, self.algorithm, (self.norm,), self.seed, tasks, chunk)
+            return Setting(
+                "train", self.family, self.algorithm, (self.norm,), self.seed, tasks, chunk
+            )
         family, algorithm = self._overridden("family", work), self._overridden("algorithm", work)
         norms = (evaluation.norm,) if isinstance(evaluation.norm, str) else evaluation.norm
         if work == "score":
             tasks, chunk = evaluation.tasks, evaluation.tasks_per_ticket
-            return Setting(evaluation.split, family, algorithm, norms, evaluation.seed, tasks, chunk)
-        norm, chunk = (validation.norm or norms[0],), min(validation.tasks, evaluation.tasks_per_ticket)
+            return Setting(
+                evaluation.split, family, algorithm, norms, evaluation.seed, tasks, chunk
+            )
+        norm, chunk = (
+            (validation.norm or norms[0],),
+            min(validation.tasks, evaluation.tasks_per_ticket),
+        )
         return Setting("val", family, algorithm, norm, validation.seed, validation.tasks, chunk)
 
     def __repr__(self) -> str:
         parts = (self.family.name, self.model.name, self.algorithm.name)
-        return f"<{type(self).__name__} {self.name}: {', '.join(parts)}, {self.outer.steps} outer steps>"
+        return (
+            f"<{type(self).__name__} {self.name}: {', '.join(parts)}, {self.outer.steps} "
+            "outer steps>"
+        )
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(as_yaml(self))}</pre>"
@@ -176,14 +203,20 @@ class Recipe:
     def _overridden(self, name: str, work: Work) -> Any:
         """The family or the algorithm of a validation or an evaluation."""
         own = getattr(self.validation, name) if work == "validate" else None
-        group, changes = ("validation", own) if own is not None else ("evaluation", getattr(self.evaluation, name))
+        group, changes = (
+            ("validation", own)
+            if own is not None
+            else ("evaluation", getattr(self.evaluation, name))
+        )
         return override(getattr(self, name), changes, f"{group}.{name}")
 
 
 def check_name(name: str) -> None:
     """Refuse names that are no folder's."""
     if not name or name.startswith(".") or any(character in name for character in "/\\"):
-        raise InputError(f"name is {name!r}, expected one that a folder can have: without / and no dot first")
+        raise InputError(
+            f"name is {name!r}, expected one that a folder can have: without / and no dot first"
+        )
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -203,16 +236,25 @@ def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
 
 def read(path: Path | str) -> Tree:
-    """A YAML file of keys and values, not yet validated; that of a run may lie in a storage, as its output does."""
+    """A YAML file of keys and values, not yet validated; that of a run may lie in a storage, as its
+    output does.
+    """
     try:
         tree = yaml.load(
-            storage.read(str(path)).decode() if storage.is_remote(str(path)) else Path(path).read_text(), _Loader
+            storage.read(str(path)).decode()
+            if storage.is_remote(str(path))
+            else Path(path).read_text(),
+            _Loader,
         )
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read recipe {path}: {reason}; give a YAML file such as those in recipes/") from error
+        raise InputError(
+            f"cannot read recipe {path}: {reason}; give a YAML file such as those in recipes/"
+        ) from error
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}; correct it there") from error
+        raise InputError(
+            f"{path} is not YAML: {' '.join(str(error).split())}; correct it there"
+        ) from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold keys and values, such as `name: my-run`")
     return tree
@@ -233,7 +275,8 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
             put(tree, key.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise InputError(
-                f"the value of --set {item!r} is not YAML: write it like --set 'model.hidden=[40, 40]'"
+                f"the value of --set {item!r} is not YAML: write it like --set 'model.hidden=[40, "
+                "40]'"
             ) from error
     return tree
 
@@ -262,7 +305,9 @@ def as_yaml(config: Any) -> str:
 
 
 def explain(config: Any, path: Path | str, overrides: Sequence[str], origin: str = "recipe") -> str:
-    """The configuration as YAML, with a comment for each value: default, --set, or the file, called `origin`."""
+    """The configuration as YAML, with a comment for each value: default, --set, or the file, called
+    `origin`.
+    """
     given = {key for key, _ in flatten(apply_overrides(read(path), overrides))}
     prefixes = [item.partition("=")[0].strip() for item in overrides]
 
@@ -292,11 +337,18 @@ def override(component: C, changes: Mapping[str, Any], source: str) -> C:
         return component
     tree = dump(component)
     if changes.get("name", tree.get("name")) != tree.get("name"):
-        raise InputError(f"{source} cannot change the name from {tree['name']!r}: train another run for that")
+        raise InputError(
+            f"{source} cannot change the name from {tree['name']!r}: train another run for that"
+        )
     for item in dataclasses.fields(component):  # type: ignore[arg-type]
-        if item.name in changes and item.metadata.get("training_only") and changes[item.name] != tree[item.name]:
+        if (
+            item.name in changes
+            and item.metadata.get("training_only")
+            and changes[item.name] != tree[item.name]
+        ):
             raise InputError(
-                f"{source}.{item.name} would change nothing: {tree['name']} uses it in training only; leave it out, or "
+                f"{source}.{item.name} would change nothing: {tree['name']} uses it in training "
+                "only; leave it out, or "
                 f"train another run with it"
             )
     try:
@@ -314,7 +366,8 @@ def put(tree: Tree, key: str, value: Any) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise InputError(
-                f"{key!r} cannot be set: {parent!r} is a value, not a group; `metatrain config` shows the keys"
+                f"{key!r} cannot be set: {parent!r} is a value, not a group; `metatrain config` "
+                "shows the keys"
             )
     tree[last] = value
 
@@ -330,13 +383,17 @@ def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def own_classes(recipe: Recipe) -> list[str]:
     """The names of the user's own classes in a recipe."""
-    return custom.own(component.name for component in (recipe.family, recipe.model, recipe.algorithm))
+    return custom.own(
+        component.name for component in (recipe.family, recipe.model, recipe.algorithm)
+    )
 
 
 def own_code(recipe: Recipe, *, whole: bool = False) -> list[Path]:
-    """The files and package folders that the user's own classes in a recipe need, if they are not installed.
+    """The files and package folders that the user's own classes in a recipe need, if they are not
+    installed.
 
-    If some cannot be sent, that is an InputError if it has to be the `whole` of them, and otherwise a warning.
+    If some cannot be sent, that is an InputError if it has to be the `whole` of them, and otherwise
+    a warning.
     """
     return custom.code(own_classes(recipe), whole=whole)
 
@@ -345,22 +402,35 @@ def _own(name: str, protocol: type) -> type[Any]:
     """The class of the user's that "package.module:Class" names."""
     kind = custom.imported(name)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ValueError(f"{name!r} is no dataclass: decorate it with @dataclass(frozen=True, kw_only=True)")
+        raise ValueError(
+            f"{name!r} is no dataclass: decorate it with @dataclass(frozen=True, kw_only=True)"
+        )
     fields = {field.name for field in dataclasses.fields(kind)}
     if "name" not in fields:
         raise ValueError(f"{name!r} has no field for its name: give it one, `name: str`")
-    lacking = [n for n in vars(protocol) if not n.startswith("_") and n not in fields and not hasattr(kind, n)]
+    lacking = [
+        n
+        for n in vars(protocol)
+        if not n.startswith("_") and n not in fields and not hasattr(kind, n)
+    ]
     if lacking:
-        raise ValueError(f"{name!r} is no {protocol.__name__}, it lacks {', '.join(lacking)}: see metatrain/core.py")
+        raise ValueError(
+            f"{name!r} is no {protocol.__name__}, it lacks {', '.join(lacking)}: see "
+            "metatrain/core.py"
+        )
     return kind
 
 
 def _construct(kind: type[C], tree: Tree) -> C:
-    """A dataclass from its fields; ValueError where one is unknown, which a class of the user's might let pass."""
+    """A dataclass from its fields; ValueError where one is unknown, which a class of the user's
+    might let pass.
+    """
     fields = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     for key in tree.keys() - fields:
         near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
+        )
         raise ValueError(f"{key} is not a key of {tree.get('name', kind.__name__)}; {hint}")
     name = str(tree.get("name"))
     with custom.guarded(name) if ":" in name else nullcontext():
@@ -369,7 +439,9 @@ def _construct(kind: type[C], tree: Tree) -> C:
             return found
         except PydanticUserError as error:
             reason = str(error).splitlines()[0]
-            sentence = f"{tree['name']} has a field that cannot be read from YAML ({reason}): correct it"
+            sentence = (
+                f"{tree['name']} has a field that cannot be read from YAML ({reason}): correct it"
+            )
             raise ValueError(sentence) from error
 
 
@@ -396,7 +468,11 @@ def _sentence(kind: Any, error: Any) -> str:
         here = fields.get(part)
         if here is None and error["type"] == "unexpected_keyword_argument":
             near = difflib.get_close_matches(str(part), fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
+            hint = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else f"choose one of {', '.join(sorted(fields))}"
+            )
             file = "recipe" if issubclass(kind, Recipe) else kind.__name__.lower()
             return f"{'.'.join(path)} is not a key of a {file}; {hint}"
     where = ".".join(path) or "the file"
@@ -409,7 +485,11 @@ def _sentence(kind: Any, error: Any) -> str:
         given = value.get("name") if isinstance(value, dict) else value
         near = difflib.get_close_matches(str(given), _names(here).split(", "), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        own = ', or a class of yours as "package.module:Class"' if where in ("family", "model", "algorithm") else ""
+        own = (
+            ', or a class of yours as "package.module:Class"'
+            if where in ("family", "model", "algorithm")
+            else ""
+        )
         return f"{where}.name is {given!r}, expected one of {_names(here)}{own}{hint}"
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
@@ -426,4 +506,6 @@ def _dataclasses_of(hint: Any) -> list[Any]:
 
 
 def _names(hint: Any) -> str:
-    return ", ".join(str(getattr(option, "name", option.__name__)) for option in _dataclasses_of(hint))
+    return ", ".join(
+        str(getattr(option, "name", option.__name__)) for option in _dataclasses_of(hint)
+    )

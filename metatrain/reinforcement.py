@@ -1,4 +1,6 @@
-"""Reinforcement learning as algorithms see it: episodes of a task's environment, and policy gradients from them."""
+"""Reinforcement learning as algorithms see it: episodes of a task's environment, and policy
+gradients from them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ RIDGE = 1e-5  # regularises the baseline's fit
 class Environment(Protocol):
     """T tasks' environments, N = `episodes` at once in each; what is observed is the whole state.
 
-    An action is one of `actions`, as a one-hot vector, or `actions` real numbers where it is not `discrete`.
+    An action is one of `actions`, as a one-hot vector, or `actions` real numbers where it is not
+    `discrete`.
     """
 
     @property
@@ -56,7 +59,9 @@ class Environment(Protocol):
     def step(
         self, task: Any, observation: Tensor, action: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From [T, N, observations] and [T, N, actions] the next observation, the reward [T, N], whether it ended."""
+        """From [T, N, observations] and [T, N, actions] the next observation, the reward [T, N],
+        whether it ended.
+        """
         ...
 
     def baselines(self, task: Any) -> dict[str, Tensor]:
@@ -77,13 +82,15 @@ class Rollout(NamedTuple):
 class Episodes:
     """Implements core.Problem for a policy that acts in environments.
 
-    Losses are those of policy gradients (Williams 1992): minus the mean of log pi(a_t | s_t) A_t over the steps of new
-    episodes, which the context's generator decides. The advantage A_t is the return from t on, discounted, less a
-    baseline that is linear in features of state and time and fitted to the task's episodes (Duan et al. 2016, arXiv
-    1604.06778). Support losses divide it by its deviation over the task's steps, as that paper's code does, so that an
-    inner rate fits rewards of any size; query losses do not, since what is wanted is the mean of the tasks' returns.
-    The policy is the softmax of the network's outputs, or a normal distribution around them with a learned "log_std".
-    How the initialisation changes which episodes are drawn before adaptation is not differentiated, as in MAML.
+    Losses are those of policy gradients (Williams 1992): minus the mean of log pi(a_t | s_t) A_t
+    over the steps of new episodes, which the context's generator decides. The advantage A_t is the
+    return from t on, discounted, less a baseline that is linear in features of state and time and
+    fitted to the task's episodes (Duan et al. 2016, arXiv 1604.06778). Support losses divide it by
+    its deviation over the task's steps, as that paper's code does, so that an inner rate fits
+    rewards of any size; query losses do not, since what is wanted is the mean of the tasks'
+    returns. The policy is the softmax of the network's outputs, or a normal distribution around
+    them with a learned "log_std". How the initialisation changes which episodes are drawn before
+    adaptation is not differentiated, as in MAML.
 
     A network with a memory keeps it over an episode, and gets each action and its reward.
     """
@@ -105,7 +112,11 @@ class Episodes:
 
     def init(self, generator: torch.Generator) -> Params:
         params = fresh(self._build, generator)
-        return params if self.environment.discrete else params | {"log_std": torch.zeros(self.environment.actions)}
+        return (
+            params
+            if self.environment.discrete
+            else params | {"log_std": torch.zeros(self.environment.actions)}
+        )
 
     def frozen(self, generator: torch.Generator) -> Params:
         return fresh(self._build, generator, trained=False)
@@ -125,7 +136,9 @@ class Episodes:
             expected = (tasks, env.episodes, *shape)
             if not isinstance(x, Tensor) or x.shape != expected:
                 given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                raise InputError(f"{what} of shape {given}, expected {list(expected)}: [tasks, episodes, ...]")
+                raise InputError(
+                    f"{what} of shape {given}, expected {list(expected)}: [tasks, episodes, ...]"
+                )
 
     def try_out(self, task: Any) -> Collection[str]:
         env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
@@ -139,12 +152,16 @@ class Episodes:
             found.append(outputs)
         if not all(torch.equal(found[0], other) for other in found):
             raise InputError(
-                f"{who} gives other outputs for the same observations: it draws at random, changes itself in "
+                f"{who} gives other outputs for the same observations: it draws at random, changes "
+                "itself in "
                 "`forward`, or is built with other numbers the second time"
             )
         expected = (tasks, env.episodes, env.actions)
         if outputs.shape != expected:
-            raise InputError(f"the network gives actions of shape {list(outputs.shape)}, expected {list(expected)}")
+            raise InputError(
+                f"the network gives actions of shape {list(outputs.shape)}, expected "
+                f"{list(expected)}"
+            )
         return ("return",)
 
     def state(self) -> Params:
@@ -153,7 +170,9 @@ class Episodes:
     def statistics(self, params: Params, tasks: Any) -> Params:
         return {}
 
-    def support_loss(self, params: Params, task: Any, context: Context, batch: Tensor | None = None) -> Tensor:
+    def support_loss(
+        self, params: Params, task: Any, context: Context, batch: Tensor | None = None
+    ) -> Tensor:
         return self.surrogate(params, self.rollout(params, task, context.generator), normalise=True)
 
     def support_size(self, task: Any) -> int:
@@ -167,7 +186,9 @@ class Episodes:
         }
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
-        raise InputError("an environment has no labelled examples to embed: choose another algorithm")
+        raise InputError(
+            "an environment has no labelled examples to embed: choose another algorithm"
+        )
 
     def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:
         yield params
@@ -201,8 +222,13 @@ class Episodes:
         return Rollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
 
     def surrogate(self, params: Params, rollout: Rollout, normalise: bool) -> Tensor:
-        """[T] whose gradient is the policy gradient, negated, where the policy of `params` made the rollout."""
-        advantages, steps = self.advantages(rollout), torch.full_like(rollout.alive[:, 0, 0], rollout.alive[0].numel())
+        """[T] whose gradient is the policy gradient, negated, where the policy of `params` made the
+        rollout.
+        """
+        advantages, steps = (
+            self.advantages(rollout),
+            torch.full_like(rollout.alive[:, 0, 0], rollout.alive[0].numel()),
+        )
         if normalise:
             steps = rollout.alive.sum((1, 2))
             deviation = (advantages.square().sum((1, 2)) / steps).sqrt()
@@ -214,11 +240,18 @@ class Episodes:
         horizon, alive = self.environment.horizon, rollout.alive.double()
         ahead = torch.arange(horizon, device=alive.device)
         ahead = ahead - ahead[:, None]  # [t, t'] steps from t to t'
-        weights = torch.where(ahead >= 0, self.environment.discount ** ahead.clamp(min=0).double(), 0.0)
+        weights = torch.where(
+            ahead >= 0, self.environment.discount ** ahead.clamp(min=0).double(), 0.0
+        )
         returns = rollout.rewards.double() @ weights.T
-        time = torch.linspace(0, 1, horizon, device=alive.device, dtype=alive.dtype).expand_as(returns)[..., None]
+        time = torch.linspace(0, 1, horizon, device=alive.device, dtype=alive.dtype).expand_as(
+            returns
+        )[..., None]
         seen = rollout.observations.double()
-        x = torch.cat([seen, seen**2, time, time**2, time**3, torch.ones_like(time)], -1) * alive[..., None]
+        x = (
+            torch.cat([seen, seen**2, time, time**2, time**3, torch.ones_like(time)], -1)
+            * alive[..., None]
+        )
         x, y = x.flatten(1, 2), (returns * alive).flatten(1, 2)[..., None]
         gram = x.mT @ x + RIDGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         advantage = (y - x @ torch.linalg.solve(gram, x.mT @ y)).view_as(returns)
@@ -241,14 +274,18 @@ class Episodes:
                 each.append(output)
             outputs = torch.stack(each, 2)
         if self.environment.discrete:
-            return Categorical(logits=outputs, validate_args=False).log_prob(rollout.actions.argmax(-1))
+            return Categorical(logits=outputs, validate_args=False).log_prob(
+                rollout.actions.argmax(-1)
+            )
         std = params["log_std"].exp()[:, None, None]
         return Normal(outputs, std, validate_args=False).log_prob(rollout.actions).sum(-1)
 
     def _act(
         self, params: Params, observation: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The network's outputs [T, N, actions]; of a memory the state that it goes on with, else nothing."""
+        """The network's outputs [T, N, actions]; of a memory the state that it goes on with, else
+        nothing.
+        """
         network = {name: p for name, p in params.items() if name != "log_std"}
         if not memory:
             return call(self.module, self.path, network, observation), ()
@@ -258,9 +295,13 @@ class Episodes:
         return outputs, (hidden,)
 
     def _memory(self, params: Params) -> tuple[Tensor, ...]:
-        """Of every episode at its start: state and what it was told last; nothing of a network that has no memory."""
+        """Of every episode at its start: state and what it was told last; nothing of a network that
+        has no memory.
+        """
         names = [name for name in ("head.hidden", "head.previous") if name in params]
-        return tuple(params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names)
+        return tuple(
+            params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names
+        )
 
     def _build(self) -> nn.Module:
         actions = self.environment.actions

@@ -1,4 +1,6 @@
-"""What a run starts from, and what would end it later: the initial meta-parameters, and a first look at its tasks."""
+"""What a run starts from, and what would end it later: the initial meta-parameters, and a first
+look at its tasks.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,19 @@ from metatrain.recipe import Recipe
 log = logging.getLogger(__name__)
 
 TASKS = 7  # of a first look: so many that they are not taken for the examples of a task
-BATCH_NORM = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}  # torch's names
+BATCH_NORM = {
+    "scale": "weight",
+    "shift": "bias",
+    "mean": "running_mean",
+    "variance": "running_var",
+}  # torch's names
 COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # what torch keeps besides
 
 
 def initial_meta(recipe: Recipe, work: Work = "update") -> Meta:
-    """The meta-parameters that a recipe and its seed determine; those of another work have the shapes that it needs."""
+    """The meta-parameters that a recipe and its seed determine; those of another work have the
+    shapes that it needs.
+    """
     generator = generator_for(recipe.seed, Ticket("update", "train", 0, 0), "init")
     setting = recipe.setting(work)
     problem = setting.family.bind(recipe.model, setting.norm, "reference")
@@ -33,7 +42,8 @@ def initial_meta(recipe: Recipe, work: Work = "update") -> Meta:
 def warm(recipe: Recipe, meta: Meta) -> Meta:
     """The initial meta-parameters with the weights that `model.weights` names, if it does.
 
-    A head of other shapes is left as it is. InputError if a weight of the body is missing or of another shape.
+    A head of other shapes is left as it is. InputError if a weight of the body is missing or of
+    another shape.
     """
     place = getattr(recipe.model, "weights", None)  # a model of the user's own need not have it
     if place is None:
@@ -62,13 +72,19 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
             got = f"none, but {others}" if tensor is None else f"one of shape {list(tensor.shape)}"
             got = "one that is not of finite real numbers" if fits else got
             raise InputError(
-                f"model.weights: the network needs {name} of shape {list(params[name].shape)}, and {place} has {got}: "
+                f"model.weights: the network needs {name} of shape {list(params[name].shape)}, and "
+                f"{place} has {got}: "
                 "give weights of the same network"
             )
-    rest = sorted(name for name in given if not name.startswith("head.") and name.rpartition(".")[2] not in COUNTED)
+    rest = sorted(
+        name
+        for name in given
+        if not name.startswith("head.") and name.rpartition(".")[2] not in COUNTED
+    )
     if rest:
         raise InputError(
-            f"model.weights: {place} has {', '.join(rest[:3])}, which the network does not have: give weights of the "
+            f"model.weights: {place} has {', '.join(rest[:3])}, which the network does not have: "
+            "give weights of the "
             "same network"
         )
     return found
@@ -85,20 +101,29 @@ def _weights(place: str) -> Params:
         data = storage.read(place)
         tensors: dict[str, Tensor] = load_tensors(data)
     except FileNotFoundError:
-        what = f"{place} is a folder without a bundle" if storage.listing(place) else f"there is no {place}"
-        raise InputError(f"model.weights: {what}: give a safetensors file or the folder of a finished run") from None
+        what = (
+            f"{place} is a folder without a bundle"
+            if storage.listing(place)
+            else f"there is no {place}"
+        )
+        raise InputError(
+            f"model.weights: {what}: give a safetensors file or the folder of a finished run"
+        ) from None
     except (SafetensorError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"model.weights: {place} is no safetensors file ({error}): save a state_dict with safetensors.torch"
+            f"model.weights: {place} is no safetensors file ({error}): save a state_dict with "
+            "safetensors.torch"
         ) from error
     log.info("initial weights: %s (sha256 %s)", place, hashlib.sha256(data).hexdigest()[:16])
     return tensors
 
 
 def check_data(recipe: Recipe) -> None:
-    """Refuse tasks that the data cannot give, or that do not fit the network, before anything is started."""
+    """Refuse tasks that the data cannot give, or that do not fit the network, before anything is
+    started.
+    """
     works: tuple[Work, ...] = ("update", "validate", "score")
     for work in works:
         if work == "validate" and not recipe.validation.every_steps:
@@ -109,34 +134,45 @@ def check_data(recipe: Recipe) -> None:
 
 
 def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
-    """Refuse a family whose first tasks are not what the network, computed on this path, and the losses need."""
+    """Refuse a family whose first tasks are not what the network, computed on this path, and the
+    losses need.
+    """
     setting = recipe.setting(work)
     family, ticket = setting.family, Ticket(work, setting.split, 0, 0)
     who = f"{type(family).__name__} of family.name {recipe.family.name!r}"
     with trying(f"{who}: `sample`", f"for {TASKS} tasks of the {setting.split} split", "it"):
         tasks, again = (
-            family.sample(generator_for(setting.seed, ticket, "tasks"), TASKS, setting.split) for _ in range(2)
+            family.sample(generator_for(setting.seed, ticket, "tasks"), TASKS, setting.split)
+            for _ in range(2)
         )
     fields = getattr(tasks, "_fields", None)
     if fields is None:
-        raise InputError(f"{who}: `sample` gives {type(tasks).__name__}, expected a NamedTuple such as core.Task")
+        raise InputError(
+            f"{who}: `sample` gives {type(tasks).__name__}, expected a NamedTuple such as core.Task"
+        )
     for name, leaf in zip(fields, tasks, strict=True):
         if not isinstance(leaf, Tensor):
             raise InputError(
-                f"{who}: {name} is {type(leaf).__module__}.{type(leaf).__name__}, expected a torch.Tensor: convert it, "
+                f"{who}: {name} is {type(leaf).__module__}.{type(leaf).__name__}, expected a "
+                "torch.Tensor: convert it, "
                 "such as with torch.from_numpy"
             )
         if leaf.layout != torch.strided or leaf.device.type != "cpu":
-            raise InputError(f"{who}: {name} is {leaf.layout} on {leaf.device}, expected a dense tensor on the CPU")
+            raise InputError(
+                f"{who}: {name} is {leaf.layout} on {leaf.device}, expected a dense tensor on the "
+                "CPU"
+            )
         if leaf.dim() < 1 or len(leaf) != TASKS:
             raise InputError(
-                f"{who}: {name} is {list(leaf.shape)} for {TASKS} tasks, expected [{TASKS}, ...]: one entry a task"
+                f"{who}: {name} is {list(leaf.shape)} for {TASKS} tasks, expected [{TASKS}, ...]: "
+                "one entry a task"
             )
         if not bool(leaf.isfinite().all()):
             raise InputError(f"{who}: {name} has values that are not finite: correct `sample`")
     if not all(torch.equal(leaf, other) for leaf, other in zip(tasks, again, strict=True)):
         raise InputError(
-            f"{who}: the same generator gives other tasks the second time: draw from the generator that `sample` gets, "
+            f"{who}: the same generator gives other tasks the second time: draw from the generator "
+            "that `sample` gets, "
             "and from nothing else"
         )
     problem = family.bind(recipe.model, setting.norm[:1], path)
@@ -148,7 +184,10 @@ def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
         return
     measured = problem.try_out(tasks)
     if family.metric not in measured:
-        raise InputError(f"{who}: its metric is {family.metric!r}, and `bind` measures {', '.join(measured)}: name one")
+        raise InputError(
+            f"{who}: its metric is {family.metric!r}, and `bind` measures {', '.join(measured)}: "
+            "name one"
+        )
 
 
 def _is_own(component: object) -> bool:
@@ -162,10 +201,17 @@ def check_fit(recipe: Recipe, meta: Meta) -> None:
     for work in works:
         for have, need in zip(meta, initial_meta(recipe, work), strict=True):
             for name in need:
-                shapes = [list(params[name].shape) if name in params else None for params in (have, need)]
+                shapes = [
+                    list(params[name].shape) if name in params else None for params in (have, need)
+                ]
                 if shapes[0] != shapes[1]:
-                    what, do = ("evaluation", "evaluate") if work == "score" else ("validation", "validate")
+                    what, do = (
+                        ("evaluation", "evaluate")
+                        if work == "score"
+                        else ("validation", "validate")
+                    )
                     raise InputError(
-                        f"the {what} needs {name} of shape {shapes[1]}, and what was trained has {shapes[0]}: "
+                        f"the {what} needs {name} of shape {shapes[1]}, and what was trained has "
+                        f"{shapes[0]}: "
                         f"{do} with the model, algorithm, norm and family.ways of training"
                     )

@@ -1,4 +1,6 @@
-"""Where results and data lie: a folder, or whatever pyarrow knows, such as s3://bucket/runs or gs://bucket/runs."""
+"""Where results and data lie: a folder, or whatever pyarrow knows, such as s3://bucket/runs or
+gs://bucket/runs.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     if not is_remote(uri):
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     check_address(uri)
-    patience = f"?retry_limit_seconds={PATIENCE_S}" if uri.startswith(("gs://", "gcs://")) else ""  # or a quarter hour
+    patience = (
+        f"?retry_limit_seconds={PATIENCE_S}" if uri.startswith(("gs://", "gcs://")) else ""
+    )  # or a quarter hour
     with _said(f"use {uri} as storage", "give a folder or an address such as s3://bucket/runs"):
         system, path = fs.FileSystem.from_uri(f"{uri}{patience}")
     return system, path
@@ -44,11 +48,13 @@ def check_address(uri: str) -> None:
     parts = urlsplit(uri)
     if parts.password is not None:
         raise InputError(
-            "a storage address holds a password, which would be shown and recorded: give its keys in the environment"
+            "a storage address holds a password, which would be shown and recorded: give its keys "
+            "in the environment"
         )
     if parts.query:
         raise InputError(
-            f"{uri} has options behind a '?', which what lies below it could not have: give them in the environment, "
+            f"{uri} has options behind a '?', which what lies below it could not have: give them "
+            "in the environment, "
             "such as AWS_ENDPOINT_URL"
         )
 
@@ -79,10 +85,15 @@ def read(uri: str) -> bytes:
 
 
 def write(uri: str, data: bytes) -> None:
-    """A whole file, in a folder that is made where it is missing: readers see all of it or nothing."""
+    """A whole file, in a folder that is made where it is missing: readers see all of it or
+    nothing.
+    """
     system, path = filesystem(uri)
     folder, _, _ = path.rpartition("/")
-    with _said(f"write {uri}", "check its address, its keys in the environment and its room, or give another place"):
+    with _said(
+        f"write {uri}",
+        "check its address, its keys in the environment and its room, or give another place",
+    ):
         if system.type_name not in WITHOUT_FOLDERS:
             system.create_dir(folder, recursive=True)
         whole = isinstance(system, fs.LocalFileSystem)  # elsewhere a file appears when it is closed
@@ -104,10 +115,12 @@ def remove(uri: str) -> None:
 
 
 class Folder:
-    """The folder of a run or a sweep: a local one, or an address with a local folder that is copied there by `keep`.
+    """The folder of a run or a sweep: a local one, or an address with a local folder that is copied
+    there by `keep`.
 
-    `folder / name` is a path that can be read and written here; the files of an address's folder, though not its
-    folders, are here from the beginning. `str(folder)` is what people and `metatrain` find it by.
+    `folder / name` is a path that can be read and written here; the files of an address's folder,
+    though not its folders, are here from the beginning. `str(folder)` is what people and
+    `metatrain` find it by.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -142,7 +155,9 @@ class Folder:
         states = {path: path.stat() for path in self._here.rglob("*") if path.is_file()}
         now = {path: (state.st_mtime_ns, state.st_size) for path, state in states.items()}
         changed = [path for path in now if self._kept.get(path) != now[path]]
-        manifests = [path for path in changed if path.name == "manifest.json"]  # which say that the rest is there
+        manifests = [
+            path for path in changed if path.name == "manifest.json"
+        ]  # which say that the rest is there
         for path in manifests:
             remove(f"{self.uri}/{path.relative_to(self._here)}")
         for path in [*(path for path in changed if path not in manifests), *manifests]:
@@ -151,7 +166,9 @@ class Folder:
 
     def names(self, pattern: str) -> list[str]:
         """The files that match, by what people find them."""
-        return sorted(f"{self.uri}/{path.relative_to(self._here)}" for path in self._here.glob(pattern))
+        return sorted(
+            f"{self.uri}/{path.relative_to(self._here)}" for path in self._here.glob(pattern)
+        )
 
 
 def _reached(uri: str) -> AbstractContextManager[None]:

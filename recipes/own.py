@@ -1,4 +1,5 @@
-"""A family, models and an algorithm of one's own, for `recipes/own.yaml` and `own_resnet.yaml`: copy and change them.
+"""A family, models and an algorithm of one's own, for `recipes/own.yaml` and `own_resnet.yaml`:
+copy and change them.
 
 Each is a frozen dataclass with a `name`; what it must do is written in `metatrain/core.py`.
 """
@@ -17,7 +18,19 @@ from torch import Tensor, nn
 
 from metatrain import figures
 from metatrain.algorithms import inner_loop
-from metatrain.core import Adapt, Context, Meta, Model, Norm, Params, Path, Problem, Split, Task, Update
+from metatrain.core import (
+    Adapt,
+    Context,
+    Meta,
+    Model,
+    Norm,
+    Params,
+    Path,
+    Problem,
+    Split,
+    Task,
+    Update,
+)
 from metatrain.problem import Supervised
 from metatrain.tasks.sinusoid import mean_squared_error
 
@@ -55,10 +68,14 @@ class Parabolas:
     def standalone(self) -> Parabolas:
         return self
 
-    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         task = self.sample(generator, 3, split)
         order = task.query_x.argsort(1)
-        task = task._replace(query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order))
+        task = task._replace(
+            query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order)
+        )
         steps = adapt(task)
         shown = [(step, problem.predict(params, task)) for step, params in (steps[0], steps[-1])]
         return figures.fits(task, shown, f"Parabolas fitted to {self.shots} points")
@@ -91,12 +108,18 @@ class SineNet:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and a shortcut, halved by max-pool (He et al. 2016, arXiv 1512.03385, figure 2)."""
+    """Two 3x3 convolutions and a shortcut, halved by max-pool (He et al. 2016, arXiv 1512.03385,
+    figure 2).
+    """
 
     def __init__(self, narrow: int, wide: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU())
-        self.second = nn.Sequential(nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide))
+        self.first = nn.Sequential(
+            nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()
+        )
+        self.second = nn.Sequential(
+            nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide)
+        )
         self.shortcut = nn.Sequential(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,11 +141,15 @@ class Residuals(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet:
-    """A residual network with torch's own batch normalisation, which is computed as `norm` of the recipe says."""
+    """A residual network with torch's own batch normalisation, which is computed as `norm` of the
+    recipe says.
+    """
 
     name: str = "recipes.own:ResNet"
     filters: tuple[int, ...] = (64, 128, 256)
-    weights: str | None = None  # where the initial weights are: a safetensors file, or a run's folder
+    weights: str | None = (
+        None  # where the initial weights are: a safetensors file, or a run's folder
+    )
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         return Residuals(inputs[0], outputs, self.filters)
@@ -130,7 +157,9 @@ class ResNet:
 
 @dataclass(frozen=True, kw_only=True)
 class SignMAML:
-    """First-order MAML that adapts by the sign of the gradient (Fan et al. 2021, arXiv 2109.07497)."""
+    """First-order MAML that adapts by the sign of the gradient (Fan et al. 2021, arXiv
+    2109.07497).
+    """
 
     name: str = "recipes.own:SignMAML"
     inner_lr: float
@@ -148,7 +177,10 @@ class SignMAML:
                 loss = problem.support_loss(phi | leaves, task, context).sum()
             gradient = torch.autograd.grad(loss, list(leaves.values()))
             # The sign has no derivative: phi depends on the initialisation as if it were constant.
-            phi = phi | {name: phi[name] - self.inner_lr * g.sign() for name, g in zip(leaves, gradient, strict=True)}
+            phi = phi | {
+                name: phi[name] - self.inner_lr * g.sign()
+                for name, g in zip(leaves, gradient, strict=True)
+            }
             yield phi
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:

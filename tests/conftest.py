@@ -34,10 +34,16 @@ from tuning.cli import app
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_caches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's data cache, and none talks to an MLflow or Ray of theirs."""
+def _private_caches(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No test reads or writes the user's data cache, and none talks to an MLflow or Ray of
+    theirs.
+    """
     compiler = re.sub(r"\W", "", os.environ.get("CXX", ""))
-    kernels = request.config.cache.mkdir(f"kernels{compiler}")  # which pytest keeps: to compile them takes seconds
+    kernels = request.config.cache.mkdir(
+        f"kernels{compiler}"
+    )  # which pytest keeps: to compile them takes seconds
     os.environ["METATRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     (Path(os.environ["METATRAIN_CACHE"]) / ".compiled").symlink_to(kernels)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -60,13 +66,17 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster(_s3: S3) -> Iterator[None]:
-    """A local Ray with more CPU slots than this machine may have, and one for a GPU; it knows the storage."""
+    """A local Ray with more CPU slots than this machine may have, and one for a GPU; it knows the
+    storage.
+    """
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _s3.environment.items():
             patch.setenv(name, value)
-        ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False
+        )
     yield
     ray.shutdown()
 
@@ -117,13 +127,23 @@ class S3(NamedTuple):
 def _s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     log = tmp_path_factory.mktemp("s3") / "log"
     port, read_only = free_port(), free_port()
-    command = [sys.executable, str(Path(__file__).parent / "s3.py"), str(port), str(read_only), str(log)]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent / "s3.py"),
+        str(port),
+        str(read_only),
+        str(log),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"serving\n"
             urlopen(Request(f"http://127.0.0.1:{port}/bucket", method="PUT")).close()
-            keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+            keys = {
+                "AWS_ACCESS_KEY_ID": "key",
+                "AWS_SECRET_ACCESS_KEY": "secret",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
             keys["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
             yield S3(keys, f"http://127.0.0.1:{read_only}", log)
         finally:
@@ -141,10 +161,29 @@ def s3(_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 def mlflow_in(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server whose store is in a folder: its address and its process."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store(folder), "--artifacts-destination", str(folder / "artifacts")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        store(folder),
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     process = subprocess.Popen(
-        command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, start_new_session=True, cwd=folder
+        command,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
+        cwd=folder,
     )
     uri = f"http://127.0.0.1:{port}"
     try:
@@ -174,10 +213,14 @@ COMPOSE = yaml.safe_load((Path(__file__).parent.parent / "infra" / "compose.yaml
 
 
 class Nodes:
-    """A Ray head with a token and other nodes, by the commands of infra/compose.yaml, and all that their jobs need."""
+    """A Ray head with a token and other nodes, by the commands of infra/compose.yaml, and all that
+    their jobs need.
+    """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self._short = Path(tempfile.mkdtemp(prefix="mt"))  # Ray's sockets are files, whose names must not be long
+        self._short = Path(
+            tempfile.mkdtemp(prefix="mt")
+        )  # Ray's sockets are files, whose names must not be long
         self.port, self.dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.dashboard}"
         here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -187,40 +230,66 @@ class Nodes:
         self._folder, self._started = folder, []
 
     def temporary(self) -> Path:
-        """Of a node's own, as on a machine of its own: a node unpacks what a job ships over what is there."""
+        """Of a node's own, as on a machine of its own: a node unpacks what a job ships over what is
+        there.
+        """
         return Path(tempfile.mkdtemp(dir=self._short))
 
     def start(self, service: str, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         """A node as compose starts it, that runs until it is told to end."""
         name = f"ray-{len(self._started)}.log"
-        ports = {"head:6379": f"127.0.0.1:{self.port}", "=6379": f"={self.port}", "=8265": f"={self.dashboard}"}
+        ports = {
+            "head:6379": f"127.0.0.1:{self.port}",
+            "=6379": f"={self.port}",
+            "=8265": f"={self.dashboard}",
+        }
         command = list(COMPOSE["services"][service]["command"])
         for before, now in ports.items():
             command = [part.replace(before, now) for part in command]
-        alone = f"--dashboard-agent-listen-port={free_port()}"  # there are other nodes on this machine
+        alone = (
+            f"--dashboard-agent-listen-port={free_port()}"  # there are other nodes on this machine
+        )
         command += [*options, alone, f"--temp-dir={self.temporary()}"]
         with (self._folder / name).open("wb") as log:
             process = subprocess.Popen(
-                command, env=self.environment | environment, stdout=log, stderr=log, cwd=self._folder
+                command,
+                env=self.environment | environment,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
             )
         self._started.append(process)
         until(lambda: "Ray runtime started" in (self._folder / name).read_text())
         return process
 
     def run(self, *command: str, **environment: str | None) -> Done:
-        """A command that talks to the cluster, as a process of its own; None is for a variable that is not set."""
-        known = {name: value for name, value in (self.environment | environment).items() if value is not None}
-        done = subprocess.run(command, env=known, capture_output=True, text=True, check=False, timeout=280)
+        """A command that talks to the cluster, as a process of its own; None is for a variable that
+        is not set.
+        """
+        known = {
+            name: value
+            for name, value in (self.environment | environment).items()
+            if value is not None
+        }
+        done = subprocess.run(
+            command, env=known, capture_output=True, text=True, check=False, timeout=280
+        )
         return Done(done.returncode, done.stdout, done.stderr)
 
     def submit(self, file: Path, *arguments: str, **environment: str | None) -> Done:
-        return self.run("metatrain", "submit", str(file), "--address", self.address, *arguments, **environment)
+        return self.run(
+            "metatrain", "submit", str(file), "--address", self.address, *arguments, **environment
+        )
 
     def fail(self, process: subprocess.Popen[bytes]) -> None:
         """As a machine that loses its power."""
-        listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+        ).stdout
         gone = {process.pid}
-        for pid, parent in sorted((int(pid), int(parent)) for pid, parent in map(str.split, listed.splitlines())):
+        for pid, parent in sorted(
+            (int(pid), int(parent)) for pid, parent in map(str.split, listed.splitlines())
+        ):
             if parent in gone:
                 gone.add(pid)
         for pid in gone:
@@ -279,7 +348,13 @@ REPTILE: dict[str, Any] = GLYPHS | {
     "name": "reptile",
     "family": {"name": "fewshot", "data": "glyphs", "shots": 4},
     "algorithm": {"name": "reptile", "inner_lr": 0.001, "inner_steps": 3, "inner_batch": 7},
-    "outer": {"steps": 20, "tasks_per_step": 5, "tasks_per_ticket": 2, "optimizer": "SGD", "lr": 1.0},
+    "outer": {
+        "steps": 20,
+        "tasks_per_step": 5,
+        "tasks_per_ticket": 2,
+        "optimizer": "SGD",
+        "lr": 1.0,
+    },
 }
 SHORT = {"steps": 4, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003}
 PROBES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
@@ -287,25 +362,43 @@ PROBES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     "maml-conv4": GLYPHS,
     "maml-conv4-fused": GLYPHS | {"model": GLYPHS["model"] | {"filters": 16}, "outer": SHORT},
     "reptile-conv4": REPTILE,
-    "anil": GLYPHS | {"algorithm": {"name": "maml", "inner_lr": 0.4, "adapts": ["head.*"]}, "outer": SHORT},
+    "anil": GLYPHS
+    | {"algorithm": {"name": "maml", "inner_lr": 0.4, "adapts": ["head.*"]}, "outer": SHORT},
     "meta-sgd": GLYPHS
     | {
         "algorithm": {"name": "meta_sgd", "initial_lr": 0.4},
         "outer": SHORT | {"groups": {"algorithm.*": {"lr": 0.1}}},
     },
     "layer-step-rates": SINUSOID
-    | {"algorithm": {"name": "meta_sgd", "initial_lr": 0.01, "inner_steps": 2, "rates": "layer_step"}},
+    | {
+        "algorithm": {
+            "name": "meta_sgd",
+            "initial_lr": 0.01,
+            "inner_steps": 2,
+            "rates": "layer_step",
+        }
+    },
     "prototypical": GLYPHS
     | {
         "algorithm": {"name": "prototypical"},
         "norm": "running",
         "outer": SHORT,
-        "evaluation": {"tasks": 30, "tasks_per_ticket": 7, "norm": "running", "family": {"ways": 3}},
+        "evaluation": {
+            "tasks": 30,
+            "tasks_per_ticket": 7,
+            "norm": "running",
+            "family": {"ways": 3},
+        },
     },
     "recurrent": SINUSOID
     | {
         "family": {"name": "series", "shots": 4, "queries": 3},
-        "model": {"name": "rnn", "cell": "lstm", "hidden": 8, "body": {"name": "mlp", "hidden": [8]}},
+        "model": {
+            "name": "rnn",
+            "cell": "lstm",
+            "hidden": 8,
+            "body": {"name": "mlp", "hidden": [8]},
+        },
         "algorithm": {"name": "recurrent"},
     },
     "recurrent-conv4": GLYPHS
@@ -351,7 +444,12 @@ class Done(NamedTuple):
 def command(*arguments: str) -> Done:
     """What `metatrain ARGUMENTS` does, in this process: a second less than a process of its own."""
     out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
-    handlers, level, code, on_sigint = root.handlers[:], root.level, 0, signal.getsignal(signal.SIGINT)
+    handlers, level, code, on_sigint = (
+        root.handlers[:],
+        root.level,
+        0,
+        signal.getsignal(signal.SIGINT),
+    )
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["metatrain", *arguments])
         root.handlers.clear()

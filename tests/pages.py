@@ -33,19 +33,27 @@ def fenced(name: str) -> list[tuple[str, str]]:
 
 
 def blocks(name: str, language: str) -> list[str]:
-    return [text for kind, text in fenced(name) if kind == language and "-->" not in text]  # a drawing is no command
+    return [
+        text for kind, text in fenced(name) if kind == language and "-->" not in text
+    ]  # a drawing is no command
 
 
 def commands(name: str) -> list[str]:
-    """Each line of a page's blocks without a language, and those that end in a backslash with the next one."""
-    lines = [line for block in blocks(name, "") for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    """Each line of a page's blocks without a language, and those that end in a backslash with the
+    next one.
+    """
+    lines = [
+        line for block in blocks(name, "") for line in re.sub(r"\\\n\s*", "", block).splitlines()
+    ]
     return [line.partition("  #")[0].strip() for line in lines]
 
 
 def houses(folder: Path) -> None:
     """A table of ten districts, and one of a new district in two parts."""
     generator = np.random.default_rng(0)
-    rows = pd.DataFrame({"district": np.repeat(np.arange(11), 20), "rooms": generator.integers(1, 6, 220)})
+    rows = pd.DataFrame(
+        {"district": np.repeat(np.arange(11), 20), "rooms": generator.integers(1, 6, 220)}
+    )
     rows["area"] = 10 * rows["rooms"] + generator.uniform(0, 20, 220)
     rows["price"] = (2 + rows["district"] / 10) * rows["area"]
     rows[:200].to_csv(folder / "houses.csv", index=False)
@@ -60,7 +68,14 @@ class Home:
         self.folder = folder
         (folder / "infra").mkdir()
         shutil.copy(ROOT / "infra" / "env.py", folder / "infra")  # it writes beside itself
-        for name in ("recipes", "Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        for name in (
+            "recipes",
+            "Makefile",
+            "pyproject.toml",
+            "constraints.txt",
+            "README.md",
+            "LICENSE",
+        ):
             (folder / name).symlink_to(ROOT / name)
         (folder / ".venv").symlink_to(sys.prefix)
         photos = album(folder / "photos", range(29), 6)
@@ -74,12 +89,24 @@ class Home:
             "METATRAIN_CACHE": str(cache_in(folder / "cache")),
         }
         self.environment = os.environ | here
-        for name in ("RAY_AUTH_MODE", "MAKEFLAGS", "MAKELEVEL", "VENV"):  # of another test's Ray, of `make test`
+        for name in (
+            "RAY_AUTH_MODE",
+            "MAKEFLAGS",
+            "MAKELEVEL",
+            "VENV",
+        ):  # of another test's Ray, of `make test`
             self.environment.pop(name, None)
 
     def run(self, command: str, environment: dict[str, str] | None = None) -> str:
-        options = {"shell": True, "executable": "/bin/bash", "cwd": self.folder, "env": environment or self.environment}
-        done = subprocess.run(command, **options, capture_output=True, text=True, check=False, timeout=280)
+        options = {
+            "shell": True,
+            "executable": "/bin/bash",
+            "cwd": self.folder,
+            "env": environment or self.environment,
+        }
+        done = subprocess.run(
+            command, **options, capture_output=True, text=True, check=False, timeout=280
+        )
         assert done.returncode == 0, done.stderr
         found: str = done.stdout
         return found

@@ -1,4 +1,5 @@
-"""An S3 service on loopback for tests: moto's, with a log of what was asked for and a second port that only reads.
+"""An S3 service on loopback for tests: moto's, with a log of what was asked for and a second port
+that only reads.
 
 python s3.py PORT READ_ONLY_PORT LOG
 """
@@ -18,7 +19,9 @@ BUCKET = "bucket"
 
 
 class Logged:
-    """A line for each request: the port's kind, the method, the path, and the bytes of the answer."""
+    """A line for each request: the port's kind, the method, the path, and the bytes of the
+    answer.
+    """
 
     def __init__(self, app: Any, log: Path, *, writable: bool) -> None:
         self._app, self._log, self._writable = app, log, writable

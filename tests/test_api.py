@@ -1,4 +1,6 @@
-"""What Python callers are promised: train, tune, runs and Run, without a command line and without a traceback."""
+"""What Python callers are promised: train, tune, runs and Run, without a command line and without a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,11 @@ def test_the_version_is_known_of_a_checkout_that_is_not_installed(tmp_path: Path
     found = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+            [sys.executable, "-S", "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=True,
         )
         found.append(done.stdout.strip())
         shutil.copy(root / "pyproject.toml", tmp_path)
@@ -69,19 +75,34 @@ def test_a_recipe_is_a_file_a_dict_or_the_dataclass(trained: metatrain.Run) -> N
     whole = config(SHORT)
     before = copy.deepcopy(SHORT)
     for i, given in enumerate(["r.yaml", Path("r.yaml"), SHORT, whole, whole.recipe()]):
-        run = metatrain.train(given, output=f"run-{i}", workers={"max": 0}, tracking={"uri": "none"})
+        run = metatrain.train(
+            given, output=f"run-{i}", workers={"max": 0}, tracking={"uri": "none"}
+        )
         assert run.result["mean"].tolist() == trained.result["mean"].tolist()
     assert before == SHORT
 
 
 def test_overrides_set_dotted_keys_and_merge_dicts() -> None:
-    options: dict[str, Any] = {"algorithm.inner_lr": np.float32(0.5), "model": {"hidden": np.array([4, 4])}}
+    options: dict[str, Any] = {
+        "algorithm.inner_lr": np.float32(0.5),
+        "model": {"hidden": np.array([4, 4])},
+    }
     run = metatrain.train(SHORT, output=Path("run"), outer={"steps": np.int64(2)}, **options)
     found = run.config
-    assert (found.outer.steps, found.outer.lr, found.algorithm.inner_lr, found.model.hidden) == (2, 0.001, 0.5, (4, 4))
-    assert metatrain.train(SHORT, outer=found.outer, workers=Workers(max=0)).config.outer == found.outer
+    assert (found.outer.steps, found.outer.lr, found.algorithm.inner_lr, found.model.hidden) == (
+        2,
+        0.001,
+        0.5,
+        (4, 4),
+    )
+    assert (
+        metatrain.train(SHORT, outer=found.outer, workers=Workers(max=0)).config.outer
+        == found.outer
+    )
     other = {"name": "reptile", "inner_lr": 0.01, "inner_steps": 2, "inner_batch": 5}
-    again = metatrain.train(SHORT | {"algorithm": SHORT["algorithm"] | {"inner_steps": 2}}, algorithm=other)
+    again = metatrain.train(
+        SHORT | {"algorithm": SHORT["algorithm"] | {"inner_steps": 2}}, algorithm=other
+    )
     assert again.config.algorithm.name == "reptile"  # and no key of maml's is left
 
 
@@ -92,7 +113,11 @@ HOLDS_ITSELF["outer"] = HOLDS_ITSELF
 @pytest.mark.parametrize(
     ("recipe", "arguments", "sentence"),
     [
-        (SHORT, {"outer": {"stepz": 3}}, "outer.stepz is not a key of a recipe; did you mean 'steps'"),
+        (
+            SHORT,
+            {"outer": {"stepz": 3}},
+            "outer.stepz is not a key of a recipe; did you mean 'steps'",
+        ),
         (SHORT, {"outer.steps": "many"}, "outer.steps is 'many', expected a valid integer"),
         (SHORT, {"outer.lr": math.nan}, "nan"),
         (SHORT, {"name.first": "x"}, "'name.first' cannot be set"),
@@ -129,7 +154,9 @@ def test_no_key_of_a_recipe_or_a_sweep_has_the_name_of_an_argument() -> None:
 def test_a_sentence_names_arguments_and_no_options(trained: metatrain.Run) -> None:
     with pytest.raises(metatrain.InputError, match=r"leave out address or set workers\.max"):
         metatrain.train(SHORT, address="auto")
-    with pytest.raises(metatrain.InputError, match="already holds a run: pass resume='auto' to continue it"):
+    with pytest.raises(
+        metatrain.InputError, match="already holds a run: pass resume='auto' to continue it"
+    ):
         metatrain.train(SHORT, output=trained.folder)
 
 
@@ -140,7 +167,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence() -> None:
 
 
 def test_what_stops_training_says_how_to_continue() -> None:
-    with pytest.raises(metatrain.Diverged, match=r"metatrain.train\(..., resume='auto'\) continues"):
+    with pytest.raises(
+        metatrain.Diverged, match=r"metatrain.train\(..., resume='auto'\) continues"
+    ):
         metatrain.train(SHORT, **{"algorithm.inner_lr": 1e30, "outer.steps": 60})
 
 
@@ -178,14 +207,19 @@ def test_messages_are_shown_once_and_logging_is_left_as_it_was() -> None:
 import logging, metatrain
 train = lambda: metatrain.train({SHORT!r}, resume="auto", output="run")
 train()
-assert not any(logging.getLogger(name).handlers or logging.getLogger(name).level for name in ("cluster", "metatrain"))
+ours = [logging.getLogger(name) for name in ("cluster", "metatrain")]
+assert not any(logger.handlers or logger.level for logger in ours)
 logging.basicConfig(format="mine: %(message)s")
 train()
 logging.getLogger("cluster").setLevel("ERROR")
 train()
 """
-    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True)
-    said = [line for line in done.stderr.splitlines() if re.search("nothing to resume|resuming", line)]
+    done = subprocess.run(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=True
+    )
+    said = [
+        line for line in done.stderr.splitlines() if re.search("nothing to resume|resuming", line)
+    ]
     assert len(said) == 2
     assert said[0].startswith("there is nothing to resume")
     assert said[1].startswith("mine: resuming")
@@ -202,7 +236,10 @@ def test_a_run_is_opened_from_its_folder(trained: metatrain.Run) -> None:
     assert run.metrics["train/loss_after"].dtype == float
     assert run.config.name == "sinusoid"
     assert run.figures["learning_curve"].exists()
-    assert repr(run) == f"Run({run.folder!r}: sinusoid, 3 of 3 steps, mse {saved['mean']:.3f} ± {saved['ci95']:.3f})"
+    assert repr(run) == (
+        f"Run({run.folder!r}: sinusoid, 3 of 3 steps, mse {saved['mean']:.3f} ± "
+        f"{saved['ci95']:.3f})"
+    )
 
 
 def test_what_a_run_learned_adapts_to_images() -> None:
@@ -234,7 +271,10 @@ def test_metrics_leave_out_lines_that_are_none(copied: metatrain.Run, damage: by
 
 def test_a_null_is_a_number_that_is_none(copied: metatrain.Run) -> None:
     with Path("runs/a/metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "train/loss_after": null, "more": NaN}\n{"step": 4, "train/loss_after": null}\n')
+        file.write(
+            '{"step": 4, "train/loss_after": null, "more": NaN}\n{"step": 4, "train/loss_after": '
+            "null}\n"
+        )
     assert copied.metrics.index.tolist() == [1, 2, 3, 4]
     assert math.isnan(copied.metrics["train/loss_after"][4])
     result = json.loads(Path("runs/a/result.json").read_text())
@@ -256,7 +296,9 @@ def test_a_run_that_is_under_way_is_opened_too(copied: metatrain.Run) -> None:
     assert metatrain.runs()[["steps", "of", "metric"]].values.tolist() == [[0, 3, None]]
 
 
-@pytest.mark.parametrize("text", ["", "{", "5", "{}", '{"scores": []}', '{"scores": [5]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "5", "{}", '{"scores": []}', '{"scores": [5]}', "[" * 100_000]
+)
 def test_a_result_that_is_damaged_is_said_so(copied: metatrain.Run, text: str) -> None:
     Path("runs/a/result.json").write_text(text)
     with pytest.raises(metatrain.InputError, match=r"result\.json is damaged"):
@@ -273,7 +315,11 @@ def test_what_is_no_run_is_not_opened(copied: metatrain.Run, folder: str) -> Non
 
 def test_notebooks_get_html_in_which_names_are_text() -> None:
     run = metatrain.train(SHORT, name="<b>x", output="<i>y")
-    for shown in (run._repr_html_(), run.compare(run)._repr_html_(), metatrain.runs("<i>y")._repr_html_()):
+    for shown in (
+        run._repr_html_(),
+        run.compare(run)._repr_html_(),
+        metatrain.runs("<i>y")._repr_html_(),
+    ):
         assert "&lt;i&gt;" in shown
         assert "<b>x" not in shown
         assert "<i>" not in shown
@@ -306,7 +352,9 @@ def test_a_comparison_is_paired_on_the_same_tasks(trained: metatrain.Run) -> Non
         {"family.shots": 4},
     ],
 )
-def test_runs_that_were_tested_on_other_tasks_are_not_compared(trained: metatrain.Run, change: dict[str, Any]) -> None:
+def test_runs_that_were_tested_on_other_tasks_are_not_compared(
+    trained: metatrain.Run, change: dict[str, Any]
+) -> None:
     other = metatrain.train(SHORT, output="b", outer={"steps": 1}, **change)
     with pytest.raises(metatrain.InputError, match="were not tested on the same tasks"):
         trained.compare(other)
@@ -322,7 +370,9 @@ def test_no_verdict_is_given_where_results_are_no_numbers(trained: metatrain.Run
 def test_runs_lists_what_lies_below_and_notes_what_is_none(
     trained: metatrain.Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for i, name in enumerate(["runs/new", "runs/deep/er/old", "runs/.hidden/x", "runs/mlartifacts/0/x"]):
+    for i, name in enumerate(
+        ["runs/new", "runs/deep/er/old", "runs/.hidden/x", "runs/mlartifacts/0/x"]
+    ):
         shutil.copytree(trained.folder, name)
         for path in Path(name).iterdir():
             os.utime(path, (1.7e9 - i, 1.7e9 - i))
@@ -334,7 +384,12 @@ def test_runs_lists_what_lies_below_and_notes_what_is_none(
     Path("runs/rates/result.json").write_text(json.dumps(result | {"winner": 0, "trials": trials}))
     Path("runs/loop").symlink_to(Path("runs").absolute())
     Path("runs/notes.txt").touch()
-    foreign = {"hydra": "db: {driver: mysql}", "text": "\x00", "list": "- 1", "steps": "{name: x, outer: {steps: y}}"}
+    foreign = {
+        "hydra": "db: {driver: mysql}",
+        "text": "\x00",
+        "list": "- 1",
+        "steps": "{name: x, outer: {steps: y}}",
+    }
     for name, text in foreign.items():
         Path(f"runs/{name}").mkdir()
         Path(f"runs/{name}/config.yaml").write_text(text)
@@ -392,18 +447,27 @@ def test_without_ray_training_is_in_process_and_says_so(tmp_path: Path) -> None:
     recipe = {key: value for key, value in SHORT.items() if key != "workers"}
     code = f"import metatrain; recipe = {recipe!r}\n"
     code += "print(metatrain.train(recipe))\n"
-    code += "for call in (lambda: metatrain.train(recipe, workers={'max': 1}), lambda: metatrain.tune({})):\n"
+    code += (
+        "for call in (lambda: metatrain.train(recipe, workers={'max': 1}), lambda: "
+        "metatrain.tune({})):\n"
+    )
     code += "    try: call()\n"
     code += "    except metatrain.InputError as error: print(error)\n"
     path = f"{tmp_path / 'site'}:{Path(__file__).parent.parent}"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     trained, refused, swept = done.stdout.splitlines()
     assert "3 of 3 steps" in trained
     assert "ray is not installed: this process computes" in done.stderr
-    assert refused.startswith("ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0")
+    assert refused.startswith(
+        "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
+    )
     assert swept == "ray is not installed: pip install 'ray[default,tune,train]' optuna"
 
 
@@ -419,16 +483,32 @@ SWEEP: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("sweep", "changes", "sentence"),
     [
-        (SWEEP, {"budget": {"trialz": 3}}, "budget.trialz is not a key of a sweep; did you mean 'trials'"),
-        (SWEEP, {"recipe": {"outer": {"stepz": 1}}}, "its recipe with `set` of the sweep: outer.stepz is not a key"),
+        (
+            SWEEP,
+            {"budget": {"trialz": 3}},
+            "budget.trialz is not a key of a sweep; did you mean 'trials'",
+        ),
+        (
+            SWEEP,
+            {"recipe": {"outer": {"stepz": 1}}},
+            "its recipe with `set` of the sweep: outer.stepz is not a key",
+        ),
         (SWEEP, {"recipe": "no.yaml"}, "cannot read recipe no.yaml"),
         (SWEEP, {"recipe": 5}, "recipe is 5, expected a valid string"),
-        (SWEEP, {"space": {"outer.steps": {"choice": [1]}}}, "space.outer.steps cannot be searched"),
+        (
+            SWEEP,
+            {"space": {"outer.steps": {"choice": [1]}}},
+            "space.outer.steps cannot be searched",
+        ),
         (SWEEP, {"space": 5}, "space is 5, expected a valid dictionary"),
         ({"name": "x"}, {}, "recipe is missing"),
         (5, {}, "the sweep is 5, expected a YAML file's path, a dict or the dataclass"),
         (SWEEP, {"resume": True}, "resume is True, expected 'auto' or a sweep's folder"),
-        (SWEEP, {"resume": "nowhere"}, "nowhere holds no sweep to continue: give a sweep's folder, or resume='auto'"),
+        (
+            SWEEP,
+            {"resume": "nowhere"},
+            "nowhere holds no sweep to continue: give a sweep's folder, or resume='auto'",
+        ),
         (SHORT, {}, "the sweep is a recipe: give it to metatrain.train"),
     ],
 )
@@ -449,11 +529,15 @@ def test_a_sweep_file_names_its_recipe_from_where_it_lies() -> None:
 
 
 @pytest.mark.ray
-def test_ray_trains_twice_in_one_process_and_tunes(ray_cluster: None, trained: metatrain.Run) -> None:
+def test_ray_trains_twice_in_one_process_and_tunes(
+    ray_cluster: None, trained: metatrain.Run
+) -> None:
     runs = [metatrain.train(SHORT, workers={"max": 1}) for _ in range(2)]
     assert [run.result["mean"][0] for run in runs] == 2 * [trained.result["mean"][0]]
     before = copy.deepcopy(SWEEP)
-    found = metatrain.tune(SWEEP, space={"algorithm.inner_lr": {"choice": [0.01, 0.02]}}, **{"budget.steps": 2})
+    found = metatrain.tune(
+        SWEEP, space={"algorithm.inner_lr": {"choice": [0.01, 0.02]}}, **{"budget.steps": 2}
+    )
     assert before == SWEEP
     assert found.folder == "runs/rates"
     assert len(found.trials) == 2

@@ -1,4 +1,6 @@
-"""MLflow's pages as a person sees them in a browser: results, a description, charts, and a sweep's winner as best."""
+"""MLflow's pages as a person sees them in a browser: results, a description, charts, and a sweep's
+winner as best.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Seen(NamedTuple):
     said: str  # by `metatrain tune`
 
     def page(self, place: Place, tab: str = "") -> Page:
-        """The page that `metatrain ui` opens, or a tab of it, in a browser that has never been there."""
+        """The page that `metatrain ui` opens, or a tab of it, in a browser that has never been
+        there.
+        """
         with served(place, 0) as (address, _):
             shown = self.browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
             shown.goto(address.replace("?", f"{tab}?"))
@@ -51,10 +55,18 @@ def seen(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     from playwright.sync_api import sync_playwright
 
     here = tmp_path_factory.mktemp("seen")
-    with mlflow_in(here) as (uri, _), sync_playwright() as playwright, pytest.MonkeyPatch.context() as patch:
+    with (
+        mlflow_in(here) as (uri, _),
+        sync_playwright() as playwright,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.chdir(here)
         validation = {"validation": {"every_steps": 10, "tasks": 10}, "tracking": {"uri": uri}}
-        evaluation = {"tasks": 8, "norm": ["transductive", "support+1"], "algorithm": {"inner_steps": 3}}
+        evaluation = {
+            "tasks": 8,
+            "norm": ["transductive", "support+1"],
+            "algorithm": {"inner_steps": 3},
+        }
         glyphs = GLYPHS | validation | {"evaluation": evaluation}
         sweep = {
             "name": "seen",
@@ -62,11 +74,17 @@ def seen(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "space": {"algorithm.inner_lr": {"grid": RATES}},
             "search": "grid",
         }
-        for name, content in (("sinusoid", SINUSOID | validation), ("glyphs", glyphs), ("sweep", sweep)):
+        for name, content in (
+            ("sinusoid", SINUSOID | validation),
+            ("glyphs", glyphs),
+            ("sweep", sweep),
+        ):
             (here / f"{name}.yaml").write_text(yaml.safe_dump(content))
         tuned = command("tune", "sweep.yaml", "--set", "output=tuned")
         assert tuned.returncode == 0, tuned.stderr
-        trained = command("train", "glyphs.yaml", "--set", "output=trained")  # the newest run: `metatrain ui` shows it
+        trained = command(
+            "train", "glyphs.yaml", "--set", "output=trained"
+        )  # the newest run: `metatrain ui` shows it
         assert trained.returncode == 0, trained.stderr
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield Seen(browser, uri, here / "trained", here / "tuned", tuned.stdout)
@@ -97,7 +115,9 @@ def test_a_run_says_what_it_came_to_how_it_was_measured_and_how_to_load_it(seen:
     wait_for(page, "before adaptation", "nearest neighbour on pixels")
     page.get_by_text("Show more", exact=True).click()
     (score, second) = json.loads((seen.trained / "result.json").read_text())["scores"]
-    wait_for(page, f"{100 * score['mean']:.2f}% ± {100 * score['ci95']:.2f}", "accuracy (norm support+1)")
+    wait_for(
+        page, f"{100 * score['mean']:.2f}% ± {100 * score['ci95']:.2f}", "accuracy (norm support+1)"
+    )
     text = page.inner_text("body")
     assert f"{100 * second['mean']:.2f}% ±" in text
     assert score["protocol"] in text
@@ -114,22 +134,37 @@ def test_charts_show_results_before_housekeeping(seen: Seen) -> None:
     page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
     lines = [line.strip() for line in page.inner_text("body").splitlines() if line.strip()]
     sections = [line for line, count in pairwise(lines) if re.fullmatch(r"\(\d+\)", count)]
-    results = ["adaptation", "adaptation/support_plus_1", "test", "test/support_plus_1", "train", "val"]
+    results = [
+        "adaptation",
+        "adaptation/support_plus_1",
+        "test",
+        "test/support_plus_1",
+        "train",
+        "val",
+    ]
     assert sections == [*results, "Model metrics"]
     assert page.get_by_text("lost_tickets").count() == 0
-    plots = page.evaluate("Array.from(document.querySelectorAll('.js-plotly-plot')).map(plot => plot.data[0].x)")
+    plots = page.evaluate(
+        "Array.from(document.querySelectorAll('.js-plotly-plot')).map(plot => plot.data[0].x)"
+    )
     assert plots[0] == [0, 1, 2, 3]  # inner steps
     page = seen.page(place_of(seen.trained), "/system-metrics")
     wait_for(page, "driver_share", "tasks_per_s")
 
 
 def test_the_comparison_of_a_sweep_shows_the_winner_as_the_best(seen: Seen) -> None:
-    (printed,) = (line.split()[-1] for line in seen.said.splitlines() if line.startswith("side by side: "))
+    (printed,) = (
+        line.split()[-1] for line in seen.said.splitlines() if line.startswith("side by side: ")
+    )
     place = place_of(seen.sweep)
     assert printed == f"{seen.uri}{place.page()}"
     page = seen.page(place)
     result = json.loads((seen.sweep / "result.json").read_text())
-    wait_for(page, *(f"seen-0{i}{' (winner)' * (i == result['winner'])}" for i in range(3)), *map(str, RATES))
+    wait_for(
+        page,
+        *(f"seen-0{i}{' (winner)' * (i == result['winner'])}" for i in range(3)),
+        *map(str, RATES),
+    )
     page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
     assert "Comparing 3 Runs" in page.inner_text("body")
     plot: dict[str, Any] = page.evaluate("document.querySelector('.js-plotly-plot').data[0]")

@@ -1,4 +1,6 @@
-"""Checkpoints resume exactly, are complete or not there, and are refused when they are not what was saved."""
+"""Checkpoints resume exactly, are complete or not there, and are refused when they are not what was
+saved.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
     return bundle.load(str(folder / "bundle"))[1].model
 
 
-def save_steps(root: str, versions: list[int], keep: int = 2, base: dict[str, Any] = SINUSOID) -> None:
+def save_steps(
+    root: str, versions: list[int], keep: int = 2, base: dict[str, Any] = SINUSOID
+) -> None:
     settings = config(base)
     learner = Learner(initial_meta(settings.recipe()), settings.outer)
     plan, _ = choose_plan(settings.recipe(), 0, 1)
@@ -55,7 +59,9 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
         "run.train(recipes.parse(RunConfig, json.loads(sys.argv[1]), 'test'))\n"
     )
     dying = subprocess.Popen([sys.executable, "-c", code, settings], stderr=subprocess.PIPE)
-    straight, _ = run.train(config(base, output=str(tmp_path / "straight"), **schedule))  # while that one starts
+    straight, _ = run.train(
+        config(base, output=str(tmp_path / "straight"), **schedule)
+    )  # while that one starts
     _, errors = dying.communicate()
     assert dying.returncode == -signal.SIGKILL, errors
     assert not (killed / "bundle").exists()
@@ -63,9 +69,14 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
     assert str(resumed) == str(killed)
     for name, p in parameters(straight).items():
         assert torch.equal(p, parameters(killed)[name]), name
-    rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (straight, killed)]
+    rows = [
+        [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in (straight, killed)
+    ]
     assert [row["step"] for row in rows[1]] == list(range(1, 11))
-    assert [row["train/loss_after"] for row in rows[0]] == [row["train/loss_after"] for row in rows[1]]
+    assert [row["train/loss_after"] for row in rows[0]] == [
+        row["train/loss_after"] for row in rows[1]
+    ]
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -76,7 +87,9 @@ def test_what_every_kind_learns_and_tracks_goes_on_exactly(probe: str, tmp_path:
 
     def learn(learner: Learner, until: int) -> torch.Tensor:
         while learner.version < until:
-            worker.load(-learner.version - 2, worker.layout.flatten(learner.meta()))  # a version that it has not
+            worker.load(
+                -learner.version - 2, worker.layout.flatten(learner.meta())
+            )  # a version that it has not
             update, _ = worker.compute(Ticket("update", "train", learner.version, 0))
             assert isinstance(update, Update)
             learner.apply([update])
@@ -90,8 +103,12 @@ def test_what_every_kind_learns_and_tracks_goes_on_exactly(probe: str, tmp_path:
     assert torch.equal(learn(resumed, 4), expected)
 
 
-def test_a_run_goes_on_by_the_path_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a compiler has come since, the kernels do not take over: the parameters would be others."""
+def test_a_run_goes_on_by_the_path_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a compiler has come since, the kernels do not take over: the parameters would be
+    others.
+    """
 
     def unavailable(name: str) -> None:
         raise Unavailable("there is no compiler")
@@ -174,7 +191,9 @@ def test_any_pyarrow_filesystem_will_do(tmp_path: Path) -> None:
         ("seed", 1, False),
     ],
 )
-def test_only_numbers_of_outer_and_algorithm_may_change(key: str, value: Any, allowed: bool, tmp_path: Path) -> None:
+def test_only_numbers_of_outer_and_algorithm_may_change(
+    key: str, value: Any, allowed: bool, tmp_path: Path
+) -> None:
     save_steps(str(tmp_path), [4])
     saved = checkpoint.load(str(tmp_path))
     changed = config(SINUSOID, **{key.replace(".", "__"): value})
@@ -194,7 +213,9 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_bundle_is_read_back_and_evaluates_like_its_run(tmp_path: Path) -> None:
-    folder, (trained,) = run.train(config(GLYPHS, outer__steps=3, output=str(tmp_path / "g"), evaluation__tasks=10))
+    folder, (trained,) = run.train(
+        config(GLYPHS, outer__steps=3, output=str(tmp_path / "g"), evaluation__tasks=10)
+    )
     local = ["workers.max=0"]
     for uri in (str(folder), str(folder / "bundle"), str(folder / "checkpoints" / "step-00000003")):
         (again,) = run.evaluate(uri, local)

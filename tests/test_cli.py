@@ -1,4 +1,6 @@
-"""The commands as a person types them: results, interrupts, and errors of one sentence with exit code 2."""
+"""The commands as a person types them: results, interrupts, and errors of one sentence with exit
+code 2.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ from tuning.cli import app
 def spawned(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """In a process of its own, which may start or join a Ray of its own."""
     full = [sys.executable, "-m", "tuning.cli", *arguments]
-    return subprocess.run(full, capture_output=True, text=True, check=False, env=os.environ | (env or {}), timeout=200)
+    return subprocess.run(
+        full, capture_output=True, text=True, check=False, env=os.environ | (env or {}), timeout=200
+    )
 
 
 def write(base: dict[str, Any], path: Path, **overrides: Any) -> str:
@@ -60,13 +64,25 @@ def refused(done: Done | subprocess.CompletedProcess[str], sentence: str) -> Non
 def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     recipe = write(GLYPHS, tmp_path / "g.yaml", evaluation__norm=["transductive", "support+1"])
     done = command(
-        "train", recipe, "--set", "outer.steps=4", "--set", "output=out", "--set", "validation.every_steps=2"
+        "train",
+        recipe,
+        "--set",
+        "outer.steps=4",
+        "--set",
+        "output=out",
+        "--set",
+        "validation.every_steps=2",
     )
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
-    assert re.match(r'^result: accuracy=\d+\.\d\d% ci95=\d+\.\d\d tasks=30 protocol=".*bn=transductive,.*"$', last)
+    assert re.match(
+        r'^result: accuracy=\d+\.\d\d% ci95=\d+\.\d\d tasks=30 protocol=".*bn=transductive,.*"$',
+        last,
+    )
     table, rest = lines[:5], lines[5:]
-    assert re.match(r"accuracy on 30 tasks +mean +95 % +the result is, on the same tasks$", table[0])
+    assert re.match(
+        r"accuracy on 30 tasks +mean +95 % +the result is, on the same tasks$", table[0]
+    )
     for line, row in zip(
         table[1:],
         (
@@ -79,8 +95,13 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
     ):
         interval = "" if "pixels" in row else r" +± \d+\.\d\d"
         assert re.match(rf"{re.escape(row)} +\d+\.\d\d%{interval}", line)
-    assert re.search(r"\d\.\d\d points (better|worse)$|no clear difference: -?\d+\.\d\d ± \d+\.\d\d points$", table[4])
-    pictures = (f"out/figures/{name}.png" for name in ("adaptation_curve", "example", "learning_curve"))
+    assert re.search(
+        r"\d\.\d\d points (better|worse)$|no clear difference: -?\d+\.\d\d ± \d+\.\d\d points$",
+        table[4],
+    )
+    pictures = (
+        f"out/figures/{name}.png" for name in ("adaptation_curve", "example", "learning_curve")
+    )
     assert rest == [
         "folder: out",
         f"pictures: {' '.join(pictures)}",
@@ -102,15 +123,25 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
     assert last in as_json.stderr
 
 
-def test_config_prints_a_recipe_that_trains_the_same_and_where_each_value_is_from(tmp_path: Path) -> None:
+def test_config_prints_a_recipe_that_trains_the_same_and_where_each_value_is_from(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(SINUSOID))
-    done = command("config", str(tmp_path / "s.yaml"), "--set", "outer.lr=0.5", "--set", "model={name: mlp}")
+    done = command(
+        "config", str(tmp_path / "s.yaml"), "--set", "outer.lr=0.5", "--set", "model={name: mlp}"
+    )
     assert done.returncode == 0
-    assert yaml.safe_load(done.stdout) == recipes.dump(config(SINUSOID | {"model": {"name": "mlp"}}, outer__lr=0.5))
-    groups = command("config", str(tmp_path / "s.yaml"), "--set", "outer.groups={'*.0.*': {lr: 0.1}}")
+    assert yaml.safe_load(done.stdout) == recipes.dump(
+        config(SINUSOID | {"model": {"name": "mlp"}}, outer__lr=0.5)
+    )
+    groups = command(
+        "config", str(tmp_path / "s.yaml"), "--set", "outer.groups={'*.0.*': {lr: 0.1}}"
+    )
     assert yaml.safe_load(groups.stdout)["outer"]["groups"] == {"*.0.*": {"lr": 0.1}}
     lines = dict(line.strip().split(": ", 1) for line in done.stdout.splitlines() if "#" in line)
-    sources = {key: (value.split("#")[0].strip(), value.split("# ")[1]) for key, value in lines.items()}
+    sources = {
+        key: (value.split("#")[0].strip(), value.split("# ")[1]) for key, value in lines.items()
+    }
     assert sources["inner_lr"] == ("0.01", "recipe")
     assert sources["first_order"] == ("false", "default")
     assert sources["lr"] == ("0.5", "--set")
@@ -120,7 +151,9 @@ def test_config_prints_a_recipe_that_trains_the_same_and_where_each_value_is_fro
 def every_command(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
     for name, below in group.commands.items():
-        found += every_command(below, (*path, name)) if hasattr(below, "commands") else [(*path, name)]
+        found += (
+            every_command(below, (*path, name)) if hasattr(below, "commands") else [(*path, name)]
+        )
     return found
 
 
@@ -133,12 +166,21 @@ def test_every_command_has_help_with_a_worked_example(path: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGINT, 0), (signal.SIGTERM, 0), pytest.param(signal.SIGINT, 2, marks=pytest.mark.ray)],
+    [
+        (signal.SIGINT, 0),
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.ray),
+    ],
 )
-def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, workers: int, tmp_path: Path) -> None:
+def test_an_interrupt_saves_and_the_run_goes_on_exactly(
+    number: signal.Signals, workers: int, tmp_path: Path
+) -> None:
     """The signal goes to the whole process group, workers included, as from a terminal."""
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=200, workers__max=workers)
-    assert command("train", recipe, "--set", "output=straight", "--set", "workers.max=0").returncode == 0
+    assert (
+        command("train", recipe, "--set", "output=straight", "--set", "workers.max=0").returncode
+        == 0
+    )
     arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=stopped"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = Path("stopped/metrics.jsonl")
@@ -160,7 +202,9 @@ def test_an_interrupt_saves_and_the_run_goes_on_exactly(number: signal.Signals, 
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="sees in /proc when Python has started")
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="sees in /proc when Python has started"
+)
 def test_ctrl_c_before_the_first_step_ends_in_a_sentence_too(tmp_path: Path) -> None:
     recipe = write(GLYPHS, tmp_path / "g.yaml", outer__steps=10**6)
     arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=out"]
@@ -182,16 +226,32 @@ def test_ctrl_c_before_the_first_step_ends_in_a_sentence_too(tmp_path: Path) -> 
 def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> None:
     recipe = write(GLYPHS, tmp_path / "g.yaml", outer__steps=2, evaluation__tasks=4)
     assert command("train", recipe, "--set", "output=out").returncode == 0
-    needs = "the evaluation needs .* of shape .*: evaluate with the model, algorithm, norm and family.ways of training"
-    changes = "--set .* would change what was trained: an evaluation takes keys of evaluation and workers, such as"
-    for item, sentence in (("evaluation.family.ways=3", needs), ("family.ways=3", changes), ("seed=3", changes)):
+    needs = (
+        "the evaluation needs .* of shape .*: evaluate with the model, algorithm, norm "
+        "and family.ways of training"
+    )
+    changes = (
+        "--set .* would change what was trained: an evaluation takes keys of "
+        "evaluation and workers, such as"
+    )
+    for item, sentence in (
+        ("evaluation.family.ways=3", needs),
+        ("family.ways=3", changes),
+        ("seed=3", changes),
+    ):
         refused(command("evaluate", "out", "--set", "workers.max=0", "--set", item), sentence)
     done = command("train", recipe, "--set", "evaluation.family.ways=3", "--set", "output=other")
     refused(done, "evaluate with the model, algorithm, norm and family.ways of training")
-    refused(command("evaluate", recipe), "is a file: give a run's folder, a checkpoint's or a bundle's")
+    refused(
+        command("evaluate", recipe), "is a file: give a run's folder, a checkpoint's or a bundle's"
+    )
     faster = ("--set", "output=out", "--set", "outer.lr=0.1")
     done = command("train", recipe, *faster, "--resume", "auto")
-    refused(done, "has made 2 outer steps, so that outer.lr = 0.1 would change nothing: ask for more outer.steps")
+    refused(
+        done,
+        "has made 2 outer steps, so that outer.lr = 0.1 would change nothing: ask for more "
+        "outer.steps",
+    )
     assert yaml.safe_load(Path("out/config.yaml").read_text())["outer"]["lr"] == 0.003
     other = write(REPTILE, tmp_path / "r.yaml", outer__steps=4)
     done = command("train", other, "--set", "output=out", "--resume", "auto")
@@ -213,15 +273,29 @@ def test_resume_auto_finds_the_newest_run_of_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "sentence"),
     [
-        (["algorithm.inner_rl=1"], "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'"),
+        (
+            ["algorithm.inner_rl=1"],
+            "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'",
+        ),
         (["outer.lr=fast"], "outer.lr is 'fast', expected a valid number"),
         (["outer.lr"], "--set takes key=value"),
         (["seed.x=1"], "'seed.x' cannot be set: 'seed' is a value"),
-        (["family={name: fewshot, ways: 2000}", "model.name=mlp"], "2000 ways were asked for.* has 700 classes"),
-        (["family={name: fewshot, data: omniglot}"], "not imported yet: run `metatrain data import omniglot`"),
-        (["workers={max: 0, gpus: 1}"], "asks for a GPU, but torch sees none here: set workers.gpus to 0"),
+        (
+            ["family={name: fewshot, ways: 2000}", "model.name=mlp"],
+            "2000 ways were asked for.* has 700 classes",
+        ),
+        (
+            ["family={name: fewshot, data: omniglot}"],
+            "not imported yet: run `metatrain data import omniglot`",
+        ),
+        (
+            ["workers={max: 0, gpus: 1}"],
+            "asks for a GPU, but torch sees none here: set workers.gpus to 0",
+        ),
         pytest.param(
-            ["tracking.uri=http://127.0.0.1:9"], "MLflow does not answer at http://127.0.0.1:9", marks=pytest.mark.ray
+            ["tracking.uri=http://127.0.0.1:9"],
+            "MLflow does not answer at http://127.0.0.1:9",
+            marks=pytest.mark.ray,
         ),
     ],
 )
@@ -229,7 +303,9 @@ def test_bad_input_ends_in_one_sentence(sets: list[str], sentence: str, tmp_path
     if "gpus" in sets[0] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     recipe = write(SINUSOID, tmp_path / "s.yaml")
-    refused(command("train", recipe, *[part for item in sets for part in ("--set", item)]), sentence)
+    refused(
+        command("train", recipe, *[part for item in sets for part in ("--set", item)]), sentence
+    )
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
@@ -240,7 +316,10 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> Non
 
 def test_a_run_that_diverges_says_what_to_lower_and_is_saved(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__lr=1e30, output="out")
-    refused(command("train", recipe), "is not finite: lower algorithm.inner_lr or outer.lr.*last whole step is saved")
+    refused(
+        command("train", recipe),
+        "is not finite: lower algorithm.inner_lr or outer.lr.*last whole step is saved",
+    )
     assert list(Path("out/checkpoints").iterdir())
 
 
@@ -262,9 +341,14 @@ def test_an_unreachable_cluster_is_one_sentence(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "s.yaml", workers__max=1)
     sentence = "no Ray cluster answers at 127.0.0.1:%d .*check --address"
     refused(spawned("train", recipe, "--address", "127.0.0.1:1"), sentence % 1)
-    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as other:  # listens, is no Ray
+    with socketserver.TCPServer(
+        ("127.0.0.1", 0), socketserver.BaseRequestHandler
+    ) as other:  # listens, is no Ray
         port = other.server_address[1]
-        sentence = "no Ray cluster answers at 127.0.0.1:%d .*asks for a token: set RAY_AUTH_MODE=token.*check --address"
+        sentence = (
+            "no Ray cluster answers at 127.0.0.1:%d .*asks for a token: set "
+            "RAY_AUTH_MODE=token.*check --address"
+        )
         refused(spawned("train", recipe, "--address", f"127.0.0.1:{port}"), sentence % port)
 
 
@@ -280,7 +364,11 @@ def test_a_given_cluster_is_joined_and_left_running(ray_cluster: None, tmp_path:
     assert surrounding.returncode == 0, surrounding.stderr
     too_much = ("--set", "workers={min: 2, max: 2, cpus: 3, wait_s: 2}")
     done = spawned("train", recipe, "--set", "output=c", *too_much, "--address", address)
-    refused(done, r"[01] of workers\.min = 2 workers of 3 CPUs and 0 GPUs could start in workers\.wait_s = 2 s")
+    refused(
+        done,
+        r"[01] of workers\.min = 2 workers of 3 CPUs and 0 GPUs could start in workers\.wait_s = 2 "
+        r"s",
+    )
     assert ray.cluster_resources()["CPU"] == 4
 
 
@@ -288,11 +376,19 @@ def test_a_given_cluster_is_joined_and_left_running(ray_cluster: None, tmp_path:
 @pytest.mark.parametrize(
     ("sets", "sentence"),
     [
-        (["workers={min: 1, gpus: 1}"], "1 workers of 1 CPUs and 1 GPUs do not fit on this machine"),
-        (["workers={min: 1, cpus: 10000}"], "1 workers of 10000 CPUs and 0 GPUs do not fit on this machine"),
+        (
+            ["workers={min: 1, gpus: 1}"],
+            "1 workers of 1 CPUs and 1 GPUs do not fit on this machine",
+        ),
+        (
+            ["workers={min: 1, cpus: 10000}"],
+            "1 workers of 10000 CPUs and 0 GPUs do not fit on this machine",
+        ),
     ],
 )
-def test_more_than_this_machine_has_is_one_sentence(sets: list[str], sentence: str, tmp_path: Path) -> None:
+def test_more_than_this_machine_has_is_one_sentence(
+    sets: list[str], sentence: str, tmp_path: Path
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     refused(spawned("train", write(SINUSOID, tmp_path / "s.yaml"), "--set", *sets), sentence)
@@ -314,40 +410,74 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "glyphs    drawn at first use" in listed.stdout
     assert "omniglot  not imported: metatrain data import omniglot" in listed.stdout
     drawn = command("data", "import", "glyphs")
-    assert drawn.stdout.startswith("imported glyphs: 1000 classes, 20000 images of 28x28 pixels, grey into ")
+    assert drawn.stdout.startswith(
+        "imported glyphs: 1000 classes, 20000 images of 28x28 pixels, grey into "
+    )
     checked = command("data", "check", "glyphs").stdout.splitlines()
-    assert checked[0] == "glyphs: the checksum is right; 1000 classes, 20000 images of 28x28 pixels, grey"
+    assert (
+        checked[0]
+        == "glyphs: the checksum is right; 1000 classes, 20000 images of 28x28 pixels, grey"
+    )
     assert checked[1] == "  20 to 20 images a class, median 20"
-    assert checked[2].startswith("  splits glyphs: train 700, val 100, test 200 classes, disjoint; ")
+    assert checked[2].startswith(
+        "  splits glyphs: train 700, val 100, test 200 classes, disjoint; "
+    )
     listed = command("data", "list")
-    assert "glyphs    1000 classes, 20000 images of 28x28 pixels, grey; splits glyphs" in listed.stdout
-    refused(command("data", "import", "omniglut"), "'omniglut' is none of glyphs, omniglot: .*give --source")
-    refused(command("data", "import", "omniglot", "--size", "28"), "omniglot comes in its published size")
+    assert (
+        "glyphs    1000 classes, 20000 images of 28x28 pixels, grey; splits glyphs" in listed.stdout
+    )
+    refused(
+        command("data", "import", "omniglut"),
+        "'omniglut' is none of glyphs, omniglot: .*give --source",
+    )
+    refused(
+        command("data", "import", "omniglot", "--size", "28"),
+        "omniglot comes in its published size",
+    )
     refused(command("data", "import", "a/b"), "'a/b' cannot name a data set")
-    refused(command("data", "import", "2024", "--source", "."), "'2024' cannot name a data set: .* not a number")
+    refused(
+        command("data", "import", "2024", "--source", "."),
+        "'2024' cannot name a data set: .* not a number",
+    )
     (tmp_path / "glyphs" / "images.arrow").write_bytes(b"")
     album(tmp_path / "photos", range(4), 2)
     assert command("data", "import", "mine", "--source", str(tmp_path / "photos")).returncode == 0
     damaged, mine, _ = command("data", "list").stdout.splitlines()
     assert "is not what was imported: run `metatrain data import glyphs` again" in damaged
     assert mine.startswith("mine      4 classes")
-    refused(command("data", "import", "omniglot", "--source", "nowhere"), "nowhere holds neither a folder images_back")
+    refused(
+        command("data", "import", "omniglot", "--source", "nowhere"),
+        "nowhere holds neither a folder images_back",
+    )
 
 
 def test_the_versions_are_one_line_and_read_without_torch() -> None:
-    code = "import sys; from tuning.cli import app; app(['--version'], standalone_mode=False); print(*sys.modules)"
+    code = (
+        "import sys; from tuning.cli import app; app(['--version'], "
+        "standalone_mode=False); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     line, modules = done.stdout.splitlines()
-    assert re.fullmatch(r"metatrain \d\S* \(Python \d\S*, torch \d\S*, ray \d\S*, mlflow \d\S*\)", line)
+    assert re.fullmatch(
+        r"metatrain \d\S* \(Python \d\S*, torch \d\S*, ray \d\S*, mlflow \d\S*\)", line
+    )
     assert not {"torch", "ray", "mlflow", "pandas", "matplotlib"} & set(modules.split())
 
 
 def test_the_shells_completion_can_be_installed() -> None:
     program = Path(sys.executable).parent / "metatrain"
-    typed = ["bash", "-c", f"{program} --show-completion; true"]  # Typer looks for the shell that it was started from
+    typed = [
+        "bash",
+        "-c",
+        f"{program} --show-completion; true",
+    ]  # Typer looks for the shell that it was started from
     done = subprocess.run(typed, capture_output=True, text=True, check=True)
     assert "_METATRAIN_COMPLETE=complete_bash" in done.stdout
-    asked = os.environ | {"_METATRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "metatrain ev", "COMP_CWORD": "1"}
+    asked = os.environ | {
+        "_METATRAIN_COMPLETE": "complete_bash",
+        "COMP_WORDS": "metatrain ev",
+        "COMP_CWORD": "1",
+    }
     found = subprocess.run(program, capture_output=True, text=True, check=False, env=asked)
     assert found.stdout.split() == ["evaluate"]
 
@@ -355,7 +485,10 @@ def test_the_shells_completion_can_be_installed() -> None:
 def test_what_ends_without_an_output_of_its_own_is_continued_by_its_folder(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "a recipe.yaml", outer__steps=6)
     done = command("train", recipe, "--set", "outer.lr=1e30")
-    refused(done, "is not finite: lower algorithm.inner_lr or outer.lr, .*; the last whole step is saved$")
+    refused(
+        done,
+        "is not finite: lower algorithm.inner_lr or outer.lr, .*; the last whole step is saved$",
+    )
     (folder,) = Path("runs/sinusoid").iterdir()
     last = done.stderr.splitlines()[-1]
     assert last == f"to continue: metatrain train '{recipe}' --set outer.lr=1e30 --resume {folder}"
@@ -366,14 +499,18 @@ def test_what_ends_without_an_output_of_its_own_is_continued_by_its_folder(tmp_p
 
 
 def test_where_checkpoints_lie_elsewhere_the_command_names_the_output(tmp_path: Path) -> None:
-    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__lr=1e30, checkpoint__uri=str(tmp_path / "saved"))
+    recipe = write(
+        SINUSOID, tmp_path / "s.yaml", outer__lr=1e30, checkpoint__uri=str(tmp_path / "saved")
+    )
     done = command("train", recipe)
     (folder,) = Path("runs/sinusoid").iterdir()
     assert done.stderr.splitlines()[-1].endswith(f" --set output={folder} --resume auto")
     assert f"resuming {tmp_path}/saved/step-" in pasted(done.stderr).stderr
 
 
-def test_a_name_in_the_list_of_runs_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_in_the_list_of_runs_does_not_move_the_cursor(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     row = dict.fromkeys(("when", "steps", "of", "metric", "diverged")) | {"kind": "run"}
     names = {"name": "a\x1b[31m", "folder": "runs/b\nc\u202e"}
     cli.print_table(tables.of_runs([row | names]))
@@ -382,18 +519,27 @@ def test_a_name_in_the_list_of_runs_does_not_move_the_cursor(capsys: pytest.Capt
 
 
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
-    assert command("runs").stdout == "there are no runs in runs: train one with metatrain train RECIPE\n"
+    assert (
+        command("runs").stdout
+        == "there are no runs in runs: train one with metatrain train RECIPE\n"
+    )
     assert json.loads(command("runs", "--json").stdout) == []
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=2, evaluation__tasks=4)
     assert command("train", recipe, "--set", "output=runs/whole").returncode == 0
-    assert command("train", recipe, "--set", "output=runs/half", "--set", "outer.lr=1e30").returncode == 2
+    assert (
+        command("train", recipe, "--set", "output=runs/half", "--set", "outer.lr=1e30").returncode
+        == 2
+    )
     os.utime("runs/whole/result.json", (0, 0))
     for file in Path("runs/whole").iterdir():
         os.utime(file, (10**9, 10**9))
     head, half, whole = command("runs").stdout.splitlines()
     assert head.split() == ["name", "kind", "when", "steps", "result", "folder"]
     assert re.fullmatch(r"sinusoid +run +20\d\d-\d\d-\d\d \d\d:\d\d +\d of 2 +runs/half", half)
-    assert re.fullmatch(r"sinusoid +run +2001-09-0\d \d\d:\d\d +2 of 2 +mse \d+\.\d{4} ± \d+\.\d{4} +runs/whole", whole)
+    assert re.fullmatch(
+        r"sinusoid +run +2001-09-0\d \d\d:\d\d +2 of 2 +mse \d+\.\d{4} ± \d+\.\d{4} +runs/whole",
+        whole,
+    )
     first, second = json.loads(command("runs", "--json").stdout)
     assert (first["folder"], first["mean"], second["folder"], second["kind"]) == (
         "runs/half",
@@ -401,7 +547,10 @@ def test_runs_are_listed_newest_first(tmp_path: Path) -> None:
         "runs/whole",
         "run",
     )
-    assert second["mean"] == json.loads(Path("runs/whole/result.json").read_text())["scores"][0]["mean"]
+    assert (
+        second["mean"]
+        == json.loads(Path("runs/whole/result.json").read_text())["scores"][0]["mean"]
+    )
     refused(command("runs", "nowhere"), "there is no folder nowhere: give one that holds runs")
     refused(command("runs", recipe), "s.yaml is a file: give a folder")
 
@@ -410,22 +559,31 @@ def test_config_takes_a_runs_folder_and_a_bundle(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=1, evaluation__tasks=4)
     assert command("train", recipe, "--set", "output=out").returncode == 0
     of_run = command("config", "out", "--set", "seed=3")
-    assert yaml.safe_load(of_run.stdout) == yaml.safe_load(Path("out/config.yaml").read_text()) | {"seed": 3}
+    assert yaml.safe_load(of_run.stdout) == yaml.safe_load(Path("out/config.yaml").read_text()) | {
+        "seed": 3
+    }
     assert re.search(r"^name: sinusoid +# run's folder$", of_run.stdout, re.MULTILINE)
     of_bundle = yaml.safe_load(command("config", "out/bundle").stdout)
     assert of_bundle["outer"] == yaml.safe_load(of_run.stdout)["outer"]
     assert command("config", "out/checkpoints/step-00000001").returncode == 0
     refused(
-        command("train", "out"), "out is a run's folder: continue it with metatrain train out/config.yaml --resume out"
+        command("train", "out"),
+        "out is a run's folder: continue it with metatrain train out/config.yaml --resume out",
     )
-    assert command("train", "out/config.yaml", "--resume", "out", "--set", "outer.steps=2").returncode == 0
+    assert (
+        command("train", "out/config.yaml", "--resume", "out", "--set", "outer.steps=2").returncode
+        == 0
+    )
     refused(command("config", "out/figures"), "cannot read recipe out/figures: Is a directory")
 
 
 def test_a_sweep_given_to_train_names_the_command_that_takes_it(tmp_path: Path) -> None:
     (tmp_path / "a sweep.yaml").write_text("name: s\nrecipe: s.yaml\nspace: {}\n")
     for name in ("train", "config"):
-        refused(command(name, "a sweep.yaml"), "^error: a sweep.yaml is a sweep: metatrain tune 'a sweep.yaml'$")
+        refused(
+            command(name, "a sweep.yaml"),
+            "^error: a sweep.yaml is a sweep: metatrain tune 'a sweep.yaml'$",
+        )
     with pytest.raises(InputError, match=r"a sweep\.yaml is a sweep: metatrain\.tune takes it"):
         metatrain.train("a sweep.yaml")
 
@@ -458,7 +616,9 @@ def test_on_a_terminal_the_progress_lines_last_words_stay(tmp_path: Path) -> Non
 def test_a_closed_stdout_loses_nothing(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=1, evaluation__tasks=4)
     line = shlex.join([sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=out"])
-    done = subprocess.run(["bash", "-c", f"{line} >&-"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f"{line} >&-"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert Path("out/result.json").exists()
@@ -471,7 +631,11 @@ def test_a_closed_stdout_loses_nothing(tmp_path: Path) -> None:
         ("mse", (0.4, 0.02), "0.4000 ± 0.0200 worse"),
         ("mse", (-0.4, 0.02), "0.4000 ± 0.0200 better"),
         ("return", (-0.4, 0.02), "0.4000 ± 0.0200 worse"),
-        ("f1", (0.4, 0.02), "0.4000 ± 0.0200 higher"),  # of a family of one's own: nobody knows which is better
+        (
+            "f1",
+            (0.4, 0.02),
+            "0.4000 ± 0.0200 higher",
+        ),  # of a family of one's own: nobody knows which is better
         ("loss", (-0.01, 0.02), "no clear difference: -0.0100 ± 0.0200"),
         ("mse", (math.nan, math.nan), ""),
     ],

@@ -30,7 +30,9 @@ def test_the_difference_is_that_of_the_means_and_a_tie_is_called_one(
     (a, mean_a), (b, mean_b) = trained["a"], trained["b"]
     first, _, last = lines(a, b)
     assert first.startswith(f"{a}: {mean_a:.4f} +- ")
-    found = re.fullmatch(r"paired difference over 30 tasks: (-?[\d.]+) \+- ([\d.]+): (a tie|a difference)", last)
+    found = re.fullmatch(
+        r"paired difference over 30 tasks: (-?[\d.]+) \+- ([\d.]+): (a tie|a difference)", last
+    )
     assert abs(float(found[1]) - (mean_b - mean_a)) < 2e-4
     assert found[3] == ("a tie" if abs(float(found[1])) <= float(found[2]) else "a difference")
     assert lines(a, a)[2] == "paired difference over 30 tasks: 0.0000 +- 0.0000: a tie"

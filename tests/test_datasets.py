@@ -26,7 +26,13 @@ def houses() -> dict[str, Any]:
     generator = np.random.default_rng(0)
     rows = {"district": [f"d{i % 10}" for i in range(120)], "rooms": generator.integers(1, 9, 120)}
     pd.DataFrame(rows | {"price": generator.normal(0, 1, 120)}).to_csv("houses.csv", index=False)
-    family = {"name": "table", "data": "houses.csv", "group": "district", "target": "price", "queries": 4}
+    family = {
+        "name": "table",
+        "data": "houses.csv",
+        "group": "district",
+        "target": "price",
+        "queries": 4,
+    }
     return SINUSOID | {"family": family}
 
 
@@ -41,9 +47,15 @@ def test_images_are_named_by_their_splits_with_the_stores_checksum_and_counts() 
     assert profile["splits"] == {"train": 700, "val": 100, "test": 200}
 
 
-def test_a_table_is_named_by_its_file_with_its_checksum_groups_and_rows(houses: dict[str, Any]) -> None:
+def test_a_table_is_named_by_its_file_with_its_checksum_groups_and_rows(
+    houses: dict[str, Any],
+) -> None:
     found = entities(houses, validation={"every_steps": 1, "tasks": 2})
-    assert [each.name for each in found.values()] == ["houses.csv train", "houses.csv val", "houses.csv test"]
+    assert [each.name for each in found.values()] == [
+        "houses.csv train",
+        "houses.csv val",
+        "houses.csv test",
+    ]
     profile = json.loads(found["training"].profile)
     assert found["training"].digest == profile["checksum"][: datasets.DIGEST]
     assert len(profile["checksum"]) == 64
@@ -52,7 +64,9 @@ def test_a_table_is_named_by_its_file_with_its_checksum_groups_and_rows(houses: 
         "val": {"groups": 2, "rows": 24},
         "test": {"groups": 2, "rows": 24},
     }
-    assert [column["name"] for column in json.loads(found["training"].schema)["mlflow_colspec"]] == ["rooms", "price"]
+    assert [
+        column["name"] for column in json.loads(found["training"].schema)["mlflow_colspec"]
+    ] == ["rooms", "price"]
 
 
 @pytest.mark.parametrize("name", ["sinusoid", "recurrent", "rl2", "maml-navigation"])
@@ -77,7 +91,9 @@ def test_what_is_generated_has_a_digest_of_what_it_is_generated_by(name: str) ->
         ("https://me:hunter2@host/a", "https", {"uri": "https://host/a"}),
     ],
 )
-def test_where_data_lies_is_said_without_a_secret(data: str, kind: str, source: dict[str, str]) -> None:
+def test_where_data_lies_is_said_without_a_secret(
+    data: str, kind: str, source: dict[str, str]
+) -> None:
     assert datasets.place(data) == (kind, source)
 
 
@@ -85,16 +101,36 @@ def test_where_data_lies_is_said_without_a_secret(data: str, kind: str, source: 
 def test_a_run_in_mlflow_has_them_once_also_if_it_goes_on(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    settings = config(GLYPHS, tracking__uri=store(tmp_path), outer__steps=2, evaluation__tasks=4, output="g")
+    settings = config(
+        GLYPHS, tracking__uri=store(tmp_path), outer__steps=2, evaluation__tasks=4, output="g"
+    )
     run.train(settings)
-    run.train(config(GLYPHS, tracking__uri=store(tmp_path), outer__steps=3, evaluation__tasks=4, output="g"), None, "g")
+    run.train(
+        config(
+            GLYPHS, tracking__uri=store(tmp_path), outer__steps=3, evaluation__tasks=4, output="g"
+        ),
+        None,
+        "g",
+    )
     client = MlflowClient(store(tmp_path))
     (found,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    kept = {(each.dataset.name, each.dataset.digest, each.tags[0].value) for each in found.inputs.dataset_inputs}
+    kept = {
+        (each.dataset.name, each.dataset.digest, each.tags[0].value)
+        for each in found.inputs.dataset_inputs
+    }
     checksum = open_data("glyphs").checksum
-    assert kept == {("glyphs/glyphs train", checksum, "training"), ("glyphs/glyphs test", checksum, "evaluation")}
+    assert kept == {
+        ("glyphs/glyphs train", checksum, "training"),
+        ("glyphs/glyphs test", checksum, "evaluation"),
+    }
     assert len(found.inputs.dataset_inputs) == 2
     models = [client.get_logged_model(each.model_id) for each in found.outputs.model_outputs]
-    assert [(each.name, each.status.value) for each in models] == [("glyphs", "READY")] * 2  # at its end each time
-    of = {(metric.dataset_name, metric.dataset_digest) for each in models for metric in each.metrics or ()}
+    assert [(each.name, each.status.value) for each in models] == [
+        ("glyphs", "READY")
+    ] * 2  # at its end each time
+    of = {
+        (metric.dataset_name, metric.dataset_digest)
+        for each in models
+        for metric in each.metrics or ()
+    }
     assert of == {("glyphs/glyphs test", checksum)}

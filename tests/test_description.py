@@ -1,4 +1,6 @@
-"""What MLflow shows of a run besides its numbers: where it comes from, what it came to, what to do with it."""
+"""What MLflow shows of a run besides its numbers: where it comes from, what it came to, what to do
+with it.
+"""
 
 from __future__ import annotations
 
@@ -54,13 +56,20 @@ def test_each_family_and_its_data_have_an_experiment() -> None:
     ):
         assert description.experiment(family) == name
     assert run.experiment_of(config(SINUSOID)).experiment == "sinusoid"
-    assert run.experiment_of(config(SINUSOID, tracking__experiment="metatrain")).experiment == "metatrain"
+    assert (
+        run.experiment_of(config(SINUSOID, tracking__experiment="metatrain")).experiment
+        == "metatrain"
+    )
 
 
-def test_a_commit_says_whether_the_checkout_has_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_says_whether_the_checkout_has_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
-        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     module = tmp_path / "cluster" / "description.py"
@@ -75,7 +84,9 @@ def test_a_commit_says_whether_the_checkout_has_changes(tmp_path: Path, monkeypa
     assert description.commit() == git("rev-parse", "HEAD")
     module.write_text("# changed\n")
     assert description.commit() == git("rev-parse", "HEAD") + "-dirty"
-    inside = tmp_path / "site-packages" / "cluster" / "description.py"  # installed in somebody else's checkout
+    inside = (
+        tmp_path / "site-packages" / "cluster" / "description.py"
+    )  # installed in somebody else's checkout
     inside.parent.mkdir(parents=True)
     monkeypatch.setattr(description, "__file__", str(inside))
     assert description.commit() == ""
@@ -111,7 +122,10 @@ def test_the_columns_of_an_experiment_are_those_of_all_its_runs() -> None:
     assert second["selectedColumns"][:2] == ["metrics.`test/accuracy`", "metrics.`test/mse`"]
     assert description.view(json.dumps(second), ["test/accuracy"]) == json.dumps(second)
     for damaged in ("{", "[]", "1", '{"selectedColumns": 3}', '{"selectedColumns": [3]}'):
-        assert json.loads(description.view(damaged, ["test/mse"]))["selectedColumns"][0] == "metrics.`test/mse`"
+        assert (
+            json.loads(description.view(damaged, ["test/mse"]))["selectedColumns"][0]
+            == "metrics.`test/mse`"
+        )
 
 
 def test_scores_have_the_names_of_their_norms() -> None:
@@ -130,7 +144,9 @@ def test_scores_have_the_names_of_their_norms() -> None:
 def test_a_description_says_the_result_and_keeps_what_others_wrote_below_it() -> None:
     empty = description.note("5-way", ["python\nimport metatrain"])
     assert "There is no result yet." in empty
-    full = description.note("5-way", ["python\nimport metatrain"], [score(), score("support+1", diverged=2)])
+    full = description.note(
+        "5-way", ["python\nimport metatrain"], [score(), score("support+1", diverged=2)]
+    )
     for line in (
         "| before adaptation | 20.00% |",
         "| after step 3 | 70.00% |",
@@ -148,17 +164,26 @@ def test_a_description_says_the_result_and_keeps_what_others_wrote_below_it() ->
 
 
 @pytest.mark.ray
-def test_a_metric_that_is_zero_all_along_is_not_sent_and_a_result_of_zero_is(tmp_path: Path) -> None:
+def test_a_metric_that_is_zero_all_along_is_not_sent_and_a_result_of_zero_is(
+    tmp_path: Path,
+) -> None:
     from mlflow.tracking import MlflowClient
 
     def history(run_id: str, name: str) -> list[tuple[int, float]]:
-        return [(m.step, m.value) for m in MlflowClient(store(tmp_path)).get_metric_history(run_id, name)]
+        return [
+            (m.step, m.value)
+            for m in MlflowClient(store(tmp_path)).get_metric_history(run_id, name)
+        ]
 
     settings = Tracking(uri=store(tmp_path), every_steps=2)
     tracker = mlflow_tracker.MLflowTracker(settings, "s", [], None, {})
     for step in range(1, 6):
         lost = float(step == 4) + float(step == 5)
-        metrics = {"train/accuracy_after": 0.0, "system/lost_tickets": lost, "system/dropped_updates": 0.0}
+        metrics = {
+            "train/accuracy_after": 0.0,
+            "system/lost_tickets": lost,
+            "system/dropped_updates": 0.0,
+        }
         tracker.log(step, metrics)
     tracker.log(5, {"test/accuracy": 0.0})
     tracker.log(0, {"adaptation/accuracy": 0.0})
@@ -167,17 +192,31 @@ def test_a_metric_that_is_zero_all_along_is_not_sent_and_a_result_of_zero_is(tmp
     parent = tracker.run_id
     assert history(parent, "system/dropped_updates") == []
     assert history(parent, "system/lost_tickets") == [(4, 1.0), (5, 1.0)]
-    assert history(parent, "train/accuracy_after") == [(2, 0.0), (4, 0.0), (5, 0.0)]  # the last of all is there, too
+    assert history(parent, "train/accuracy_after") == [
+        (2, 0.0),
+        (4, 0.0),
+        (5, 0.0),
+    ]  # the last of all is there, too
     assert history(parent, "test/accuracy") == [(5, 0.0)]
     assert history(parent, "adaptation/accuracy") == [(0, 0.0), (1, 0.5)]
 
     other = Tracking(uri=store(tmp_path), experiment="another")
     child = mlflow_tracker.MLflowTracker(other, "t", [], None, {mlflow_tracker.PARENT: parent})
-    child.log(1, {"val/mse_after": 1.0, "system/tasks_per_s": 9.0, "learner.lr": 0.1, "searched.outer.lr": 0.1})
+    child.log(
+        1,
+        {
+            "val/mse_after": 1.0,
+            "system/tasks_per_s": 9.0,
+            "learner.lr": 0.1,
+            "searched.outer.lr": 0.1,
+        },
+    )
     child.finish("FINISHED")
     found = MlflowClient(store(tmp_path)).get_run(child.run_id)
     assert found.data.metrics == {"val/mse_after": 1.0, "searched.outer.lr": 0.1}
-    assert found.info.experiment_id == MlflowClient(store(tmp_path)).get_run(parent).info.experiment_id
+    assert (
+        found.info.experiment_id == MlflowClient(store(tmp_path)).get_run(parent).info.experiment_id
+    )
 
 
 @pytest.mark.ray
@@ -192,7 +231,9 @@ def test_a_run_of_the_experiment_that_used_to_be_the_default_goes_on_there(tmp_p
     train(1, "metatrain", None)
     client = MlflowClient(store(tmp_path))
     (before,) = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
-    client.set_tag(before.info.run_id, description.NOTE, before.data.tags[description.NOTE] + "\n\nmine")
+    client.set_tag(
+        before.info.run_id, description.NOTE, before.data.tags[description.NOTE] + "\n\nmine"
+    )
     train(2, None, "auto")
     assert client.get_experiment_by_name("sinusoid") is None
     (after,) = client.search_runs([before.info.experiment_id])

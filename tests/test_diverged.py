@@ -1,4 +1,6 @@
-"""Tasks that diverge are counted and left out, are never labels, and never make a result that looks like one."""
+"""Tasks that diverge are counted and left out, are never labels, and never make a result that looks
+like one.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def strict(text: str) -> Any:
 def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others() -> None:
     curve = torch.tensor([[4.0, 1.0], [4.0, math.inf], [4.0, 2.0], [4.0, NAN], [4.0, 6.0]])
     parts = [
-        Scores([0, 1], {"mse": part}, {"nothing": torch.full((len(part),), 5.0)}, ("none",)) for part in curve.split(2)
+        Scores([0, 1], {"mse": part}, {"nothing": torch.full((len(part),), 5.0)}, ("none",))
+        for part in curve.split(2)
     ]
     score = summarise(parts, "mse", "none", "a protocol")
     assert (score.tasks, score.diverged, score.curve_diverged) == (5, 2, [0, 2])
@@ -47,7 +50,8 @@ def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others
     assert score.differences["nothing"][0] == pytest.approx(-2.0)
     assert score.usable
     assert score.line() == (
-        'result: mse=2.0000 statistic=median quartiles=1.5000..4.0000 tasks=5 diverged=2 protocol="a protocol"'
+        "result: mse=2.0000 statistic=median quartiles=1.5000..4.0000 tasks=5 diverged=2 "
+        'protocol="a protocol"'
     )
     assert "2 of 5 tasks diverged" in (score.warning() or "")
 
@@ -56,21 +60,31 @@ def test_a_mean_that_few_tasks_decide_is_said_to_be() -> None:
     """Their adaptation is on its way to overflow: the mean is finite, and says nothing."""
     curve = torch.tensor([[1.0]] * 50 + [[2.0]] * 50 + [[1e9]])
     score = summarise([Scores([0], {"mse": curve}, {}, ("none",))], "mse", "none", "")
-    assert "a few tasks decide the mean, 9.901e+06, as their adaptation is about to diverge" in (score.warning() or "")
+    assert "a few tasks decide the mean, 9.901e+06, as their adaptation is about to diverge" in (
+        score.warning() or ""
+    )
     even = summarise([Scores([0], {"mse": curve[:100]}, {}, ("none",))], "mse", "none", "")
     assert even.warning() is None
 
 
 def test_with_half_of_the_tasks_lost_there_is_no_result() -> None:
-    lost = summarise([Scores([0], {"mse": torch.tensor([[1.0], [NAN]])}, {}, ("none",))], "mse", "none", "")
+    lost = summarise(
+        [Scores([0], {"mse": torch.tensor([[1.0], [NAN]])}, {}, ("none",))], "mse", "none", ""
+    )
     assert not lost.usable
-    none = summarise([Scores([0], {"mse": torch.tensor([[NAN], [NAN]])}, {}, ("none",))], "mse", "none", "")
+    none = summarise(
+        [Scores([0], {"mse": torch.tensor([[NAN], [NAN]])}, {}, ("none",))], "mse", "none", ""
+    )
     assert math.isnan(none.mean)
-    assert none.line().startswith("result: mse=none statistic=median quartiles=none..none tasks=2 diverged=2")
+    assert none.line().startswith(
+        "result: mse=none statistic=median quartiles=none..none tasks=2 diverged=2"
+    )
 
 
 def test_json_has_null_for_what_is_no_finite_number() -> None:
-    found = strict(to_json({"a": NAN, "b": [math.inf, (1.5, -math.inf)], "c": {"d": NAN}, "e": "nan", "f": 3}))
+    found = strict(
+        to_json({"a": NAN, "b": [math.inf, (1.5, -math.inf)], "c": {"d": NAN}, "e": "nan", "f": 3})
+    )
     assert found == {"a": None, "b": [None, [1.5, None]], "c": {"d": None}, "e": "nan", "f": 3}
 
 
@@ -82,14 +96,20 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_predictions_that_are_nan_are_no_accuracy_of_the_first_class(glyphs: Path) -> None:
-    """argmax of nan is the first class: an overflow looked like 20 % of five ways, with exit code 0."""
+    """argmax of nan is the first class: an overflow looked like 20 % of five ways, with exit code
+    0.
+    """
     done = command("evaluate", str(glyphs), "--set", "evaluation.algorithm.inner_lr=1e30")
     assert done.returncode == 2
     assert "result:" not in done.stdout
-    assert done.stderr.splitlines()[-1].startswith("error: there is no result, as 0 of 4 tasks did not diverge: lower")
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: there is no result, as 0 of 4 tasks did not diverge: lower"
+    )
 
 
-def test_adaptation_that_diverges_gives_no_labels(glyphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adaptation_that_diverges_gives_no_labels(
+    glyphs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learned = metatrain.load(glyphs)
     images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
     adapted = learned.adapt(images, range(5))
@@ -97,17 +117,25 @@ def test_adaptation_that_diverges_gives_no_labels(glyphs: Path, monkeypatch: pyt
     object.__setattr__(adapted, "after", lost)
     found = adapted.predict(images)
     assert found.labels == [None] * 5
-    texts = [text.get_text() for axes in adapted.picture(images, ["0"] * 5, "").axes for text in axes.texts]
+    texts = [
+        text.get_text()
+        for axes in adapted.picture(images, ["0"] * 5, "").axes
+        for text in axes.texts
+    ]
     assert "after: ✗ none" in texts
     setting = learned._setting
     wild = setting._replace(algorithm=type(setting.algorithm)(inner_lr=1e30, inner_steps=2))
     monkeypatch.setattr(learned, "_setting", wild)
-    with pytest.raises(InputError, match=r"adaptation to these 5 examples diverged .* lower the inner rate"):
+    with pytest.raises(
+        InputError, match=r"adaptation to these 5 examples diverged .* lower the inner rate"
+    ):
         learned.adapt(images, range(5))
 
 
 def test_a_run_with_some_diverged_tasks_says_so_everywhere(tmp_path: Path) -> None:
-    """Of a rate at the edge of stability some tasks are lost, in training's validation as in the evaluation."""
+    """Of a rate at the edge of stability some tasks are lost, in training's validation as in the
+    evaluation.
+    """
     folder = tmp_path / "run"
     (tmp_path / "recipe.yaml").write_text(
         to_json(
@@ -137,7 +165,9 @@ def test_a_run_with_some_diverged_tasks_says_so_everywhere(tmp_path: Path) -> No
         assert (folder / "figures" / f"{name}.png").exists()
 
 
-def test_a_run_of_which_nothing_is_left_keeps_its_folder_and_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_a_run_of_which_nothing_is_left_keeps_its_folder_and_ends_in_a_sentence(
+    tmp_path: Path,
+) -> None:
     """There is no number for a logarithmic axis: a traceback cost the result."""
     wild = {"steps": 1, "lr": 1e30, "optimizer": "SGD"}
     settings = SINUSOID | {
@@ -152,7 +182,11 @@ def test_a_run_of_which_nothing_is_left_keeps_its_folder_and_ends_in_a_sentence(
     assert "there is no result, as 0 of 30 tasks did not diverge" in done.stderr
     score = strict(Path("run/result.json").read_text())["scores"][0]
     assert (score["mean"], score["diverged"], score["curve"]) == (None, 30, [None, None])
-    assert {path.stem for path in Path("run/figures").iterdir()} == {"learning_curve", "adaptation_curve", "example"}
+    assert {path.stem for path in Path("run/figures").iterdir()} == {
+        "learning_curve",
+        "adaptation_curve",
+        "example",
+    }
     assert command("evaluate", "run").returncode == 2
 
 
@@ -161,7 +195,9 @@ class Unpictured(Sinusoid):
         raise KeyError("x")
 
 
-def test_a_picture_that_fails_costs_no_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_picture_that_fails_costs_no_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = config(SINUSOID, output=str(tmp_path / "run"), outer__steps=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sinusoid, "picture", Unpictured.picture)
@@ -186,7 +222,11 @@ class Searched:
 def test_a_trial_with_diverged_validation_tasks_comes_behind_those_without(tmp_path: Path) -> None:
     """Its mean over the other tasks may well be the smallest."""
     values: dict[str, Any] = {}
-    reports = [Report(4, 0.1, 0.0, values, diverged_tasks=1), Report(4, 0.5, 0.0, values), Report(4, 0.3, 0.0, values)]
+    reports = [
+        Report(4, 0.1, 0.0, values, diverged_tasks=1),
+        Report(4, 0.5, 0.0, values),
+        Report(4, 0.3, 0.0, values),
+    ]
     reports.append(Report(4, NAN, NAN, values, diverged_tasks=9))
     trials = [Trial(i, values, [report], "completed") for i, report in enumerate(reports)]
     search: Any = Searched()

@@ -1,4 +1,6 @@
-"""What a run would find on two real nodes: green where all is well; else red, with the node and what to do."""
+"""What a run would find on two real nodes: green where all is well; else red, with the node and
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ from conftest import S3, Nodes, command, free_port, mlflow_in, until
 from cluster import doctor
 from cluster.doctor import Facts, Finding
 
-HERE = Facts({"Python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, 50.0, "/cache", "", "", "", True)
+HERE = Facts(
+    {"Python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, 50.0, "/cache", "", "", "", True
+)
 
 
 @pytest.mark.ray
 def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_path: Path) -> None:
-    well = nodes.run("metatrain", "doctor", "--address", nodes.address, "--output", "s3://bucket/runs")
+    well = nodes.run(
+        "metatrain", "doctor", "--address", nodes.address, "--output", "s3://bucket/runs"
+    )
     assert well.returncode == 0, well.stdout + well.stderr
     assert "no problems found" in well.stdout.splitlines()
     assert re.search(r"driver, all 2 nodes +│ output +│ writable", well.stdout)
@@ -39,7 +45,14 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
         os.killpg(process.pid, signal.SIGKILL)
     try:
         ill = nodes.run(
-            *("metatrain", "doctor", "--address", f"127.0.0.1:{nodes.port}", "--output", "s3://bucket/runs"),
+            *(
+                "metatrain",
+                "doctor",
+                "--address",
+                f"127.0.0.1:{nodes.port}",
+                "--output",
+                "s3://bucket/runs",
+            ),
             MLFLOW_TRACKING_URI=server,
         )
     finally:
@@ -54,9 +67,11 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
     address = f"{server}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
     for sentence in (
         r"third \(\w{6}\): versions: torch 9\.9: install torch==\S+, as the driver has",
-        r"third \(\w{6}\): output: .*ACCESS_DENIED.*: create it, let this machine's user or keys write to "
+        r"third \(\w{6}\): output: .*ACCESS_DENIED.*: create it, let this machine's user or keys "
+        r"write to "
         "s3://bucket/runs, or give another output",
-        r"third \(\w{6}\): data cache: .*: make /proc/cache writable, or set METATRAIN_CACHE to a folder that is",
+        r"third \(\w{6}\): data cache: .*: make /proc/cache writable, or set METATRAIN_CACHE to a "
+        r"folder that is",
         rf"driver, all 3 nodes: MLflow: Connection refused: start MLflow at {address}",
         r"third \(\w{6}\): free disk: 0 GB at /proc/cache: make room: at least 2 GB, .*",
     ):
@@ -65,12 +80,16 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
     until(
         lambda: (
             "third"
-            not in nodes.run("ray", "list", "nodes", "--address", nodes.address, "--filter", "state=ALIVE").stdout
+            not in nodes.run(
+                "ray", "list", "nodes", "--address", nodes.address, "--filter", "state=ALIVE"
+            ).stdout
         )
     )
 
 
-def test_without_a_cluster_it_looks_at_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_it_looks_at_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = command("doctor", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "no problems found" in done.stdout
@@ -80,7 +99,9 @@ def test_without_a_cluster_it_looks_at_this_machine(tmp_path: Path, monkeypatch:
     done = command("doctor")
     assert done.returncode == 1
     assert re.search(
-        r"^driver: MLflow: Connection refused: start MLflow at http://127.0.0.1:\d+, or set", done.stderr, re.MULTILINE
+        r"^driver: MLflow: Connection refused: start MLflow at http://127.0.0.1:\d+, or set",
+        done.stderr,
+        re.MULTILINE,
     )
 
 
@@ -106,13 +127,32 @@ def test_without_a_cluster_it_looks_at_this_machine(tmp_path: Path, monkeypatch:
             "versions",
             "install torch==2.15.0, as the driver has",
         ),
-        (HERE._replace(versions=HERE.versions | {"torch": "2.15.0+cpu"}), {"GPU": 2.0}, "resources", "with CUDA"),
-        (HERE._replace(not_tracked="Invalid Host header"), {}, "MLflow", "with --allowed-hosts mlflow:5000"),
-        (HERE._replace(not_tracked="error code 401"), {}, "MLflow", "set MLFLOW_TRACKING_USERNAME and"),
+        (
+            HERE._replace(versions=HERE.versions | {"torch": "2.15.0+cpu"}),
+            {"GPU": 2.0},
+            "resources",
+            "with CUDA",
+        ),
+        (
+            HERE._replace(not_tracked="Invalid Host header"),
+            {},
+            "MLflow",
+            "with --allowed-hosts mlflow:5000",
+        ),
+        (
+            HERE._replace(not_tracked="error code 401"),
+            {},
+            "MLflow",
+            "set MLFLOW_TRACKING_USERNAME and",
+        ),
     ],
 )
-def test_each_finding_says_what_to_do(facts: Facts, resources: dict[str, float], what: str, remedy: str) -> None:
-    findings = doctor.evaluate_facts("node", facts, HERE, "s3://bucket", "http://me:word@mlflow:5000", resources)
+def test_each_finding_says_what_to_do(
+    facts: Facts, resources: dict[str, float], what: str, remedy: str
+) -> None:
+    findings = doctor.evaluate_facts(
+        "node", facts, HERE, "s3://bucket", "http://me:word@mlflow:5000", resources
+    )
     (found,) = [finding for finding in findings if finding.what == what]
     assert remedy in found.remedy
     assert "word" not in str(findings)

@@ -24,9 +24,14 @@ from metatrain.tasks import Sinusoid
 
 def test_summary_is_the_mean_with_1_96_standard_errors() -> None:
     first = Scores(
-        [0, 1], {"accuracy": torch.tensor([[0.2, 0.4], [0.2, 0.6]])}, {"nn": torch.tensor([0.5, 0.3])}, ("none",)
+        [0, 1],
+        {"accuracy": torch.tensor([[0.2, 0.4], [0.2, 0.6]])},
+        {"nn": torch.tensor([0.5, 0.3])},
+        ("none",),
     )
-    second = Scores([0, 1], {"accuracy": torch.tensor([[0.5, 0.8]])}, {"nn": torch.tensor([0.1])}, ("none",))
+    second = Scores(
+        [0, 1], {"accuracy": torch.tensor([[0.5, 0.8]])}, {"nn": torch.tensor([0.1])}, ("none",)
+    )
     score = summarise([first, second], "accuracy", "none", "a protocol")
     assert score.tasks == 3
     assert score.curve == pytest.approx([0.3, 0.6])
@@ -37,7 +42,9 @@ def test_summary_is_the_mean_with_1_96_standard_errors() -> None:
 
 
 @pytest.mark.parametrize(("steps", "measured"), [(3, [0, 1, 2, 3]), (25, [*range(11), 20, 25])])
-def test_the_curve_starts_before_adaptation_and_ends_with_the_last_step(steps: int, measured: list[int]) -> None:
+def test_the_curve_starts_before_adaptation_and_ends_with_the_last_step(
+    steps: int, measured: list[int]
+) -> None:
     family = Sinusoid(shots=5, queries=7)
     problem = family.bind(MLP(hidden=(8,)), ("none",), "batched")
     meta = Meta(problem.init(torch.Generator().manual_seed(0)), {}, {})
@@ -47,14 +54,21 @@ def test_the_curve_starts_before_adaptation_and_ends_with_the_last_step(steps: i
     assert found.steps == measured
     assert found.curves["mse"].shape == (4, len(measured))
     *_, last = maml.adapt(problem, meta, task, context())
-    torch.testing.assert_close(found.curves["mse"][:, -1], problem.query(last, task, context())["mse"])
+    torch.testing.assert_close(
+        found.curves["mse"][:, -1], problem.query(last, task, context())["mse"]
+    )
     start = {name: p.expand(4, *p.shape) for name, p in meta.model.items()}
-    torch.testing.assert_close(found.curves["mse"][:, 0], problem.query(start, task, context())["mse"])
+    torch.testing.assert_close(
+        found.curves["mse"][:, 0], problem.query(start, task, context())["mse"]
+    )
 
 
 def test_an_evaluation_scores_its_fixed_tasks_with_its_own_settings() -> None:
     recipe = config(
-        SINUSOID, evaluation__family={"shots": 3}, evaluation__algorithm={"inner_steps": 4}, evaluation__seed=9
+        SINUSOID,
+        evaluation__family={"shots": 3},
+        evaluation__algorithm={"inner_steps": 4},
+        evaluation__seed=9,
     ).recipe()
     plan, _ = choose_plan(recipe, 0, 1)
 
@@ -66,8 +80,8 @@ def test_an_evaluation_scores_its_fixed_tasks_with_its_own_settings() -> None:
         assert score.tasks == 30
         assert score.steps == [0, 1, 2, 3, 4]
         assert (
-            "sinusoid 3-shot 5 query points, test split, bn=none, mlp hidden=(16,16), maml inner_lr=0.01 inner_steps=4"
-            in score.protocol
+            "sinusoid 3-shot 5 query points, test split, bn=none, mlp hidden=(16,16), maml "
+            "inner_lr=0.01 inner_steps=4" in score.protocol
         )
         assert "30 tasks of seed 9" in score.protocol
         return score.curve
@@ -77,22 +91,37 @@ def test_an_evaluation_scores_its_fixed_tasks_with_its_own_settings() -> None:
 
 
 def test_each_norm_of_an_evaluation_gives_a_score() -> None:
-    recipe = config(GLYPHS, evaluation__norm=["transductive", "support+1"], evaluation__tasks=4).recipe()
+    recipe = config(
+        GLYPHS, evaluation__norm=["transductive", "support+1"], evaluation__tasks=4
+    ).recipe()
     pool = LocalPool(recipe, choose_plan(recipe, 0, 1)[0])
     pool.publish(Snapshot(0, initial_meta(recipe)))
     found = evaluate_work(recipe, Requests(pool), "score", 0)
-    assert [score.protocol.split("bn=")[1].split(",")[0] for score in found] == ["transductive", "support+1"]
+    assert [score.protocol.split("bn=")[1].split(",")[0] for score in found] == [
+        "transductive",
+        "support+1",
+    ]
     assert {"nearest_neighbour_on_pixels"} == found[0].baselines.keys()
 
 
 def test_a_split_says_nothing_of_the_purpose() -> None:
-    """With `evaluation.split: val` the validation in training took the evaluation's tasks, seed and norms."""
+    """With `evaluation.split: val` the validation in training took the evaluation's tasks, seed and
+    norms.
+    """
     recipe = config(
-        SINUSOID, evaluation__split="val", evaluation__seed=9, validation={"tasks": 12, "every_steps": 5}
+        SINUSOID,
+        evaluation__split="val",
+        evaluation__seed=9,
+        validation={"tasks": 12, "every_steps": 5},
     ).recipe()
     score, validation = recipe.setting("score"), recipe.setting("validate")
     assert (score.split, score.seed, score.tasks, score.tasks_per_ticket) == ("val", 9, 30, 7)
-    assert (validation.split, validation.seed, validation.tasks, validation.tasks_per_ticket) == ("val", 2, 12, 7)
+    assert (validation.split, validation.seed, validation.tasks, validation.tasks_per_ticket) == (
+        "val",
+        2,
+        12,
+        7,
+    )
     plan, _ = choose_plan(recipe, 0, 1)
     pool = LocalPool(recipe, plan)
     pool.publish(Snapshot(0, initial_meta(recipe)))
@@ -119,7 +148,9 @@ def test_validation_is_measured_like_the_result_unless_it_says_otherwise() -> No
     assert recipe.setting("validate").norm == ("transductive",)
     with pytest.raises(InputError, match=r"validation.algorithm: .*inner_stepz"):
         config(SINUSOID, validation__algorithm={"inner_stepz": 3}).recipe().setting("validate")
-    with pytest.raises(InputError, match=r"validation.every_steps cannot be negative and validation.tasks"):
+    with pytest.raises(
+        InputError, match=r"validation.every_steps cannot be negative and validation.tasks"
+    ):
         config(SINUSOID, validation__tasks=0)
 
 
@@ -129,9 +160,13 @@ def test_a_protocol_names_the_network_and_the_statistics_that_there_are() -> Non
     assert "mlp hidden=(16,16), maml inner_lr=0.01 inner_steps=1" in line
     line = protocol(config(GLYPHS, evaluation__norm="support+1").recipe(), "score", 20)
     assert (
-        "bn=support+1, conv4 filters=8 pool=stride features=mean norm=batch norm_scale=True classifier=linear" in line
+        "bn=support+1, conv4 filters=8 pool=stride features=mean norm=batch norm_scale=True "
+        "classifier=linear" in line
     )
-    assert "(glyphs/glyphs (synthetic) 5-way 1-shot 1 query/class, bn=transductive, maml inner_lr=0.4" in line
+    assert (
+        "(glyphs/glyphs (synthetic) 5-way 1-shot 1 query/class, bn=transductive, maml inner_lr=0.4"
+        in line
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

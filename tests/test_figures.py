@@ -1,4 +1,6 @@
-"""Pictures show the numbers they are given: lines, intervals, and each prediction told right or wrong by a mark."""
+"""Pictures show the numbers they are given: lines, intervals, and each prediction told right or
+wrong by a mark.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def texts(figure: Figure) -> list[str]:
 
 @pytest.fixture
 def make_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Make fonts of a name with these characters only. The fonts of this machine are matplotlib's own meanwhile."""
+    """Make fonts of a name with these characters only. The fonts of this machine are matplotlib's
+    own meanwhile.
+    """
     known = font_manager.fontManager
     own = [entry for entry in known.ttflist if "mpl-data" in entry.fname]
     monkeypatch.setattr(known, "ttflist", own)
@@ -63,7 +67,9 @@ def make_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
 def picture(name: str) -> Figure:
     """A picture with that name in regular, italic and bold letters."""
     image, sure = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.ones(1, 1)
-    return figures.episode([(image, name)], [(image, None, f"{name}.png")], [name], sure, sure, title=name)
+    return figures.episode(
+        [(image, name)], [(image, None, f"{name}.png")], [name], sure, sure, title=name
+    )
 
 
 def families(figure: Figure) -> set[tuple[str, ...]]:
@@ -74,7 +80,12 @@ def families(figure: Figure) -> set[tuple[str, ...]]:
 def test_any_installed_font_that_has_the_characters_of_a_name_is_used(
     tmp_path: Path, make_font: Callable[[str, str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for family, characters in (("A Serif", "猫狗"), ("Some Hei", "鸟"), ("Some Sans", "猫狗"), ("Zen Sans", "猫狗")):
+    for family, characters in (
+        ("A Serif", "猫狗"),
+        ("Some Hei", "鸟"),
+        ("Some Sans", "猫狗"),
+        ("Zen Sans", "猫狗"),
+    ):
         font_manager.fontManager.addfont(make_font(family, characters))
     both = picture("猫狗cat")
     assert families(both) == {("Some Sans",)}
@@ -97,7 +108,10 @@ def test_a_font_is_found_that_was_installed_after_matplotlib_listed_the_fonts(
 ) -> None:
     figures.save(picture("猫"), tmp_path / "before.png")
     (message,) = caplog.messages
-    assert "before.png lacks characters that no font here has: install one such as Noto Sans CJK SC" in message
+    assert (
+        "before.png lacks characters that no font here has: install one such as Noto Sans CJK SC"
+        in message
+    )
     caplog.clear()
     broken = tmp_path / "broken.ttf"
     broken.write_bytes(b"no font")
@@ -117,7 +131,11 @@ def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_pat
         {"step": i, "train/accuracy_before": 0.2, "train/accuracy_after": 0.5 + noise[i - 1] / 4}
         for i in range(1, 2401)
     ]
-    rows[1199] |= {"val/accuracy_before": 0.21, "val/accuracy_after": 0.6, "val/accuracy_after_ci95": 0.05}
+    rows[1199] |= {
+        "val/accuracy_before": 0.21,
+        "val/accuracy_after": 0.6,
+        "val/accuracy_after_ci95": 0.05,
+    }
     figure = figures.learning_curve(rows, "accuracy", "a title")
     (axes,) = figure.axes
     assert axes.get_title() == "a title"
@@ -201,7 +219,10 @@ def test_fits_show_the_function_the_points_and_the_curves() -> None:
     task = Task(x[:, :3], x[:, :3] ** 2, x, x**2)
     figure = figures.fits(task, [(0, 0 * x), (1, x), (10, x**2 + 1)], "t")
     for t, axes in enumerate(figure.axes):
-        assert line(axes, "support points") == (task.support_x[t, :, 0].tolist(), task.support_y[t, :, 0].tolist())
+        assert line(axes, "support points") == (
+            task.support_x[t, :, 0].tolist(),
+            task.support_y[t, :, 0].tolist(),
+        )
         for label, y in (
             ("the function", x**2),
             ("before adaptation", 0 * x),
@@ -214,9 +235,13 @@ def test_fits_show_the_function_the_points_and_the_curves() -> None:
 def test_each_class_is_shown_however_many_there_are_and_however_long_their_names() -> None:
     classes = [f"{'a long name ' * 3}{i:02d}" for i in range(25)]
     image, certain = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.eye(25)
-    pairs = [(image, name) for i, name in enumerate(classes) for _ in range(9 if i < 2 else 1)]  # unequally many
+    pairs = [
+        (image, name) for i, name in enumerate(classes) for _ in range(9 if i < 2 else 1)
+    ]  # unequally many
     query = [(image, None, f"{'a photograph of ' * 3}{i:02d}.png") for i in range(25)]
-    figure = figures.episode(support=pairs, query=query, classes=classes, before=certain, after=certain, title="t")
+    figure = figures.episode(
+        support=pairs, query=query, classes=classes, before=certain, after=certain, title="t"
+    )
     titles = [axes.get_title() for axes in figure.findobj(Axes) if axes.get_images()]
     short = [f"a long n…name {i:02d}" for i in range(25)]
     assert titles == [*short, *(f"a photog… {i:02d}.png" for i in range(25))]
@@ -249,8 +274,13 @@ def test_of_many_images_some_of_each_class_are_shown() -> None:
 
 @pytest.mark.parametrize("names", [["a", "b"], [f"a long class name {i}" for i in range(7)]])
 @pytest.mark.parametrize("queries", [1, 23])
-def test_no_text_of_an_episode_is_cut_off_or_lies_over_another(names: list[str], queries: int) -> None:
-    image, probabilities = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.eye(len(names))[[0] * queries]
+def test_no_text_of_an_episode_is_cut_off_or_lies_over_another(
+    names: list[str], queries: int
+) -> None:
+    image, probabilities = (
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.eye(len(names))[[0] * queries],
+    )
     figure = figures.episode(
         support=[(image, name) for name in names],
         query=[(image, names[-1], names[-1])] * queries,
@@ -271,16 +301,24 @@ def test_no_text_of_an_episode_is_cut_off_or_lies_over_another(names: list[str],
 
 
 def test_the_last_block_of_a_curve_has_the_last_step() -> None:
-    rows = [{"step": i, "train/mse_before": 1.0, "train/mse_after": float(i)} for i in range(1, 1200)]
-    steps, means = line(figures.learning_curve(rows, "mse", "t").axes[0], "training tasks, after adaptation")
+    rows = [
+        {"step": i, "train/mse_before": 1.0, "train/mse_after": float(i)} for i in range(1, 1200)
+    ]
+    steps, means = line(
+        figures.learning_curve(rows, "mse", "t").axes[0], "training tasks, after adaptation"
+    )
     assert steps[-1] == 1199
     assert means[-1] == pytest.approx(sum(range(1179, 1200)) / 21)
-    (point,) = line(figures.learning_curve(rows[:1], "mse", "t").axes[0], "training tasks, after adaptation")[0]
+    (point,) = line(
+        figures.learning_curve(rows[:1], "mse", "t").axes[0], "training tasks, after adaptation"
+    )[0]
     assert point == 1
 
 
 def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predictions() -> None:
-    recipe = config(GLYPHS, evaluation__family={"queries": 2}, evaluation__algorithm={"inner_steps": 3}).recipe()
+    recipe = config(
+        GLYPHS, evaluation__family={"queries": 2}, evaluation__algorithm={"inner_steps": 3}
+    ).recipe()
     meta = initial_meta(recipe)
     figure = inference.illustrate(recipe, meta)
     setting, ticket = recipe.setting("score"), Ticket("score", "test", 0, 0)
@@ -289,7 +327,9 @@ def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predic
     before, *_, after = setting.algorithm.adapt(problem, meta, task, context())
     expected = []
     for y, *predictions in zip(
-        task.query_y[0], *(problem.predict(p, task)[0].softmax(-1) for p in (before, after)), strict=True
+        task.query_y[0],
+        *(problem.predict(p, task)[0].softmax(-1) for p in (before, after)),
+        strict=True,
     ):
         for when, p in zip(("before", "after"), predictions, strict=True):
             mark = "✓" if p.argmax() == y else "✗"
@@ -308,14 +348,22 @@ def test_a_sinusoids_example_shows_what_was_fitted() -> None:
     task = family.sample(generator_for(setting.seed, ticket, "picture"), 3, "test")
     problem = family.bind(recipe.model, setting.norm, "reference")
     phi = list(setting.algorithm.adapt(problem, meta, task, context()))
-    for step, label in ((0, "before adaptation"), (1, "after 1 adaptation step"), (4, "after 4 adaptation steps")):
+    for step, label in (
+        (0, "before adaptation"),
+        (1, "after 1 adaptation step"),
+        (4, "after 4 adaptation steps"),
+    ):
         y = problem.predict(phi[step], task)
         for t, axes in enumerate(figure.axes):
             x, drawn = line(axes, label)
             by_x = sorted(zip(task.query_x[t, :, 0].tolist(), y[t, :, 0].tolist(), strict=True))
             assert x == [point[0] for point in by_x]
             assert drawn == pytest.approx([point[1] for point in by_x], rel=1e-4, abs=1e-5)
-    assert [len(axes.get_lines()) for axes in figure.axes] == [5, 5, 5]  # function, before, after 1 and 4 steps, points
+    assert [len(axes.get_lines()) for axes in figure.axes] == [
+        5,
+        5,
+        5,
+    ]  # function, before, after 1 and 4 steps, points
     for axes in figure.axes:
         points, function = line(axes, "support points"), line(axes, "the function")
         assert len(points[0]) == 5
@@ -355,7 +403,10 @@ def test_a_trial_shows_each_step_between_its_levels() -> None:
 
 
 def test_what_an_algorithm_learned_has_a_line_for_each_tensor() -> None:
-    rows = [{"step": i, "train/loss_after": 1.0, "algorithm.rate.a": 0.1 * i, "algorithm.rate.b": -i} for i in (1, 2)]
+    rows = [
+        {"step": i, "train/loss_after": 1.0, "algorithm.rate.a": 0.1 * i, "algorithm.rate.b": -i}
+        for i in (1, 2)
+    ]
     (axes,) = figures.learned_parameters(rows, "t").axes
     assert line(axes, "rate.a") == ([1, 2], [0.1, 0.2])
     assert line(axes, "rate.b") == ([1, 2], [-1, -2])

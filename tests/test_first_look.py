@@ -1,4 +1,6 @@
-"""What would train on nonsense is refused before a run starts: families, networks and losses that do not fit."""
+"""What would train on nonsense is refused before a run starts: families, networks and losses that
+do not fit.
+"""
 
 from __future__ import annotations
 
@@ -46,24 +48,75 @@ def recipe_of(**changed: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda t: t._replace(support_y=t.support_y[..., 0]), r"support_y is \[7, 5\] and support_x \[7, 5, 1\], "
-         r"expected support_y as \[T, N, 1\] .*: add the last dimension with \[\.\.\., None\]"),
+        (
+            lambda t: t._replace(support_y=t.support_y[..., 0]),
+            r"support_y is \[7, 5\] and support_x \[7, 5, 1\], "
+            r"expected support_y as \[T, N, 1\] .*: add the last dimension with \[\.\.\., None\]",
+        ),
         (lambda t: t._replace(query_y=t.query_y[..., 0]), r"query_y is \[7, 5\]"),
         (lambda t: t._replace(query_y=t.query_y.expand(-1, -1, 3)), r"query_y is \[7, 5, 3\]"),
-        (lambda t: t._replace(query_y=t.query_y[:, :2]), r"query_y is \[7, 2, 1\] and query_x \[7, 5, 1\]"),
-        (lambda t: t._replace(support_x=t.support_x[..., 0]), r"support_x is \[7, 5\], expected \[T, N, 1\]"),
-        (lambda t: t._replace(support_x=t.support_x.numpy()), r"support_x is numpy.ndarray, expected a torch.Tensor"),
-        (lambda t: t._replace(query_y=t.query_y.tolist()), r"query_y is builtins.list, expected a torch.Tensor"),
-        (lambda t: t._replace(query_x=t.query_x.double()), r"query_x is torch.float64, expected torch.float32"),
-        (lambda t: t._replace(support_y=t.support_y.long()), r"support_y is torch.int64, expected torch.float32"),
-        (lambda t: t._replace(support_y=t.support_y * np.nan), r"support_y has values that are not finite"),
+        (
+            lambda t: t._replace(query_y=t.query_y[:, :2]),
+            (
+                r"query_y is \[7, 2, 1\] and "
+                r"query_x \[7, 5, 1\]"
+            ),
+        ),
+        (
+            lambda t: t._replace(support_x=t.support_x[..., 0]),
+            (
+                r"support_x is \[7, 5\], "
+                r"expected \[T, N, 1\]"
+            ),
+        ),
+        (
+            lambda t: t._replace(support_x=t.support_x.numpy()),
+            (
+                r"support_x is numpy.ndarray, expected a "
+                r"torch.Tensor"
+            ),
+        ),
+        (
+            lambda t: t._replace(query_y=t.query_y.tolist()),
+            (
+                r"query_y is builtins.list, expected a "
+                r"torch.Tensor"
+            ),
+        ),
+        (
+            lambda t: t._replace(query_x=t.query_x.double()),
+            (
+                r"query_x is torch.float64, expected "
+                r"torch.float32"
+            ),
+        ),
+        (
+            lambda t: t._replace(support_y=t.support_y.long()),
+            (
+                r"support_y is torch.int64, expected "
+                r"torch.float32"
+            ),
+        ),
+        (
+            lambda t: t._replace(support_y=t.support_y * np.nan),
+            (
+                r"support_y has values that "
+                r"are not finite"
+            ),
+        ),
         (lambda t: t._replace(query_x=t.query_x / 0), r"query_x has values that are not finite"),
-        (lambda t: t._replace(query_x=t.query_x[:3]), r"query_x is \[3, 5, 1\] for 7 tasks, expected \[7, \.\.\.\]"),
+        (
+            lambda t: t._replace(query_x=t.query_x[:3]),
+            (
+                r"query_x is \[3, 5, 1\] for 7 tasks, expected "
+                r"\[7, \.\.\.\]"
+            ),
+        ),
         (lambda t: Task(*(leaf[0] for leaf in t)), r"support_x is \[5, 1\] for 7 tasks"),
         (lambda t: tuple(t), "`sample` gives tuple, expected a NamedTuple such as core.Task"),
         (lambda t: None, "`sample` gives NoneType"),
     ],
-)  # fmt: skip
+)
 def test_the_first_tasks_of_a_family_are_checked(spoil: Spoil, sentence: str) -> None:
     recipe = recipe_of(family=Spoilt(shots=5, queries=5, spoil=spoil))
     with pytest.raises(InputError, match=f"^Spoilt of family.name 'tests:Spoilt': {sentence}"):
@@ -72,9 +125,12 @@ def test_the_first_tasks_of_a_family_are_checked(spoil: Spoil, sentence: str) ->
 
 def test_a_family_that_draws_from_elsewhere_is_refused() -> None:
     """A ticket would be another task on each worker, and a retry another one again."""
-    family = Spoilt(shots=5, queries=5, spoil=lambda t: t._replace(support_x=torch.rand_like(t.support_x)))
+    family = Spoilt(
+        shots=5, queries=5, spoil=lambda t: t._replace(support_x=torch.rand_like(t.support_x))
+    )
     with pytest.raises(
-        InputError, match="the same generator gives other tasks the second time: draw from the generator"
+        InputError,
+        match="the same generator gives other tasks the second time: draw from the generator",
     ):
         check_data(recipe_of(family=family))
 
@@ -99,10 +155,17 @@ def test_the_validation_and_the_evaluation_are_looked_at_too() -> None:
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        (lambda y: y.float(), r"support_y is torch.float32 in 0.0..1.0, expected class numbers below 2 as torch.int64"),
+        (
+            lambda y: y.float(),
+            r"support_y is torch.float32 in 0.0..1.0, expected class numbers below 2 as "
+            r"torch.int64",
+        ),
         (lambda y: y + 1, r"support_y is torch.int64 in 1..2, expected class numbers below 2"),
         (lambda y: y - 1, r"support_y is torch.int64 in -1..0"),
-        (lambda y: y[..., None], r"support_y is \[7, 4, 1\] and support_x \[7, 4, 1\], expected support_y as \[T, N\]"),
+        (
+            lambda y: y[..., None],
+            r"support_y is \[7, 4, 1\] and support_x \[7, 4, 1\], expected support_y as \[T, N\]",
+        ),
     ],
 )
 def test_classes_are_numbers_from_zero(labels: Callable[[Tensor], Tensor], sentence: str) -> None:
@@ -135,7 +198,10 @@ class Further(NamedTuple):
 
 
 def test_tasks_may_have_further_fields() -> None:
-    spoil = lambda t: Further(torch.ones(len(t.support_x)), t.query_x, t.query_y, t.support_x, t.support_y)  # noqa: E731
+    def spoil(t: Task) -> Further:
+        weights = torch.ones(len(t.support_x))
+        return Further(weights, t.query_x, t.query_y, t.support_x, t.support_y)
+
     check_data(recipe_of(family=Spoilt(shots=4, queries=6, spoil=spoil)))
 
 
@@ -147,7 +213,9 @@ def test_whatever_a_family_raises_is_a_sentence() -> None:
         return spoil
 
     for error in (KeyError("gone"), SystemExit(0), RuntimeError("two\nlines")):
-        with pytest.raises(InputError, match=f"`sample` fails for 7 tasks of .* split .{type(error).__name__}: "):
+        with pytest.raises(
+            InputError, match=f"`sample` fails for 7 tasks of .* split .{type(error).__name__}: "
+        ):
             check_data(recipe_of(family=Spoilt(shots=5, queries=5, spoil=raises(error))))
     for spoil, sentence in (
         (
@@ -196,7 +264,10 @@ class Pooled(nn.Linear):
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: nn.Linear(1, 8), r"the network Linear gives \[5, 8\] for 5 examples, expected \[5, 1\]"),
+        (
+            lambda: nn.Linear(1, 8),
+            r"the network Linear gives \[5, 8\] for 5 examples, expected \[5, 1\]",
+        ),
         (lambda: Squeezed(1, 1), r"the network Squeezed gives \[5\] for 5 examples"),
         (lambda: Pooled(1, 1), r"the network Pooled gives \[1, 1\] for 5 examples"),
         (lambda: Paired(1, 1), r"the network Paired gives tuple for 5 examples"),
@@ -222,10 +293,21 @@ def test_a_loss_or_metric_that_is_no_number_for_each_task_is_refused() -> None:
         (per_task, {"mse": lambda p, y: (p - y).square().mean()}),
     ):
         problem = Supervised(
-            model=MLP(hidden=(4,)), inputs=(1,), outputs=1, loss=loss, metrics=metrics, norm=("none",), path="batched"
+            model=MLP(hidden=(4,)),
+            inputs=(1,),
+            outputs=1,
+            loss=loss,
+            metrics=metrics,
+            norm=("none",),
+            path="batched",
         )
-        params = {name: p.expand(3, *p.shape) for name, p in problem.init(torch.Generator().manual_seed(0)).items()}
-        with pytest.raises(InputError, match=r"for 3 tasks, expected real numbers \[3\]: a mean for each of them"):
+        params = {
+            name: p.expand(3, *p.shape)
+            for name, p in problem.init(torch.Generator().manual_seed(0)).items()
+        }
+        with pytest.raises(
+            InputError, match=r"for 3 tasks, expected real numbers \[3\]: a mean for each of them"
+        ):
             problem.query(params, task, context())
 
 
@@ -244,7 +326,9 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
 
     per_task = lambda p, y: (p - y).square().mean((1, 2))  # noqa: E731
     check_data(recipe(metrics={"mse": per_task}))
-    check_data(recipe(metrics={"mse": lambda p, y: (p > y).sum((1, 2))}))  # whole numbers are numbers
+    check_data(
+        recipe(metrics={"mse": lambda p, y: (p > y).sum((1, 2))})
+    )  # whole numbers are numbers
     for changed, sentence in (
         (
             {"metrics": {"f1": per_task}},
@@ -264,7 +348,10 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
         ),
         ({"metrics": {"loss": per_task}}, "a metric is called 'loss': call it otherwise"),
         ({"loss": lambda p, y: (p - y).square().mean()}, r"loss is torch.float32 \[\] for 2 tasks"),
-        ({"loss": lambda p, y: per_task(p.detach(), y)}, "the family's loss fails on its first tasks .RuntimeError"),
+        (
+            {"loss": lambda p, y: per_task(p.detach(), y)},
+            "the family's loss fails on its first tasks .RuntimeError",
+        ),
     ):
         with pytest.raises(InputError, match=f"^{sentence}"):
             check_data(recipe(**changed))
@@ -280,9 +367,13 @@ def test_environments_are_checked_by_a_step(family: Any) -> None:
         return recipe_of(family=Changed(**{"episodes": 2}))
 
     check_data(recipe(lambda *step: step))
-    with pytest.raises(InputError, match=r"`step` gives rewards of shape \[7, 2, 1\], expected \[7, 2\]"):
+    with pytest.raises(
+        InputError, match=r"`step` gives rewards of shape \[7, 2, 1\], expected \[7, 2\]"
+    ):
         check_data(recipe(lambda seen, reward, ended: (seen, reward[..., None], ended)))
-    with pytest.raises(InputError, match=r"`step` says what ended of shape bool, expected \[7, 2\]"):
+    with pytest.raises(
+        InputError, match=r"`step` says what ended of shape bool, expected \[7, 2\]"
+    ):
         check_data(recipe(lambda seen, reward, ended: (seen, reward, False)))
 
 
@@ -341,13 +432,17 @@ class HalfFrozen:
 def test_what_a_network_freezes_stays_as_it_is_and_is_in_the_bundle(
     algorithm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weight decay would move even parameters without a gradient; a checkpoint and a resumed run keep them."""
+    """Weight decay would move even parameters without a gradient; a checkpoint and a resumed run
+    keep them.
+    """
     (tmp_path / "halves.py").write_text(HALVES)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "halves", raising=False)
     outer = SINUSOID["outer"] | {"optimizer": "AdamW", "options": {"weight_decay": 0.5}, "steps": 3}
     model = {"name": "halves:HalfFrozen"}
-    settings = config(SINUSOID | {"model": model}, algorithm=algorithm, outer=outer, output=str(tmp_path / "run"))
+    settings = config(
+        SINUSOID | {"model": model}, algorithm=algorithm, outer=outer, output=str(tmp_path / "run")
+    )
     start = initial_meta(settings.recipe())
     assert sorted(start.frozen) == ["body.0.bias", "body.0.weight"]
     assert sorted(start.model) == ["head.bias", "head.weight"]
@@ -363,7 +458,9 @@ def test_what_a_network_freezes_stays_as_it_is_and_is_in_the_bundle(
 
 
 def test_a_direction_travels_without_frozen_parameters() -> None:
-    meta = Meta({"w": torch.ones(3)}, {}, {"m": torch.full((2,), 2.0)}, {"f": torch.full((40,), 3.0)})
+    meta = Meta(
+        {"w": torch.ones(3)}, {}, {"m": torch.full((2,), 2.0)}, {"f": torch.full((40,), 3.0)}
+    )
     layout = Layout(meta)
     assert layout.unflatten(layout.flatten(meta)).frozen["f"].tolist() == [3.0] * 40
     flat = layout.flatten(meta._replace(frozen={}))

@@ -1,4 +1,6 @@
-"""One's own images: taken whatever their size, mode and format; what is refused is told with its reason."""
+"""One's own images: taken whatever their size, mode and format; what is refused is told with its
+reason.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from metatrain.tasks.pixels import stack, to_pixels
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 kinds, one of them with a file that is broken and one too small, and files that are no images."""
+    """30 kinds, one of them with a file that is broken and one too small, and files that are no
+    images.
+    """
     folder = album(tmp_path_factory.mktemp("mine") / "photos", range(29), 5)
     album(folder, range(29, 30), 1)
     (folder / "kind 03" / "00.jpg").write_bytes(b"\xff\xd8 broken")
@@ -45,7 +49,12 @@ def test_mixed_images_become_one_shape_and_the_rest_is_refused_with_its_reason(m
     assert store.class_names == [f"kind {i:02d}" for i in range(29)]
     assert store.sizes.tolist() == [5, 5, 5, 4] + 25 * [5]
     assert report.taken == len(store.images) == 144
-    sizes = [photo(kind, number).size for kind in range(29) for number in range(5) if (kind, number) != (3, 0)]
+    sizes = [
+        photo(kind, number).size
+        for kind in range(29)
+        for number in range(5)
+        if (kind, number) != (3, 0)
+    ]
     assert report.resized == sum(size != (40, 40) for size in sizes) > 0
     assert dict(report.refused) == {
         "kind 03/00.jpg": "cannot be read as an image (not one of BMP, GIF, JPEG, PNG, TIFF, WEBP)",
@@ -73,18 +82,28 @@ def test_the_splits_are_disjoint_cover_everything_and_are_told(mixed: Path) -> N
     lines = done.stdout.splitlines()
     assert len(lines) == 9
     assert lines[:4] == [
-        "refused kind 03/00.jpg: cannot be read as an image (not one of BMP, GIF, JPEG, PNG, TIFF, WEBP)",
+        "refused kind 03/00.jpg: cannot be read as an image (not one of BMP, GIF, JPEG, PNG, TIFF, "
+        "WEBP)",
         "refused loose.png: lies in no class folder",
-        "refused readme.txt: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "refused readme.txt: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, "
+        ".webp",
         "refused kind 29: has 1 images, at least 2 are needed",
     ]
-    assert lines[4].startswith("imported mine: 29 classes, 144 images (144 resized) of 20x20 pixels, RGB into ")
-    assert [line.split(" classes: ")[0] for line in lines[5:8]] == ["  train 19", "  val 5", "  test 5"]
+    assert lines[4].startswith(
+        "imported mine: 29 classes, 144 images (144 resized) of 20x20 pixels, RGB into "
+    )
+    assert [line.split(" classes: ")[0] for line in lines[5:8]] == [
+        "  train 19",
+        "  val 5",
+        "  test 5",
+    ]
     assert lines[8] == "next: metatrain train recipes/own_images.yaml"
     store = ImageStore.open("mine")
     splits = store.scheme("shuffled").classes
     assert sorted(c for members in splits.values() for c in members) == list(range(29))
-    assert store.scheme("shuffled").classes == read_folder("mine", mixed)[0].schemes[0].classes  # always the same
+    assert (
+        store.scheme("shuffled").classes == read_folder("mine", mixed)[0].schemes[0].classes
+    )  # always the same
     checked = command("data", "check", "mine").stdout.splitlines()
     assert checked[1:] == [
         "  4 to 5 images a class, median 5",
@@ -110,16 +129,28 @@ def test_small_folders_have_no_validation_split(classes: int, sizes: dict[str, i
 
 @pytest.mark.parametrize(
     ("classes", "more"),
-    [(4, " --set family.ways=2 --set validation.every_steps=0"), (10, " --set validation.every_steps=0"), (15, "")],
+    [
+        (4, " --set family.ways=2 --set validation.every_steps=0"),
+        (10, " --set validation.every_steps=0"),
+        (15, ""),
+    ],
 )
 def test_what_the_import_says_to_do_next_works(classes: int, more: str, tmp_path: Path) -> None:
     album(tmp_path / "photos", range(classes), 2)
-    done = command("data", "import", f"of{classes}", "--source", str(tmp_path / "photos"), "--size", "16")
+    done = command(
+        "data", "import", f"of{classes}", "--source", str(tmp_path / "photos"), "--size", "16"
+    )
     following = done.stdout.splitlines()[-1]
-    assert following == f"next: metatrain train recipes/own_images.yaml --set family.data=of{classes}{more}"
+    assert (
+        following
+        == f"next: metatrain train recipes/own_images.yaml --set family.data=of{classes}{more}"
+    )
     _, _, *arguments = following.split()
     arguments[1] = str(Path(__file__).parent.parent / arguments[1])
-    small = "outer.steps=1 workers.max=0 tracking.uri=none evaluation.tasks=4 model.filters=2 outer.tasks_per_step=2"
+    small = (
+        "outer.steps=1 workers.max=0 tracking.uri=none evaluation.tasks=4 "
+        "model.filters=2 outer.tasks_per_step=2"
+    )
     trained = command(*arguments, *(part for item in small.split() for part in ("--set", item)))
     assert trained.returncode == 0, trained.stderr
 
@@ -135,7 +166,9 @@ def test_linked_folders_and_files_count_and_loops_end(tmp_path: Path) -> None:
     store, report = read_folder("mine", photos)
     assert store.class_names == [f"kind {kind}" for kind in range(4)]
     assert len(store.images) == 8
-    assert report.refused == [("kind 1/gone.png", "cannot be read as an image (No such file or directory)")]
+    assert report.refused == [
+        ("kind 1/gone.png", "cannot be read as an image (No such file or directory)")
+    ]
     assert len(labelled_files(photos)[0]) == 9
 
 
@@ -143,7 +176,10 @@ def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
     for split, kinds in (("train", range(3)), ("val", range(3, 5)), ("test", range(5, 8))):
         album(tmp_path / split, kinds, 2)
     store, _ = read_folder("mine", tmp_path)
-    names = {split: [store.class_names[c] for c in members] for split, members in store.schemes[0].classes.items()}
+    names = {
+        split: [store.class_names[c] for c in members]
+        for split, members in store.schemes[0].classes.items()
+    }
     assert store.schemes[0].name == "folders"
     assert names == {
         "train": ["kind 00", "kind 01", "kind 02"],
@@ -155,16 +191,22 @@ def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
     (tmp_path / "Test").rename(tmp_path / "test")
     (tmp_path / "val").rename(tmp_path / "more")
     with pytest.raises(
-        InputError, match="folders test, train and beside them more: every class must lie in train, val"
+        InputError,
+        match="folders test, train and beside them more: every class must lie in train, val",
     ):
         read_folder("mine", tmp_path)
     (tmp_path / "more").rename(tmp_path / "val")
     (tmp_path / "val" / "kind 04").rename(tmp_path / "test" / "kind 04")
-    with pytest.raises(InputError, match="and val 2 or none: train has 3, val has 1, test has 4; move some"):
+    with pytest.raises(
+        InputError, match="and val 2 or none: train has 3, val has 1, test has 4; move some"
+    ):
         read_folder("mine", tmp_path)
     (tmp_path / "test" / "kind 04").rename(tmp_path / "val" / "kind 04")
     album(tmp_path / "test", range(1), 2)
-    with pytest.raises(InputError, match="class 'kind 00' is in test and in train: every class must be in one split"):
+    with pytest.raises(
+        InputError,
+        match="class 'kind 00' is in test and in train: every class must be in one split",
+    ):
         read_folder("mine", tmp_path)
 
 
@@ -181,13 +223,19 @@ def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
         ("Training images", "Development", "Evaluation"),
     ],
 )
-def test_other_names_of_splits_are_known_and_told(names: tuple[str, str, str], tmp_path: Path) -> None:
+def test_other_names_of_splits_are_known_and_told(
+    names: tuple[str, str, str], tmp_path: Path
+) -> None:
     for name, kinds in zip(names, (range(2), range(2, 4), range(4, 6)), strict=True):
         album(tmp_path / name, kinds, 2)
     store, report = read_folder("mine", tmp_path)
     splits = store.schemes[0].classes
     found = {split: [store.class_names[c] for c in splits[split]] for split in splits}
-    assert found == {"train": ["kind 00", "kind 01"], "val": ["kind 02", "kind 03"], "test": ["kind 04", "kind 05"]}
+    assert found == {
+        "train": ["kind 00", "kind 01"],
+        "val": ["kind 02", "kind 03"],
+        "test": ["kind 04", "kind 05"],
+    }
     expected = zip(names, ("train", "val", "test"), strict=True)
     told = {f"{name} is the {split} split" for name, split in expected if name.lower() != split}
     assert set(report.notes) == told
@@ -198,16 +246,28 @@ def test_other_names_of_splits_are_known_and_told(names: tuple[str, str, str], t
     [
         (
             ["dataset/train", "dataset/test"],
-            r"the folders test, train are splits by their names, but lie in \S*/s/dataset: give --source \S*/dataset$",
+            r"the folders test, train are splits by their names, but lie in \S*/s/dataset: give "
+            r"--source \S*/dataset$",
         ),
         (["a/b/Training", "a/b/Validation", "a/b/Testing"], "give --source .*/s/a/b$"),
-        (["cats/train", "cats/test", "dogs/train", "dogs/test"], r"lie in \S*/s/cats, \S*/s/dogs: move the classes"),
-        (["one/train", "one/test", "two"], r"lie in \S*/s/one: move the classes into train, val and test right below"),
-        (["train", "training", "test"], "the folders train and training are all named as the train split: merge"),
+        (
+            ["cats/train", "cats/test", "dogs/train", "dogs/test"],
+            r"lie in \S*/s/cats, \S*/s/dogs: move the classes",
+        ),
+        (
+            ["one/train", "one/test", "two"],
+            r"lie in \S*/s/one: move the classes into train, val and test right below",
+        ),
+        (
+            ["train", "training", "test"],
+            "the folders train and training are all named as the train split: merge",
+        ),
         (["train", "val", "dev", "test"], "the folders dev and val are all named as the val split"),
     ],
 )
-def test_splits_that_would_become_classes_are_refused(folders: list[str], sentence: str, tmp_path: Path) -> None:
+def test_splits_that_would_become_classes_are_refused(
+    folders: list[str], sentence: str, tmp_path: Path
+) -> None:
     for i, folder in enumerate(folders):
         album(tmp_path / "s" / folder, range(2 * i, 2 * i + 2), 2)
     with pytest.raises(InputError, match=sentence):
@@ -219,12 +279,17 @@ def test_splits_within_classes_or_without_classes_are_refused(tmp_path: Path) ->
         for split in ("train", "test"):
             for number in range(2):
                 save(photo(kind, number), tmp_path / "inside" / str(kind) / split / str(number), 1)
-    with pytest.raises(InputError, match="the folders test, train are splits by their names, but lie in"):
+    with pytest.raises(
+        InputError, match="the folders test, train are splits by their names, but lie in"
+    ):
         read_folder("mine", tmp_path / "inside")
     for name in ("train", "val", "test", "more"):
         for number in range(2):
             save(photo(0, number), tmp_path / "flat" / name / str(number), 1)
-    with pytest.raises(InputError, match="test, train, val are named as splits and hold images, but no class folders"):
+    with pytest.raises(
+        InputError,
+        match="test, train, val are named as splits and hold images, but no class folders",
+    ):
         read_folder("mine", tmp_path / "flat")
 
 
@@ -232,13 +297,26 @@ def test_a_class_in_two_splits_is_found_whatever_its_case(tmp_path: Path) -> Non
     album(tmp_path / "train", range(2), 2)
     album(tmp_path / "test", range(1, 3), 2)
     (tmp_path / "test" / "kind 01").rename(tmp_path / "test" / "Kind 01")
-    with pytest.raises(InputError, match="class 'kind 01' is in test and in train: every class must be in one split"):
+    with pytest.raises(
+        InputError,
+        match="class 'kind 01' is in test and in train: every class must be in one split",
+    ):
         read_folder("mine", tmp_path)
 
 
 def test_words_that_may_be_classes_stay_classes(tmp_path: Path) -> None:
-    """A train among vehicles, dev and eval without a train, and names that only begin as a split does."""
-    for name in ("vehicles/train", "vehicles/car", "dev/web", "dev/app", "eval/exam", "testament/old", "trainers/red"):
+    """A train among vehicles, dev and eval without a train, and names that only begin as a split
+    does.
+    """
+    for name in (
+        "vehicles/train",
+        "vehicles/car",
+        "dev/web",
+        "dev/app",
+        "eval/exam",
+        "testament/old",
+        "trainers/red",
+    ):
         for number in range(2):
             save(photo(len(name), number), tmp_path / name / str(number), 1)
     store, report = read_folder("mine", tmp_path)
@@ -255,12 +333,15 @@ def test_class_names_that_are_in_several_folders_are_told(tmp_path: Path) -> Non
     store, report = read_folder("mine", tmp_path)
     assert len(store.class_names) == 7
     assert report.notes == [
-        "2 class names are in several folders, each a class of its own: Greek/kind 00, Latin/kind 00, Tifinagh/kind 00"
+        "2 class names are in several folders, each a class of its own: Greek/kind 00, Latin/kind "
+        "00, Tifinagh/kind 00"
     ]
 
 
 def test_images_that_are_there_twice_are_counted_and_named(tmp_path: Path) -> None:
-    """The same pixels in one class, whatever the files are called and however they are compressed; or in two."""
+    """The same pixels in one class, whatever the files are called and however they are compressed;
+    or in two.
+    """
     album(tmp_path / "photos", range(4), 3)
     first = tmp_path / "photos" / "kind 00" / "01.png"
     (first.parent / "copy.png").write_bytes(first.read_bytes())
@@ -268,7 +349,10 @@ def test_images_that_are_there_twice_are_counted_and_named(tmp_path: Path) -> No
     (tmp_path / "photos" / "kind 02" / "copy.png").write_bytes(first.read_bytes())
     done = command("data", "import", "twins", "--source", str(tmp_path / "photos"), "--size", "16")
     lines = done.stdout.splitlines()
-    assert lines[0] == "note: 3 images have the pixels of an earlier one; a query may be its support image:"
+    assert (
+        lines[0]
+        == "note: 3 images have the pixels of an earlier one; a query may be its support image:"
+    )
     assert lines[1:4] == [
         "  kind 00/copy.png = kind 00/01.png",
         "  kind 00/other.tif = kind 00/01.png",
@@ -276,13 +360,16 @@ def test_images_that_are_there_twice_are_counted_and_named(tmp_path: Path) -> No
     ]
     checked = command("data", "check", "twins").stdout.splitlines()
     assert checked[2:4] == [
-        "  2 images are twice in their class: kind 00 image 4 = kind 00 image 2, kind 00 image 5 = kind 00 image 2",
+        "  2 images are twice in their class: kind 00 image 4 = kind 00 image 2, kind 00 image 5 = "
+        "kind 00 image 2",
         "  1 images are in two classes: kind 02 image 4 = kind 00 image 2",
     ]
 
 
 def deep(folder: Path, values: list[int]) -> Path:
-    """Four classes of two grey images of 16 bits, each of one value; the last two may be others than the first."""
+    """Four classes of two grey images of 16 bits, each of one value; the last two may be others
+    than the first.
+    """
     for i, value in enumerate(values):
         path = folder / f"kind {i // 2}" / f"{i % 2}{'.png' if i % 3 else '.tif'}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -303,22 +390,38 @@ def deep(folder: Path, values: list[int]) -> Path:
 def test_images_of_16_bits_are_scaled_by_what_the_data_set_holds(
     highest: int, bits: int, how: str, tmp_path: Path
 ) -> None:
-    values = [highest, highest // 2, highest // 3, highest // 4, 0, highest // 5, highest // 6, highest // 7]
+    values = [
+        highest,
+        highest // 2,
+        highest // 3,
+        highest // 4,
+        0,
+        highest // 5,
+        highest // 6,
+        highest // 7,
+    ]
     source = deep(tmp_path / "deep", values)
     store, report = read_folder("deep", source)
-    assert [int(image[0, 9, 9]) for image in store.images] == [value >> (bits - 8) for value in values]
-    assert report.notes == [f"8 grey images are of 16 bits with values up to {highest}, which are {bits} bits: {how}"]
+    assert [int(image[0, 9, 9]) for image in store.images] == [
+        value >> (bits - 8) for value in values
+    ]
+    assert report.notes == [
+        f"8 grey images are of 16 bits with values up to {highest}, which are {bits} bits: {how}"
+    ]
     store.save()
     family = FewShot(data="deep").standalone()
     assert family.bits == ImageStore.open("deep").bits == bits
     files = [path for path, _ in labelled_files(source)[0]]
-    assert torch.equal(FewShot(data="none", shape=family.shape, bits=family.bits).examples(files), store.images)
+    assert torch.equal(
+        FewShot(data="none", shape=family.shape, bits=family.bits).examples(files), store.images
+    )
     Image.fromarray(np.full((20, 20), (1 << bits) - 1, np.uint16)).save("brightest.png")
     assert int(family.examples(["brightest.png"]).min()) == 255
     if bits < 16:
         Image.fromarray(np.full((20, 20), 1 << bits, np.uint16)).save("brighter.png")
         with pytest.raises(
-            InputError, match=rf"brighter.png .*reach {1 << bits}, but .* 16 bits end at {(1 << bits) - 1}"
+            InputError,
+            match=rf"brighter.png .*reach {1 << bits}, but .* 16 bits end at {(1 << bits) - 1}",
         ):
             family.examples(["brighter.png"])
 
@@ -332,13 +435,21 @@ def test_dark_images_of_16_bits_stay_dark_and_are_named(tmp_path: Path) -> None:
 
 def test_what_was_scaled_is_told_by_the_command(tmp_path: Path) -> None:
     deep(tmp_path / "deep", [200] * 8)
-    lines = command("data", "import", "told", "--source", str(tmp_path / "deep")).stdout.splitlines()
-    assert lines[0].startswith("note: 8 grey images are of 16 bits with values up to 200, which are 8 bits: taken as")
-    for path, value in zip(sorted(album(tmp_path / "unit", range(4), 2).glob("*/*")), range(8), strict=True):
+    lines = command(
+        "data", "import", "told", "--source", str(tmp_path / "deep")
+    ).stdout.splitlines()
+    assert lines[0].startswith(
+        "note: 8 grey images are of 16 bits with values up to 200, which are 8 bits: taken as"
+    )
+    for path, value in zip(
+        sorted(album(tmp_path / "unit", range(4), 2).glob("*/*")), range(8), strict=True
+    ):
         Image.fromarray(np.full((9, 9), value / 7, np.float32)).save(path.with_suffix(".tif"))
         path.unlink()
     store, report = read_folder("unit", tmp_path / "unit")
-    assert [int(image.max()) for image in store.images] == [round(255 * value / 7) for value in range(8)]
+    assert [int(image.max()) for image in store.images] == [
+        round(255 * value / 7) for value in range(8)
+    ]
     assert report.notes == ["8 images are of numbers in 0..1, times 255"]
 
 
@@ -347,7 +458,11 @@ def test_without_images_of_16_bits_a_data_set_is_what_it_was(tmp_path: Path) -> 
     album(tmp_path, range(4), 2)
     store, _ = read_folder("plain", tmp_path)
     assert (store.bits, ImageStore.open(store.save().name).bits) == (None, None)
-    for value, expected in ((200, 200), (4000, 250), (0x8080, 128)):  # each image's own values decide
+    for value, expected in (
+        (200, 200),
+        (4000, 250),
+        (0x8080, 128),
+    ):  # each image's own values decide
         Image.fromarray(np.full((20, 20), value, np.uint16)).save("query.png")
         assert int(FewShot(data="plain").examples(["query.png"]).max()) == expected
 
@@ -361,7 +476,10 @@ def test_colours_of_16_bits_that_would_be_black_are_refused(kind: str, tmp_path:
     (tmp_path / "kind 00" / "twelve.png").write_bytes(png16(kind, values % 4096))
     store, report = read_folder("mine", tmp_path)
     assert store.sizes.tolist() == [3, 2, 2, 2]
-    why = "cannot be read as an image (its colours of 16 bits use less than a sixteenth of their range: save it with 8"
+    why = (
+        "cannot be read as an image (its colours of 16 bits use less than a sixteenth "
+        "of their range: save it with 8"
+    )
     assert [(file, reason[: len(why)]) for file, reason in report.refused] == [
         ("kind 00/dark.png", why),
         ("kind 00/twelve.png", why),
@@ -408,7 +526,10 @@ def test_a_broken_exif_or_file_ends_no_import(tmp_path: Path) -> None:
         broken = bytearray(whole)
         for _ in range(3):
             broken[chance.randrange(6, len(broken))] = chance.randrange(256)
-        image.save(stem.with_suffix(suffix), **({"exif": bytes(broken)} if suffix in (".jpg", ".png", ".webp") else {}))
+        image.save(
+            stem.with_suffix(suffix),
+            **({"exif": bytes(broken)} if suffix in (".jpg", ".png", ".webp") else {}),
+        )
         if i % 2:
             data = bytearray(stem.with_suffix(suffix).read_bytes())
             for _ in range(4):
@@ -452,12 +573,19 @@ def test_whatever_is_raised_for_a_file_refuses_that_file(
 def test_images_that_are_in_two_splits_are_found(tmp_path: Path) -> None:
     for split, kinds in (("train", range(2)), ("test", range(2, 4))):
         album(tmp_path / split, kinds, 2)
-    (tmp_path / "test" / "kind 02" / "copy.png").write_bytes((tmp_path / "train" / "kind 00" / "01.png").read_bytes())
-    (tmp_path / "test" / "kind 02" / "again.png").write_bytes((tmp_path / "test" / "kind 03" / "01.png").read_bytes())
+    (tmp_path / "test" / "kind 02" / "copy.png").write_bytes(
+        (tmp_path / "train" / "kind 00" / "01.png").read_bytes()
+    )
+    (tmp_path / "test" / "kind 02" / "again.png").write_bytes(
+        (tmp_path / "test" / "kind 03" / "01.png").read_bytes()
+    )
     store, _ = read_folder("mine", tmp_path)
     assert duplicates(store, store.schemes[0]) == ["kind 02 (test) = kind 00 (train)"]
     store.save()
-    assert "1 images are in two splits: kind 02 (test) = kind 00 (train)" in command("data", "check", "mine").stdout
+    assert (
+        "1 images are in two splits: kind 02 (test) = kind 00 (train)"
+        in command("data", "check", "mine").stdout
+    )
 
 
 def test_least_leaves_out_smaller_classes(tmp_path: Path) -> None:
@@ -465,7 +593,9 @@ def test_least_leaves_out_smaller_classes(tmp_path: Path) -> None:
     album(tmp_path, range(4, 6), 3)
     store, report = read_folder("mine", tmp_path, least=4)
     assert len(store.sizes) == 4
-    assert report.refused == [(f"kind {kind:02d}", "has 3 images, at least 4 are needed") for kind in (4, 5)]
+    assert report.refused == [
+        (f"kind {kind:02d}", "has 3 images, at least 4 are needed") for kind in (4, 5)
+    ]
 
 
 def test_grey_folders_stay_grey(tmp_path: Path) -> None:
@@ -478,8 +608,14 @@ def test_grey_folders_stay_grey(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--source", "nowhere"], "--source nowhere is not a folder: give one that holds a folder of images"),
-        (["--source", "few"], "few has 3 class folders of 2 or more images and at least 4 are needed"),
+        (
+            ["--source", "nowhere"],
+            "--source nowhere is not a folder: give one that holds a folder of images",
+        ),
+        (
+            ["--source", "few"],
+            "few has 3 class folders of 2 or more images and at least 4 are needed",
+        ),
         (["--source", "few", "--size", "4"], "--size must be between 16 and 1024 pixels, got 4"),
         (["--source", "few", "--least", "1"], "--least must be at least 2 images"),
     ],
@@ -501,16 +637,29 @@ def test_an_import_that_fails_keeps_the_earlier_one(tmp_path: Path) -> None:
     first = command("data", "import", "kept", "--source", str(tmp_path / "good"))
     assert "replaces" not in first.stdout
     before = ImageStore.open("kept").images.clone()
-    assert command("data", "import", "kept", "--source", str(tmp_path / "good" / "kind 00")).returncode == 2
+    assert (
+        command("data", "import", "kept", "--source", str(tmp_path / "good" / "kind 00")).returncode
+        == 2
+    )
     assert torch.equal(ImageStore.open("kept").images, before)
     same = command("data", "import", "kept", "--source", str(tmp_path / "good"))
     assert "replaced" not in same.stdout
-    again = command("data", "import", "kept", "--source", str(album(tmp_path / "other", range(4, 8), 2)))
-    assert again.stdout.startswith("replaced the earlier data set kept: runs that were trained on it cannot be resumed")
+    again = command(
+        "data", "import", "kept", "--source", str(album(tmp_path / "other", range(4, 8), 2))
+    )
+    assert again.stdout.startswith(
+        "replaced the earlier data set kept: runs that were trained on it cannot be resumed"
+    )
 
 
 def test_a_run_knows_the_data_set_that_it_was_trained_on(tmp_path: Path) -> None:
-    small = ["workers.max=0", "tracking.uri=none", "outer.steps=2", "evaluation.tasks=4", "model.filters=2"]
+    small = [
+        "workers.max=0",
+        "tracking.uri=none",
+        "outer.steps=2",
+        "evaluation.tasks=4",
+        "model.filters=2",
+    ]
     small += ["family.data=changing", "family.ways=2", "validation.every_steps=0", "output=run"]
     sets = [part for item in small for part in ("--set", item)]
     recipe = str(Path(__file__).parent.parent / "recipes" / "own_images.yaml")
@@ -559,7 +708,11 @@ def test_modes_mean_what_a_viewer_shows() -> None:
     def shown(image: Image.Image) -> list[int]:
         return [int(v) for v in to_pixels(image, (3, 8, 8))[:, 4, 4]]
 
-    assert shown(Image.new("RGBA", (8, 8), (200, 10, 10, 0))) == [255, 255, 255]  # transparent is paper
+    assert shown(Image.new("RGBA", (8, 8), (200, 10, 10, 0))) == [
+        255,
+        255,
+        255,
+    ]  # transparent is paper
     assert shown(Image.new("LA", (8, 8), (0, 0))) == [255, 255, 255]
     assert shown(Image.new("1", (8, 8), 1)) == [255, 255, 255]
     assert shown(Image.fromarray(np.full((8, 8), 0x8080, np.uint16))) == [128, 128, 128]
@@ -579,11 +732,18 @@ def test_modes_mean_what_a_viewer_shows() -> None:
 @pytest.mark.parametrize(
     ("picture", "sentence"),
     [
-        (np.zeros((4, 4), np.int64), "must be uint8 in 0..255 or floating point in 0..1, got int64"),
+        (
+            np.zeros((4, 4), np.int64),
+            "must be uint8 in 0..255 or floating point in 0..1, got int64",
+        ),
         (np.full((4, 4), 200.0), r"an image of float64 must lie in 0..1, got 200..200"),
         (np.full((4, 4), np.nan), "must lie in 0..1"),
         (np.zeros((5, 5, 7), np.uint8), r"with 1, 3 or 4 channels, got \(5, 5, 7\)"),
-        ("nowhere.png", r"nowhere\.png cannot be read as an image \(No such file or directory\): replace or remove it"),
+        (
+            "nowhere.png",
+            r"nowhere\.png cannot be read as an image \(No such file or directory\): replace or "
+            r"remove it",
+        ),
         (
             Image.fromarray(np.full((4, 4), 70000, np.int32)),
             r"its values are 70000\.\.70000, which is neither 0\.\.255 nor",
@@ -607,13 +767,19 @@ def test_query_files_are_labelled_by_the_folder_they_lie_in(tmp_path: Path) -> N
         ("loose.png", None),
     ]
     assert labelled_files(loose) == ([(loose, None)], [])
-    with pytest.raises(InputError, match="nowhere does not exist: give image files, or a folder of them"):
+    with pytest.raises(
+        InputError, match="nowhere does not exist: give image files, or a folder of them"
+    ):
         labelled_files(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("single", ["a.png", Path("a.png"), photo(0, 0), np.zeros((8, 9, 3)), torch.zeros(8, 9)])
+@pytest.mark.parametrize(
+    "single", ["a.png", Path("a.png"), photo(0, 0), np.zeros((8, 9, 3)), torch.zeros(8, 9)]
+)
 def test_a_single_image_is_not_taken_apart(single: object) -> None:
-    with pytest.raises(InputError, match=r"a single image was given .*: put it into a list, as \[image\]"):
+    with pytest.raises(
+        InputError, match=r"a single image was given .*: put it into a list, as \[image\]"
+    ):
         FewShot(data="none", shape=(3, 8, 9)).examples(single)
 
 
@@ -635,7 +801,9 @@ def test_a_single_image_is_not_taken_apart(single: object) -> None:
         lambda paths: (Image.open(path) for path in paths),
     ],
 )
-def test_a_list_of_images_may_have_any_form(form: Callable[[list[str]], object], tmp_path: Path) -> None:
+def test_a_list_of_images_may_have_any_form(
+    form: Callable[[list[str]], object], tmp_path: Path
+) -> None:
     paths = [str(save(photo(kind, 1), tmp_path / str(kind), 1)) for kind in range(2)]
     family = FewShot(data="none", shape=(3, 8, 9))
     assert torch.equal(family.examples(form(paths)), family.examples(paths))
@@ -648,7 +816,10 @@ def test_a_list_of_images_may_have_any_form(form: Callable[[list[str]], object],
             np.array([["a.png"], ["b.png"]]),
             r"images must be a list of paths or of images, .*; got <U5 of shape \(2, 1\)",
         ),
-        (pandas.DataFrame({"path": ["a.png"]}), r"images must be a list of paths .* of shape \(1, 1\)"),
+        (
+            pandas.DataFrame({"path": ["a.png"]}),
+            r"images must be a list of paths .* of shape \(1, 1\)",
+        ),
         (np.array([1.0, 2.0]), r"images must be a list of paths .*; got float64 of shape \(2,\)"),
         (np.array(7), r"images must be a list of paths .*; got int64 of shape \(\)"),
         (torch.tensor(7), r"images must be a list of paths .*; got torch.int64 of shape \(\)"),
@@ -657,16 +828,37 @@ def test_a_list_of_images_may_have_any_form(form: Callable[[list[str]], object],
         ({"a.png": "cat"}, "images must have an order: give a list of them, got a dict"),
         ({"a.png"}, "images must have an order: give a list of them, got a set"),
         (np.array("a.png"), "images must be a list of paths"),
-        ([None], "an image must be a file's path, a PIL image or an array of numbers, got NoneType"),
-        ([float("nan")], "an image must be a file's path, a PIL image or an array of numbers, got float"),
-        ([np.array(7)], "an image must be a file's path, a PIL image or an array of numbers, got int"),
+        (
+            [None],
+            "an image must be a file's path, a PIL image or an array of numbers, got NoneType",
+        ),
+        (
+            [float("nan")],
+            "an image must be a file's path, a PIL image or an array of numbers, got float",
+        ),
+        (
+            [np.array(7)],
+            "an image must be a file's path, a PIL image or an array of numbers, got int",
+        ),
         ([b"a.png"], r"an image of 5 bytes cannot be read as an image"),
-        ([["a.png", "b.png"]], "an image must be a file's path, a PIL image or an array of numbers, got list of <U5"),
-        ([[[0, 1], [1, 0]]], "an image must be uint8 in 0..255 or floating point in 0..1, got int64"),
+        (
+            [["a.png", "b.png"]],
+            "an image must be a file's path, a PIL image or an array of numbers, got list of <U5",
+        ),
+        (
+            [[[0, 1], [1, 0]]],
+            "an image must be uint8 in 0..255 or floating point in 0..1, got int64",
+        ),
         ([[[0.5, 1], [1]]], "an image of type list is no array of numbers"),
         ([torch.eye(4).to_sparse()], "an image of type Tensor is no array of numbers"),
-        ([np.zeros((4, 4), complex)], "an image must be uint8 in 0..255 or floating point in 0..1, got complex128"),
-        ([np.full((4, 4), 60000, np.float16)], r"an image of float16 must lie in 0..1, got 60000..60000"),
+        (
+            [np.zeros((4, 4), complex)],
+            "an image must be uint8 in 0..255 or floating point in 0..1, got complex128",
+        ),
+        (
+            [np.full((4, 4), 60000, np.float16)],
+            r"an image of float16 must lie in 0..1, got 60000..60000",
+        ),
         ([np.full((4, 4), -1.0)], "an image of float64 must lie in 0..1, got -1..-1"),
         ([np.full((4, 4), 1.01)], r"an image of float64 must lie in 0..1, got 1.01..1.01"),
         ([np.full((4, 4), np.inf)], "an image of float64 must lie in 0..1, got inf..inf"),
@@ -682,38 +874,64 @@ def test_rounding_takes_no_number_out_of_its_range(tmp_path: Path) -> None:
         high = kind(1) + np.finfo(kind).eps
         for low in (kind(-1e-4), kind(-1e-9), kind(0)):
             image = np.array([[low, high]] * 2, kind)
-            assert stack([image, torch.from_numpy(image)], (1, 2, 2)).tolist() == [[[[0, 255]] * 2]] * 2
+            assert (
+                stack([image, torch.from_numpy(image)], (1, 2, 2)).tolist()
+                == [[[[0, 255]] * 2]] * 2
+            )
     for low, high in ((-1e-7, 1.0000001), (-1e-5, 255.00002)):
         Image.fromarray(np.array([[low, high]] * 2, np.float32)).save(tmp_path / "a.tif")
         assert stack([tmp_path / "a.tif"], (1, 2, 2)).tolist() == [[[[0, 255]] * 2]]
     assert stack([[[0.0, 1.0], [1.0, 0.0]]], (1, 2, 2)).tolist() == [[[[0, 255], [255, 0]]]]
     Image.fromarray(np.array([[-1, 1]] * 2, np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(InputError, match=r"its values are -1\.\.1, which is neither 0\.\.255 nor 0\.\.1"):
+    with pytest.raises(
+        InputError, match=r"its values are -1\.\.1, which is neither 0\.\.255 nor 0\.\.1"
+    ):
         stack([tmp_path / "a.tif"], (1, 2, 2))
 
 
 def test_adapt_tells_the_files_of_a_folder_that_it_leaves_out(tmp_path: Path) -> None:
     album(tmp_path / "photos", range(4), 2)
-    assert command("data", "import", "asked", "--source", str(tmp_path / "photos"), "--size", "16").returncode == 0
-    small = ["workers.max=0", "tracking.uri=none", "outer.steps=1", "evaluation.tasks=2", "model.filters=2"]
+    assert (
+        command(
+            "data", "import", "asked", "--source", str(tmp_path / "photos"), "--size", "16"
+        ).returncode
+        == 0
+    )
+    small = [
+        "workers.max=0",
+        "tracking.uri=none",
+        "outer.steps=1",
+        "evaluation.tasks=2",
+        "model.filters=2",
+    ]
     small += ["family.data=asked", "family.ways=2", "validation.every_steps=0", "output=run"]
     recipe = str(Path(__file__).parent.parent / "recipes" / "own_images.yaml")
-    assert command("train", recipe, *(part for item in small for part in ("--set", item))).returncode == 0
+    assert (
+        command("train", recipe, *(part for item in small for part in ("--set", item))).returncode
+        == 0
+    )
     album(tmp_path / "few", range(2), 1)
     (tmp_path / "few" / "kind 00" / "Thumbs.db").write_bytes(b"x")
     new = album(tmp_path / "new", range(2), 1)
     for name in ("taken.jfif", "taken.JPE", "phone.heic", "none", "kind 00/broken.jpg"):
-        (new / name).write_bytes((new / "kind 00" / "00.jpg").read_bytes()[: -200 if "broken" in name else None])
+        (new / name).write_bytes(
+            (new / "kind 00" / "00.jpg").read_bytes()[: -200 if "broken" in name else None]
+        )
     done = command("adapt", "run", "--support", "few", "--query", "new")
     assert done.returncode == 0, done.stderr
     mine = [line for line in done.stdout.splitlines() if line.startswith("refused ")]
     assert mine == [
-        "refused few/kind 00/Thumbs.db: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
-        "refused new/none: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
-        "refused new/phone.heic: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, .webp",
+        "refused few/kind 00/Thumbs.db: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, "
+        ".tif, .tiff, .webp",
+        "refused new/none: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, .tiff, "
+        ".webp",
+        "refused new/phone.heic: is none of .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .tif, "
+        ".tiff, .webp",
         mine[-1],
     ]
-    assert mine[-1].startswith("refused new/kind 00/broken.jpg cannot be read as an image (image file is truncated")
+    assert mine[-1].startswith(
+        "refused new/kind 00/broken.jpg cannot be read as an image (image file is truncated"
+    )
     predicted = json.loads(Path("adapted/predictions.json").read_text())["predictions"]
     assert [p["image"] for p in predicted] == [
         f"new/{name}" for name in ("kind 00/00.jpg", "kind 01/00.jpg", "taken.JPE", "taken.jfif")
@@ -722,17 +940,26 @@ def test_adapt_tells_the_files_of_a_folder_that_it_leaves_out(tmp_path: Path) ->
     (tmp_path / "phone" / "a.heic").write_bytes(b"x")
     done = command("adapt", "run", "--support", "few", "--query", "phone")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: phone holds no images, but a.heic: give image files, or a folder of .bmp")
+    assert done.stderr.startswith(
+        "error: phone holds no images, but a.heic: give image files, or a folder of .bmp"
+    )
 
 
 def test_one_image_of_three_channels_is_no_three_grey_ones() -> None:
     with pytest.raises(InputError, match="a single image was given"):
         FewShot(data="none", shape=(3, 8, 9)).examples(torch.zeros(3, 8, 9))
-    assert FewShot(data="none", shape=(1, 8, 9)).examples(torch.zeros(3, 8, 9)).shape == (3, 1, 8, 9)
+    assert FewShot(data="none", shape=(1, 8, 9)).examples(torch.zeros(3, 8, 9)).shape == (
+        3,
+        1,
+        8,
+        9,
+    )
 
 
 def test_no_program_is_run_for_a_file_that_says_it_is_another(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    )
     with pytest.raises(InputError, match="not one of BMP, GIF, JPEG, PNG, TIFF, WEBP"):
         stack([tmp_path / "a.png"], (1, 8, 8))
 

@@ -1,4 +1,6 @@
-"""The same updates on a GPU as on a CPU, to a tolerance; skipped, saying so, where there is none."""
+"""The same updates on a GPU as on a CPU, to a tolerance; skipped, saying so, where there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch see
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_cpu_and_cuda_agree(probe: str) -> None:
-    """On four tickets, of which all but the first are replayed where they draw nothing, and by two sets of parameters;
-    a later ticket leaves what an earlier one gave."""
+    """On four tickets, of which all but the first are replayed where they draw nothing, and by two
+    sets of parameters; a later ticket leaves what an earlier one gave.
+    """
     recipe = config(PROBES[probe]).recipe()
     found: list[list[Meta]] = []
     scored = []
@@ -26,7 +29,11 @@ def test_cpu_and_cuda_agree(probe: str) -> None:
         updates = []
         for step in range(4):
             meta = initial_meta(recipe)
-            moved = Meta({k: p * (1 + 0.1 * (step // 2)) for k, p in meta.model.items()}, meta.algorithm, meta.state)
+            moved = Meta(
+                {k: p * (1 + 0.1 * (step // 2)) for k, p in meta.model.items()},
+                meta.algorithm,
+                meta.state,
+            )
             worker.load(step // 2, worker.layout.flatten(moved))
             update, _ = worker.compute(Ticket("update", "train", step, 0))
             assert isinstance(update, Update)
@@ -42,7 +49,9 @@ def test_cpu_and_cuda_agree(probe: str) -> None:
 
 
 def test_a_run_in_process_stays_on_the_device(tmp_path: object) -> None:
-    settings = config(PROBES["maml-conv4"], workers={"max": 0, "gpus": 1}, output=str(tmp_path) + "/run")
+    settings = config(
+        PROBES["maml-conv4"], workers={"max": 0, "gpus": 1}, output=str(tmp_path) + "/run"
+    )
     prepared = run.prepare(settings)
     assert all(p.is_cuda for p in prepared.learner.meta().model.values())
     _, scores = run.train(settings, resume="auto")

@@ -1,4 +1,6 @@
-"""Data sets: verified before they are used, the same bytes everywhere, splits disjoint and of the published sizes."""
+"""Data sets: verified before they are used, the same bytes everywhere, splits disjoint and of the
+published sizes.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_a_data_set_is_shown_in_a_line_and_in_notebooks_with_images() -> None:
         f"splits glyphs (train 700, val 100, test 200), synthetic, checksum {store.checksum})"
     )
     page = store._repr_html_()
-    assert page.startswith("<b>glyphs</b>: 1000 classes, 20000 images of 28x28 grey, splits glyphs (train 700")
+    assert page.startswith(
+        "<b>glyphs</b>: 1000 classes, 20000 images of 28x28 grey, splits glyphs (train 700"
+    )
     assert len(page) < 10_000
     picture = Image.open(io.BytesIO(base64.b64decode(page.split("base64,")[1].split('"')[0])))
     assert picture.size == (280, 28)
@@ -70,18 +74,26 @@ def test_what_notebooks_show_is_escaped_and_small() -> None:
     assert 'alt="&quot;&gt;&lt;script&gt;, three"' in page
     assert "not synthetic, not saved" in repr(store)
     assert "\n" not in repr(store)
-    assert Image.open(io.BytesIO(base64.b64decode(page.split("base64,")[1].split('"')[0]))).size == (133, 100)
+    assert Image.open(
+        io.BytesIO(base64.b64decode(page.split("base64,")[1].split('"')[0]))
+    ).size == (133, 100)
     empty = dataclasses.replace(store, images=store.images[:0], sizes=torch.tensor([0, 0, 0]))
     assert "<img" not in empty._repr_html_()
 
 
 def test_splits_that_share_a_class_are_refused() -> None:
     with pytest.raises(InputError, match="share classes"):
-        Scheme(name="bad", classes={"train": [0, 1], "test": [1]}, rotations={"train": "none", "test": "none"})
+        Scheme(
+            name="bad",
+            classes={"train": [0, 1], "test": [1]},
+            rotations={"train": "none", "test": "none"},
+        )
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_data_set_is_refused(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_data_set_is_refused(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_data("glyphs")
     shutil.copytree(cache() / "glyphs", tmp_path / "glyphs")
     monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
@@ -94,27 +106,39 @@ def test_a_damaged_data_set_is_refused(damage: str, tmp_path: Path, monkeypatch:
         path.write_bytes(content[:-1000])
     else:
         path.unlink()
-    with pytest.raises(InputError, match="is not what was imported: run `metatrain data import glyphs` again"):
+    with pytest.raises(
+        InputError, match="is not what was imported: run `metatrain data import glyphs` again"
+    ):
         ImageStore.open("glyphs")
     import_data("glyphs")
     ImageStore.open("glyphs")
 
 
 def test_a_source_without_omniglot_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"neither a folder images_background nor images_background\.zip"):
+    with pytest.raises(
+        InputError, match=r"neither a folder images_background nor images_background\.zip"
+    ):
         import_data("omniglot", tmp_path)
     for part in ("images_background", "images_evaluation"):
         with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
             archive.writestr(f"{part}/Greek/character01/0001_01.png", b"")
-    with pytest.raises(InputError, match="has 1 background and 1 evaluation characters; Omniglot has 964 and 659"):
+    with pytest.raises(
+        InputError, match="has 1 background and 1 evaluation characters; Omniglot has 964 and 659"
+    ):
         import_data("omniglot", tmp_path)
     (tmp_path / "images_background.zip").write_bytes(b"PK broken")
-    with pytest.raises(InputError, match=r"images_background\.zip is damaged \(File is not a zip file\): get it again"):
+    with pytest.raises(
+        InputError,
+        match=r"images_background\.zip is damaged \(File is not a zip file\): get it again",
+    ):
         import_data("omniglot", tmp_path)
     for part, characters in (("images_background", 964), ("images_evaluation", 659)):
         with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
             for number in range(20 * characters):
-                archive.writestr(f"{part}/Greek/character{number // 20:04d}/{number % 20:02d}.png", b"\x89PNG broken")
+                archive.writestr(
+                    f"{part}/Greek/character{number // 20:04d}/{number % 20:02d}.png",
+                    b"\x89PNG broken",
+                )
     with pytest.raises(InputError, match=r"has a drawing that cannot be read \(.*\): get it again"):
         import_data("omniglot", tmp_path)
     assert not (cache() / "omniglot").exists()
@@ -127,7 +151,9 @@ def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets, "Omniglot", offline)
-    with pytest.raises(InputError, match=r"could not be downloaded \(no route to host\): pass --source"):
+    with pytest.raises(
+        InputError, match=r"could not be downloaded \(no route to host\): pass --source"
+    ):
         import_data("omniglot")
 
 
@@ -135,7 +161,10 @@ def test_omniglot_has_its_counts_splits_and_rotations(omniglot: ImageStore) -> N
     store = omniglot
     assert store.images.shape == (1623 * 20, 1, 28, 28)
     assert store.images.float().mean() > 200  # as the files show it: dark ink on white paper
-    sizes = {s.name: [len(s.classes[k]) for k in ("train", "val", "test") if k in s.classes] for s in store.schemes}
+    sizes = {
+        s.name: [len(s.classes[k]) for k in ("train", "val", "test") if k in s.classes]
+        for s in store.schemes
+    }
     assert sizes == {
         "omni-rand1100": [1100, 100, 423],
         "omni-rand1200": [1200, 423],
@@ -145,7 +174,8 @@ def test_omniglot_has_its_counts_splits_and_rotations(omniglot: ImageStore) -> N
     }
     vinyals = store.scheme("omni-vinyals")
     alphabets = {
-        split: {store.class_names[c].split("/")[0] for c in vinyals.classes[split]} for split in vinyals.classes
+        split: {store.class_names[c].split("/")[0] for c in vinyals.classes[split]}
+        for split in vinyals.classes
     }
     assert [len(alphabets[split]) for split in ("train", "val", "test")] == [33, 5, 13]
     assert alphabets["train"] & alphabets["test"] == {"Gurmukhi"}
@@ -162,15 +192,22 @@ def test_omniglot_has_its_counts_splits_and_rotations(omniglot: ImageStore) -> N
 def test_support_and_query_of_a_class_turn_together(omniglot: ImageStore) -> None:
     family = FewShot(data="omniglot", splits="omni-rand1100", ways=5, shots=2, queries=2)
     task = family.sample(torch.Generator().manual_seed(0), 40, "train")
-    images = torch.cat([task.support_x.unflatten(1, (5, 2)), task.query_x.unflatten(1, (5, 2))], dim=2)[:4]
+    images = torch.cat(
+        [task.support_x.unflatten(1, (5, 2)), task.query_x.unflatten(1, (5, 2))], dim=2
+    )[:4]
     known = {image.numpy().tobytes(): i // 20 for i, image in enumerate(omniglot.images)}
     turns = []
     for way in images.flatten(0, 1):  # [4, 1, 28, 28]: the images of one class
         found = [
-            {known.get(torch.rot90(image, -turn, dims=(-2, -1)).contiguous().numpy().tobytes()) for image in way}
+            {
+                known.get(torch.rot90(image, -turn, dims=(-2, -1)).contiguous().numpy().tobytes())
+                for image in way
+            }
             for turn in range(4)
         ]
-        matches = [turn for turn, classes in enumerate(found) if len(classes) == 1 and None not in classes]
+        matches = [
+            turn for turn, classes in enumerate(found) if len(classes) == 1 and None not in classes
+        ]
         assert matches, "no single rotation brings all images of a class back"
         turns.append(matches[0])
     assert set(turns) == {0, 1, 2, 3}

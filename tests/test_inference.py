@@ -1,4 +1,6 @@
-"""What was learned, put to use: the same probabilities from Python, from the command line and in the evaluation."""
+"""What was learned, put to use: the same probabilities from Python, from the command line and in
+the evaluation.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,12 @@ from metatrain.tasks import FewShot, open_data
 
 class Trained(NamedTuple):
     folder: Path
-    task: list[tuple[Tensor, str, str]]  # of the evaluation's first ticket: image, label, "support" or "query"
-    probabilities: dict[str, Tensor]  # by norm, what the evaluation gives each query image: [Q, classes]
+    task: list[
+        tuple[Tensor, str, str]
+    ]  # of the evaluation's first ticket: image, label, "support" or "query"
+    probabilities: dict[
+        str, Tensor
+    ]  # by norm, what the evaluation gives each query image: [Q, classes]
 
 
 NORMS = ("transductive", "support+1")
@@ -41,7 +47,9 @@ NORMS = ("transductive", "support+1")
 
 @pytest.fixture(scope="module", params=["maml", "reptile"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A short run, one test episode of it, and the probabilities that its evaluation computes there."""
+    """A short run, one test episode of it, and the probabilities that its evaluation computes
+    there.
+    """
     base = {"maml": GLYPHS, "reptile": REPTILE}[request.param]
     folder = tmp_path_factory.mktemp(request.param) / "run"
     settings = config(
@@ -71,13 +79,20 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     problem.metrics["spy"] = spy
     worker.compute(ticket)
     task = setting.family.sample(generator_for(setting.seed, ticket, "tasks"), 1, "test")
-    support = [(x, f"class {y}", "support") for x, y in zip(task.support_x[0], task.support_y[0], strict=True)]
-    query = [(x, f"class {y}", "query") for x, y in zip(task.query_x[0], task.query_y[0], strict=True)]
+    support = [
+        (x, f"class {y}", "support")
+        for x, y in zip(task.support_x[0], task.support_y[0], strict=True)
+    ]
+    query = [
+        (x, f"class {y}", "query") for x, y in zip(task.query_x[0], task.query_y[0], strict=True)
+    ]
     return Trained(folder, support + query, dict(zip(NORMS, seen[-len(NORMS) :], strict=True)))
 
 
 def part(trained: Trained, which: str) -> tuple[list[Tensor], list[str]]:
-    return [x for x, _, p in trained.task if p == which], [label for _, label, p in trained.task if p == which]
+    return [x for x, _, p in trained.task if p == which], [
+        label for _, label, p in trained.task if p == which
+    ]
 
 
 def files(trained: Trained, folder: Path) -> Path:
@@ -92,7 +107,9 @@ def files(trained: Trained, folder: Path) -> Path:
 def adapt(trained: Trained, folder: Path, *more: str) -> tuple[Done, Any]:
     arguments = ["--support", str(folder / "support"), "--query", str(folder / "query"), *more]
     done = command("adapt", str(trained.folder), *arguments)
-    return done, json.loads(Path("adapted/predictions.json").read_text()) if done.returncode == 0 else None
+    return done, json.loads(
+        Path("adapted/predictions.json").read_text()
+    ) if done.returncode == 0 else None
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -111,7 +128,9 @@ def test_python_the_command_and_the_evaluation_give_equal_probabilities(
     rows = written["predictions"]
     assert [row["class"] for row in rows] == truth
     assert [row["prediction"] for row in rows] == found.labels
-    assert torch.equal(torch.tensor([list(row["probabilities"].values()) for row in rows]), expected)
+    assert torch.equal(
+        torch.tensor([list(row["probabilities"].values()) for row in rows]), expected
+    )
     assert written["norm"] == norm
     assert written["adaptation_ms"] > 0
     right = sum(label == predicted for label, predicted in zip(truth, found.labels, strict=True))
@@ -145,14 +164,20 @@ def test_images_may_be_arrays_tensors_pictures_or_paths_and_labels_of_any_kind(
     assert adapted.predict(query[0]).probabilities.shape == (1, 5)
 
 
-def test_without_common_statistics_a_prediction_does_not_depend_on_the_others(trained: Trained) -> None:
+def test_without_common_statistics_a_prediction_does_not_depend_on_the_others(
+    trained: Trained,
+) -> None:
     query, _ = part(trained, "query")
     adapted = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="support+1")
     together = adapted.predict(query).probabilities
     for image, expected in zip(query, together, strict=True):
         torch.testing.assert_close(adapted.predict([image]).probabilities[0], expected)
-    transductive = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="transductive")
-    assert not torch.allclose(transductive.predict(query[:1]).probabilities, transductive.predict(query).probabilities)
+    transductive = metatrain.load(trained.folder).adapt(
+        *part(trained, "support"), norm="transductive"
+    )
+    assert not torch.allclose(
+        transductive.predict(query[:1]).probabilities, transductive.predict(query).probabilities
+    )
 
 
 SCRIPT = """
@@ -165,18 +190,23 @@ images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
 adapted = learned.adapt(images, [0, 1, 2, 3, 4])
 assert adapted.predict(images).probabilities.shape == (5, 5)
 memory = dict(line.split(":", 1) for line in open("/proc/self/status"))
-unwanted = {"ray", "mlflow", "matplotlib", "torchvision", "cluster", "tuning"} & {m.split(".")[0] for m in sys.modules}
+loaded = {m.split(".")[0] for m in sys.modules}
+unwanted = {"ray", "mlflow", "matplotlib", "torchvision", "cluster", "tuning"} & loaded
 print(int(memory["RssAnon"].split()[0]) // 1024, *sorted(unwanted))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
 def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
-    """No data set, no Ray, no MLflow: a conv4 of 64 filters adapts to 5-way 1-shot in a process of its own, fused.
+    """No data set, no Ray, no MLflow: a conv4 of 64 filters adapts to 5-way 1-shot in a process of
+    its own, fused.
 
-    Counted is the memory that the process holds; the pages of PyTorch's libraries belong to the file cache.
+    Counted is the memory that the process holds; the pages of PyTorch's libraries belong to the
+    file cache.
     """
-    settings = config(GLYPHS, model__filters=64, output=str(tmp_path / "run"), outer__steps=1, evaluation__tasks=2)
+    settings = config(
+        GLYPHS, model__filters=64, output=str(tmp_path / "run"), outer__steps=1, evaluation__tasks=2
+    )
     run.train(settings)
     alone = shutil.copytree(tmp_path / "run" / "bundle", tmp_path / "alone")
     environment = os.environ | {"METATRAIN_CACHE": str(cache_in(tmp_path / "cache"))}
@@ -192,7 +222,11 @@ def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "sentence"),
     [
-        (3, [0, 1, 2], r"tells 5 classes apart, got labels of 3 \(0, 1, 2\): give examples of 5 classes"),
+        (
+            3,
+            [0, 1, 2],
+            r"tells 5 classes apart, got labels of 3 \(0, 1, 2\): give examples of 5 classes",
+        ),
         (1, [0], "all examples have the same label, so that there is nothing to tell apart"),
         (5, [0, 1], "there are 5 examples but 2 labels"),
         (2, [0, "a"], "labels must be numbers or strings, all of one kind"),
@@ -206,7 +240,9 @@ def test_a_support_set_that_does_not_fit_is_one_sentence(
         metatrain.load(trained.folder).adapt(torch.zeros(images, 28, 28), labels)
 
 
-def test_the_command_says_what_is_wrong_and_leaves_nothing(trained: Trained, tmp_path: Path) -> None:
+def test_the_command_says_what_is_wrong_and_leaves_nothing(
+    trained: Trained, tmp_path: Path
+) -> None:
     folder = files(trained, tmp_path)
 
     def refused(sentence: str, bundle: str, support: str, query: str) -> None:
@@ -223,17 +259,27 @@ def test_the_command_says_what_is_wrong_and_leaves_nothing(trained: Trained, tmp
     refused("new.png does not exist", ours, support, "new.png")
     refused("empty holds no images", ours, support, str(folder / "empty"))
     refused(
-        "tells 5 classes apart, got labels of 6 (class 0, class 1, class 2, class 3, class 4, class 5)",
+        "tells 5 classes apart, got labels of 6 (class 0, class 1, class 2, class 3, class 4, "
+        "class 5)",
         ours,
         str(album_of_six(folder)),
         query,
     )
-    (folder / "support" / "loose.png").write_bytes(next((folder / "query").rglob("*.png")).read_bytes())
-    refused("has images outside of class folders: put each into a folder named after its class", ours, support, query)
+    (folder / "support" / "loose.png").write_bytes(
+        next((folder / "query").rglob("*.png")).read_bytes()
+    )
+    refused(
+        "has images outside of class folders: put each into a folder named after its class",
+        ours,
+        support,
+        query,
+    )
     (folder / "support" / "loose.png").unlink()
     (folder / "broken").mkdir()
     (folder / "broken" / "a.png").write_bytes(b"no image")
-    refused("none of the query images can be read: give others", ours, support, str(folder / "broken"))
+    refused(
+        "none of the query images can be read: give others", ours, support, str(folder / "broken")
+    )
     Path("taken").write_text("")
     done = command("adapt", ours, "--support", support, "--query", query, "--output", "taken")
     assert done.returncode == 2
@@ -250,20 +296,29 @@ def test_a_damaged_bundle_and_one_of_episodes_are_refused(trained: Trained, tmp_
     damaged = shutil.copytree(trained.folder / "bundle", tmp_path / "damaged")
     tensors = damaged / "meta.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-4])
-    with pytest.raises(InputError, match=r"damaged is damaged: meta\.safetensors is not what was saved"):
+    with pytest.raises(
+        InputError, match=r"damaged is damaged: meta\.safetensors is not what was saved"
+    ):
         metatrain.load(damaged)
     bandit = {"name": "bandit", "pulls": 2, "episodes": 2}
     run.train(config(SINUSOID, family=bandit, output=str(tmp_path / "bandit"), outer__steps=1))
-    with pytest.raises(InputError, match="learned from bandit tasks, which are episodes: give a run that learned from"):
+    with pytest.raises(
+        InputError,
+        match="learned from bandit tasks, which are episodes: give a run that learned from",
+    ):
         metatrain.load(tmp_path / "bandit")
 
 
 def test_a_norm_that_does_not_exist_is_refused(trained: Trained) -> None:
-    with pytest.raises(InputError, match="norm is 'suport', expected one of transductive, support, support"):
+    with pytest.raises(
+        InputError, match="norm is 'suport', expected one of transductive, support, support"
+    ):
         metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="suport")
 
 
-def test_many_images_are_predicted_in_parts(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_are_predicted_in_parts(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     query, _ = part(trained, "query")
     adapted = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="support+1")
     whole = adapted.predict(query).probabilities
@@ -286,7 +341,9 @@ def test_the_picture_is_of_the_images_and_their_predictions(
     (images, labels), (queries, truth) = part(trained, "support"), part(trained, "query")
     for pictures, x, y in ((drawn["support"], images, labels), (drawn["query"], queries, truth)):
         assert [label for _, label, *_ in pictures] == y
-        assert all(torch.equal(image, expected) for (image, *_), expected in zip(pictures, x, strict=True))
+        assert all(
+            torch.equal(image, expected) for (image, *_), expected in zip(pictures, x, strict=True)
+        )
     assert [caption for *_, caption in drawn["query"]] == truth
     assert torch.equal(drawn["after"], trained.probabilities["support+1"])
     learned = metatrain.load(trained.folder)
@@ -295,9 +352,17 @@ def test_the_picture_is_of_the_images_and_their_predictions(
     assert not torch.allclose(drawn["before"], drawn["after"])
 
 
-def test_names_are_shown_as_they_are_and_unknown_classes_are_told(trained: Trained, tmp_path: Path) -> None:
+def test_names_are_shown_as_they_are_and_unknown_classes_are_told(
+    trained: Trained, tmp_path: Path
+) -> None:
     folder = files(trained, tmp_path)
-    names = {"class 0": "[red]", "class 1": "$_$", "class 2": "[b]x[", "class 3": ":cat:", "class 4": "类别"}
+    names = {
+        "class 0": "[red]",
+        "class 1": "$_$",
+        "class 2": "[b]x[",
+        "class 3": ":cat:",
+        "class 4": "类别",
+    }
     for which in ("support", "query"):
         for old, new in names.items():
             (folder / which / old).rename(folder / which / new)
@@ -306,7 +371,9 @@ def test_names_are_shown_as_they_are_and_unknown_classes_are_told(trained: Train
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
     assert header.split() == ["image", "class", "prediction", "probability", "runner-up"]
-    assert [re.split(" {2,}", line)[1] for line in lines[:10]] == [row["class"] for row in written["predictions"]]
+    assert [re.split(" {2,}", line)[1] for line in lines[:10]] == [
+        row["class"] for row in written["predictions"]
+    ]
     assert all(name in "".join(lines[:10]) for name in list(names.values())[1:])
     assert "of 8 images" in done.stdout
     assert "not counted: images of classes that the support set does not have (Red)" in done.stdout
@@ -330,25 +397,39 @@ def test_a_bundle_knows_its_images(trained: Trained) -> None:
     assert len(repr(metatrain.load(trained.folder).adapt(*part(trained, "support")))) < 200
 
 
-def test_a_query_image_that_is_broken_is_told_and_left_out(trained: Trained, tmp_path: Path) -> None:
+def test_a_query_image_that_is_broken_is_told_and_left_out(
+    trained: Trained, tmp_path: Path
+) -> None:
     folder = files(trained, tmp_path)
     (folder / "query" / "broken.png").write_bytes(b"no image")
     done, written = adapt(trained, folder)
     assert done.returncode == 0
     assert re.search(
-        r"\nrefused .*/query/broken\.png cannot be read as an image .*: replace or remove it\n", done.stdout
+        r"\nrefused .*/query/broken\.png cannot be read as an image .*: replace or remove it\n",
+        done.stdout,
     )
     assert len(written["predictions"]) == len(part(trained, "query")[0])
     assert f"learned from {metatrain.load(trained.folder).protocol}" in done.stdout
 
 
-def test_the_table_says_which_class_how_probable_and_what_is_next(trained: Trained, tmp_path: Path) -> None:
-    """No column is empty, stdout has all names in full, and with --json nothing but the predictions."""
+def test_the_table_says_which_class_how_probable_and_what_is_next(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """No column is empty, stdout has all names in full, and with --json nothing but the
+    predictions.
+    """
     folder = files(trained, tmp_path)
     (folder / "new").mkdir()
     for i, file in enumerate(sorted((folder / "query").rglob("*.png"))):
         file.rename(folder / "new" / f"{'long' * 20}{i}.png")
-    arguments = ["adapt", str(trained.folder), "--support", str(folder / "support"), "--query", str(folder / "new")]
+    arguments = [
+        "adapt",
+        str(trained.folder),
+        "--support",
+        str(folder / "support"),
+        "--query",
+        str(folder / "new"),
+    ]
     done = command(*arguments)
     header, *lines = done.stdout.splitlines()
     assert header.split() == ["image", "prediction", "probability", "runner-up"]
@@ -375,8 +456,14 @@ def test_on_a_terminal_long_names_are_cut_in_the_middle_and_stay_apart(
     def shown(count: int | None, most: int | None) -> dict[str, list[str]]:
         short = shortened([*names, *classes], most or 1000)
         found = [short[classes[i % 3]] for i in range(9)]
-        table = {"image": [short[name] for name in names], "prediction": [f"✓ {name}" for name in found]}
-        return table | {"probability": ["99.9%"] * 9, "runner-up": [f"{name} 0.1%" for name in found]}
+        table = {
+            "image": [short[name] for name in names],
+            "prediction": [f"✓ {name}" for name in found],
+        }
+        return table | {
+            "probability": ["99.9%"] * 9,
+            "runner-up": [f"{name} 0.1%" for name in found],
+        }
 
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -397,7 +484,9 @@ def test_the_runner_up_is_another_class_also_if_two_are_as_probable(trained: Tra
     adapted = learned.adapt(*part(trained, "support"))
     classes = list(adapted.classes or ())
     found = Predictions(classes, torch.full((2, len(classes)), 1 / len(classes)))
-    shown, *_ = _classified(learned, adapted, found, "image", ["a.png", "b.png"], [None, "\x1b[31m"])
+    shown, *_ = _classified(
+        learned, adapted, found, "image", ["a.png", "b.png"], [None, "\x1b[31m"]
+    )
     for count in (1, None):
         table = shown(count, None)
         assert len(table["image"]) == (count or 2)
@@ -427,7 +516,10 @@ def test_a_name_is_shown_from_where_it_differs_if_its_ends_do_not_tell_it_apart(
     }
     for names, most in (
         ([f"things_{letter}_of_a_certain_kind" for letter in "ABC"], 12),
-        ([f"{'a' * 30}{x}{'b' * 20}{y}{'e' * 30}" for x in "xy" for y in "12"], 14),  # differ in two places
+        (
+            [f"{'a' * 30}{x}{'b' * 20}{y}{'e' * 30}" for x in "xy" for y in "12"],
+            14,
+        ),  # differ in two places
         (["x" * 40, "x" * 41, "x" * 40 + "1" + "y" * 40, "x" * 40 + "2" + "y" * 40], 10),
         ([f"甲骨文字符号的类别{n}的很多图片" for n in range(12)], 11),
         (["one\ntwo\x1b[31m" * 9, "one\ntwo\x1b[31m" * 8], 20),

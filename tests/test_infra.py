@@ -1,4 +1,6 @@
-"""The files in infra/ agree with each other and with the pins, and every command of docs/cluster.md runs."""
+"""The files in infra/ agree with each other and with the pins, and every command of docs/cluster.md
+runs.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,19 @@ ELSEWHERE = commands("README.md")  # which tests/test_pages.py runs
 
 
 def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     return dict(line.split("==") for line in lines)
 
 
 def test_rays_version_stands_in_one_place() -> None:
     version = pins()["ray"]
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     for name in tracked:
         if name.startswith(("infra/", ".ci/", "Makefile", "pyproject.toml", ".dockerignore")):
             assert version not in (ROOT / name).read_text(), name
@@ -50,7 +58,9 @@ def test_the_pins_are_within_the_ranges() -> None:
     for text in [*project["dependencies"], *extras["dev"], *extras["server"]]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pinned[wanted.name.lower()]), text
-    assert Requirement(f"python{project['requires-python']}").specifier.contains(python_of_the_image())
+    assert Requirement(f"python{project['requires-python']}").specifier.contains(
+        python_of_the_image()
+    )
 
 
 def python_of_the_image() -> str:
@@ -62,10 +72,16 @@ def python_of_the_image() -> str:
 def test_the_image_is_not_roots_and_gets_what_it_copies() -> None:
     lines = (INFRA / "Dockerfile").read_text().splitlines()
     assert [line for line in lines if line.startswith("USER")] == ["USER metatrain"]
-    assert lines.index("USER metatrain") > max(i for i, line in enumerate(lines) if line.startswith("RUN"))
+    assert lines.index("USER metatrain") > max(
+        i for i, line in enumerate(lines) if line.startswith("RUN")
+    )
     copied = {name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]}
     assert all((ROOT / name).exists() for name in copied)
-    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    let_in = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     assert copied == let_in
     assert ":latest" not in "\n".join(lines)
 
@@ -81,15 +97,22 @@ def test_every_service_is_pinned_limited_watched_and_on_loopback() -> None:
         if name in OURS:
             assert service["cap_drop"] == ["ALL"]
             assert service["image"] == "ray-metatrain:${DEVICE:-cpu}"
-            assert ("build" in service) == (name == "head")  # two that build one image get in each other's way
+            assert ("build" in service) == (
+                name == "head"
+            )  # two that build one image get in each other's way
         for other, needs in service.get("depends_on", {}).items():
             assert needs["condition"] != "service_started"
-            assert "healthcheck" in SERVICES[other] or needs["condition"] == "service_completed_successfully"
+            assert (
+                "healthcheck" in SERVICES[other]
+                or needs["condition"] == "service_completed_successfully"
+            )
     for node in ("head", "worker"):
         assert SERVICES[node]["environment"]["RAY_AUTH_MODE"] == "token"
         assert SERVICES[node]["environment"]["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
         address = SERVICES[node]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
-        assert f"--allowed-hosts={address}," in " ".join(SERVICES["mlflow"]["command"])  # or it answers 403
+        assert f"--allowed-hosts={address}," in " ".join(
+            SERVICES["mlflow"]["command"]
+        )  # or it answers 403
 
 
 def test_what_compose_asks_for_is_made(tmp_path: Path) -> None:
@@ -101,8 +124,18 @@ def test_what_compose_asks_for_is_made(tmp_path: Path) -> None:
     asked = set(re.findall(r"\$\{(\w+):\?", (INFRA / "compose.yaml").read_text()))
     assert asked <= made.keys()
     assert made["IMAGE_PYTHON"] == f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert len({made[name] for name in ("RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD")}) == 3
-    again = subprocess.run([sys.executable, "env.py"], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (
+        len(
+            {
+                made[name]
+                for name in ("RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "POSTGRES_PASSWORD")
+            }
+        )
+        == 3
+    )
+    again = subprocess.run(
+        [sys.executable, "env.py"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
     assert again.returncode == 1
     assert "is there already" in again.stderr
     assert (tmp_path / ".env").read_text() == text
@@ -110,7 +143,9 @@ def test_what_compose_asks_for_is_made(tmp_path: Path) -> None:
 
 def test_compose_reads_it() -> None:
     compose = ["docker", "compose"]
-    there = shutil.which("docker") and subprocess.run([*compose, "version"], capture_output=True, check=False)
+    there = shutil.which("docker") and subprocess.run(
+        [*compose, "version"], capture_output=True, check=False
+    )
     if not there or there.returncode != 0:
         pytest.skip("docker compose is not installed")
     names = re.findall(r"\$\{(\w+):\?", (INFRA / "compose.yaml").read_text())
@@ -140,8 +175,15 @@ def test_the_bucket_service_makes_its_buckets(s3: S3) -> None:
 def test_the_nodes_are_healthy(nodes: Nodes) -> None:
     """The cluster of these tests is started by compose's commands."""
     _, *check = SERVICES["worker"]["healthcheck"]["test"]
-    assert nodes.run(*(part.replace("head:6379", f"127.0.0.1:{nodes.port}") for part in check)).returncode == 0
-    dead = nodes.run("timeout", "5", *(part.replace("head:6379", f"127.0.0.1:{free_port()}") for part in check))
+    assert (
+        nodes.run(
+            *(part.replace("head:6379", f"127.0.0.1:{nodes.port}") for part in check)
+        ).returncode
+        == 0
+    )
+    dead = nodes.run(
+        "timeout", "5", *(part.replace("head:6379", f"127.0.0.1:{free_port()}") for part in check)
+    )
     assert dead.returncode != 0
 
 
@@ -153,9 +195,14 @@ class Machines(Home):
         self.nodes, self.started = nodes, []
         self.ports = {name: str(free_port()) for name in ("6379", "8265", "5000")}
         self.environment |= {"HOME": str(folder / "home")}
-        self.compose = self.environment | {  # as a shell has it after reading .env, but for where the tests' cluster is
-            name: nodes.environment[name] for name in nodes.environment if name.startswith(("RAY_", "AWS_", "MLFLOW_"))
-        }
+        self.compose = (
+            self.environment
+            | {  # as a shell has it after reading .env, but for where the tests' cluster is
+                name: nodes.environment[name]
+                for name in nodes.environment
+                if name.startswith(("RAY_", "AWS_", "MLFLOW_"))
+            }
+        )
         self.compose["RAY_API_SERVER_ADDRESS"] = nodes.address
         (folder / "home").mkdir()
         (folder / "shared").mkdir()
@@ -180,7 +227,9 @@ def machines(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("command", [line for line in commands("docs/cluster.md") if line not in ELSEWHERE])
+@pytest.mark.parametrize(
+    "command", [line for line in commands("docs/cluster.md") if line not in ELSEWHERE]
+)
 def test_every_command_runs(command: str, machines: Machines, s3: S3) -> None:
     if "docker" in command:
         pytest.skip("it needs a container engine")
@@ -191,13 +240,19 @@ def test_every_command_runs(command: str, machines: Machines, s3: S3) -> None:
     if command.startswith("export"):
         machines.environment |= dict(part.split("=", 1) for part in wanted.split()[1:])
     elif command.startswith("ray start"):
-        started = f"{wanted} --block --num-cpus=2 --disable-usage-stats --temp-dir={machines.nodes.temporary()}"
+        started = (
+            f"{wanted} --block --num-cpus=2 --disable-usage-stats "
+            f"--temp-dir={machines.nodes.temporary()}"
+        )
         if "--head" in command:
             started += f" --dashboard-port={machines.ports['8265']}"
-            started += f" --dashboard-agent-listen-port={free_port()}"  # there is another head on this machine
+            # there is another head on this machine
+            started += f" --dashboard-agent-listen-port={free_port()}"
         machines.started.append(machines.start(started, until="Ray runtime started"))
     elif command.startswith("mlflow server"):
-        machines.started.append(machines.start(f"{wanted} --workers 1", until="Application startup complete"))
+        machines.started.append(
+            machines.start(f"{wanted} --workers 1", until="Application startup complete")
+        )
     else:
         if "metatrain submit" in command or "metatrain train" in command:
             wanted += f" {LESS}"
@@ -205,8 +260,12 @@ def test_every_command_runs(command: str, machines: Machines, s3: S3) -> None:
             wanted += " --set outer.steps=100000"  # until it is stopped
         elif "--resume" in command:
             wanted += f" --set outer.steps={machines.steps('runs/first') + 2}"
-        there = {"RAY_ADDRESS": f"127.0.0.1:{machines.ports['6379']}"} if "auto" in command else {}  # of two here
-        out = machines.run(wanted, (machines.compose if contained else machines.environment) | there)
+        there = (
+            {"RAY_ADDRESS": f"127.0.0.1:{machines.ports['6379']}"} if "auto" in command else {}
+        )  # of two here
+        out = machines.run(
+            wanted, (machines.compose if contained else machines.environment) | there
+        )
         if command.startswith(("metatrain evaluate", "metatrain train", "metatrain follow")) or (
             "submit" in command and "--no-" not in command
         ):
@@ -218,5 +277,7 @@ def test_every_command_runs(command: str, machines: Machines, s3: S3) -> None:
 
 
 def test_the_commands_of_the_cluster_stand_on_its_page() -> None:
-    assert set(ELSEWHERE) & set(commands("docs/cluster.md"))  # or there is nothing to leave to the other test
+    assert set(ELSEWHERE) & set(
+        commands("docs/cluster.md")
+    )  # or there is nothing to leave to the other test
     assert not commands("infra/README.md")

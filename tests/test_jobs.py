@@ -1,4 +1,6 @@
-"""Runs and sweeps as jobs on two real Ray nodes with a token, a real MLflow server and a storage."""
+"""Runs and sweeps as jobs on two real Ray nodes with a token, a real MLflow server and a
+storage.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,17 @@ def written(path: Path, tree: dict[str, Any]) -> Path:
 
 
 def parameters(where: str) -> dict[str, torch.Tensor]:
-    return {name: t for name, t in checkpoint.load(where).tensors.items() if name.startswith("params.")}
+    return {
+        name: t for name, t in checkpoint.load(where).tensors.items() if name.startswith("params.")
+    }
 
 
 def steps(where: str) -> int:
-    return checkpoint.load(where).scalars["version"] if checkpoint.latest(f"{where}/checkpoints") else 0
+    return (
+        checkpoint.load(where).scalars["version"]
+        if checkpoint.latest(f"{where}/checkpoints")
+        else 0
+    )
 
 
 def runs_of(uri: str, experiment: str) -> list[Any]:
@@ -70,13 +78,25 @@ def last(text: str) -> str:
 
 def alive(nodes: Nodes) -> list[str]:
     """Names of the actors of ours on the cluster."""
-    said = nodes.run("ray", "list", "actors", "--address", nodes.address, "--filter", "state=ALIVE", "--format", "json")
+    said = nodes.run(
+        "ray",
+        "list",
+        "actors",
+        "--address",
+        nodes.address,
+        "--filter",
+        "state=ALIVE",
+        "--format",
+        "json",
+    )
     found = [] if said.stdout.startswith("No resource") else json.loads(said.stdout)
     return [actor["name"] for actor in found if actor["class_name"] == "RayWorker"]
 
 
 @pytest.mark.ray
-def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3, tmp_path: Path) -> None:
+def test_a_job_is_followed_left_watched_stopped_and_resumed(
+    nodes: Nodes, s3: S3, tmp_path: Path
+) -> None:
     where, recipe = "s3://bucket/runs/long", written(tmp_path / "long.yaml", LONG)
     sent = [
         "metatrain",
@@ -89,13 +109,17 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3
         "--name",
         "long",
     ]
-    with subprocess.Popen(sent, env=nodes.environment, stdout=subprocess.PIPE, text=True) as follower:
+    with subprocess.Popen(
+        sent, env=nodes.environment, stdout=subprocess.PIPE, text=True
+    ) as follower:
         assert follower.stdout is not None
         lines = iter(follower.stdout)
         said = [next(lines)]
         while " step " not in said[-1]:
             said.append(next(lines))
-        assert all(re.match(r"\d\d:\d\d:\d\d \w", line) for line in said[4:]), said  # and none of Ray's
+        assert all(re.match(r"\d\d:\d\d:\d\d \w", line) for line in said[4:]), (
+            said
+        )  # and none of Ray's
         assert re.match(r"\S+ step \d+/100000  loss .* tasks/s  ETA ", said[-1])
         follower.send_signal(signal.SIGINT)
         rest = list(lines)
@@ -114,8 +138,14 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3
     (job,) = [job for job in json.loads(shown.stdout) if job["name"] == "long"]
     assert (job["state"], job["output"], job["recipe"]) == ("running", where, str(recipe))
     assert same_name.returncode == same_output.returncode == 2
-    assert last(same_name.stderr) == "error: this cluster already has a job long, it is under way: give another --name"
-    assert f"error: the job long writes to {where}: stop it with `metatrain stop long`" in same_output.stderr
+    assert (
+        last(same_name.stderr)
+        == "error: this cluster already has a job long, it is under way: give another --name"
+    )
+    assert (
+        f"error: the job long writes to {where}: stop it with `metatrain stop long`"
+        in same_output.stderr
+    )
     assert [name[:-6] for name in sorted(actors)] == ["sinusoid worker-0 ", "sinusoid worker-1 "]
     until(lambda: steps(where) >= 200)
     stopped = nodes.run(*stop[:-3], *stop[-2:])  # the newest
@@ -131,11 +161,23 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3
         lambda: nodes.submit(recipe, *shorter),
         lambda: alive(nodes),
     )
-    assert (again.returncode, followed.returncode, unknown.returncode, refused.returncode) == (2, 130, 2, 2)
-    assert last(again.stderr) == "error: the job long was stopped already: `metatrain jobs` lists those under way"
-    assert re.search(r"\n\S+ stopping: it saves first\nstopped after \d+ of 100000 outer steps", followed.stdout)
+    assert (again.returncode, followed.returncode, unknown.returncode, refused.returncode) == (
+        2,
+        130,
+        2,
+        2,
+    )
+    assert (
+        last(again.stderr)
+        == "error: the job long was stopped already: `metatrain jobs` lists those under way"
+    )
+    assert re.search(
+        r"\n\S+ stopping: it saves first\nstopped after \d+ of 100000 outer steps", followed.stdout
+    )
     assert last(followed.stderr) == to_continue
-    assert last(unknown.stderr).startswith("error: there is no job lang on this cluster: the nearest name is long;")
+    assert last(unknown.stderr).startswith(
+        "error: there is no job lang on this cluster: the nearest name is long;"
+    )
     holds = f"{where} already holds a run: pass --resume auto to continue it, or another output"
     assert last(refused.stderr).endswith(holds)
     assert not actors
@@ -148,12 +190,16 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert f"resuming {where}/checkpoints/step-{done:08d} after {done} steps" in resumed.stdout
     assert resumed.stdout.splitlines()[-1].startswith("result: mse=")
-    assert f"compare runs: {nodes.environment['MLFLOW_TRACKING_URI']}/#/experiments/" in resumed.stdout
+    assert (
+        f"compare runs: {nodes.environment['MLFLOW_TRACKING_URI']}/#/experiments/" in resumed.stdout
+    )
     (recorded,) = runs_of(nodes.environment["MLFLOW_TRACKING_URI"], "jobs")  # the same one
     assert recorded.info.status == "FINISHED"
     assert "test/mse" in recorded.data.metrics
 
-    local = recipes.parse(RunConfig, LONG | {"workers": {"max": 0}, "tracking": {"uri": "none"}}, "test")
+    local = recipes.parse(
+        RunConfig, LONG | {"workers": {"max": 0}, "tracking": {"uri": "none"}}, "test"
+    )
     tree = recipes.dump(local) | {"output": str(tmp_path / "alone")}
     recipes.put(tree, "outer.steps", done + 50)
     run.train(recipes.parse(RunConfig, tree, "test"))
@@ -163,12 +209,29 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(nodes: Nodes, s3: S3
 
 @pytest.mark.ray
 def test_a_node_that_dies_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Path) -> None:
-    model = {"name": "mlp", "hidden": [200, 200]}  # whose updates are large enough to be kept by the node
-    tree = LONG | {"model": model, "outer": LONG["outer"] | {"steps": 1500}, "workers": {"min": 5, "max": 5}}
+    model = {
+        "name": "mlp",
+        "hidden": [200, 200],
+    }  # whose updates are large enough to be kept by the node
+    tree = LONG | {
+        "model": model,
+        "outer": LONG["outer"] | {"steps": 1500},
+        "workers": {"min": 5, "max": 5},
+    }
     recipe, where = written(tmp_path / "r.yaml", tree), str(tmp_path / "out")
     third = nodes.start("worker", METATRAIN_CACHE=str(tmp_path / "cache"))
-    sent = ["metatrain", "submit", str(recipe), "--address", nodes.address, "--set", f"output={where}"]
-    with subprocess.Popen(sent, env=nodes.environment, stdout=subprocess.PIPE, text=True) as follower:
+    sent = [
+        "metatrain",
+        "submit",
+        str(recipe),
+        "--address",
+        nodes.address,
+        "--set",
+        f"output={where}",
+    ]
+    with subprocess.Popen(
+        sent, env=nodes.environment, stdout=subprocess.PIPE, text=True
+    ) as follower:
         until(lambda: steps(where) >= 100)
         nodes.fail(third)
         out, _ = follower.communicate(timeout=200)
@@ -184,26 +247,46 @@ def test_a_node_that_dies_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Pa
 @pytest.mark.ray
 def test_a_job_that_fails_ends_with_its_cause(nodes: Nodes, tmp_path: Path) -> None:
     recipe = written(tmp_path / "glyphs.yaml", GLYPHS | {"workers": {"max": 1}})
-    done = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--set", "family.ways=800", "--name", "many-ways")
+    done = nodes.submit(
+        recipe, "--set", f"output={tmp_path}/out", "--set", "family.ways=800", "--name", "many-ways"
+    )
     assert done.returncode == 2
     assert last(done.stderr) == (
-        "error: job many-ways failed: 800 ways were asked for, but the train split of glyphs/glyphs has 700 classes: "
+        "error: job many-ways failed: 800 ways were asked for, but the train split of "
+        "glyphs/glyphs has 700 classes: "
         "lower family.ways"
     )
     token = tmp_path / "token"
     token.write_text(nodes.environment["RAY_AUTH_TOKEN"])
     elsewhere = {"RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": None}
-    again = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--name", "many-ways", **elsewhere)
-    taken = "error: this cluster already has a job many-ways, it has ended (failed): give another --name"
+    again = nodes.submit(
+        recipe, "--set", f"output={tmp_path}/out", "--name", "many-ways", **elsewhere
+    )
+    taken = (
+        "error: this cluster already has a job many-ways, it has ended (failed): give "
+        "another --name"
+    )
     assert last(again.stderr) == taken
 
 
 @pytest.mark.ray
 def test_a_job_that_waits_says_for_what(nodes: Nodes, tmp_path: Path) -> None:
     recipe = written(tmp_path / "r.yaml", LONG)
-    sent = ["metatrain", "submit", str(recipe), "--address", nodes.address, "--name", "large", "--driver-cpus", "99"]
+    sent = [
+        "metatrain",
+        "submit",
+        str(recipe),
+        "--address",
+        nodes.address,
+        "--name",
+        "large",
+        "--driver-cpus",
+        "99",
+    ]
     sent += ["--set", f"output={tmp_path}/out"]
-    with subprocess.Popen(sent, env=nodes.environment, stdout=subprocess.PIPE, text=True) as follower:
+    with subprocess.Popen(
+        sent, env=nodes.environment, stdout=subprocess.PIPE, text=True
+    ) as follower:
         assert follower.stdout is not None
         *_, waits = [next(follower.stdout) for _ in range(5)]
         follower.send_signal(signal.SIGINT)
@@ -214,7 +297,10 @@ def test_a_job_that_waits_says_for_what(nodes: Nodes, tmp_path: Path) -> None:
     assert follower.returncode == 130
     stopped = nodes.run("metatrain", "stop", "large", "--address", nodes.address)
     assert stopped.returncode == 2
-    assert "error: the job large waits for 99 CPUs to start, and Ray can only stop it then" in stopped.stderr
+    assert (
+        "error: the job large waits for 99 CPUs to start, and Ray can only stop it then"
+        in stopped.stderr
+    )
 
 
 OWN = """
@@ -236,10 +322,14 @@ class Mine(MAML):
 def test_an_own_module_goes_along_and_its_error_comes_back(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(OWN)
     (tmp_path / "secret.txt").write_text("stays here")
-    recipe = written(tmp_path / "own.yaml", LONG | {"algorithm": {"name": "failing:Mine", "inner_lr": 0.01}})
+    recipe = written(
+        tmp_path / "own.yaml", LONG | {"algorithm": {"name": "failing:Mine", "inner_lr": 0.01}}
+    )
     done = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--name", "own")
     assert done.returncode == 2
-    assert re.fullmatch(r"error: job own failed: .*ZeroDivisionError.*in the third step.*", last(done.stderr))
+    assert re.fullmatch(
+        r"error: job own failed: .*ZeroDivisionError.*in the third step.*", last(done.stderr)
+    )
     assert steps(f"{tmp_path}/out") == 2  # what was learnt is kept
 
 
@@ -251,22 +341,32 @@ def test_what_an_own_module_imports_goes_along_with_a_job(nodes: Nodes, tmp_path
     (tmp_path / "importing.py").write_text(text)
     (tmp_path / "beside").mkdir()
     (tmp_path / "beside" / "helpers.py").write_text("import neighbour\nthird = neighbour.third\n")
-    reading = "from pathlib import Path\ndef third():\n    assert Path('data/own.txt').read_text() == 'sent'\n"
+    reading = (
+        "from pathlib import Path\ndef third():\n    assert "
+        "Path('data/own.txt').read_text() == 'sent'\n"
+    )
     (tmp_path / "neighbour.py").write_text(reading)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "own.txt").write_text("sent")
     tree = LONG | {"outer": LONG["outer"] | {"steps": 4}, "evaluation": {"tasks": 4}}
-    recipe = written(tmp_path / "own.yaml", tree | {"algorithm": {"name": "importing:Mine", "inner_lr": 0.01}})
+    recipe = written(
+        tmp_path / "own.yaml", tree | {"algorithm": {"name": "importing:Mine", "inner_lr": 0.01}}
+    )
     done = nodes.submit(recipe, "--set", f"output={tmp_path}/out", "--send", "data/own.txt")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is not sent" not in done.stdout
     done = nodes.submit(recipe, "--set", f"output={tmp_path}/lacks")
     assert done.returncode == 2
-    lacks = r"worker worker-\d failed on .*: node \S+ \(\w{6}\) has no file data/own.txt: send it with "
+    lacks = (
+        r"worker worker-\d failed on .*: node \S+ \(\w{6}\) has no file data/own.txt: send it with "
+    )
     lacks += "`metatrain submit --send data/own.txt`, or give a path that all nodes see"
     assert re.search(lacks, last(done.stderr)), done.stderr
     assert "Traceback" not in done.stdout
-    found = {str(path.relative_to(tmp_path / "out/bundle/code")) for path in (tmp_path / "out/bundle").rglob("*.py")}
+    found = {
+        str(path.relative_to(tmp_path / "out/bundle/code"))
+        for path in (tmp_path / "out/bundle").rglob("*.py")
+    }
     assert found == {"importing.py", "beside/helpers.py", "neighbour.py"}
 
 
@@ -278,7 +378,11 @@ def test_each_node_fetches_a_data_set_once(nodes: Nodes, s3: S3, tmp_path: Path)
     s3.log.write_text("")
     tree = GLYPHS | {"workers": {"min": 3, "max": 3}, "outer": GLYPHS["outer"] | {"steps": 3}}
     done = nodes.submit(
-        written(tmp_path / "g.yaml", tree), "--set", f"family.data={uri}", "--set", "output=s3://bucket/runs/glyphs"
+        written(tmp_path / "g.yaml", tree),
+        "--set",
+        f"family.data={uri}",
+        "--set",
+        "output=s3://bucket/runs/glyphs",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert sum(s3.asked("GET", "jobs/glyphs/images.arrow")) == 2 * size
@@ -305,19 +409,32 @@ def test_a_sweep_as_a_job_leaves_parent_and_children(nodes: Nodes, s3: S3, tmp_p
     assert done.stdout.splitlines()[-1].startswith("result: mse=")
     found = runs_of(nodes.environment["MLFLOW_TRACKING_URI"], "sweep-job")
     (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    children = [
+        run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
     assert len(children) == 2
     assert {run.info.status for run in found} == {"FINISHED"}
     assert all(run.data.tags["metatrain.job"] == "sweep" for run in found)
     names = {info.base_name for info in storage.listing(where)}
-    assert {"sweep.yaml", "recipe.yaml", "journal.jsonl", "result.json", "trials", "figures", "bundle"} <= names
+    assert {
+        "sweep.yaml",
+        "recipe.yaml",
+        "journal.jsonl",
+        "result.json",
+        "trials",
+        "figures",
+        "bundle",
+    } <= names
     assert "tune" not in names
     assert (
         run.evaluate(where, ["workers.max=0"])[0].mean
         == json.loads(storage.read(f"{where}/result.json"))["scores"][0]["mean"]
     )
     for resume, why in (
-        ([], f"{where} already holds a sweep: pass --resume auto to continue it, or another output"),
+        (
+            [],
+            f"{where} already holds a sweep: pass --resume auto to continue it, or another output",
+        ),
         (["--resume", "auto"], f"the sweep in {where} is finished: give another output"),
     ):
         again = nodes.submit(tmp_path / "sweep.yaml", *resume)
@@ -338,25 +455,61 @@ def test_who_cannot_send_a_job_is_told_why(nodes: Nodes, tmp_path: Path) -> None
     other_ray = "import ray; ray.__version__ = '2.1.0'"
     other_python = "import platform; platform.python_version = lambda: '3.99.1'"
     cases = {  # sentence -> address, environment, what the program does first, options
-        f"the cluster at {here} asks for a token, and none is set here: {hint}": (here, none, "", ""),
-        f"the cluster at {here} does not take the token that is set here: {hint}": (here, wrong, "", ""),
+        f"the cluster at {here} asks for a token, and none is set here: {hint}": (
+            here,
+            none,
+            "",
+            "",
+        ),
+        f"the cluster at {here} does not take the token that is set here: {hint}": (
+            here,
+            wrong,
+            "",
+            "",
+        ),
         rf"no Ray dashboard answers at {closed} \(.*refused\): {dashboard}": (closed, env, "", ""),
         rf"no Ray dashboard answers at {mlflow} \(.*\): {dashboard}": (mlflow, env, "", ""),
-        rf"no Ray dashboard answers at {gcs} \(the server at that address is not .*\): {dashboard}": (gcs, env, "", ""),
+        (
+            rf"no Ray dashboard answers at {gcs} \(the server at that address is not "
+            rf".*\): {dashboard}"
+        ): (
+            gcs,
+            env,
+            "",
+            "",
+        ),
         rf"the cluster at {here} runs Ray \S+, and this machine 2\.1\.0: install the same .*": (
             here,
             env,
             other_ray,
             "",
         ),
-        rf"the cluster at {here} runs Python \S+, and this machine 3\.99: .*": (here, env, other_python, ""),
-        "--name 'a/b' cannot name a job: use letters, digits, '_', '-' and '.'": (here, env, "", "--name a/b"),
+        rf"the cluster at {here} runs Python \S+, and this machine 3\.99: .*": (
+            here,
+            env,
+            other_python,
+            "",
+        ),
+        "--name 'a/b' cannot name a job: use letters, digits, '_', '-' and '.'": (
+            here,
+            env,
+            "",
+            "--name a/b",
+        ),
     }
     started = {}
     for sentence, (address, environment, before, options) in cases.items():
-        program = [sys.executable, "-c", f"{before}\nfrom tuning.cli import main; main()", "submit", str(recipe)]
+        program = [
+            sys.executable,
+            "-c",
+            f"{before}\nfrom tuning.cli import main; main()",
+            "submit",
+            str(recipe),
+        ]
         to = ["--address", address, "--set", f"output={tmp_path}/out", *options.split()]
-        started[sentence] = subprocess.Popen([*program, *to], env=environment, stderr=subprocess.PIPE, text=True)
+        started[sentence] = subprocess.Popen(
+            [*program, *to], env=environment, stderr=subprocess.PIPE, text=True
+        )
     for sentence, process in started.items():
         _, errors = process.communicate()
         assert process.returncode == 2
@@ -383,12 +536,16 @@ def test_nothing_else_is_sent(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in files) < 1 << 20
     (tmp_path / "tuning").mkdir()
     (tmp_path / "clash").mkdir()
-    with pytest.raises(InputError, match="tuning has the name of a package that every job gets: rename it"):
+    with pytest.raises(
+        InputError, match="tuning has the name of a package that every job gets: rename it"
+    ):
         jobs._pack(job._replace(code=[tmp_path / "tuning"]), tmp_path / "clash")
     (tmp_path / "package" / "large.bin").write_bytes(bytes(1 << 20))
     packed = tmp_path / "again"
     packed.mkdir()
-    with pytest.raises(InputError, match=r"the job would be 1\.\d MiB, at most 1 is sent, and package/large.bin is"):
+    with pytest.raises(
+        InputError, match=r"the job would be 1\.\d MiB, at most 1 is sent, and package/large.bin is"
+    ):
         jobs._pack(job, packed)
 
 
@@ -412,20 +569,44 @@ def test_a_job_gets_what_is_named_and_no_secret(monkeypatch: pytest.MonkeyPatch)
         jobs.environment(there, ["NOWHERE"])
 
 
-def test_the_commands_that_are_printed_work_in_the_users_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_that_are_printed_work_in_the_users_shell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "argv", ["metatrain"])
     here = "http://head:8265"
     assert jobs.commands(f"{here}/", "j", {"RAY_API_SERVER_ADDRESS": here}).splitlines() == [
         "follow: metatrain follow j", "stop:   metatrain stop j", "jobs:   metatrain jobs"
     ]  # fmt: skip
     for other in ({}, {"RAY_API_SERVER_ADDRESS": "http://elsewhere:1"}):
-        assert jobs.commands(here, "j", other).splitlines()[1] == f"stop:   metatrain stop j --address {here}"
-    sent = ["submit", "my recipe.yaml", "--name", "j", "--resume=/runs/x", "--set", "output=/runs/j", "--name=k"]
-    assert cli.again(sent, "--resume", "auto") == "metatrain submit 'my recipe.yaml' --set output=/runs/j --resume auto"
+        assert (
+            jobs.commands(here, "j", other).splitlines()[1]
+            == f"stop:   metatrain stop j --address {here}"
+        )
+    sent = [
+        "submit",
+        "my recipe.yaml",
+        "--name",
+        "j",
+        "--resume=/runs/x",
+        "--set",
+        "output=/runs/j",
+        "--name=k",
+    ]
+    assert (
+        cli.again(sent, "--resume", "auto")
+        == "metatrain submit 'my recipe.yaml' --set output=/runs/j --resume auto"
+    )
 
 
 def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
-    for name in ("data/a.csv", "data/.hidden", "data/__pycache__/a.pyc", "data/deep/b.csv", "single.csv", ".env"):
+    for name in (
+        "data/a.csv",
+        "data/.hidden",
+        "data/__pycache__/a.pyc",
+        "data/deep/b.csv",
+        "single.csv",
+        ".env",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "linked.csv").symlink_to("data/a.csv")
@@ -437,7 +618,14 @@ def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
     assert not is_sent("dat", found)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "x.py").write_text("x = 1")
-    job = jobs.Job("j", [], {"recipe.yaml": "name: j"}, [tmp_path / "own"], {}, sent=found | sent_files(["own/x.py"]))
+    job = jobs.Job(
+        "j",
+        [],
+        {"recipe.yaml": "name: j"},
+        [tmp_path / "own"],
+        {},
+        sent=found | sent_files(["own/x.py"]),
+    )
     packed = tmp_path / "packed"
     packed.mkdir()
     jobs._pack(job, packed)
@@ -447,20 +635,31 @@ def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
     for name in ("recipe.yaml", "tuning", "metatrain/x.csv"):
         clash = tmp_path / name.replace("/", "-")
         clash.mkdir()
-        with pytest.raises(InputError, match=f"--send {name} has the name of what every job gets, {name[:6]}"):
+        with pytest.raises(
+            InputError, match=f"--send {name} has the name of what every job gets, {name[:6]}"
+        ):
             jobs._pack(job._replace(sent={name: tmp_path / "single.csv"}), clash)
     (tmp_path / "clash").mkdir()
-    with pytest.raises(InputError, match=r"--send own/x\.py has the name of one of your own modules: rename it"):
+    with pytest.raises(
+        InputError, match=r"--send own/x\.py has the name of one of your own modules: rename it"
+    ):
         jobs._pack(job._replace(sent={"own/x.py": tmp_path / "single.csv"}), tmp_path / "clash")
 
 
 def test_the_command_in_a_jobs_description_has_no_password() -> None:
-    again = "metatrain submit a.yaml --set family.a=postgres://me:hunter2@db/x --set 'family.b=https://u:p@ss@h/y z'"
+    again = (
+        "metatrain submit a.yaml --set family.a=postgres://me:hunter2@db/x --set "
+        "'family.b=https://u:p@ss@h/y z'"
+    )
     job = jobs.Job("j", [], {}, [], {}, again=again)
     assert jobs._described(job)["again"] == (
-        "metatrain submit a.yaml --set family.a=postgres://me:***@db/x --set 'family.b=https://u:***@h/y z'"
+        "metatrain submit a.yaml --set family.a=postgres://me:***@db/x --set "
+        "'family.b=https://u:***@h/y z'"
     )
-    plain = "metatrain submit a.yaml --address http://head:8265 --set output=s3://bucket/a@b --resume auto"
+    plain = (
+        "metatrain submit a.yaml --address http://head:8265 --set "
+        "output=s3://bucket/a@b --resume auto"
+    )
     assert jobs._described(job._replace(again=plain))["again"] == plain
 
 
@@ -469,7 +668,12 @@ def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     here.mkdir()
     monkeypatch.chdir(here)
     (tmp_path / "above.csv").write_text("above")
-    for name, target in {"out": "../above.csv", "away": "..", "broken": "nothing", "loop/again": "../loop"}.items():
+    for name, target in {
+        "out": "../above.csv",
+        "away": "..",
+        "broken": "nothing",
+        "loop/again": "../loop",
+    }.items():
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).symlink_to(target)
     (here / "empty").mkdir()
@@ -492,7 +696,10 @@ def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         "missing.csv": "missing.csv does not exist: correct the path",
         "empty": "holds no files",
         "pipe": "pipe is neither a file nor a folder",
-        "large.bin": r"51\.0 MiB, at most 50 are sent, and large.bin is the largest: push images with `metatrain data",
+        "large.bin": (
+            r"51\.0 MiB, at most 50 are sent, and large.bin is the largest: push images "
+            r"with `metatrain data"
+        ),
     }
     for given, why in refusals.items():
         with pytest.raises(InputError, match=rf"--send .*{why}"):
@@ -506,17 +713,23 @@ def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         (GLYPHS, "family.data=./glyphs"),
         (GLYPHS, "evaluation.family.data=other/glyphs"),
         (GLYPHS, "model.weights=first.safetensors"),
-        (SINUSOID | {"family": {"name": "table", "group": "g", "target": "y", "data": ""}}, "family.data=houses.csv"),
+        (
+            SINUSOID | {"family": {"name": "table", "group": "g", "target": "y", "data": ""}},
+            "family.data=houses.csv",
+        ),
     ],
 )
-def test_what_a_job_reads_is_sent_or_seen_by_all_nodes(tree: dict[str, Any], setting: str, tmp_path: Path) -> None:
+def test_what_a_job_reads_is_sent_or_seen_by_all_nodes(
+    tree: dict[str, Any], setting: str, tmp_path: Path
+) -> None:
     recipe = written(tmp_path / "r.yaml", tree)
     to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}", "--set", setting]
     done = command("submit", str(recipe), *to)
     assert done.returncode == 2
     key, _, value = setting.removeprefix("evaluation.").partition("=")
     assert (
-        f"error: {key} is {value}, a path in this folder, which the cluster does not see: send it with" in done.stderr
+        f"error: {key} is {value}, a path in this folder, which the cluster does not see: send it "
+        "with" in done.stderr
     )
     (tmp_path / value).parent.mkdir(exist_ok=True)
     (tmp_path / value).write_text("sent")
@@ -524,13 +737,23 @@ def test_what_a_job_reads_is_sent_or_seen_by_all_nodes(tree: dict[str, Any], set
     assert "no Ray dashboard answers" in done.stderr  # which is asked next
 
 
-def test_the_file_that_an_own_family_names_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(Path(__file__).parent.parent / "recipes" / "rooms", tmp_path, dirs_exist_ok=True)
+def test_the_file_that_an_own_family_names_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(
+        Path(__file__).parent.parent / "recipes" / "rooms", tmp_path, dirs_exist_ok=True
+    )
     monkeypatch.setattr(sys, "path", sys.path[:])  # which gets this folder
     to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}/out"]
     done = command("submit", "rooms.yaml", *to)
-    assert "family.data is rooms.csv, a path in this folder, which the cluster does not see" in done.stderr
-    assert "no Ray dashboard answers" in command("submit", "rooms.yaml", *to, "--send", "rooms.csv").stderr
+    assert (
+        "family.data is rooms.csv, a path in this folder, which the cluster does not see"
+        in done.stderr
+    )
+    assert (
+        "no Ray dashboard answers"
+        in command("submit", "rooms.yaml", *to, "--send", "rooms.csv").stderr
+    )
     for name in ("rooms", "helpers"):
         del sys.modules[name]  # other tests have modules of these names
 
@@ -538,7 +761,10 @@ def test_the_file_that_an_own_family_names_is_sent(tmp_path: Path, monkeypatch: 
 def test_what_a_job_writes_outlives_it(tmp_path: Path) -> None:
     recipe = written(tmp_path / "r.yaml", GLYPHS)
     to = ["--address", "http://127.0.0.1:1", "--set", f"output={tmp_path}"]
-    for key, arguments in (("checkpoint.uri", ["--set", "checkpoint.uri=x"]), ("--resume", ["--resume", "x"])):
+    for key, arguments in (
+        ("checkpoint.uri", ["--set", "checkpoint.uri=x"]),
+        ("--resume", ["--resume", "x"]),
+    ):
         done = command("submit", str(recipe), *to, *arguments)
         assert done.returncode == 2
         assert f"error: {key} is x, and a job's own folder ends with it" in done.stderr
@@ -550,5 +776,6 @@ def test_results_need_a_place_that_outlives_the_job(output: str, tmp_path: Path)
     done = command("submit", str(recipe), "--address", "http://127.0.0.1:1", *output.split())
     assert done.returncode == 2
     assert (
-        "and a job's own folder ends with it: give a place that outlives it, such as s3://bucket/first" in done.stderr
+        "and a job's own folder ends with it: give a place that outlives it, such as "
+        "s3://bucket/first" in done.stderr
     )

@@ -1,4 +1,6 @@
-"""The kernels for a CPU equal their reference, are built once, and where they cannot be, runs go on without them."""
+"""The kernels for a CPU equal their reference, are built once, and where they cannot be, runs go on
+without them.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +36,27 @@ def both(
 ) -> list[list[torch.Tensor]]:
     """The output and all first and second derivatives: of the kernels, and of the reference.
 
-    Images of few channels whose gradient nobody wants, those of a first layer, have kernels of their own.
+    Images of few channels whose gradient nobody wants, those of a first layer, have kernels of
+    their own.
     """
     g = torch.Generator().manual_seed(3)
-    cotangent = torch.randn(reference(x, weight, scale, shift, shape).shape, generator=g, dtype=torch.double).to(x)
+    cotangent = torch.randn(
+        reference(x, weight, scale, shift, shape).shape, generator=g, dtype=torch.double
+    ).to(x)
     found = []
     for function in (block, reference):
-        leaves = [t.clone().requires_grad_(t is not x or images_too) for t in (x, weight, scale, shift)]
+        leaves = [
+            t.clone().requires_grad_(t is not x or images_too) for t in (x, weight, scale, shift)
+        ]
         upstream = cotangent.clone().requires_grad_()
         y = function(*leaves, shape)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         first = torch.autograd.grad(y, wanted, upstream, create_graph=True)
         g = torch.Generator().manual_seed(4)
         along = [torch.randn(t.shape, generator=g, dtype=torch.double).to(x.dtype) for t in first]
-        second = torch.autograd.grad(first, [*wanted[:-1], upstream], along)  # no derivative depends on the shift
+        second = torch.autograd.grad(
+            first, [*wanted[:-1], upstream], along
+        )  # no derivative depends on the shift
         found.append([t.detach() for t in (y, *first, *second)])
     return found
 
@@ -75,10 +84,19 @@ def tensors(images: int, narrow: int, wide: int, height: int, width: int) -> lis
     ],
 )
 def test_output_and_both_derivatives_equal_the_reference(
-    images: int, narrow: int, wide: int, height: int, width: int, stride: int, pool: int, images_too: bool
+    images: int,
+    narrow: int,
+    wide: int,
+    height: int,
+    width: int,
+    stride: int,
+    pool: int,
+    images_too: bool,
 ) -> None:
     """Odd sizes, few images and many (which PyTorch convolves), any factor's sign."""
-    found, expected = both(*tensors(images, narrow, wide, height, width), Shape(stride, pool, 1e-3), images_too)
+    found, expected = both(
+        *tensors(images, narrow, wide, height, width), Shape(stride, pool, 1e-3), images_too
+    )
     for here, there in zip(found, expected, strict=True):
         assert (here - there).norm() <= 1e-10 * (there.norm() + 1e-8)
 
@@ -90,7 +108,8 @@ def test_float32_is_the_same_function(narrow: int, wide: int, images_too: bool) 
     given = tensors(3, narrow, wide, 9, 8)
     for shape in (Shape(1, 2, 1e-3), Shape(2, 1, 1e-3)):
         single, double = (
-            both(*(t.to(kind) for t in given), shape, images_too)[0] for kind in (torch.float, torch.double)
+            both(*(t.to(kind) for t in given), shape, images_too)[0]
+            for kind in (torch.float, torch.double)
         )
         for here, there in zip(single, double, strict=True):
             assert (here - there).norm() <= 1e-4 * there.norm()
@@ -102,10 +121,14 @@ def test_both_kinds_of_convolution_are_among_those() -> None:
 
 @pytest.mark.parametrize(("stride", "pool"), [(1, 2), (2, 1)])
 def test_equal_pixels_and_zeros_choose_as_the_reference_does(stride: int, pool: int) -> None:
-    """Of equal ones the first wins, and ReLU passes nothing at zero: blank images, and shifts of zero."""
+    """Of equal ones the first wins, and ReLU passes nothing at zero: blank images, and shifts of
+    zero.
+    """
     x, weight, scale, _ = tensors(2, 16, 16, 8, 8)
     x[0], x[1, :, 4:] = 1, 0
-    found, expected = both(x, weight, scale, torch.zeros(16, dtype=torch.float64), Shape(stride, pool, 1e-3))
+    found, expected = both(
+        x, weight, scale, torch.zeros(16, dtype=torch.float64), Shape(stride, pool, 1e-3)
+    )
     for here, there in zip(found, expected, strict=True):
         assert (here - there).norm() <= 1e-10 * (there.norm() + 1e-8)
 
@@ -130,7 +153,9 @@ def test_what_is_not_a_number_stays_so(narrow: int) -> None:
     """A diverged inner loop must not look like one that predicts by chance."""
     x, weight, scale, shift = tensors(2, narrow, 16, 8, 8)
     for spoiled, value in ((x, float("nan")), (weight, float("inf"))):
-        given = [torch.full_like(t, value) if t is spoiled else t for t in (x, weight, scale, shift)]
+        given = [
+            torch.full_like(t, value) if t is spoiled else t for t in (x, weight, scale, shift)
+        ]
         for shape in (Shape(1, 2, 1e-3), Shape(2, 1, 1e-3)):
             found = block(*given, shape)
             assert torch.equal(found.isnan(), reference(*given, shape).isnan())
@@ -186,7 +211,10 @@ def without(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"PATH": "/nowhere", "CXX": ""}, "there is no C\\+\\+ compiler: install g\\+\\+ or clang, or name one in CXX"),
+        (
+            {"PATH": "/nowhere", "CXX": ""},
+            "there is no C\\+\\+ compiler: install g\\+\\+ or clang, or name one in CXX",
+        ),
         ({"CXX": "/bin/false"}, "/bin/false does not build"),
         ({"CXX": "/no/such/compiler"}, "/no/such/compiler does not build .*No such file"),
     ],
@@ -199,7 +227,9 @@ def test_without_a_compiler_the_reference_runs_and_a_worker_that_should_not_refu
     plan, reason = choose_plan(recipe, gpus=0, threads=1)
     assert plan.path == "reference"
     assert "about half the time, cannot be used" in reason
-    with pytest.raises(InputError, match=f"the driver chose the compute path 'fused', .*{sentence}"):
+    with pytest.raises(
+        InputError, match=f"the driver chose the compute path 'fused', .*{sentence}"
+    ):
         Worker(recipe, Plan("fused", "cpu", 1))
     refusal = ray_pool.RayWorker(recipes.dump(recipe), Plan("fused", "cpu", 1)).ready()
     assert refusal is not None
@@ -214,7 +244,9 @@ def test_networks_that_the_kernels_are_not_for_take_the_reference(model: dict[st
     assert "filters in multiples of 16" in reason
 
 
-def test_the_log_says_which_path_and_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_says_which_path_and_what_it_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump(FUSED | {"outer": GLYPHS["outer"] | {"steps": 1}}))
     import_data("glyphs")
@@ -222,9 +254,19 @@ def test_the_log_says_which_path_and_what_it_costs(tmp_path: Path, monkeypatch: 
     empty.mkdir()
     (empty / "glyphs").symlink_to(Path(os.environ["METATRAIN_CACHE"]) / "glyphs")
     none = {"CXX": "/bin/false", "METATRAIN_CACHE": str(empty)}
-    for variables, said in (({}, "compute path fused"), (none, "compute path reference: .*half the time")):
+    for variables, said in (
+        ({}, "compute path fused"),
+        (none, "compute path reference: .*half the time"),
+    ):
         without(monkeypatch, **variables)
-        done = command("train", str(recipe), "--set", f"output={tmp_path / said[13:18]}", "--set", "evaluation.tasks=2")
+        done = command(
+            "train",
+            str(recipe),
+            "--set",
+            f"output={tmp_path / said[13:18]}",
+            "--set",
+            "evaluation.tasks=2",
+        )
         assert done.returncode == 0
         assert len(re.findall(said, done.stderr)) == 1, done.stderr
     build.library.cache_clear()

@@ -1,4 +1,6 @@
-"""Arrows point down: metatrain knows neither Ray nor MLflow, and the loop neither of them nor what stands above it."""
+"""Arrows point down: metatrain knows neither Ray nor MLflow, and the loop neither of them nor what
+stands above it.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,37 @@ ABSENT = [
         "import metatrain.recipe, metatrain.bundle",
         {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"},
     ),
-    ("import metatrain.inference", {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"}),
+    (
+        "import metatrain.inference",
+        {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"},
+    ),
     (
         "import metatrain",
-        {"torch", "ray", "mlflow", "pandas", "pydantic", "matplotlib", "IPython", "cluster", "tuning"},
+        {
+            "torch",
+            "ray",
+            "mlflow",
+            "pandas",
+            "pydantic",
+            "matplotlib",
+            "IPython",
+            "cluster",
+            "tuning",
+        },
     ),
-    ("import cluster.loop, cluster.checkpoint", {"ray", "mlflow", "torchvision", "matplotlib", "tuning"}),
+    (
+        "import cluster.loop, cluster.checkpoint",
+        {"ray", "mlflow", "torchvision", "matplotlib", "tuning"},
+    ),
     ("import cluster.run, cluster.tracking", {"ray", "mlflow", "torchvision", "tuning"}),
-    ("import cluster.api", {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "tuning"}),
-    ("import tuning.api", {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "optuna"}),
+    (
+        "import cluster.api",
+        {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "tuning"},
+    ),
+    (
+        "import tuning.api",
+        {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "optuna"},
+    ),
     ("import cluster.ray_pool", {"mlflow", "torchvision", "matplotlib", "tuning"}),
     ("import tuning.cli", {"ray", "mlflow", "torch", "torchvision", "matplotlib", "pydantic"}),
 ]
@@ -41,7 +65,10 @@ def started() -> dict[str, subprocess.Popen[str]]:
     code = "{}; import sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     return {
         statement: subprocess.Popen(
-            [sys.executable, "-c", code.format(statement)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-c", code.format(statement)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
         for statement, _ in ABSENT
     }
@@ -83,11 +110,17 @@ def test_the_front_door_imports_no_layer_and_type_checkers_see_what_it_names() -
     import metatrain
 
     body = ast.parse(DOOR.read_text()).body
-    hints = [node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    hints = [
+        node
+        for node in body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
     rest = [inside for node in body if node not in hints for inside in ast.walk(node)]
     assert not {name for node in rest for name in _names(node)} & set(LAYERS)
     imported = [node for hint in hints for node in hint.body if isinstance(node, ast.ImportFrom)]
-    assert {alias.asname: node.module for node in imported for alias in node.names} == metatrain.MODULES
+    assert {
+        alias.asname: node.module for node in imported for alias in node.names
+    } == metatrain.MODULES
 
 
 def _names(node: ast.AST) -> set[str]:
@@ -100,13 +133,17 @@ def _names(node: ast.AST) -> set[str]:
 
 def test_no_two_files_import_each_other() -> None:
     known = {module(path) for path in FILES}
-    TopologicalSorter({module(path): imports(path, known) for path in FILES}).prepare()  # raises CycleError
+    TopologicalSorter(
+        {module(path): imports(path, known) for path in FILES}
+    ).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_packages_are_those_of_this_checkout(layer: str) -> None:
     code = f"import {layer}; print({layer}.__file__)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
     assert Path(found.stdout.strip()).is_relative_to(ROOT)
 
 
@@ -124,16 +161,33 @@ NEUTRAL = [
 
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_what_runs_every_algorithm_knows_none(name: str) -> None:
-    """No family, model, problem or algorithm is named there, be it to import it or to ask whether it is one."""
+    """No family, model, problem or algorithm is named there, be it to import it or to ask whether
+    it is one.
+    """
     import typing
 
     from metatrain import algorithms, models, tasks
 
-    kinds = {kind for union in (algorithms, models, tasks) for kind in typing.get_args(union.BuiltIn)}
-    known = {kind.__name__ for kind in kinds} | {kind.name for kind in kinds} | {"Supervised", "Episodes"}
+    kinds = {
+        kind for union in (algorithms, models, tasks) for kind in typing.get_args(union.BuiltIn)
+    }
+    known = (
+        {kind.__name__ for kind in kinds}
+        | {kind.name for kind in kinds}
+        | {"Supervised", "Episodes"}
+    )
     nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    names |= {alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
-    names |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    names |= {
+        alias.name
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    names |= {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
     assert not names & known

@@ -12,11 +12,18 @@ from metatrain.learner import Diverged, Learner, Outer
 
 
 def outer(**fields: Any) -> Outer:
-    return Outer(**({"steps": 10, "tasks_per_step": 2, "tasks_per_ticket": 1, "optimizer": "SGD", "lr": 3.0} | fields))
+    return Outer(
+        **(
+            {"steps": 10, "tasks_per_step": 2, "tasks_per_ticket": 1, "optimizer": "SGD", "lr": 3.0}
+            | fields
+        )
+    )
 
 
 def meta(value: float = 0.0) -> Meta:
-    return Meta({"w": torch.full((2,), value)}, {"lr": torch.tensor(value)}, {"mean": torch.tensor([value])})
+    return Meta(
+        {"w": torch.full((2,), value)}, {"lr": torch.tensor(value)}, {"mean": torch.tensor([value])}
+    )
 
 
 def update(value: float, tasks: int = 1) -> Update:
@@ -51,7 +58,9 @@ def test_groups_have_rates_of_their_own() -> None:
     assert learner.meta().algorithm["lr"].item() == pytest.approx(-0.1)
 
 
-@pytest.mark.parametrize(("schedule", "rates"), [("linear", [1.0, 0.9, 0.1]), ("cosine", [1.0, 0.9755, 0.0245])])
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("linear", [1.0, 0.9, 0.1]), ("cosine", [1.0, 0.9755, 0.0245])]
+)
 def test_schedules_fall_to_zero(schedule: Any, rates: list[float]) -> None:
     assert [outer(schedule=schedule).rate(v) for v in (0, 1, 9)] == pytest.approx(rates, abs=1e-4)
     learner = Learner(meta(), outer(lr=1.0, schedule=schedule))
@@ -65,7 +74,9 @@ def test_the_layout_of_updates_changes_nothing() -> None:
     theta = torch.arange(144.0).view(4, 4, 3, 3)
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        outer = Outer(steps=5, tasks_per_step=1, tasks_per_ticket=1, lr=0.1, options={"fused": True})
+        outer = Outer(
+            steps=5, tasks_per_step=1, tasks_per_ticket=1, lr=0.1, options={"fused": True}
+        )
         learner = Learner(Meta({"w": theta.clone()}, {}, {}), outer)
         for _ in range(3):
             direction = theta.sin().contiguous(memory_format=layout)
@@ -94,7 +105,9 @@ def test_a_mean_that_is_not_finite_changes_nothing() -> None:
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RMSprop"])
 def test_state_round_trip_continues_exactly(optimizer: str) -> None:
-    settings = outer(optimizer=optimizer, lr=0.1, options={"momentum": 0.9} if optimizer == "SGD" else {})
+    settings = outer(
+        optimizer=optimizer, lr=0.1, options={"momentum": 0.9} if optimizer == "SGD" else {}
+    )
     straight, first = Learner(meta(1.0), settings), Learner(meta(1.0), settings)
     for value in (1.0, 2.0):
         straight.apply([update(value)])
@@ -121,8 +134,14 @@ def test_updates_are_not_changed() -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"options": {"nonsense": 1.0}}, "refuses outer.options"),
         ({"groups": {"head.*": {"lr": 1.0}}}, "matches no parameter"),
-        ({"groups": {"algorithm.*": {"lrr": 1.0}}}, r"outer.groups.algorithm.\* gives SGD lrr, which is none of its"),
-        ({"groups": {"algorithm.*": {"lr": -1.0}}}, r"outer.groups.algorithm.\* gives SGD lr = -1.0"),
+        (
+            {"groups": {"algorithm.*": {"lrr": 1.0}}},
+            r"outer.groups.algorithm.\* gives SGD lrr, which is none of its",
+        ),
+        (
+            {"groups": {"algorithm.*": {"lr": -1.0}}},
+            r"outer.groups.algorithm.\* gives SGD lr = -1.0",
+        ),
         ({"lr": -1.0}, "lr cannot be negative, got -1"),
     ],
 )

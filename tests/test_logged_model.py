@@ -1,4 +1,6 @@
-"""What MLflow loads of a run predicts as the run's own bundle does, and nothing of it is pickled."""
+"""What MLflow loads of a run predicts as the run's own bundle does, and nothing of it is
+pickled.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ from metatrain.core import InputError
 from metatrain.start import initial_meta
 from metatrain.tasks import open_data
 
-HOUSES = {"name": "table", "data": "houses.csv", "group": "district", "target": "price", "queries": 4}
+HOUSES = {
+    "name": "table",
+    "data": "houses.csv",
+    "group": "district",
+    "target": "price",
+    "queries": 4,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "images": GLYPHS,
     "table": SINUSOID | {"family": HOUSES},
@@ -72,12 +80,20 @@ def houses(tmp_path: Path) -> pd.DataFrame:
 
 
 def table_of(kind: str, houses: pd.DataFrame) -> tuple[pd.DataFrame, Any, Any, Any]:
-    """Labelled and unlabelled rows in no order, and the same as examples, targets and what is to be predicted."""
+    """Labelled and unlabelled rows in no order, and the same as examples, targets and what is to be
+    predicted.
+    """
     if kind == "images":
         glyphs = open_data("glyphs")
-        images = [Image.fromarray(glyphs.images[20 * c + i, 0].numpy()) for c in range(5) for i in range(2)]
+        images = [
+            Image.fromarray(glyphs.images[20 * c + i, 0].numpy())
+            for c in range(5)
+            for i in range(2)
+        ]
         labels = [f"glyph {c}" if not i else None for c in range(5) for i in range(2)]
-        rows = pd.DataFrame({"label": labels, "image": [png(image) for image in images]}, index=range(7, 17))
+        rows = pd.DataFrame(
+            {"label": labels, "image": [png(image) for image in images]}, index=range(7, 17)
+        )
         return rows, images[::2], labels[::2], images[1::2]
     if kind == "table":
         rows = houses[houses["district"] == "d3"].copy()
@@ -107,7 +123,9 @@ def test_it_predicts_as_the_bundle_does(kind: str, tmp_path: Path, houses: pd.Da
     assert list(found.index) == list(rows.index[rows.isna().any(axis=1)])
     if kind == "images":
         assert list(found["prediction"]) == expected.labels
-        assert found["probability"].to_numpy() == pytest.approx(expected.probabilities.max(1).values.numpy(), abs=0)
+        assert found["probability"].to_numpy() == pytest.approx(
+            expected.probabilities.max(1).values.numpy(), abs=0
+        )
     else:
         assert found["prediction"].to_numpy() == pytest.approx(np.asarray(expected), abs=0)
 
@@ -128,11 +146,18 @@ def test_its_example_is_predicted_and_a_missing_column_is_refused(
 
 def test_it_is_code_and_plain_files(tmp_path: Path) -> None:
     model = saved(GLYPHS, tmp_path)
-    files = {path.relative_to(model.folder).as_posix(): path for path in model.folder.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(model.folder).as_posix(): path
+        for path in model.folder.rglob("*")
+        if path.is_file()
+    }
     assert set(files) == {
         *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "served.py"),
         *("input_example.json", "serving_input_example.json"),
-        *(f"artifacts/bundle/{name}" for name in ("manifest.json", "meta.safetensors", "recipe.yaml")),
+        *(
+            f"artifacts/bundle/{name}"
+            for name in ("manifest.json", "meta.safetensors", "recipe.yaml")
+        ),
     }
     assert "python_model" not in files["MLmodel"].read_text()  # the key of a pickled one
     wanted = files["requirements.txt"].read_text().splitlines()
@@ -208,7 +233,9 @@ def test_a_run_has_it_with_its_scores_and_a_failure_loses_nothing(
     assert run.data.metrics == {"test/mse": 0.5, "val/mse_after": 0.4}
     expected = model.load().predict(model.example)
     for address in (f"models:/{logged.model_id}", f"runs:/{place.run_id}/{logged.name}"):
-        pd.testing.assert_frame_equal(mlflow.pyfunc.load_model(address).predict(model.example), expected)
+        pd.testing.assert_frame_equal(
+            mlflow.pyfunc.load_model(address).predict(model.example), expected
+        )
     tracker = MLflowTracker(Tracking(), "other", [], None, {})
     monkeypatch.setattr(logged_model, "save", lambda *_: 1 / 0)
     tracker.model(model.bundle, 7)

@@ -68,7 +68,10 @@ def straight() -> torch.Tensor:
 def test_the_order_of_answers_changes_nothing(straight: torch.Tensor) -> None:
     assert torch.equal(run(lambda answers: answers[::-1])[0], straight)
     silent_first: list[Event] = [None]
-    assert torch.equal(run(lambda answers: [silent_first.pop(), *answers] if silent_first else answers)[0], straight)
+    assert torch.equal(
+        run(lambda answers: [silent_first.pop(), *answers] if silent_first else answers)[0],
+        straight,
+    )
 
 
 def test_lost_tickets_are_asked_again_and_change_nothing(straight: torch.Tensor) -> None:
@@ -101,7 +104,11 @@ def test_updates_that_are_too_old_are_dropped_and_asked_again(straight: torch.Te
 
     def age(answers: list[Event]) -> list[Event]:
         first = answers[0]
-        if isinstance(first, Contribution) and first.ticket.part == 0 and first.ticket.step not in tampered | {0}:
+        if (
+            isinstance(first, Contribution)
+            and first.ticket.part == 0
+            and first.ticket.step not in tampered | {0}
+        ):
             tampered.add(first.ticket.step)
             return [first._replace(version=first.version - 1), *answers[1:]]
         return answers
@@ -128,7 +135,9 @@ def test_a_ticket_that_is_answered_twice_counts_once(straight: torch.Tensor) -> 
     assert [row["val/mse_after"] for row in rows] == [row["val/mse_after"] for row in once]
 
 
-def test_a_ticket_that_is_lost_once_it_was_answered_is_not_asked_again(straight: torch.Tensor) -> None:
+def test_a_ticket_that_is_lost_once_it_was_answered_is_not_asked_again(
+    straight: torch.Tensor,
+) -> None:
     def lose_the_second(answers: list[Event]) -> list[Event]:
         first = answers[0]
         if isinstance(first, Contribution) and len(answers) < 5:
@@ -157,7 +166,14 @@ def test_every_step_reports_what_the_tracking_promises() -> None:
     assert len(rows) == 20
     expected = {f"train/{name}_{when}" for name in ("loss", "mse") for when in ("before", "after")}
     expected |= {"learner.gradient_norm", "learner.lr", "step"}
-    names = ("staleness", "tasks_per_s", "worker_utilisation", "driver_share", "lost_tickets", "dropped_updates")
+    names = (
+        "staleness",
+        "tasks_per_s",
+        "worker_utilisation",
+        "driver_share",
+        "lost_tickets",
+        "dropped_updates",
+    )
     names += ("worker_cpu_ms_per_task",)
     assert rows[0].keys() == expected | {f"system/{name}" for name in names}
     assert 0 <= rows[5]["system/driver_share"] <= 1
@@ -181,7 +197,9 @@ def test_whatever_ends_a_run_early_leaves_the_last_whole_step_saved(kind: str) -
 
     pool, learner = ScriptedPool(recipe, script), Learner(initial_meta(recipe), recipe.outer)
     requests = Requests(pool, lambda: kind == "interrupt" and len(steps) == 7)
-    hooks = loop.Hooks(lambda step, metrics: steps.append(step), lambda: saved.append(learner.version))
+    hooks = loop.Hooks(
+        lambda step, metrics: steps.append(step), lambda: saved.append(learner.version)
+    )
     expected = {"interrupt": Interrupted, "diverge": Diverged, "lose": WorkersLost}[kind]
     with pytest.raises(expected):
         loop.train(recipe, learner, pool, requests, hooks, save_every=5)

@@ -25,11 +25,15 @@ NETS = {
 
 
 class Quadratic:
-    """L_i(phi) = 0.5 * a_i (phi - c_i)^2 on both sets: the meta-gradient is (1 - lr a)^(2 steps) a (theta - c)."""
+    """L_i(phi) = 0.5 * a_i (phi - c_i)^2 on both sets: the meta-gradient is (1 - lr a)^(2 steps) a
+    (theta - c).
+    """
 
     path: Path = "batched"
 
-    def support_loss(self, params: Params, task: Any, context: Context, batch: Tensor | None = None) -> Tensor:
+    def support_loss(
+        self, params: Params, task: Any, context: Context, batch: Tensor | None = None
+    ) -> Tensor:
         return (0.5 * task.support_x * (params["x"] - task.support_y) ** 2).sum(1)
 
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
@@ -39,7 +43,9 @@ class Quadratic:
 @pytest.mark.parametrize("path", ["batched", "reference"])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("first_order", [False, True])
-def test_meta_gradient_of_a_quadratic_is_its_closed_form(path: Path, steps: int, first_order: bool) -> None:
+def test_meta_gradient_of_a_quadratic_is_its_closed_form(
+    path: Path, steps: int, first_order: bool
+) -> None:
     a = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
     c = torch.tensor([[1.0], [-3.0]], dtype=torch.float64)
     theta = torch.tensor([0.7], dtype=torch.float64)
@@ -77,7 +83,9 @@ def start(problem: Supervised) -> Meta:
     return Meta({name: p.double() for name, p in params.items()}, {}, {})
 
 
-def handwritten(net: Conv4, theta: Params, task: Task, lr: float, steps: int, first_order: bool) -> Params:
+def handwritten(
+    net: Conv4, theta: Params, task: Task, lr: float, steps: int, first_order: bool
+) -> Params:
     """The textbook loop, with a network and normalisation of its own."""
 
     def forward(p: Params, x: Tensor) -> Tensor:
@@ -124,10 +132,15 @@ def test_meta_gradient_equals_a_handwritten_loop(net: str, first_order: bool, pa
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize(("net", "norm"), [("maml", "transductive"), ("reptile", "support"), ("reptile", "support+1")])
-def test_meta_gradient_agrees_with_finite_differences(net: str, norm: Norm, first_order: bool) -> None:
-    """Along random directions: of the query loss after adaptation, as a function of theta; with the inner gradient held
-    constant in the first-order case."""
+@pytest.mark.parametrize(
+    ("net", "norm"), [("maml", "transductive"), ("reptile", "support"), ("reptile", "support+1")]
+)
+def test_meta_gradient_agrees_with_finite_differences(
+    net: str, norm: Norm, first_order: bool
+) -> None:
+    """Along random directions: of the query loss after adaptation, as a function of theta; with the
+    inner gradient held constant in the first-order case.
+    """
     problem, task = supervised(NETS[net], "reference", norm), tasks()
     meta = start(problem)
     maml = MAML(inner_lr=0.4, inner_steps=2, first_order=first_order)
@@ -143,7 +156,9 @@ def test_meta_gradient_agrees_with_finite_differences(net: str, norm: Norm, firs
 
     g = torch.Generator().manual_seed(2)
     for _ in range(3):
-        v = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()}
+        v = {
+            name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()
+        }
         h = 1e-6
         up = loss({name: p + h * v[name] for name, p in meta.model.items()})
         down = loss({name: p - h * v[name] for name, p in meta.model.items()})
@@ -156,7 +171,9 @@ def test_the_orders_differ() -> None:
     problem, task = supervised(NETS["maml"], "reference"), tasks()
     meta = start(problem)
     exact, first = (
-        MAML(inner_lr=0.4, first_order=order).update(problem, meta, task, context()).direction.model["head.weight"]
+        MAML(inner_lr=0.4, first_order=order)
+        .update(problem, meta, task, context())
+        .direction.model["head.weight"]
         for order in (False, True)
     )
     assert (exact - first).norm() > 0.01 * exact.norm()
@@ -169,7 +186,9 @@ def test_frozen_parameters_do_not_adapt_but_are_meta_learned() -> None:
     *_, phi = maml.adapt(problem, meta, task, context())
     assert torch.equal(phi["body.0.norm.shift"], meta.model["body.0.norm.shift"].expand(3, -1))
     assert not torch.equal(phi["head.weight"][0], meta.model["head.weight"])
-    assert maml.update(problem, meta, task, context()).direction.model["body.0.norm.shift"].norm() > 0
+    assert (
+        maml.update(problem, meta, task, context()).direction.model["body.0.norm.shift"].norm() > 0
+    )
 
 
 def test_adaptation_keeps_no_graph() -> None:

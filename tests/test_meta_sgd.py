@@ -1,4 +1,6 @@
-"""Learned inner rates: exact meta-gradients, MAML where they are equal, a group of their own, logged and drawn."""
+"""Learned inner rates: exact meta-gradients, MAML where they are equal, a group of their own,
+logged and drawn.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def rates(algorithm: MetaSGD, problem: Any) -> Meta:
 @pytest.mark.parametrize("kind", ["parameter", "layer_step"])
 def test_with_equal_rates_the_gradient_of_the_network_is_that_of_maml(kind: Any) -> None:
     problem, task = supervised(NETS["reptile"], "reference"), tasks()
-    learned = MetaSGD(initial_lr=0.5, inner_steps=2, rates=kind)  # 0.5 is the same number in float32
+    learned = MetaSGD(
+        initial_lr=0.5, inner_steps=2, rates=kind
+    )  # 0.5 is the same number in float32
     found = learned.update(problem, rates(learned, problem), task, context())
     expected = MAML(inner_lr=0.5, inner_steps=2).update(problem, start(problem), task, context())
     for name, g in expected.direction.model.items():
@@ -51,7 +55,10 @@ def test_frozen_equal_rates_are_maml_step_by_step() -> None:
     found = []
     for settings in (maml, frozen):
         recipe = settings.recipe()
-        worker, learner = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Learner(initial_meta(recipe), recipe.outer)
+        worker, learner = (
+            Worker(recipe, choose_plan(recipe, 0, 1)[0]),
+            Learner(initial_meta(recipe), recipe.outer),
+        )
         for step in range(5):
             worker.load(step, worker.layout.flatten(learner.meta()))
             update, _ = worker.compute(Ticket("update", "train", step, 0))
@@ -71,13 +78,18 @@ def test_the_gradient_of_the_rates_agrees_with_finite_differences(kind: Any) -> 
     assert all(g.abs().max() > 0 for g in gradient.values())
 
     def loss(h: float, direction: dict[str, torch.Tensor]) -> float:
-        moved = meta._replace(algorithm={name: p + h * direction[name] for name, p in meta.algorithm.items()})
+        moved = meta._replace(
+            algorithm={name: p + h * direction[name] for name, p in meta.algorithm.items()}
+        )
         *_, phi = algorithm.adapt(problem, moved, task, context())
         return float(problem.query(phi, task, context())["loss"].mean())
 
     g = torch.Generator().manual_seed(2)
     for _ in range(3):
-        v = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.algorithm.items()}
+        v = {
+            name: torch.randn(p.shape, generator=g, dtype=p.dtype)
+            for name, p in meta.algorithm.items()
+        }
         h = 1e-6
         analytic = float(sum((gradient[name] * v[name]).sum() for name in v))
         assert abs((loss(h, v) - loss(-h, v)) / (2 * h) - analytic) < 1e-4 * abs(analytic)
@@ -98,7 +110,9 @@ def test_a_rate_for_each_layer_and_step_or_for_each_number() -> None:
         "rate.1.head.bias",
     ]
     meta = rates(steps, problem)
-    moved = meta._replace(algorithm=meta.algorithm | {"rate.1.head.bias": torch.zeros((), dtype=torch.float64)})
+    moved = meta._replace(
+        algorithm=meta.algorithm | {"rate.1.head.bias": torch.zeros((), dtype=torch.float64)}
+    )
     before, first, second = steps.adapt(problem, moved, tasks(), context())
     assert not torch.equal(before["head.bias"], first["head.bias"])
     assert torch.equal(first["head.bias"], second["head.bias"])
@@ -127,7 +141,9 @@ def test_a_run_goes_on_with_as_many_rates_as_it_has(steps: int, tmp_path: Path) 
     run.train(settings)
     more = recipes.override(settings, {"algorithm": algorithm | {"inner_steps": steps}}, "test")
     more = recipes.override(more, {"outer": recipes.dump(more.outer) | {"steps": 4}}, "test")
-    with pytest.raises(InputError, match=r"the checkpoint has other parameters than this run \(algorithm\.rate\."):
+    with pytest.raises(
+        InputError, match=r"the checkpoint has other parameters than this run \(algorithm\.rate\."
+    ):
         run.train(more, resume="auto")
 
 
@@ -157,7 +173,8 @@ def test_a_pattern_that_nothing_matches_is_refused_before_anything_starts(tmp_pa
         run.train(config(SINUSOID, algorithm__adapts=[], output=str(tmp_path / "run")))
     settings = config(SINUSOID, algorithm__adapts=["haed.*"], output=str(tmp_path / "run"))
     with pytest.raises(
-        InputError, match=r"adapts has a pattern 'haed\.\*' that matches no parameter: choose among body"
+        InputError,
+        match=r"adapts has a pattern 'haed\.\*' that matches no parameter: choose among body",
     ):
         run.train(settings)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,6 @@
-"""Networks of any kind: nothing of the caller's changes, threads do not meet, torch's layers are taken as they are."""
+"""Networks of any kind: nothing of the caller's changes, threads do not meet, torch's layers are
+taken as they are.
+"""
 
 from __future__ import annotations
 
@@ -60,11 +62,21 @@ def episode() -> Task:
     return Task(x[:, :3], y[:, :3], x[:, 3:], y[:, 3:])
 
 
-def test_the_parameters_are_those_of_the_seed_and_no_random_number_of_the_callers_is_drawn() -> None:
-    """A thread of the caller's that draws at the same time saw torch's global generator seeded with 0."""
+def test_the_parameters_are_those_of_the_seed_and_no_random_number_of_the_callers_is_drawn() -> (
+    None
+):
+    """A thread of the caller's that draws at the same time saw torch's global generator seeded with
+    0.
+    """
 
     def build() -> nn.Module:
-        layers = [nn.Linear(3, 20), nn.Conv2d(1, 4, 3), nn.LSTM(3, 4), nn.Embedding(3, 4), nn.MultiheadAttention(8, 2)]
+        layers = [
+            nn.Linear(3, 20),
+            nn.Conv2d(1, 4, 3),
+            nn.LSTM(3, 4),
+            nn.Embedding(3, 4),
+            nn.MultiheadAttention(8, 2),
+        ]
         orthogonal = nn.Linear(9, 9)
         nn.init.orthogonal_(orthogonal.weight)
         nn.init.trunc_normal_(orthogonal.bias)
@@ -101,16 +113,26 @@ def test_training_and_inference_leave_the_callers_state_as_it_is(tmp_path: Path)
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> metatrain.inference.Learned:  # type: ignore[name-defined]
     folder = tmp_path_factory.mktemp("networks") / "run"
-    run.train(config(GLYPHS, model__filters=16, output=str(folder), outer__steps=1, evaluation__tasks=2))
+    run.train(
+        config(GLYPHS, model__filters=16, output=str(folder), outer__steps=1, evaluation__tasks=2)
+    )
     return metatrain.load(folder)
 
 
 def drawings(count: int) -> Tensor:
-    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+    return torch.randint(
+        0,
+        256,
+        (count, 1, 28, 28),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(count),
+    )
 
 
 def test_threads_that_share_an_adapted_network_get_what_each_gets_alone(learned: Any) -> None:
-    """Parameters are put into a module for the moment of a call: a second thread predicted with the first one's."""
+    """Parameters are put into a module for the moment of a call: a second thread predicted with the
+    first one's.
+    """
     adapted = [
         learned.adapt(drawings(5), [0, 1, 2, 3, 4], norm="support+1"),
         learned.adapt(drawings(10), [*range(5)] * 2),
@@ -124,9 +146,13 @@ def test_threads_that_share_an_adapted_network_get_what_each_gets_alone(learned:
         same = []
         for i in range(6):
             one, query = (thread + i) % 2, (thread * i) % 4
-            same.append(torch.equal(adapted[one].predict(queries[query]).probabilities, alone[one][query]))
+            same.append(
+                torch.equal(adapted[one].predict(queries[query]).probabilities, alone[one][query])
+            )
             again = learned.adapt(drawings(5), [0, 1, 2, 3, 4], norm="support+1")
-            same.append(all(torch.equal(p, adapted[0].after[name]) for name, p in again.after.items()))
+            same.append(
+                all(torch.equal(p, adapted[0].after[name]) for name, p in again.after.items())
+            )
         return all(same)
 
     with ThreadPoolExecutor(4) as pool:
@@ -135,17 +161,29 @@ def test_threads_that_share_an_adapted_network_get_what_each_gets_alone(learned:
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_the_bits_do_not_depend_on_the_callers_threads_or_modes(learned: Any, threads: int) -> None:
-    """Services call in inference mode and with autocast, where gradient descent failed or lost digits."""
+    """Services call in inference mode and with autocast, where gradient descent failed or lost
+    digits.
+    """
     support, labels, query = drawings(5), [0, 1, 2, 3, 4], drawings(7)
     expected = learned.adapt(support, labels).predict(query).probabilities
     torch.set_num_threads(threads)
     try:
-        for mode in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        for mode in (
+            torch.inference_mode(),
+            torch.no_grad(),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+        ):
             with mode:
                 again = metatrain.load(learned.source)
-                given = torch.stack([image.clone() for image in support])  # an inference tensor, in that mode
-                assert torch.equal(again.adapt(given, labels).predict(query).probabilities, expected)
-                assert torch.equal(learned.adapt(given, labels).predict(query).probabilities, expected)
+                given = torch.stack(
+                    [image.clone() for image in support]
+                )  # an inference tensor, in that mode
+                assert torch.equal(
+                    again.adapt(given, labels).predict(query).probabilities, expected
+                )
+                assert torch.equal(
+                    learned.adapt(given, labels).predict(query).probabilities, expected
+                )
         assert torch.equal(again.adapt(support, labels).predict(query).probabilities, expected)
         assert torch.get_num_threads() == threads
     finally:
@@ -154,7 +192,9 @@ def test_the_bits_do_not_depend_on_the_callers_threads_or_modes(learned: Any, th
 
 @pytest.mark.parametrize("name", ["default_dtype", "default_device"])
 def test_the_callers_defaults_do_not_matter(learned: Any, name: str) -> None:
-    """With another default device the kernels read memory that was not there, and the process ended."""
+    """With another default device the kernels read memory that was not there, and the process
+    ended.
+    """
     support, labels, query = drawings(5), [0, 1, 2, 3, 4], drawings(7)
     expected = learned.adapt(support, labels).predict(query).probabilities
     change, back = {
@@ -162,7 +202,10 @@ def test_the_callers_defaults_do_not_matter(learned: Any, name: str) -> None:
             lambda: torch.set_default_dtype(torch.float64),
             lambda: torch.set_default_dtype(torch.float32),
         ),
-        "default_device": (lambda: torch.set_default_device("meta"), lambda: torch.set_default_device(None)),
+        "default_device": (
+            lambda: torch.set_default_device("meta"),
+            lambda: torch.set_default_device(None),
+        ),
     }[name]
     change()
     try:
@@ -172,7 +215,12 @@ def test_the_callers_defaults_do_not_matter(learned: Any, name: str) -> None:
     finally:
         back()
     assert torch.equal(again, expected)
-    assert left == {"default_dtype": (torch.float64, "cpu"), "default_device": (torch.float32, "meta")}[name]
+    assert (
+        left
+        == {"default_dtype": (torch.float64, "cpu"), "default_device": (torch.float32, "meta")}[
+            name
+        ]
+    )
 
 
 def test_isolated_puts_everything_back_after_an_error() -> None:
@@ -186,7 +234,11 @@ def test_isolated_puts_everything_back_after_an_error() -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert (torch.get_num_threads(), torch.is_grad_enabled(), torch.backends.cudnn.allow_tf32) == before
+    assert (
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.backends.cudnn.allow_tf32,
+    ) == before
 
 
 class Torchs(nn.Module):
@@ -195,7 +247,11 @@ class Torchs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, eps=1e-2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4, eps=1e-2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
         )
         self.between = nn.BatchNorm1d(16, affine=False)
         self.head = nn.Linear(16, 3)
@@ -216,7 +272,9 @@ class Ours(Torchs):
 @pytest.mark.parametrize("norm", ["transductive", "support", "support+1", "running"])
 def test_torchs_batch_normalisation_is_converted_for_every_norm(norm: Norm) -> None:
     problems = [images(norm, Net(build=build)) for build in (Torchs, Ours)]
-    params = [problem.init(torch.Generator().manual_seed(1)) | problem.state() for problem in problems]
+    params = [
+        problem.init(torch.Generator().manual_seed(1)) | problem.state() for problem in problems
+    ]
     assert params[0].keys() == params[1].keys()
     found = []
     for problem, own in zip(problems, params, strict=True):
@@ -231,21 +289,30 @@ def test_torchs_batch_normalisation_is_converted_for_every_norm(norm: Norm) -> N
 def test_transductive_statistics_are_those_that_torch_takes_in_training() -> None:
     problem, net = images("transductive", Net(build=Torchs)), Torchs()
     params = {
-        name.replace("body.1.weight", "body.1.scale").replace("body.1.bias", "body.1.shift"): p.detach()
+        name.replace("body.1.weight", "body.1.scale").replace(
+            "body.1.bias", "body.1.shift"
+        ): p.detach()
         for name, p in net.named_parameters()
     }
     task = Task(*(leaf[:1] for leaf in episode()))
     expected = net.train()(task.query_x[0])
-    torch.testing.assert_close(problem.predict({k: p[None] for k, p in params.items()}, task)[0], expected)
+    torch.testing.assert_close(
+        problem.predict({k: p[None] for k, p in params.items()}, task)[0], expected
+    )
 
 
 def test_layers_that_cannot_be_converted_are_refused() -> None:
     with pytest.raises(InputError, match="LazyBatchNorm2d does not know its number of channels"):
         converted(nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d()))
-    with pytest.raises(InputError, match="Doubled keeps running statistics and is none of torch's own layers"):
+    with pytest.raises(
+        InputError, match="Doubled keeps running statistics and is none of torch's own layers"
+    ):
         converted(nn.Sequential(nn.Linear(4, 4), Doubled(4)))
     with pytest.raises(InputError, match="torch's dropout draws at random in the forward pass"):
-        images("transductive", Net(build=lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 3))))
+        images(
+            "transductive",
+            Net(build=lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 3))),
+        )
 
 
 class Doubled(nn.BatchNorm1d):
@@ -297,20 +364,27 @@ SECOND = "other outputs for the same examples the second time"
         (lambda: Tried(counting), SECOND),
         (lambda: Tried(lambda net, x: x * net.drawn), "other outputs if it is built a second time"),
         (drawn_by_numpy, "is built with other numbers the second time: draw them with torch"),
-        (lambda: with_buffer(lambda: torch.tensor(np.random.rand(8))), "is built with other numbers the second time"),
+        (
+            lambda: with_buffer(lambda: torch.tensor(np.random.rand(8))),
+            "is built with other numbers the second time",
+        ),
         (lambda: Tried(lambda net, x: x.detach().double()), "fails on examples of shape"),
         (lambda: Tried(lambda net, x: sys.exit(3)), "SystemExit: 3"),
         (lambda: Tried(lambda net, x: x).requires_grad_(False), "has no parameter that is trained"),
     ],
 )
-def test_a_network_that_gives_something_else_each_time_is_refused(build: Any, sentence: str) -> None:
+def test_a_network_that_gives_something_else_each_time_is_refused(
+    build: Any, sentence: str
+) -> None:
     """Its results would depend on the worker, on the order of tickets, and on who loads it."""
     with pytest.raises(InputError, match=sentence):
         images("none", Net(build=build)).try_out(episode())
 
 
 def test_what_is_drawn_with_torch_is_the_same_wherever_a_network_is_built() -> None:
-    assert images("none", Net(build=lambda: with_buffer(lambda: torch.randn(8)))).try_out(episode()) == {"accuracy"}
+    assert images("none", Net(build=lambda: with_buffer(lambda: torch.randn(8)))).try_out(
+        episode()
+    ) == {"accuracy"}
 
 
 def held() -> nn.Module:
@@ -321,7 +395,9 @@ def held() -> nn.Module:
 
 def test_statistics_that_a_network_comes_with_are_used_or_refused() -> None:
     """Those of a pretrained network were dropped without a word."""
-    with pytest.raises(InputError, match="comes with running statistics, which norm 'transductive' does not use"):
+    with pytest.raises(
+        InputError, match="comes with running statistics, which norm 'transductive' does not use"
+    ):
         images("transductive", Net(build=held))
     with pytest.raises(InputError, match="comes with running statistics"):
         images("support", Net(build=lambda: Torchs().eval()))
@@ -334,7 +410,10 @@ def test_a_single_layer_may_be_the_network() -> None:
 
 def test_an_algorithm_that_needs_parts_names_the_one_that_is_missing() -> None:
     problem = images("none", Net(build=lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 3))))
-    params = {name: p.expand(2, *p.shape) for name, p in problem.init(torch.Generator().manual_seed(0)).items()}
+    params = {
+        name: p.expand(2, *p.shape)
+        for name, p in problem.init(torch.Generator().manual_seed(0)).items()
+    }
     with pytest.raises(InputError, match="the network Sequential has no part named 'body'"):
         problem.embed(params, episode(), context())
 
@@ -342,14 +421,18 @@ def test_an_algorithm_that_needs_parts_names_the_one_that_is_missing() -> None:
 def weights_of(folder: Path, **changed: Tensor | None) -> str:
     """A file of MLP weights, with some changed or left out."""
     own = MLP(hidden=(16, 16)).module((1,), 1, 1).state_dict() | changed
-    save_file({name: p.contiguous() for name, p in own.items() if p is not None}, folder / "w.safetensors")
+    save_file(
+        {name: p.contiguous() for name, p in own.items() if p is not None}, folder / "w.safetensors"
+    )
     return str(folder / "w.safetensors")
 
 
 def test_a_run_starts_from_given_weights_and_resumes_without_them(tmp_path: Path) -> None:
     torch.manual_seed(11)
     place = weights_of(tmp_path)
-    settings = config(SINUSOID, model__weights=place, outer__lr=0.0, outer__steps=2, output=str(tmp_path / "run"))
+    settings = config(
+        SINUSOID, model__weights=place, outer__lr=0.0, outer__steps=2, output=str(tmp_path / "run")
+    )
     run.train(settings)
     _, meta = bundle.load(str(tmp_path / "run" / "bundle"))
     torch.manual_seed(11)
@@ -374,10 +457,22 @@ def test_a_head_of_another_shape_starts_from_the_seed_and_all_else_must_fit(tmp_
             {"body.0.weight": None},
             r"needs body.0.weight of shape \[16, 1\], and .*w.safetensors has none, but ",
         ),
-        ({"body.0.weight": torch.ones(3, 1)}, r"has one of shape \[3, 1\]: give weights of the same network"),
-        ({"body.0.bias": torch.full((16,), torch.nan)}, "has one that is not of finite real numbers"),
-        ({"body.0.bias": torch.ones(16, dtype=torch.int64)}, "has one that is not of finite real numbers"),
-        ({"head.bias": torch.full((1,), torch.nan)}, "needs head.bias .* has one that is not of finite real numbers"),
+        (
+            {"body.0.weight": torch.ones(3, 1)},
+            r"has one of shape \[3, 1\]: give weights of the same network",
+        ),
+        (
+            {"body.0.bias": torch.full((16,), torch.nan)},
+            "has one that is not of finite real numbers",
+        ),
+        (
+            {"body.0.bias": torch.ones(16, dtype=torch.int64)},
+            "has one that is not of finite real numbers",
+        ),
+        (
+            {"head.bias": torch.full((1,), torch.nan)},
+            "needs head.bias .* has one that is not of finite real numbers",
+        ),
         ({"other": torch.ones(1)}, "has other, which the network does not have"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -392,13 +487,17 @@ def test_a_head_of_another_shape_starts_from_the_seed_and_all_else_must_fit(tmp_
             warmed(place)
 
 
-def test_weights_of_a_network_with_torchs_batch_normalisation_keep_their_names(tmp_path: Path) -> None:
+def test_weights_of_a_network_with_torchs_batch_normalisation_keep_their_names(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(3)
     net = Torchs()
     net.body[1].running_mean.fill_(0.25)
     nn.init.uniform_(net.body[1].weight)
     save_file(net.state_dict(), tmp_path / "w.safetensors")
-    recipe = replace(config(GLYPHS).recipe(), model=Net(build=Torchs, weights=str(tmp_path / "w.safetensors")))
+    recipe = replace(
+        config(GLYPHS).recipe(), model=Net(build=Torchs, weights=str(tmp_path / "w.safetensors"))
+    )
     problem = images("running", recipe.model)
     meta = Meta(problem.init(torch.Generator().manual_seed(0)), {}, problem.state())
     found = warm(recipe, meta)

@@ -1,4 +1,6 @@
-"""A real kernel runs the quickstart, shows one line of progress, and survives an interrupt that loses nothing."""
+"""A real kernel runs the quickstart, shows one line of progress, and survives an interrupt that
+loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +80,12 @@ def test_the_quickstart_runs_as_it_stands(tmp_path: Path) -> None:
 
 def test_the_quickstart_is_short() -> None:
     cells = nbformat.read(QUICKSTART, as_version=4).cells
-    lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
-    code = [line for line in lines if line and not line.startswith((" ", "}"))]  # a recipe's dict is one statement
+    lines = [
+        line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()
+    ]
+    code = [
+        line for line in lines if line and not line.startswith((" ", "}"))
+    ]  # a recipe's dict is one statement
     assert len(code) <= 12
 
 
@@ -95,26 +101,39 @@ def test_an_interrupt_saves_the_run_and_the_kernel_goes_on_with_it(
             manager.interrupt_kernel()
 
     interrupted: list[Message] = []
-    messages = run(client, f"import metatrain\nrecipe = {endless!r}\nmetatrain.train(recipe, output='run')", interrupt)
+    messages = run(
+        client,
+        f"import metatrain\nrecipe = {endless!r}\nmetatrain.train(recipe, output='run')",
+        interrupt,
+    )
     assert len(of(messages, "display_data")) == 1  # one line, that is updated
     (error,) = of(messages, "error")
     assert error["ename"] == "Interrupted"
     assert re.fullmatch(
-        r"stopped after \d+ of 1000000 outer steps; metatrain.train\(..., resume='auto'\) continues", error["evalue"]
+        r"stopped after \d+ of 1000000 outer steps; metatrain.train\(..., resume='auto'\) "
+        r"continues",
+        error["evalue"],
     )
     assert error["traceback"] == [f"Interrupted: {error['evalue']}"]
     again = "made = metatrain.Run('run').metrics.index[-1]\n"
-    again += "metatrain.train(recipe, output='run', resume='auto', outer={'steps': made + 2}).metrics.index[-1] - made"
+    again += (
+        "metatrain.train(recipe, output='run', resume='auto', outer={'steps': made + "
+        "2}).metrics.index[-1] - made"
+    )
     messages = run(client, again)
     assert of(messages, "execute_result")[0]["data"]["text/plain"].endswith("2")
     assert "resuming" in "".join(content["text"] for content in of(messages, "stream"))
 
 
-def test_what_is_wrong_is_one_sentence_in_a_notebook(kernel: tuple[KernelManager, BlockingKernelClient]) -> None:
+def test_what_is_wrong_is_one_sentence_in_a_notebook(
+    kernel: tuple[KernelManager, BlockingKernelClient],
+) -> None:
     _, client = kernel
     messages = run(client, f"import metatrain\nmetatrain.train({SINUSOID!r}, outer={{'stepz': 3}})")
     (error,) = of(messages, "error")
-    assert error["traceback"] == ["InputError: the recipe: outer.stepz is not a key of a recipe; did you mean 'steps'?"]
+    assert error["traceback"] == [
+        "InputError: the recipe: outer.stepz is not a key of a recipe; did you mean 'steps'?"
+    ]
 
 
 @pytest.mark.ray
@@ -123,9 +142,17 @@ def test_ray_works_in_a_kernel_twice_and_a_sweep_keeps_its_line(
 ) -> None:
     _, client = kernel
     recipe = SINUSOID | {"outer": SINUSOID["outer"] | {"steps": 2}, "workers": {"max": 1}}
-    sweep = {"name": "rates", "recipe": recipe, "set": {"validation.every_steps": 1}, "budget": {"trials": 1}}
+    sweep = {
+        "name": "rates",
+        "recipe": recipe,
+        "set": {"validation.every_steps": 1},
+        "budget": {"trials": 1},
+    }
     sweep["space"] = {"outer.lr": {"choice": [0.001]}}
-    for code in (f"import metatrain\nmetatrain.train({recipe!r}, output='run')", f"metatrain.tune({sweep!r})"):
+    for code in (
+        f"import metatrain\nmetatrain.train({recipe!r}, output='run')",
+        f"metatrain.tune({sweep!r})",
+    ):
         messages = run(client, code)
         assert not of(messages, "error")
         assert len(of(messages, "display_data")) == 1

@@ -1,4 +1,6 @@
-"""A run's folder: nothing that lies there is overwritten, and what an early end leaves is no hindrance."""
+"""A run's folder: nothing that lies there is overwritten, and what an early end leaves is no
+hindrance.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ SHORT = {"outer__steps": 4, "checkpoint__every_steps": 2, "evaluation__tasks": 7
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +131,9 @@ def test_a_folder_with_something_else_is_refused(
 ) -> None:
     folder = made(tmp_path / "taken")
     before = files(folder)
-    with pytest.raises(InputError, match=r"taken is not empty and holds no run, but \S+: give another output"):
+    with pytest.raises(
+        InputError, match=r"taken is not empty and holds no run, but \S+: give another output"
+    ):
         run.prepare(config(SINUSOID, output=str(folder)), resume)
     assert files(folder) == before
 
@@ -142,7 +150,9 @@ def test_the_folder_of_a_project_by_its_dot_is_refused_on_the_command_line(
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("inside", ["checkpoints", "checkpoints/step-00000004", "bundle", "figures"])
+@pytest.mark.parametrize(
+    "inside", ["checkpoints", "checkpoints/step-00000004", "bundle", "figures"]
+)
 def test_a_folder_of_a_runs_is_no_runs_folder(inside: str, done: Path) -> None:
     before = files(done)
     with pytest.raises(InputError, match="is not empty and holds no run"):
@@ -155,7 +165,9 @@ def test_a_file_is_refused(resume: str | None, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="file is a file: give a folder as output"):
         run.prepare(config(SINUSOID, output=str(tmp_path / "file")), resume)
-    with pytest.raises(InputError, match=r"checkpoint\.uri is .*file, which is a file: give a folder"):
+    with pytest.raises(
+        InputError, match=r"checkpoint\.uri is .*file, which is a file: give a folder"
+    ):
         run.prepare(config(SINUSOID, checkpoint__uri=str(tmp_path / "file")), resume)
 
 
@@ -165,9 +177,13 @@ def test_an_address_with_other_objects_is_refused(resume: str | None, s3: S3) ->
         where = f"s3://bucket/{resume}-{len(name)}"
         storage.write(f"{where}/{name}", b"mine")
         s3.log.write_text("")
-        with pytest.raises(InputError, match=f"is not empty and holds no run, but {name.partition('/')[0]}: give"):
+        with pytest.raises(
+            InputError, match=f"is not empty and holds no run, but {name.partition('/')[0]}: give"
+        ):
             run.prepare(config(SINUSOID, output=where), resume)
-        assert not s3.asked("GET", f"{where.removeprefix('s3://bucket/')}/{name}")  # which may be large
+        assert not s3.asked(
+            "GET", f"{where.removeprefix('s3://bucket/')}/{name}"
+        )  # which may be large
     storage.write("s3://bucket/object", b"mine")
     with pytest.raises(InputError, match="s3://bucket/object is a file: give a folder as output"):
         run.prepare(config(SINUSOID, output="s3://bucket/object"), resume)
@@ -199,18 +215,26 @@ def test_what_an_early_end_leaves_is_no_hindrance(
     folder, settings = tmp_path / "run", config(SINUSOID, output=str(tmp_path / "run"), **SHORT)
     for name, text in (LEFT | BEFORE_THE_FIRST)[left].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(yaml.safe_dump(recipes.dump(settings)) if text == "RECORD" else text)
+        (folder / name).write_text(
+            yaml.safe_dump(recipes.dump(settings)) if text == "RECORD" else text
+        )
     if resume is None and left in BEFORE_THE_FIRST:
-        with pytest.raises(InputError, match="already holds a run: pass --resume auto to continue it"):
+        with pytest.raises(
+            InputError, match="already holds a run: pass --resume auto to continue it"
+        ):
             run.prepare(settings)
         return
     assert run.prepare(settings, resume).learner.version == 0
-    assert (resume is not None) == ("there is nothing to resume for sinusoid: starting afresh" in caplog.messages)
+    assert (resume is not None) == (
+        "there is nothing to resume for sinusoid: starting afresh" in caplog.messages
+    )
 
 
 @pytest.mark.parametrize("resume", [None, "auto"])
 @pytest.mark.parametrize("left", ["all", "a half", "metrics", "result.json", "bundle"])
-def test_a_run_whose_checkpoints_are_gone_is_not_started_over(left: str, resume: str | None, done: Path) -> None:
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(
+    left: str, resume: str | None, done: Path
+) -> None:
     if left == "a half":
         for manifest in done.glob("checkpoints/*/manifest.json"):
             manifest.unlink()
@@ -222,24 +246,34 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_over(left: str, resume:
             shutil.rmtree(done / name) if (done / name).is_dir() else (done / name).unlink()
         (done / "mlflow.json").write_text("{}")
     before = files(done)
-    sentence = r"run holds a run that cannot be continued, as \S+run/checkpoints has no checkpoint of it: give another"
+    sentence = (
+        r"run holds a run that cannot be continued, as \S+run/checkpoints has no "
+        r"checkpoint of it: give another"
+    )
     with pytest.raises(InputError, match=sentence):
         run.prepare(config(SINUSOID, output=str(done), **SHORT), resume)
     assert files(done) == before
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_run_whose_checkpoint_uri_is_gone_is_not_started_over(given: bool, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoint_uri_is_gone_is_not_started_over(
+    given: bool, tmp_path: Path
+) -> None:
     settings = config(SINUSOID, output="run", checkpoint__uri="elsewhere", **SHORT)
     run.train(settings)
-    with pytest.raises(InputError, match="run already holds a run: pass --resume auto to continue it"):
+    with pytest.raises(
+        InputError, match="run already holds a run: pass --resume auto to continue it"
+    ):
         run.prepare(settings)
     again = settings if given else config(SINUSOID, output="run", **SHORT)
     assert run.prepare(again, "auto").learner.version == 4  # which its own record says
     shutil.rmtree("elsewhere")
     before = files(tmp_path)
     for resume in (None, "auto"):
-        with pytest.raises(InputError, match="cannot be continued, as elsewhere has no checkpoint of it: give another"):
+        with pytest.raises(
+            InputError,
+            match="cannot be continued, as elsewhere has no checkpoint of it: give another",
+        ):
             run.prepare(again, resume)
     assert files(tmp_path) == before
 
@@ -253,8 +287,17 @@ def test_a_checkpoint_uri_that_another_run_uses_is_refused(tmp_path: Path) -> No
     second = config(SINUSOID, output="second", checkpoint__uri="shared", **SHORT)
     plain = config(SINUSOID, checkpoint__uri="./shared/", **SHORT)
     third = config(SINUSOID, output="third", checkpoint__uri="shared", **SHORT)
-    sentence = "checkpoint.uri is .*shared/?, which holds the checkpoints of another run: give another one"
-    starts = [(second, None), (second, "auto"), (plain, None), (plain, "auto"), (third, "auto"), (third, "third")]
+    sentence = (
+        "checkpoint.uri is .*shared/?, which holds the checkpoints of another run: give another one"
+    )
+    starts = [
+        (second, None),
+        (second, "auto"),
+        (plain, None),
+        (plain, "auto"),
+        (third, "auto"),
+        (third, "third"),
+    ]
     for settings, resume in starts:
         with pytest.raises(InputError, match=sentence):
             run.prepare(settings, resume)
@@ -266,24 +309,41 @@ def test_a_checkpoint_uri_that_another_run_uses_is_refused(tmp_path: Path) -> No
 
 
 def test_a_run_may_move_its_checkpoints(done: Path) -> None:
-    settings = config(SINUSOID, output=str(done), checkpoint__uri="elsewhere", **SHORT | {"outer__steps": 6})
+    settings = config(
+        SINUSOID, output=str(done), checkpoint__uri="elsewhere", **SHORT | {"outer__steps": 6}
+    )
     run.train(settings, resume="auto")
     assert checkpoint.load("elsewhere").scalars["version"] == 6
-    assert run.prepare(config(SINUSOID, output=str(done), **SHORT | {"outer__steps": 8}), "auto").learner.version == 6
+    assert (
+        run.prepare(
+            config(SINUSOID, output=str(done), **SHORT | {"outer__steps": 8}), "auto"
+        ).learner.version
+        == 6
+    )
 
 
-def test_a_run_continues_in_its_own_folder_or_in_a_free_one(done: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_run_continues_in_its_own_folder_or_in_a_free_one(
+    done: Path, trained: Path, tmp_path: Path
+) -> None:
     shutil.copytree(done, tmp_path / "other")
-    tree = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text()) | {"output": str(tmp_path / "other")}
+    tree = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text()) | {
+        "output": str(tmp_path / "other")
+    }
     (tmp_path / "other" / "config.yaml").write_text(yaml.safe_dump(tree))
     more = SHORT | {"outer__steps": 6}
     before = files(tmp_path)
-    for name, sentence in (("other", "other already holds a run"), ("other/bundle", "bundle is not empty and holds")):
+    for name, sentence in (
+        ("other", "other already holds a run"),
+        ("other/bundle", "bundle is not empty and holds"),
+    ):
         with pytest.raises(InputError, match=sentence):
             run.prepare(config(SINUSOID, output=str(tmp_path / name), **more), str(done))
     assert files(tmp_path) == before
     for into in ("run", "new"):
-        ready = run.prepare(config(SINUSOID, output=str(tmp_path / into), **more), f"{done}/checkpoints/step-00000002")
+        ready = run.prepare(
+            config(SINUSOID, output=str(tmp_path / into), **more),
+            f"{done}/checkpoints/step-00000002",
+        )
         assert ready.learner.version == 2
     own = config(SINUSOID, output=str(tmp_path / "other"), **more)
     assert run.prepare(own, str(done), trial=True).learner.version == 4
@@ -291,23 +351,52 @@ def test_a_run_continues_in_its_own_folder_or_in_a_free_one(done: Path, trained:
 
 def test_what_people_put_beside_a_run_does_not_keep_it_from_going_on(done: Path) -> None:
     (done / "notes.txt").write_text("mine")
-    assert run.prepare(config(SINUSOID, output=str(done), **SHORT | {"outer__steps": 6}), "auto").learner.version == 4
+    assert (
+        run.prepare(
+            config(SINUSOID, output=str(done), **SHORT | {"outer__steps": 6}), "auto"
+        ).learner.version
+        == 4
+    )
 
 
-HALVES = [b'{"step": 3, "tr', b"\0\0\0\0", b"null", b"5", b"[]", b"{}", b'"step"', b'{"step": null}', b'{"step": "3"}']
-HALVES += [b'{"step": 3}\xff\xfe', b'{"step": true}', b'{"step": NaN}', b"[" * 100_000, b"", b'{"step": [3]}']
+HALVES = [
+    b'{"step": 3, "tr',
+    b"\0\0\0\0",
+    b"null",
+    b"5",
+    b"[]",
+    b"{}",
+    b'"step"',
+    b'{"step": null}',
+    b'{"step": "3"}',
+]
+HALVES += [
+    b'{"step": 3}\xff\xfe',
+    b'{"step": true}',
+    b'{"step": NaN}',
+    b"[" * 100_000,
+    b"",
+    b'{"step": [3]}',
+]
 
 
-def test_lines_that_are_no_steps_are_left_out_on_resuming(done: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_that_are_no_steps_are_left_out_on_resuming(
+    done: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = (done / "metrics.jsonl").read_bytes().splitlines()
-    (done / "metrics.jsonl").write_bytes(b"\n".join([*HALVES, *whole[:2], *HALVES, whole[3], *HALVES]))
+    (done / "metrics.jsonl").write_bytes(
+        b"\n".join([*HALVES, *whole[:2], *HALVES, whole[3], *HALVES])
+    )
     run.train(config(SINUSOID, output=str(done), **SHORT | {"outer__steps": 5}), resume="auto")
     steps = [json.loads(line)["step"] for line in (done / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 4, 5]
     assert f"{done}/metrics.jsonl lacks 1 of the 4 outer steps before" in caplog.messages
 
 
-LEARNED = SINUSOID | {"algorithm": {"name": "meta_sgd", "initial_lr": 0.01}, "validation": {"every_steps": 2}}
+LEARNED = SINUSOID | {
+    "algorithm": {"name": "meta_sgd", "initial_lr": 0.01},
+    "validation": {"every_steps": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -322,17 +411,30 @@ def test_metrics_that_are_gone_are_said_to_be_and_drawn_without(
     rest: str, learned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(learned, tmp_path / "run")
-    path, settings = tmp_path / "run" / "metrics.jsonl", config(LEARNED, output=str(tmp_path / "run"), **SHORT)
+    path, settings = (
+        tmp_path / "run" / "metrics.jsonl",
+        config(LEARNED, output=str(tmp_path / "run"), **SHORT),
+    )
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     nulls = [{name: value if i % 2 or name == "step" else None for name, value in row.items()}
              for i, row in enumerate(rows)]  # fmt: skip
-    left = {"nothing": [], "no file": [], "steps": [{"step": row["step"]} for row in rows], "nulls": nulls}[rest]
+    left = {
+        "nothing": [],
+        "no file": [],
+        "steps": [{"step": row["step"]} for row in rows],
+        "nulls": nulls,
+    }[rest]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in left))
     if rest == "no file":
         path.unlink()
     shutil.rmtree(tmp_path / "run" / "figures")
     run.train(settings, resume="auto")
-    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} >= {"learning_curve", "learned"}
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} >= {
+        "learning_curve",
+        "learned",
+    }
     said = f"{path} lacks 4 of the 4 outer steps before"
     assert (said in caplog.messages) == (not left)
-    assert [row for _, row in output.whole_lines(path.read_bytes())] == [json.dumps(row) for row in left]
+    assert [row for _, row in output.whole_lines(path.read_bytes())] == [
+        json.dumps(row) for row in left
+    ]

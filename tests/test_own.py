@@ -1,4 +1,6 @@
-"""Families, models and algorithms of one's own run by their names, on Ray workers too, with all that they import."""
+"""Families, models and algorithms of one's own run by their names, on Ray workers too, with all
+that they import.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from metatrain import recipe as recipes
 from metatrain.core import InputError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-LESS = ("outer.steps=3", "outer.tasks_per_step=4", "validation.tasks=2", "evaluation.tasks=4", "tracking.uri=none")
+LESS = (
+    "outer.steps=3",
+    "outer.tasks_per_step=4",
+    "validation.tasks=2",
+    "evaluation.tasks=4",
+    "tracking.uri=none",
+)
 
 
 OTHERS = """
@@ -62,7 +70,9 @@ def mine(tmp_path: Path) -> Iterator[Path]:
 
 def train(folder: Path, *sets: str) -> Any:
     arguments = [item for value in (*LESS, *sets) for item in ("--set", value)]
-    return command("train", str(folder / "mine.yaml"), "--set", f"output={folder / 'run'}", *arguments)
+    return command(
+        "train", str(folder / "mine.yaml"), "--set", f"output={folder / 'run'}", *arguments
+    )
 
 
 def test_they_train_evaluate_and_are_in_the_bundle_by_name(mine: Path) -> None:
@@ -82,7 +92,9 @@ def test_they_train_evaluate_and_are_in_the_bundle_by_name(mine: Path) -> None:
 def test_a_ray_worker_is_sent_them_and_gives_the_same_result(
     mine: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """From a process whose own folders, which Ray's workers of this machine look into, do not hold the package."""
+    """From a process whose own folders, which Ray's workers of this machine look into, do not hold
+    the package.
+    """
     (mine / "helpers.py").write_text("from beside.tools import same\n")
     (mine / "beside").mkdir()
     (mine / "beside" / "tools.py").write_text("def same(x):\n    return x\n")
@@ -90,13 +102,23 @@ def test_a_ray_worker_is_sent_them_and_gives_the_same_result(
         file.write("\nimport helpers\n")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     script = elsewhere / "go.py"
-    script.write_text(f"import sys; sys.path.append({str(mine)!r})\nfrom tuning.cli import main\nmain()\n")
+    script.write_text(
+        f"import sys; sys.path.append({str(mine)!r})\nfrom tuning.cli import main\nmain()\n"
+    )
     results = []
     for workers in (0, 1):
         sets = [*LESS, f"workers.max={workers}", f"output={elsewhere / str(workers)}"]
-        arguments = ["train", str(mine / "mine.yaml"), *(item for value in sets for item in ("--set", value))]
+        arguments = [
+            "train",
+            str(mine / "mine.yaml"),
+            *(item for value in sets for item in ("--set", value)),
+        ]
         done = subprocess.run(
-            [sys.executable, str(script), *arguments], cwd=elsewhere, capture_output=True, text=True, check=False
+            [sys.executable, str(script), *arguments],
+            cwd=elsewhere,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         results.append(done.stdout.splitlines()[-1])
@@ -112,7 +134,8 @@ def test_what_a_cluster_is_sent_is_the_package_and_nothing_that_is_installed(min
 def test_overrides_of_an_evaluation_are_as_strict_as_the_recipe(mine: Path) -> None:
     config = recipes.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.inner_stpes=1"])
     with pytest.raises(
-        InputError, match=r"evaluation.algorithm: inner_stpes is not a key .* did you mean 'inner_steps'"
+        InputError,
+        match=r"evaluation.algorithm: inner_stpes is not a key .* did you mean 'inner_steps'",
     ):
         config.setting("score")
     config = recipes.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.name=maml"])
@@ -128,16 +151,40 @@ def test_dump_then_parse_is_identity(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("family.name", "mine.clases:Parabolas", r"family: cannot import .* \(ModuleNotFoundError: No module named"),
-        ("model.name", "mine.classes:Sinenet", r"model: cannot import .* \(AttributeError: module .* has no attribute"),
+        (
+            "family.name",
+            "mine.clases:Parabolas",
+            r"family: cannot import .* \(ModuleNotFoundError: No module named",
+        ),
+        (
+            "model.name",
+            "mine.classes:Sinenet",
+            r"model: cannot import .* \(AttributeError: module .* has no attribute",
+        ),
         ("model.name", ".classes:SineNet", r"model: cannot import '.classes:SineNet' \(TypeError"),
         ("model.name", "mine.broken:Net", r"model: cannot import 'mine.broken:Net' \(SyntaxError"),
         ("model.name", "mine.classes.SineNet", r'or a class of yours as "package.module:Class"'),
         ("model.name", "os:system", "model: 'os:system' is no dataclass"),
-        ("model.name", "mine.others:Nameless", "model: 'mine.others:Nameless' has no field for its name: give it one"),
-        ("model.name", "mine.others:Odd", "model: mine.others:Odd has a field that cannot be read from YAML"),
-        ("model.name", "mine.classes:Parabolas", "model: 'mine.classes:Parabolas' is no Model, it lacks module: see"),
-        ("algorithm.inner_rl", 0.1, "algorithm: inner_rl is not a key of .*; did you mean 'inner_lr'"),
+        (
+            "model.name",
+            "mine.others:Nameless",
+            "model: 'mine.others:Nameless' has no field for its name: give it one",
+        ),
+        (
+            "model.name",
+            "mine.others:Odd",
+            "model: mine.others:Odd has a field that cannot be read from YAML",
+        ),
+        (
+            "model.name",
+            "mine.classes:Parabolas",
+            "model: 'mine.classes:Parabolas' is no Model, it lacks module: see",
+        ),
+        (
+            "algorithm.inner_rl",
+            0.1,
+            "algorithm: inner_rl is not a key of .*; did you mean 'inner_lr'",
+        ),
         ("family.shots", "five", "family.shots is 'five', expected a valid integer"),
     ],
 )
@@ -213,26 +260,36 @@ def test_what_an_own_module_imports_goes_along(mine: Path, text: str) -> None:
     if "beyond" in text:
         text = f"try:\n    {text}\nexcept ImportError:\n    pass"
     settings = added(mine, text)
-    roots = {mine / name.partition("/")[0] for name in IMPORTS[text if text in IMPORTS else "from .... import beyond"]}
+    roots = {
+        mine / name.partition("/")[0]
+        for name in IMPORTS[text if text in IMPORTS else "from .... import beyond"]
+    }
     assert set(recipes.own_code(settings.recipe(), whole=True)) == roots | {mine / "mine"}
     files = custom.source(recipes.own_classes(settings.recipe()))
     assert set(files) == IMPORTS.get(text, set()) | {"mine/classes.py"}
     assert all((mine / name).read_bytes() == data for name, data in files.items())
 
 
-def test_what_is_sent_runs_where_nothing_else_is(mine: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_sent_runs_where_nothing_else_is(
+    mine: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """In the folder that a job gets, by a process that knows no other."""
     neighbours(mine)
-    settings = added(mine, "import chain\nfrom loose import inner\ndef later():\n    from beside import tools")
+    settings = added(
+        mine, "import chain\nfrom loose import inner\ndef later():\n    from beside import tools"
+    )
     there = tmp_path_factory.mktemp("there")
     files = {"recipe.yaml": yaml.safe_dump(recipes.dump(settings))}
     jobs._pack(jobs.Job("j", [], files, recipes.own_code(settings.recipe(), whole=True), {}), there)
     code = (
         "from cluster.config import RunConfig; from metatrain import recipe\n"
         "kind = type(recipe.load(RunConfig, 'recipe.yaml').model)\n"
-        "import sys; sys.modules[kind.__module__].later(); print(sys.modules[kind.__module__].__file__)"
+        "import sys; sys.modules[kind.__module__].later(); "
+        "print(sys.modules[kind.__module__].__file__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=there, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=there, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{there}/mine/classes.py\n"
 
@@ -267,15 +324,24 @@ def parted(folder: Path) -> None:
         (compiled, r"\S+/helpers.pyc is no source; install it on the nodes"),
         (archived, r"\S+/archive.zip/helpers.py is no source; install it on the nodes"),
         (large, r"\S+/helpers has more than 1 MiB; install it on the nodes, or move its data away"),
-        (parted, r"it lies in several folders \(\S+/one/helpers, \S+/two/helpers\); put it into one"),
+        (
+            parted,
+            r"it lies in several folders \(\S+/one/helpers, \S+/two/helpers\); put it into one",
+        ),
     ],
 )
-def test_what_cannot_be_sent_is_named(mine: Path, made: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_sent_is_named(
+    mine: Path, made: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     made(mine)
     settings = added(mine, "import helpers")
-    with pytest.raises(InputError, match=rf"^helpers, which your own classes need, cannot be sent: {reason}$"):
+    with pytest.raises(
+        InputError, match=rf"^helpers, which your own classes need, cannot be sent: {reason}$"
+    ):
         recipes.own_code(settings.recipe(), whole=True)
-    assert recipes.own_code(settings.recipe()) == [mine / "mine"]  # this machine's workers may have it
+    assert recipes.own_code(settings.recipe()) == [
+        mine / "mine"
+    ]  # this machine's workers may have it
     assert "helpers, which your own classes need, is not sent to workers" in caplog.text
     to = ["--address", "http://127.0.0.1:1", "--set", f"output={mine}/out"]
     done = command("submit", str(mine / "mine.yaml"), *to)
@@ -284,7 +350,9 @@ def test_what_cannot_be_sent_is_named(mine: Path, made: Any, reason: str, caplog
 
 
 def test_a_class_of_the_program_itself_cannot_be_sent() -> None:
-    with pytest.raises(InputError, match="__main__, which your own classes need, cannot be sent: it is the program"):
+    with pytest.raises(
+        InputError, match="__main__, which your own classes need, cannot be sent: it is the program"
+    ):
         custom.code(["__main__:Net"], whole=True)
 
 
@@ -312,7 +380,8 @@ def test_whatever_an_own_module_raises_is_one_sentence(mine: Path, text: str) ->
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     with pytest.raises(
-        InputError, match=rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\): correct it, or"
+        InputError,
+        match=rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\): correct it, or",
     ):
         recipes.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
 
@@ -323,16 +392,24 @@ def test_ctrl_c_while_an_own_module_is_imported_is_no_error_of_its(mine: Path) -
         recipes.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
 
 
-@pytest.mark.parametrize("raised", ["SystemExit(0)", "ZeroDivisionError()", "BaseException()", "ValueError('not so')"])
-def test_whatever_an_own_class_raises_of_its_values_is_one_sentence(mine: Path, raised: str) -> None:
+@pytest.mark.parametrize(
+    "raised", ["SystemExit(0)", "ZeroDivisionError()", "BaseException()", "ValueError('not so')"]
+)
+def test_whatever_an_own_class_raises_of_its_values_is_one_sentence(
+    mine: Path, raised: str
+) -> None:
     text = (mine / "mine" / "classes.py").read_text()
-    check = "\n\n    def __post_init__(self) -> None:\n        if self.width > 50:\n            raise "
+    check = (
+        "\n\n    def __post_init__(self) -> None:\n        if self.width > 50:\n            raise "
+    )
     (mine / "mine" / "classes.py").write_text(
         text.replace("    width: int = 40", f"    width: int = 40{check}{raised}")
     )
     assert recipes.load(RunConfig, mine / "mine.yaml").model.width == 40
     sentence = (
-        "not so" if "so" in raised else r"mine.classes:SineNet cannot be made of these values \(\w+: .*\): correct"
+        "not so"
+        if "so" in raised
+        else r"mine.classes:SineNet cannot be made of these values \(\w+: .*\): correct"
     )
     with pytest.raises(InputError, match=f"model: (Value error, )?{sentence}"):
         recipes.load(RunConfig, mine / "mine.yaml", ["model.width=60"])
@@ -350,17 +427,33 @@ def bundled(mine: Path) -> Path:
 
 
 def loading(folder: Path, uri: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = f"from metatrain import bundle; bundle.load({str(uri)!r}); import helpers; print(helpers.__file__)"
+    code = (
+        f"from metatrain import bundle; bundle.load({str(uri)!r}); import helpers; "
+        "print(helpers.__file__)"
+    )
     full = [sys.executable, "-c", code]
-    return subprocess.run(full, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        full, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
 
 
-def test_source_is_in_the_run_and_in_its_bundle_with_its_checksums(mine: Path, bundled: Path) -> None:
+def test_source_is_in_the_run_and_in_its_bundle_with_its_checksums(
+    mine: Path, bundled: Path
+) -> None:
     manifest = json.loads((bundled / "manifest.json").read_text())
-    assert set(manifest) == {"meta.safetensors", "recipe.yaml", "code/helpers.py", "code/mine/classes.py"}
+    assert set(manifest) == {
+        "meta.safetensors",
+        "recipe.yaml",
+        "code/helpers.py",
+        "code/mine/classes.py",
+    }
     for name in ("helpers.py", "mine/classes.py"):
         source = (mine / name).read_bytes()
-        assert (bundled / "code" / name).read_bytes() == (mine / "run" / "code" / name).read_bytes() == source
+        assert (
+            (bundled / "code" / name).read_bytes()
+            == (mine / "run" / "code" / name).read_bytes()
+            == source
+        )
         assert manifest[f"code/{name}"]["sha256"] == hashlib.sha256(source).hexdigest()
 
 
@@ -379,7 +472,10 @@ def test_a_bundle_loads_with_a_warning_if_they_differ(
     with (mine / name).open("a") as file:
         file.write("\n# another line\n")
     assert bundle.load(str(bundled))[0].model.name == "mine.classes:SineNet"
-    said = f"{name} here differs from what {bundled} was trained with, which its code/ holds: results may differ"
+    said = (
+        f"{name} here differs from what {bundled} was trained with, which its code/ "
+        "holds: results may differ"
+    )
     assert caplog.messages == [said]
     done = command("evaluate", str(bundled), "--set", "workers.max=0")
     assert done.returncode == 0
@@ -395,21 +491,32 @@ def test_code_of_a_bundle_is_run_only_if_python_is_told_to_look_there(
     done = loading(elsewhere, moved)
     assert done.returncode == 1
     sentence = (
-        f"{moved} needs mine.classes:Parabolas, which cannot be imported here (ModuleNotFoundError: No module named "
-        f"'mine'): its source is in {moved}/code; read it, and if you trust it, set PYTHONPATH='{moved}/code'"
+        f"{moved} needs mine.classes:Parabolas, which cannot be imported here "
+        "(ModuleNotFoundError: No module named "
+        f"'mine'): its source is in {moved}/code; read it, and if you trust it, set "
+        f"PYTHONPATH='{moved}/code'"
     )
     assert done.stderr.splitlines()[-1] == f"metatrain.core.InputError: {sentence}"
     done = loading(elsewhere, moved, PYTHONPATH=f"{moved}/code")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{moved}/code/helpers.py\n", "")
-    assert loading(elsewhere, moved, PYTHONPATH=f"{moved}/code").returncode == 0  # with Python's caches beside it
+    assert (
+        loading(elsewhere, moved, PYTHONPATH=f"{moved}/code").returncode == 0
+    )  # with Python's caches beside it
     (elsewhere / "mine").mkdir()
     (elsewhere / "mine" / "classes.py").write_text("")  # something else of that name
     done = loading(elsewhere, moved)
-    assert "which cannot be imported here (AttributeError: module 'mine.classes' has no attribute" in done.stderr
+    assert (
+        "which cannot be imported here (AttributeError: module 'mine.classes' has no attribute"
+        in done.stderr
+    )
 
 
 def test_a_bundle_without_code_loads(bundled: Path) -> None:
-    files = {name: data for name, data in bundle.read_directory(str(bundled)).items() if not name.startswith("code/")}
+    files = {
+        name: data
+        for name, data in bundle.read_directory(str(bundled)).items()
+        if not name.startswith("code/")
+    }
     bundle.write_directory(str(bundled.parent / "older"), files)
     assert bundle.load(str(bundled.parent / "older"))[0].model.name == "mine.classes:SineNet"
 
@@ -417,27 +524,51 @@ def test_a_bundle_without_code_loads(bundled: Path) -> None:
 def test_what_does_not_belong_into_a_bundle_is_refused(bundled: Path, tmp_path: Path) -> None:
     files = bundle.read_directory(str(bundled))
     (tmp_path / "secret").write_text("mine")
-    for name in ("other", "code", "codes/x.py", "code/data.bin", "code/mine/inner.so", "code/large.py"):
+    for name in (
+        "other",
+        "code",
+        "codes/x.py",
+        "code/data.bin",
+        "code/mine/inner.so",
+        "code/large.py",
+    ):
         data = bytes(1 << 20) if "large" in name else b"x"
         where = tmp_path / "odd" / name.replace("/", "-")
         bundle.write_directory(
-            str(where), {**{n: d for n, d in files.items() if name != "code" or "code" not in n}, name: data}
+            str(where),
+            {**{n: d for n, d in files.items() if name != "code" or "code" not in n}, name: data},
         )
         with pytest.raises(InputError, match="is not a bundle"):
             bundle.load(str(where))
     plain = config(SINUSOID, outer__steps=1, output=str(tmp_path / "plain"))
     run.train(plain)
     whole = bundle.read_directory(str(tmp_path / "plain" / "bundle"))
-    bundle.write_directory(str(tmp_path / "with"), {**whole, "code/sitecustomize.py": b"raise SystemExit"})
-    with pytest.raises(InputError, match="is not a bundle: its code/ is not the source of its recipe's own classes"):
+    bundle.write_directory(
+        str(tmp_path / "with"), {**whole, "code/sitecustomize.py": b"raise SystemExit"}
+    )
+    with pytest.raises(
+        InputError, match="is not a bundle: its code/ is not the source of its recipe's own classes"
+    ):
         bundle.load(str(tmp_path / "with"))
-    outside = ["../secret", "code/../../secret", f"{tmp_path}/secret", "code//x.py", "./recipe.yaml", "code/./x.py", ""]
+    outside = [
+        "../secret",
+        "code/../../secret",
+        f"{tmp_path}/secret",
+        "code//x.py",
+        "./recipe.yaml",
+        "code/./x.py",
+        "",
+    ]
     digest = hashlib.sha256(b"mine").hexdigest()
     for name in [*outside, "code\\..\\secret", "c:secret", "code/\0.py"]:
-        manifest = json.loads((bundled / "manifest.json").read_text()) | {name: {"bytes": 4, "sha256": digest}}
+        manifest = json.loads((bundled / "manifest.json").read_text()) | {
+            name: {"bytes": 4, "sha256": digest}
+        }
         shutil.copytree(bundled, tmp_path / "tricked", dirs_exist_ok=True)
         (tmp_path / "tricked" / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(InputError, match=r"is damaged \(its manifest names other files than its own"):
+        with pytest.raises(
+            InputError, match=r"is damaged \(its manifest names other files than its own"
+        ):
             bundle.load(str(tmp_path / "tricked"))
     (tmp_path / "tricked" / "manifest.json").write_text(json.dumps(sorted(files)))
     with pytest.raises(InputError, match="is damaged"):
@@ -447,15 +578,22 @@ def test_what_does_not_belong_into_a_bundle_is_refused(bundled: Path, tmp_path: 
         bundle.load(str(bundled))
 
 
-def test_source_that_is_too_large_is_not_recorded(mine: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_source_that_is_too_large_is_not_recorded(
+    mine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
     settings = added(mine, "#" * (1 << 20))
     ready = run.prepare(settings)
     assert ready.code == {}
-    assert "the source of your own modules is not recorded: it is 1.0 MiB, at most 1 is" in caplog.messages
+    assert (
+        "the source of your own modules is not recorded: it is 1.0 MiB, at most 1 is"
+        in caplog.messages
+    )
 
 
-def test_source_is_recorded_as_it_was_when_training_started(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_is_recorded_as_it_was_when_training_started(
+    mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (mine / "mine" / "classes.py").read_bytes()
     settings = recipes.load(RunConfig, mine / "mine.yaml", [*LESS, "workers.max=0", "output=run"])
     save = bundle.save
@@ -477,4 +615,6 @@ def test_source_is_in_mlflow(mine: Path) -> None:
     client = MlflowClient(store(mine))
     (found,) = client.search_runs([client.get_experiment_by_name("Parabolas").experiment_id])
     assert "code" in {a.path for a in client.list_artifacts(found.info.run_id)}
-    assert [a.path for a in client.list_artifacts(found.info.run_id, "code/mine")] == ["code/mine/classes.py"]
+    assert [a.path for a in client.list_artifacts(found.info.run_id, "code/mine")] == [
+        "code/mine/classes.py"
+    ]

@@ -1,4 +1,6 @@
-"""What the pages print: each command and each Python block runs, only smaller, and both languages say the same."""
+"""What the pages print: each command and each Python block runs, only smaller, and both languages
+say the same.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,28 @@ import yaml
 from conftest import Nodes
 from pages import FEWER, LESS, ROOT, Home, blocks, commands, end, fenced
 
-# In an order in which their commands work. tests/test_infra.py runs the commands of docs/cluster.md.
-ORDER = ["README", "data", "results", "algorithms", "protocols", "performance", "sweeps", "architecture", "cluster"]
+# In an order in which their commands work. tests/test_infra.py runs the commands of
+# docs/cluster.md.
+ORDER = [
+    "README",
+    "data",
+    "results",
+    "algorithms",
+    "protocols",
+    "performance",
+    "sweeps",
+    "architecture",
+    "cluster",
+]
 FOUND = [path for path in (ROOT / "docs").glob("*.md") if not path.name.endswith(".zh.md")]
-BOTH = ["README", *(f"docs/{path.stem}" for path in sorted(FOUND, key=lambda path: ORDER.index(path.stem)))]
+BOTH = [
+    "README",
+    *(f"docs/{path.stem}" for path in sorted(FOUND, key=lambda path: ORDER.index(path.stem))),
+]
 PAGES = [page for page in BOTH if page != "docs/cluster"]
-COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(f"{page}.md")))  # once each
+COMMANDS = list(
+    dict.fromkeys(command for page in PAGES for command in commands(f"{page}.md"))
+)  # once each
 PYTHON = [(page, block) for page in PAGES for block in blocks(f"{page}.md", "python")]
 COMMENT = re.compile(r"(^|\s+)#\s.*$", re.MULTILINE)
 LANGUAGES = pytest.mark.parametrize("page", BOTH)
@@ -32,27 +50,41 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs(command: str, home: Home, nodes: Nodes) -> None:
     if command.startswith("make"):
-        make = f"make -o .venv/.installed {command.removeprefix('make ')}"  # this environment, whatever its age
+        # this environment, whatever its age
+        make = f"make -o .venv/.installed {command.removeprefix('make ')}"
         if command == "make demo":
-            assert home.run(f"{make} ARGS='{LESS}'").splitlines()[-1].startswith("result: accuracy=")
+            assert (
+                home.run(f"{make} ARGS='{LESS}'").splitlines()[-1].startswith("result: accuracy=")
+            )
         elif "TORCH=cpu" in command:
             (index,) = set(re.findall(r"--index-url (\S+?)`", (ROOT / "README.md").read_text()))
-            assert f"--index-url {index} torch torchvision\n" in home.run(f"{command} -n -W pyproject.toml")
+            assert f"--index-url {index} torch torchvision\n" in home.run(
+                f"{command} -n -W pyproject.toml"
+            )
         else:
             assert "/bin/pytest" in home.run(f"{make} -n")  # which is what runs this
     elif command == "pip install .":
-        assert "ray-metatrain" in home.run("pip install --dry-run --no-index --no-deps --no-build-isolation .")
+        assert "ray-metatrain" in home.run(
+            "pip install --dry-run --no-index --no-deps --no-build-isolation ."
+        )
     elif command.startswith("source"):
-        assert Path(home.run(f"{command} && which metatrain").strip()).samefile(home.folder / ".venv/bin/metatrain")
+        assert Path(home.run(f"{command} && which metatrain").strip()).samefile(
+            home.folder / ".venv/bin/metatrain"
+        )
     elif command.startswith("export"):
-        assert command == "export RAY_API_SERVER_ADDRESS=http://HEAD:8265"  # as `on_the_cluster` has it
+        assert (
+            command == "export RAY_API_SERVER_ADDRESS=http://HEAD:8265"
+        )  # as `on_the_cluster` has it
     elif command.startswith("metatrain ui"):
         assert end(home.start(command, until="MLflow: http://127.0.0.1:")) == 0
     elif "s3://" in command:
         bucket = next(iter(re.findall(r"s3://(\w+)", command)))
         urlopen(Request(f"{nodes.environment['AWS_ENDPOINT_URL']}/{bucket}", method="PUT")).close()
         less = FEWER if "/sweeps/" in command else LESS if "submit" in command else ""
-        out = home.run(f"{command} {less}".replace("http://HEAD:8265", nodes.address), on_the_cluster(home, nodes))
+        out = home.run(
+            f"{command} {less}".replace("http://HEAD:8265", nodes.address),
+            on_the_cluster(home, nodes),
+        )
         assert out.splitlines()[-1].startswith("result: " if less else "use it with ")
     else:
         check(command, home)
@@ -60,7 +92,11 @@ def test_every_command_runs(command: str, home: Home, nodes: Nodes) -> None:
 
 def on_the_cluster(home: Home, nodes: Nodes) -> dict[str, str]:
     """The environment of who sends jobs to the tests' cluster."""
-    shared = {name: nodes.environment[name] for name in nodes.environment if re.match("RAY_|AWS_|MLFLOW_", name)}
+    shared = {
+        name: nodes.environment[name]
+        for name in nodes.environment
+        if re.match("RAY_|AWS_|MLFLOW_", name)
+    }
     return home.environment | shared | {"RAY_API_SERVER_ADDRESS": nodes.address}
 
 
@@ -99,7 +135,9 @@ def test_every_yaml_block_is_a_file_of_the_recipes() -> None:
 @pytest.mark.ray
 def test_the_python_of_all_pages_runs(home: Home) -> None:
     """After the commands, in one process, each block with names of its own."""
-    program = "".join(f"print('---')\nexec(compile({text!r}, {page!r}, 'exec'), {{}})\n" for page, text in PYTHON)
+    program = "".join(
+        f"print('---')\nexec(compile({text!r}, {page!r}, 'exec'), {{}})\n" for page, text in PYTHON
+    )
     (home.folder / "blocks.py").write_text(program)
     printed = re.split(r"^---\n", home.run("python blocks.py"), flags=re.MULTILINE)[1:]
     assert len(printed) == len(PYTHON)
@@ -124,7 +162,9 @@ def test_the_first_page_is_short() -> None:
 
 def test_every_paper_is_one_file_of_under_100_lines() -> None:
     for path in (ROOT / "metatrain" / "algorithms").glob("*.py"):
-        assert path.name == "inner_loop.py" or len(path.read_text().splitlines()) < 100  # which they share
+        assert (
+            path.name == "inner_loop.py" or len(path.read_text().splitlines()) < 100
+        )  # which they share
 
 
 @LANGUAGES
@@ -150,7 +190,10 @@ def sections(name: str) -> list[int]:
 
 def code(name: str) -> list[str]:
     """Each block without comments; a drawing may have words in it."""
-    return ["a drawing" if "-->" in text else f"{kind} {COMMENT.sub('', text)}" for kind, text in fenced(name)]
+    return [
+        "a drawing" if "-->" in text else f"{kind} {COMMENT.sub('', text)}"
+        for kind, text in fenced(name)
+    ]
 
 
 def links(name: str) -> list[str]:
@@ -179,7 +222,9 @@ def test_what_is_named_exists(name: str) -> None:
             assert (folder / path).exists(), link
             target = (folder / path).resolve().relative_to(ROOT).as_posix() if path else name
             assert not anchor or anchor in map(slug, headings(target)), link
-    for path in re.findall(r"`((?:metatrain|cluster|tuning|tests|recipes|benchmarks|infra|docs)/[\w./]*)`", text):
+    for path in re.findall(
+        r"`((?:metatrain|cluster|tuning|tests|recipes|benchmarks|infra|docs)/[\w./]*)`", text
+    ):
         assert (ROOT / path).exists(), path
     if "README" in name or "results" in name:
         for recipe in re.findall(r"^\| `([a-z]\w*)` \|", text, re.MULTILINE):

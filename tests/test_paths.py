@@ -1,4 +1,6 @@
-"""Every compute path is the same function: what a ticket costs depends on the path, and what it learns does not."""
+"""Every compute path is the same function: what a ticket costs depends on the path, and what it
+learns does not.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ ALGORITHMS: dict[str, Any] = {
 }
 
 
-def problem(model: Any, path: Path, ways: int = 3, norm: Norm = "transductive", side: int = 28) -> Supervised:
+def problem(
+    model: Any, path: Path, ways: int = 3, norm: Norm = "transductive", side: int = 28
+) -> Supervised:
     return Supervised(
         model=model,
         inputs=(1, side, side),
@@ -92,15 +96,24 @@ def test_from_2_to_20_ways(net: str, name: str, ways: int) -> None:
 
 @pytest.mark.parametrize("path", ["reference", "batched", "fused"])
 @pytest.mark.parametrize("net", ["max-pool", "strided"])
-@pytest.mark.parametrize("name", ["second order", "second order, recomputed", "first order", "Reptile"])
+@pytest.mark.parametrize(
+    "name", ["second order", "second order, recomputed", "first order", "Reptile"]
+)
 def test_uneven_tickets_add_up_to_the_whole(name: str, net: str, path: Path) -> None:
-    """The mean over five tasks is that of two and of three, weighted; mini-batches go by the tasks' places, too."""
+    """The mean over five tasks is that of two and of three, weighted; mini-batches go by the tasks'
+    places, too.
+    """
     tasks, algorithm = draw(5), ALGORITHMS[name]
     if isinstance(algorithm, Reptile):
-        algorithm = Reptile(inner_lr=0.1, inner_steps=3, inner_optimizer="sgd")  # without draws that tickets decide
+        algorithm = Reptile(
+            inner_lr=0.1, inner_steps=3, inner_optimizer="sgd"
+        )  # without draws that tickets decide
     bound = problem(NETS[net], path)
     whole = update(algorithm, bound, tasks)
-    parts = [update(algorithm, bound, Task(*(leaf[rows] for leaf in tasks))) for rows in (slice(0, 2), slice(2, 5))]
+    parts = [
+        update(algorithm, bound, Task(*(leaf[rows] for leaf in tasks)))
+        for rows in (slice(0, 2), slice(2, 5))
+    ]
     for name, p in whole.direction.model.items():
         added = sum(part.direction.model[name] * part.tasks / 5 for part in parts)
         assert (added - p).norm() <= 1e-10 * p.norm(), name
@@ -110,7 +123,9 @@ def test_uneven_tickets_add_up_to_the_whole(name: str, net: str, path: Path) -> 
 @pytest.mark.parametrize("path", ["batched", "fused"])
 def test_predictions_agree_whoever_the_statistics_are_of(path: Path, norm: Norm) -> None:
     tasks, model = draw(2), NETS["strided"]
-    meta = MAML(inner_lr=0.4).init(problem(model, "reference", norm=norm), torch.Generator().manual_seed(0))
+    meta = MAML(inner_lr=0.4).init(
+        problem(model, "reference", norm=norm), torch.Generator().manual_seed(0)
+    )
     params = {name: p.double() + 0.1 for name, p in (meta.model | meta.state).items()}
     phi = {name: torch.stack([p, 1.1 * p]) for name, p in params.items()}
     expected = problem(model, "reference", norm=norm).predict(phi, tasks)
@@ -122,7 +137,11 @@ def test_running_statistics_are_seen_past_fused_kernels() -> None:
     tasks = draw(2)
     found = [
         problem(NETS["strided"], path, norm="running").statistics(
-            {name: p.double() for name, p in problem(NETS["strided"], path).init(torch.Generator()).items()}, tasks
+            {
+                name: p.double()
+                for name, p in problem(NETS["strided"], path).init(torch.Generator()).items()
+            },
+            tasks,
         )
         for path in ("reference", "fused")
     ]
@@ -147,7 +166,11 @@ class Tied:
                 self.again = self.head
 
             def forward(self, x: Tensor) -> Tensor:
-                scale = self.head * self.again if self.head.dim() == 1 else (self.head * self.again)[:, None]
+                scale = (
+                    self.head * self.again
+                    if self.head.dim() == 1
+                    else (self.head * self.again)[:, None]
+                )
                 return scale * x.mean((-3, -2, -1))[..., None]
 
         return Net()
@@ -183,9 +206,13 @@ class LibraryNorm:
 
 
 def test_batch_norm_under_vmap_is_right_in_second_order() -> None:
-    """grad(vmap(grad)) of it is silently wrong by up to a percent; only the forward pass is ever vmapped here."""
+    """grad(vmap(grad)) of it is silently wrong by up to a percent; only the forward pass is ever
+    vmapped here.
+    """
     tasks, algorithm = draw(3), MAML(inner_lr=0.4, inner_steps=2)
-    found = [update(algorithm, problem(LibraryNorm(), path), tasks) for path in ("reference", "batched")]
+    found = [
+        update(algorithm, problem(LibraryNorm(), path), tasks) for path in ("reference", "batched")
+    ]
     assert_equal(found[1], found[0])
 
 
@@ -201,8 +228,14 @@ def test_products_on_a_gpu_are_float32() -> None:
 
 @pytest.mark.parametrize("path", ["reference", "batched", "fused"])
 def test_float32_is_off_by_no_more_than_a_flipped_choice(path: Path) -> None:
-    """Where a ReLU or a maximum decides otherwise, exact implementations differ by percents: compare in float64."""
-    tasks, bound, algorithm = draw(2), problem(NETS["max-pool"], path), MAML(inner_lr=0.4, inner_steps=2)
+    """Where a ReLU or a maximum decides otherwise, exact implementations differ by percents:
+    compare in float64.
+    """
+    tasks, bound, algorithm = (
+        draw(2),
+        problem(NETS["max-pool"], path),
+        MAML(inner_lr=0.4, inner_steps=2),
+    )
     meta = algorithm.init(bound, torch.Generator().manual_seed(0))
     single = Task(*(leaf.float() if leaf.is_floating_point() else leaf for leaf in tasks))
     found = algorithm.update(bound, meta, single, context()).direction.model
@@ -239,8 +272,14 @@ def test_betas_of_an_integer_and_a_fraction_are_taken() -> None:
 
 
 def test_first_order_takes_the_query_gradient_at_the_adapted_parameters() -> None:
-    """Leaving out create_graph in the support pass alone would still take it at theta's graph, or nowhere."""
-    tasks, bound, algorithm = draw(2), problem(NETS["strided"], "reference"), ALGORITHMS["first order"]
+    """Leaving out create_graph in the support pass alone would still take it at theta's graph, or
+    nowhere.
+    """
+    tasks, bound, algorithm = (
+        draw(2),
+        problem(NETS["strided"], "reference"),
+        ALGORITHMS["first order"],
+    )
     meta = algorithm.init(bound, torch.Generator().manual_seed(0))
     exact = Meta({name: p.double() for name, p in meta.model.items()}, {}, {})
     *_, phi = algorithm.adapt(bound, exact, tasks, context())

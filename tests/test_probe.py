@@ -1,4 +1,6 @@
-"""Before it hurts: an estimate of memory and time, a sentence where memory is short, a trace of where time goes."""
+"""Before it hurts: an estimate of memory and time, a sentence where memory is short, a trace of
+where time goes.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,13 @@ from conftest import GLYPHS, SINUSOID, command, config
 from cluster import probe
 from metatrain import recipe as recipes
 
-LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
-CONV4 = GLYPHS | {"model": {"name": "conv4", "filters": 32}, "algorithm": {"name": "maml", "inner_lr": 0.1}}
+LINUX = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc"
+)
+CONV4 = GLYPHS | {
+    "model": {"name": "conv4", "filters": 32},
+    "algorithm": {"name": "maml", "inner_lr": 0.1},
+}
 WIDE = SINUSOID | {"model": {"name": "mlp", "hidden": [1024, 1024]}}
 
 
@@ -34,7 +41,9 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> Non
     assert "compute path: reference: " in done.stdout
     assert re.search(r"a ticket of 2 tasks: [\d.e-]+ s, \d+\.\d\d GB a worker\n", done.stdout)
     assert re.search(r"an outer step of 5 tasks on 1 workers: [\d.e-]+ s\n", done.stdout)
-    assert re.search(r"the run, 20 outer steps and 30 tasks of evaluation: [\d.]+ minutes\n", done.stdout)
+    assert re.search(
+        r"the run, 20 outer steps and 30 tasks of evaluation: [\d.]+ minutes\n", done.stdout
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}
 
 
@@ -52,7 +61,10 @@ def test_bad_input_is_refused_there_too(tmp_path: Path) -> None:
 def test_what_is_estimated_grows_with_the_ticket_where_tasks_are_batched() -> None:
     """From tickets of at most four tasks to one of 400, which is never computed."""
     small, large = (
-        probe.estimate(config(WIDE, outer__tasks_per_step=n, outer__tasks_per_ticket=n)).ticket.memory for n in (4, 400)
+        probe.estimate(
+            config(WIDE, outer__tasks_per_step=n, outer__tasks_per_ticket=n)
+        ).ticket.memory
+        for n in (4, 400)
     )
     weights = 4 * 1024**2  # bytes of the large layer
     assert large - small > 100 * 4 * weights  # parameters, a gradient and both their graphs
@@ -61,13 +73,21 @@ def test_what_is_estimated_grows_with_the_ticket_where_tasks_are_batched() -> No
 def test_more_than_is_free_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_available", lambda plan: 1e6)
     settings = config(SINUSOID)
-    assert "set workers.max or outer.tasks_per_ticket lower" in probe.estimate(settings).lines(settings)[-1]
+    assert (
+        "set workers.max or outer.tasks_per_ticket lower"
+        in probe.estimate(settings).lines(settings)[-1]
+    )
 
 
 def test_a_profile_is_a_trace_of_one_outer_step(tmp_path: Path) -> None:
-    done = command("train", write(tmp_path / "r.yaml", SINUSOID), "--profile", str(tmp_path / "trace.json"))
+    done = command(
+        "train", write(tmp_path / "r.yaml", SINUSOID), "--profile", str(tmp_path / "trace.json")
+    )
     assert done.returncode == 0, done.stderr
-    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    names = {
+        event.get("name")
+        for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    }
     assert {"ticket 0", "ticket 1", "ticket 2", "ticket 3", "learner", "aten::baddbmm"} <= names
     assert "ticket 4" not in names
     assert {path.name for path in tmp_path.iterdir()} == {"r.yaml", "trace.json"}
@@ -79,8 +99,10 @@ from tuning.cli import main
 
 resource.setrlimit(resource.RLIMIT_AS, (12 * 1024**3,) * 2)
 recipe = sys.argv[1]
-for sets in (["outer.steps=1"], ["outer.tasks_per_step=4000", "outer.tasks_per_ticket=4000"]):
-    sys.argv = ["metatrain", "train", recipe, "--resume", "auto", *(f"--set={item}" for item in sets)]
+MANY = ["outer.tasks_per_step=4000", "outer.tasks_per_ticket=4000"]
+for sets in (["outer.steps=1"], MANY):
+    own = [f"--set={item}" for item in sets]
+    sys.argv = ["metatrain", "train", recipe, "--resume", "auto", *own]
     try:
         main()
     except SystemExit as ended:
@@ -91,13 +113,19 @@ for sets in (["outer.steps=1"], ["outer.tasks_per_step=4000", "outer.tasks_per_t
 @LINUX
 def test_too_little_memory_is_one_sentence_and_the_last_step_is_saved(tmp_path: Path) -> None:
     """A process that may have twelve gigabytes of addresses meets a ticket that wants more."""
-    recipe = write(tmp_path / "r.yaml", WIDE | {"output": str(tmp_path / "run"), "checkpoint": {"every_steps": 1}})
-    done = subprocess.run([sys.executable, "-c", LIMITED, recipe], capture_output=True, text=True, check=False)
+    recipe = write(
+        tmp_path / "r.yaml",
+        WIDE | {"output": str(tmp_path / "run"), "checkpoint": {"every_steps": 1}},
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, recipe], capture_output=True, text=True, check=False
+    )
     assert done.stdout.splitlines()[-1] == "ended 2", done.stderr
     assert "ended 0" in done.stdout
     assert "Traceback" not in done.stderr
     sentence = (
-        "the memory of the cpu is not enough for a ticket: set outer.tasks_per_ticket lower, or algorithm.recompute"
+        "the memory of the cpu is not enough for a ticket: set outer.tasks_per_ticket "
+        "lower, or algorithm.recompute"
     )
     assert sentence in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "step-00000001" / "manifest.json").exists()
@@ -126,14 +154,21 @@ def peaks(*asked: tuple[Any, str]) -> list[float]:
     measure = Path(__file__).parent.parent / "benchmarks" / "measure.py"
     trees = json.dumps([(recipes.dump(settings), work) for settings, work in asked])
     full = [sys.executable, "-c", PEAKS, str(measure)]
-    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}  # what is freed goes back at once
-    done = subprocess.run(full, input=trees, capture_output=True, text=True, check=True, env=os.environ | exact)
+    exact = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+    }  # what is freed goes back at once
+    done = subprocess.run(
+        full, input=trees, capture_output=True, text=True, check=True, env=os.environ | exact
+    )
     return [float(line) for line in done.stdout.splitlines()]
 
 
 @LINUX
 @pytest.mark.parametrize("filters", [24, 64], ids=["reference", "fused"])
-def test_memory_grows_neither_with_the_tasks_of_a_ticket_nor_an_evaluations_with_its_steps(filters: int) -> None:
+def test_memory_grows_neither_with_the_tasks_of_a_ticket_nor_an_evaluations_with_its_steps(
+    filters: int,
+) -> None:
     def settings(tasks: int, steps: int) -> Any:
         return config(
             CONV4,
@@ -147,7 +182,10 @@ def test_memory_grows_neither_with_the_tasks_of_a_ticket_nor_an_evaluations_with
         )
 
     few, many, one, twenty = peaks(
-        (settings(4, 1), "update"), (settings(32, 1), "update"), (settings(4, 1), "score"), (settings(4, 20), "score")
+        (settings(4, 1), "update"),
+        (settings(32, 1), "update"),
+        (settings(4, 1), "score"),
+        (settings(4, 20), "score"),
     )
     assert many < 1.2 * few
     assert twenty < 1.2 * one
@@ -157,7 +195,13 @@ def test_memory_grows_neither_with_the_tasks_of_a_ticket_nor_an_evaluations_with
 def test_recomputing_keeps_the_memory_of_one_step() -> None:
     def settings(recompute: bool, steps: int) -> Any:
         algorithm = {"name": "maml", "inner_lr": 0.1, "inner_steps": steps, "recompute": recompute}
-        return config(CONV4, algorithm=algorithm, model__filters=64, family__shots=8, outer__tasks_per_ticket=1)
+        return config(
+            CONV4,
+            algorithm=algorithm,
+            model__filters=64,
+            family__shots=8,
+            outer__tasks_per_ticket=1,
+        )
 
     again, again_more, kept, kept_more = peaks(
         *((settings(recompute, steps), "update") for recompute in (True, False) for steps in (4, 8))
@@ -187,7 +231,9 @@ print(resident() - before)
 
 @LINUX
 def test_a_worker_keeps_the_memory_that_it_frees() -> None:
-    """To fetch pages anew for each task costs a network of large layers up to a tenth of its time."""
+    """To fetch pages anew for each task costs a network of large layers up to a tenth of its
+    time.
+    """
     options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": False}
     for variables, kept in (({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)):
         done = subprocess.run([sys.executable, "-c", KEPT], env=os.environ | variables, **options)

@@ -12,7 +12,9 @@ from metatrain.problem import Supervised
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 
-def problem(norm: tuple[Norm, ...], path: Path = "reference", model: Conv4 | MLP | None = None) -> Supervised:
+def problem(
+    norm: tuple[Norm, ...], path: Path = "reference", model: Conv4 | MLP | None = None
+) -> Supervised:
     return Supervised(
         model=model or Conv4(filters=4, pool="stride"),
         inputs=(1, 28, 28),
@@ -64,7 +66,10 @@ def test_transductive_statistics_are_those_of_the_query_set() -> None:
     params, task = setup(bound)
     changed = task.query_x.clone()
     changed[:, 0] += 1.0
-    moved = bound.predict(params, task._replace(query_x=changed))[:, 1:] - bound.predict(params, task)[:, 1:]
+    moved = (
+        bound.predict(params, task._replace(query_x=changed))[:, 1:]
+        - bound.predict(params, task)[:, 1:]
+    )
     assert moved.abs().max() > 1e-6
 
 
@@ -79,7 +84,9 @@ def test_each_further_norm_adds_metrics_of_its_name() -> None:
 
 def test_paths_agree() -> None:
     params, task = setup(problem(("transductive",)))
-    predictions = [problem(("transductive",), path).predict(params, task) for path in ("reference", "batched")]
+    predictions = [
+        problem(("transductive",), path).predict(params, task) for path in ("reference", "batched")
+    ]
     torch.testing.assert_close(*predictions, rtol=1e-10, atol=1e-12)
 
 

@@ -1,4 +1,6 @@
-"""Prototypical networks: the paper's equations, whatever the order of classes and examples, with any number of ways."""
+"""Prototypical networks: the paper's equations, whatever the order of classes and examples, with
+any number of ways.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from metatrain.tasks.fewshot import accuracy, cross_entropy
 WAYS, SHOTS = 3, 2
 
 
-def supervised(norm: Norm = "transductive", path: core.Path = "reference", classifier: str = "linear") -> Supervised:
+def supervised(
+    norm: Norm = "transductive", path: core.Path = "reference", classifier: str = "linear"
+) -> Supervised:
     return Supervised(
         model=Conv4(filters=4, classifier=classifier),
         inputs=(1, 28, 28),
@@ -88,7 +92,9 @@ def test_loss_and_gradient_are_the_papers_equations(classifier: str, path: core.
 
 
 @pytest.mark.parametrize("norm", ["transductive", "support", "running"])
-def test_predictions_do_not_depend_on_the_order_of_classes_or_of_support_examples(norm: Norm) -> None:
+def test_predictions_do_not_depend_on_the_order_of_classes_or_of_support_examples(
+    norm: Norm,
+) -> None:
     problem, task = supervised(norm), tasks()
     meta = start(problem)
     expected = predictions(problem, meta, task)
@@ -97,7 +103,9 @@ def test_predictions_do_not_depend_on_the_order_of_classes_or_of_support_example
     torch.testing.assert_close(predictions(problem, meta, shuffled), expected, rtol=1e-9, atol=1e-9)
     names = torch.tensor([2, 0, 1])
     renamed = task._replace(support_y=names[task.support_y])
-    torch.testing.assert_close(predictions(problem, meta, renamed)[..., names], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        predictions(problem, meta, renamed)[..., names], expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_running_statistics_are_moving_averages_of_what_training_saw() -> None:
@@ -105,32 +113,43 @@ def test_running_statistics_are_moving_averages_of_what_training_saw() -> None:
     meta = start(problem)
     update = Prototypical().update(problem, meta, task, context())
     weight = meta.model["body.0.conv.weight"]
-    seen = [F.conv2d(torch.cat([task.support_x[t], task.query_x[t]]), weight, padding=1) for t in range(2)]
+    seen = [
+        F.conv2d(torch.cat([task.support_x[t], task.query_x[t]]), weight, padding=1)
+        for t in range(2)
+    ]
     mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
     variance = torch.stack([x.var((0, 2, 3), correction=0) for x in seen]).mean(0)
     torch.testing.assert_close(update.direction.state["body.0.norm.mean"], 0.1 * mean)
     torch.testing.assert_close(update.direction.state["body.0.norm.variance"], 0.9 + 0.1 * variance)
     transductive = Prototypical().update(supervised(), start(supervised()), task, context())
-    assert update.metrics == transductive.metrics  # training itself normalises with the batch's statistics
+    assert (
+        update.metrics == transductive.metrics
+    )  # training itself normalises with the batch's statistics
 
 
 def test_with_running_statistics_each_prediction_stands_for_itself() -> None:
     problem, task = supervised("running"), tasks()
     meta = start(problem)
     alone = predictions(problem, meta, task._replace(query_x=task.query_x[:, 2:3]))
-    torch.testing.assert_close(predictions(problem, meta, task)[:, 2:3], alone, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        predictions(problem, meta, task)[:, 2:3], alone, rtol=1e-12, atol=1e-12
+    )
     moved = meta._replace(state={name: p + 0.5 for name, p in meta.state.items()})
     assert (predictions(problem, moved, task) - predictions(problem, meta, task)).abs().max() > 1e-3
 
 
-def test_a_run_is_tested_on_other_ways_than_it_is_trained_on_and_adapts_to_any(tmp_path: Path) -> None:
+def test_a_run_is_tested_on_other_ways_than_it_is_trained_on_and_adapts_to_any(
+    tmp_path: Path,
+) -> None:
     folder, (score,) = run.train(config(PROBES["prototypical"], output=str(tmp_path / "run")))
     tested, trained = score.protocol.split("; trained")
     assert "3-way 1-shot" in tested
     assert "bn=running" in tested
     assert "5-way 1-shot" in trained
     learned = metatrain.load(folder)
-    assert any(name.endswith("norm.mean") and p.abs().max() > 0 for name, p in learned.meta.state.items())
+    assert any(
+        name.endswith("norm.mean") and p.abs().max() > 0 for name, p in learned.meta.state.items()
+    )
     images = open_data("glyphs").images
     for ways in (2, 7):
         adapted = learned.adapt(images[: 20 * ways : 20], list(range(ways)))
@@ -140,35 +159,49 @@ def test_a_run_is_tested_on_other_ways_than_it_is_trained_on_and_adapts_to_any(t
 def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     net = RNN(hidden=4, body=Conv4(filters=4))
     bound = config(GLYPHS).family.bind(net, ("transductive",), "reference")
-    with pytest.raises(InputError, match="prototypical needs a network that ends in a head of weights"):
+    with pytest.raises(
+        InputError, match="prototypical needs a network that ends in a head of weights"
+    ):
         Prototypical().init(bound, torch.Generator())
     with pytest.raises(InputError, match="recurrent needs a network with a memory"):
         Recurrent().init(supervised(), torch.Generator())
     with pytest.raises(InputError, match="'running' adapts differently"):
         config(GLYPHS).family.bind(Conv4(), ("transductive", "running"), "reference")
     for probe in ("maml-navigation", "sinusoid"):
-        settings = config(PROBES[probe], algorithm={"name": "prototypical"}, output=str(tmp_path / "run"))
-        with pytest.raises(InputError, match="prototypical tells classes apart, and these tasks have none"):
+        settings = config(
+            PROBES[probe], algorithm={"name": "prototypical"}, output=str(tmp_path / "run")
+        )
+        with pytest.raises(
+            InputError, match="prototypical tells classes apart, and these tasks have none"
+        ):
             run.train(settings)
     assert not (tmp_path / "run").exists()
 
 
 def test_statistics_that_nobody_tracked_are_not_used(tmp_path: Path) -> None:
     """They would be a mean of 0 and a variance of 1, and a prediction like any other."""
-    settings = config(GLYPHS, outer__steps=2, validation__every_steps=0, output=str(tmp_path / "run"))
+    settings = config(
+        GLYPHS, outer__steps=2, validation__every_steps=0, output=str(tmp_path / "run")
+    )
     folder, _ = run.train(settings)
     images = open_data("glyphs").images[:100:20]
-    with pytest.raises(InputError, match="no moving averages were learned: train with norm: running"):
+    with pytest.raises(
+        InputError, match="no moving averages were learned: train with norm: running"
+    ):
         metatrain.load(folder).adapt(images, list(range(5)), norm="running").predict(images)
     with pytest.raises(InputError, match=r"needs body\.0\.norm\.mean of shape"):
         run.evaluate(str(folder), ["evaluation.norm=running"])
 
 
-@pytest.mark.parametrize("algorithm", [{"name": "maml", "inner_lr": 0.4}, {"name": "reptile", "inner_lr": 0.001}])
+@pytest.mark.parametrize(
+    "algorithm", [{"name": "maml", "inner_lr": 0.4}, {"name": "reptile", "inner_lr": 0.001}]
+)
 def test_every_algorithm_tracks_statistics(algorithm: dict[str, Any], tmp_path: Path) -> None:
     """And leaves them alone in its inner loop."""
     algorithm |= {"inner_steps": 2}
-    settings = config(GLYPHS, algorithm=algorithm, norm="running", outer__steps=2, output=str(tmp_path / "run"))
+    settings = config(
+        GLYPHS, algorithm=algorithm, norm="running", outer__steps=2, output=str(tmp_path / "run")
+    )
     settings = recipes.override(settings, {"evaluation": {"tasks": 4, "norm": "running"}}, "test")
     folder, (score,) = run.train(settings)
     assert score.norm == "running"

@@ -1,4 +1,6 @@
-"""Real Ray actors: the same parameters whoever computes, lost workers replaced, refusals in one sentence."""
+"""Real Ray actors: the same parameters whoever computes, lost workers replaced, refusals in one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,21 @@ def ray_pool(settings: RunConfig, **workers: Any) -> Any:
     return RayPool(settings.recipe(), plan, asked, local=False)
 
 
-def train(settings: RunConfig, pool: Pool, each_step: Callable[[int], None] = lambda step: None) -> torch.Tensor:
+def train(
+    settings: RunConfig, pool: Pool, each_step: Callable[[int], None] = lambda step: None
+) -> torch.Tensor:
     recipe = settings.recipe()
     learner = Learner(initial_meta(recipe), recipe.outer)
     requests = Requests(pool)
     try:
-        loop.train(recipe, learner, pool, requests, loop.Hooks(lambda step, _: each_step(step), lambda: None), 100)
+        loop.train(
+            recipe,
+            learner,
+            pool,
+            requests,
+            loop.Hooks(lambda step, _: each_step(step), lambda: None),
+            100,
+        )
     finally:
         pool.close()
     each_step(-requests.lost)
@@ -86,7 +97,9 @@ def test_a_worker_killed_in_mid_ticket_changes_nothing(base: dict[str, Any]) -> 
     assert seen[-1] < 0, "no ticket was lost"
 
 
-def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import ray
     from ray.exceptions import ObjectReconstructionFailedError
 
@@ -132,7 +145,9 @@ def test_a_killed_worker_comes_back() -> None:
 
 
 def test_workers_do_not_write_to_the_parameters_they_share() -> None:
-    """The zero-copy trap: torch writes through read-only numpy arrays, which all workers of a node read."""
+    """The zero-copy trap: torch writes through read-only numpy arrays, which all workers of a node
+    read.
+    """
     import ray
 
     settings = config(GLYPHS, model__filters=64)  # more than Ray would send along with the call
@@ -153,14 +168,20 @@ def test_workers_do_not_write_to_the_parameters_they_share() -> None:
 
         ray.get(pool._actors[0].handle.__ray_call__.remote(scribble))
         assert (ray.get(shared) == before).all()
-        seen = ray.get(pool._actors[1].handle.__ray_call__.remote(lambda worker: worker._worker._buffer.numpy().copy()))
+        seen = ray.get(
+            pool._actors[1].handle.__ray_call__.remote(
+                lambda worker: worker._worker._buffer.numpy().copy()
+            )
+        )
         assert (seen == before).all()
     finally:
         pool.close()
 
 
 def test_a_worker_is_lean() -> None:
-    """It has computed updates and scores of images, and imported neither torchvision nor MLflow nor matplotlib."""
+    """It has computed updates and scores of images, and imported neither torchvision nor MLflow nor
+    matplotlib.
+    """
     import ray
 
     settings = config(GLYPHS)
@@ -198,7 +219,9 @@ def test_the_next_tasks_are_drawn_while_a_worker_waits() -> None:
         drawn = {
             ticket
             for actor in pool._actors
-            for ticket in ray.get(actor.handle.__ray_call__.remote(lambda worker: list(worker._worker._drawn)))
+            for ticket in ray.get(
+                actor.handle.__ray_call__.remote(lambda worker: list(worker._worker._drawn))
+            )
         }
         assert drawn == set(settings.recipe().setting("update").tickets("update", 1))
     finally:
@@ -213,7 +236,9 @@ def test_an_error_in_a_worker_ends_the_run_with_its_cause() -> None:
         requests = Requests(pool)
         impossible = Ticket("update", "train", 0, 99)  # beyond the step's tasks
         requests.ask([impossible])
-        with pytest.raises(WorkersLost, match=r"worker worker-0 failed on Ticket\(.*part=99\): .*negative"):
+        with pytest.raises(
+            WorkersLost, match=r"worker worker-0 failed on Ticket\(.*part=99\): .*negative"
+        ):
             requests.collect([impossible])
     finally:
         pool.close()
@@ -267,10 +292,20 @@ def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> Non
         ray.get([group.ready(), others.ready()])
         assert ray.available_resources().get("GPU", 0) == 0  # nothing else is left
         plan, _ = choose_plan(settings.recipe(), 0, 1)
-        pool = RayPool(settings.recipe(), plan, Workers(min=1, max=2, cpus=0.5, gpus=0.5), local=False, group=group)
+        pool = RayPool(
+            settings.recipe(),
+            plan,
+            Workers(min=1, max=2, cpus=0.5, gpus=0.5),
+            local=False,
+            group=group,
+        )
         assert pool.status().alive == 2  # its size is not elastic there
         of_each = [
-            ray.get(a.handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_placement_group_id()))
+            ray.get(
+                a.handle.__ray_call__.remote(
+                    lambda _: ray.get_runtime_context().get_placement_group_id()
+                )
+            )
             for a in pool._actors
         ]
         assert of_each == 2 * [group.id.hex()]
@@ -288,7 +323,9 @@ def test_more_than_the_cluster_has_ends_in_one_sentence(local_cluster: bool, wai
     recipe = config(SINUSOID).recipe()
     asked = Workers(min=3, max=3, cpus=2, wait_s=wait_s)
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"workers.min = 3 .*2 CPUs and 0 GPUs.* 4 CPUs and 1 GPUs"):
+    with pytest.raises(
+        InputError, match=r"workers.min = 3 .*2 CPUs and 0 GPUs.* 4 CPUs and 1 GPUs"
+    ):
         RayPool(recipe, choose_plan(recipe, 0, 1)[0], asked, local=local_cluster)
     assert time.monotonic() - started < 30
 
@@ -314,10 +351,15 @@ def test_scores_travel_like_updates() -> None:
         assert (here.result.steps, here.result.norms) == (there.result.steps, there.result.norms)
         for part in (1, 2):
             assert here.result[part].keys() == there.result[part].keys()
-            assert all(torch.equal(values, there.result[part][name]) for name, values in here.result[part].items())
+            assert all(
+                torch.equal(values, there.result[part][name])
+                for name, values in here.result[part].items()
+            )
 
 
-def test_who_waits_for_a_place_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_a_place_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     class Holder:
@@ -328,7 +370,10 @@ def test_who_waits_for_a_place_is_told(caplog: pytest.LogCaptureFixture, monkeyp
     monkeypatch.setattr("cluster.ray_pool.ROOM_S", 0.5)
     holder = ray.remote(num_cpus=3)(Holder).remote()
     pool = ray_pool(config(SINUSOID), min=1, max=2)
-    told = "1 of 2 workers started; 1 waits for a CPU, which the driver has: --driver-cpus 0 leaves it to workers"
+    told = (
+        "1 of 2 workers started; 1 waits for a CPU, which the driver has: "
+        "--driver-cpus 0 leaves it to workers"
+    )
     until(lambda: pool.next(0.2) is None and told in caplog.messages)
     ray.kill(holder)
     until(lambda: pool.next(0.2) is None and "2 of 2 workers started" in caplog.messages)
@@ -341,6 +386,11 @@ def test_who_waits_for_a_place_is_told(caplog: pytest.LogCaptureFixture, monkeyp
     finally:
         pool.close()
     monkeypatch.delenv(JOB_CPUS)
-    with pytest.raises(InputError, match=r"\d of workers\.min = 2 workers of 0 CPUs and 1 GPUs could start"):
+    with pytest.raises(
+        InputError, match=r"\d of workers\.min = 2 workers of 0 CPUs and 1 GPUs could start"
+    ):
         ray_pool(config(SINUSOID), min=2, max=3, cpus=0.0, gpus=1.0, wait_s=10.0)
-    assert " of 3 workers started; 2 wait for a GPU each; 0 of the cluster's 1 GPUs are free" in caplog.text
+    assert (
+        " of 3 workers started; 2 wait for a GPU each; 0 of the cluster's 1 GPUs are free"
+        in caplog.text
+    )

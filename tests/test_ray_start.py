@@ -1,4 +1,6 @@
-"""Ray starts on this machine, or one sentence says why it cannot; the caller's random numbers do not depend on it."""
+"""Ray starts on this machine, or one sentence says why it cannot; the caller's random numbers do
+not depend on it.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,13 @@ def test_a_temporary_folder_that_ray_cannot_use_is_one_sentence(short: Path) -> 
     long, file = short / ("x" * 60), short / "file"
     file.touch()
     cases = {
-        rf"TMPDIR={long} \(AF_UNIX path length cannot exceed 107 bytes: {long}/ray/session_": {"TMPDIR": str(long)},
-        rf"RAY_TMPDIR={long} \(AF_UNIX path length": {"RAY_TMPDIR": str(long), "TMPDIR": str(short)},
+        rf"TMPDIR={long} \(AF_UNIX path length cannot exceed 107 bytes: {long}/ray/session_": {
+            "TMPDIR": str(long)
+        },
+        rf"RAY_TMPDIR={long} \(AF_UNIX path length": {
+            "RAY_TMPDIR": str(long),
+            "TMPDIR": str(short),
+        },
         rf"TMPDIR={file} \(\[Errno 20\] Not a directory: '{file}/ray'\)": {"TMPDIR": str(file)},
         r"RAY_TMPDIR=/proc/no/where \(\[Errno 2\] No such file": {"RAY_TMPDIR": "/proc/no/where"},
         r"TMPDIR=tmp \(it is no absolute path\)": {"TMPDIR": "tmp"},
@@ -64,6 +71,10 @@ def test_a_temporary_folder_that_ray_cannot_use_is_one_sentence(short: Path) -> 
     assert len(answers) == len(cases)
     advice = r".*: set RAY_TMPDIR to a short folder that can be written, such as /tmp"
     for pattern, (said, same) in zip(cases, answers, strict=True):
-        whole = pattern if pattern.startswith("started") else f"Ray cannot have its files in {pattern}{advice}"
+        whole = (
+            pattern
+            if pattern.startswith("started")
+            else f"Ray cannot have its files in {pattern}{advice}"
+        )
         assert re.fullmatch(whole, said), said
         assert same, said

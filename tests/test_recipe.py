@@ -1,4 +1,6 @@
-"""Recipes: all of them load, nothing unknown is accepted, and what is wrong is said in one sentence."""
+"""Recipes: all of them load, nothing unknown is accepted, and what is wrong is said in one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,16 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_loads_and_is_named_like_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_recipe_loads_and_is_named_like_its_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(path.parent.parent)  # where own.yaml finds its classes
     assert recipes.load(RunConfig, path).name == path.stem
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.endswith("_short")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if p.stem.endswith("_short")], ids=lambda path: path.stem
+)
 def test_a_short_recipe_differs_from_its_full_one_only_in_training(path: Path) -> None:
     short = recipes.load(RunConfig, path)
     full = recipes.load(RunConfig, path.with_name(path.name.replace("_short", "")))
@@ -61,7 +67,12 @@ def test_flatten_names_the_keys_that_put_sets() -> None:
 def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(SINUSOID))
-    sets = ["algorithm.inner_lr=1e-3", "workers.max=3", "evaluation.family.shots=7", "model.hidden=[8, 8, 8]"]
+    sets = [
+        "algorithm.inner_lr=1e-3",
+        "workers.max=3",
+        "evaluation.family.shots=7",
+        "model.hidden=[8, 8, 8]",
+    ]
     found = recipes.load(RunConfig, path, sets)
     assert found.algorithm.inner_lr == 0.001  # YAML reads 1e-3 as text
     assert found.workers.max == 3
@@ -72,7 +83,11 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("algorithm.inner_rl", 0.1, "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'?"),
+        (
+            "algorithm.inner_rl",
+            0.1,
+            "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'?",
+        ),
         ("algorithm.inner_lr", "nan", "algorithm.inner_lr is nan, expected a finite number"),
         ("outer.lr", -1, "outer: lr cannot be negative, got -1"),
         ("name", "../x", "name is '../x', expected one that a folder can have"),
@@ -81,16 +96,29 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         (
             "algorithm.name",
             "mamml",
-            f"algorithm.name is 'mamml', expected one of {', '.join(kind.name for kind in get_args(BuiltIn))}, "
+            "algorithm.name is 'mamml', expected one of "
+            f"{', '.join(kind.name for kind in get_args(BuiltIn))}, "
             "or a class of yours as \"package.module:Class\"; did you mean 'maml'?",
         ),
         ("family.shots", "five", "family.shots is 'five', expected a valid integer"),
         ("family.shots", 0, "family: shots must be at least 1, got 0"),
-        ("norm", "batch", "norm is 'batch', expected 'transductive', 'support', 'support+1', 'running' or 'none'"),
+        (
+            "norm",
+            "batch",
+            "norm is 'batch', expected 'transductive', 'support', 'support+1', 'running' or 'none'",
+        ),
         ("outer", 3, "outer is 3, expected a dictionary"),
-        ("outer.optimizer", "Adm", "outer: optimizer must be a class of torch.optim such as Adam or SGD, got 'Adm'"),
+        (
+            "outer.optimizer",
+            "Adm",
+            "outer: optimizer must be a class of torch.optim such as Adam or SGD, got 'Adm'",
+        ),
         ("model", {"name": "rnn"}, "model.body is missing; give it a value"),
-        ("model", {"name": "rnn", "body": {"name": "conv5"}}, "model.body.name is 'conv5', expected one of mlp, conv4"),
+        (
+            "model",
+            {"name": "rnn", "body": {"name": "conv5"}},
+            "model.body.name is 'conv5', expected one of mlp, conv4",
+        ),
         (
             "model",
             {"name": "rnn", "body": {"name": "conv4", "filtres": 3}},
@@ -101,7 +129,9 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_its_path(key: str, value: Any, sentence: str) -> None:
-    tree = {name: dict(v) if isinstance(v, dict) else v for name, v in SINUSOID.items()} | {"workers": {}}
+    tree = {name: dict(v) if isinstance(v, dict) else v for name, v in SINUSOID.items()} | {
+        "workers": {}
+    }
     recipes.put(tree, key, value)
     with pytest.raises(InputError) as caught:
         recipes.parse(RunConfig, tree, "my.yaml")
@@ -111,7 +141,8 @@ def test_what_is_wrong_is_named_with_its_path(key: str, value: Any, sentence: st
 
 def test_overrides_of_the_evaluation_are_validated_too() -> None:
     with pytest.raises(
-        InputError, match=r"evaluation.algorithm: inner_stepz is not a key .* did you mean 'inner_steps'"
+        InputError,
+        match=r"evaluation.algorithm: inner_stepz is not a key .* did you mean 'inner_steps'",
     ):
         config(SINUSOID, evaluation__algorithm={"inner_stepz": 3}).setting("score")
 
@@ -143,7 +174,10 @@ def test_what_a_notebook_cell_may_end_in_is_one_line() -> None:
     meta = initial_meta(recipe)
     assert repr(meta) == "<Meta: model 321 numbers>"
     task = recipe.family.sample(torch.Generator().manual_seed(0), 3, "train")
-    assert repr(task) == "<Task: support_x [3, 5, 1], support_y [3, 5, 1], query_x [3, 5, 1], query_y [3, 5, 1]>"
+    assert (
+        repr(task)
+        == "<Task: support_x [3, 5, 1], support_y [3, 5, 1], query_x [3, 5, 1], query_y [3, 5, 1]>"
+    )
 
 
 def test_recipes_are_written_as_people_type_them(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Reading as adaptation: cells as torch defines them, exact gradients, and a memory of nothing but what was read."""
+"""Reading as adaptation: cells as torch defines them, exact gradients, and a memory of nothing but
+what was read.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,17 @@ def bound(cell: Any, path: Path = "batched", family: Any = None) -> tuple[Superv
     )
     meta = Recurrent().init(problem, torch.Generator().manual_seed(0))
     g = torch.Generator().manual_seed(3)
-    noisy = {name: p.double() + 0.1 * torch.randn(p.shape, generator=g).double() for name, p in meta.model.items()}
+    noisy = {
+        name: p.double() + 0.1 * torch.randn(p.shape, generator=g).double()
+        for name, p in meta.model.items()
+    }
     return problem, Meta(noisy, {}, {})
 
 
 def draw(family: Any, count: int = 3) -> Any:
-    return type(t := family.sample(torch.Generator().manual_seed(1), count, "train"))(*(leaf.double() for leaf in t))
+    return type(t := family.sample(torch.Generator().manual_seed(1), count, "train"))(
+        *(leaf.double() for leaf in t)
+    )
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "none"])
@@ -65,13 +72,20 @@ def test_the_gradient_through_reading_agrees_with_finite_differences(cell: str, 
 
     def loss(model: Params) -> float:
         steps = Recurrent().adapt(problem, meta._replace(model=model), task, context())
-        return float(torch.stack([problem.query(phi, task, context())["loss"] for phi in steps]).mean())
+        return float(
+            torch.stack([problem.query(phi, task, context())["loss"] for phi in steps]).mean()
+        )
 
     g = torch.Generator().manual_seed(2)
     for _ in range(3):
-        v = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()}
+        v = {
+            name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()
+        }
         h = 1e-5
-        up, down = (loss({name: p + sign * h * v[name] for name, p in meta.model.items()}) for sign in (1, -1))
+        up, down = (
+            loss({name: p + sign * h * v[name] for name, p in meta.model.items()})
+            for sign in (1, -1)
+        )
         analytic = float(sum((gradient[name] * v[name]).sum() for name in v))
         assert abs((up - down) / (2 * h) - analytic) < 1e-6 * max(abs(analytic), 1)
 
@@ -114,7 +128,9 @@ def test_each_query_example_is_predicted_from_the_same_memory() -> None:
     problem, meta = bound("lstm")
     task = draw(Sinusoid(shots=4, queries=3))
     *_, phi = Recurrent().adapt(problem, meta, task, context())
-    alone = torch.cat([problem.predict(phi, task._replace(query_x=x)) for x in task.query_x.split(1, 1)], 1)
+    alone = torch.cat(
+        [problem.predict(phi, task._replace(query_x=x)) for x in task.query_x.split(1, 1)], 1
+    )
     torch.testing.assert_close(problem.predict(phi, task), alone)
 
 
@@ -137,7 +153,10 @@ def test_examples_are_read_in_an_order_of_their_own_and_series_in_time() -> None
     task = family.sample(torch.Generator().manual_seed(1), 3, "train")
 
     def read(seed: int) -> torch.Tensor:
-        return torch.stack([p["head.previous"] for p in Recurrent().adapt(problem, meta, task, context(seed))][1:], 1)
+        return torch.stack(
+            [p["head.previous"] for p in Recurrent().adapt(problem, meta, task, context(seed))][1:],
+            1,
+        )
 
     order = read(0).argmax(-1)
     assert torch.equal(order, read(0).argmax(-1))  # the ticket's
@@ -146,19 +165,26 @@ def test_examples_are_read_in_an_order_of_their_own_and_series_in_time() -> None
     assert not torch.equal(order[0], order[1])
     series = Series(shots=4, queries=3)
     problem, meta = bound("gru", family=series)
-    told = [p["head.previous"] for p in Recurrent().adapt(problem, meta, draw(series), context())][1:]
+    told = [p["head.previous"] for p in Recurrent().adapt(problem, meta, draw(series), context())][
+        1:
+    ]
     assert torch.equal(torch.stack(told, 1), draw(series).support_y)
 
 
 def test_paths_agree() -> None:
     task = draw(Sinusoid(shots=4, queries=3))
-    updates = [Recurrent().update(*bound("lstm", path), task, context()) for path in ("batched", "reference")]
+    updates = [
+        Recurrent().update(*bound("lstm", path), task, context())
+        for path in ("batched", "reference")
+    ]
     for name, g in updates[0].direction.model.items():
         torch.testing.assert_close(g, updates[1].direction.model[name], rtol=1e-10, atol=1e-12)
 
 
 def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not() -> None:
-    """200 outer steps: the error falls by a fourth and more while it reads, and below that without a cell."""
+    """200 outer steps: the error falls by a fourth and more while it reads, and below that without
+    a cell.
+    """
 
     def error(cell: str) -> torch.Tensor:
         from metatrain.learner import Learner
@@ -166,12 +192,20 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
         recipe = config(
             SINUSOID,
             family={"name": "sinusoid", "shots": 10, "queries": 10},
-            model={"name": "rnn", "cell": cell, "hidden": 32, "body": {"name": "mlp", "hidden": [32]}},
+            model={
+                "name": "rnn",
+                "cell": cell,
+                "hidden": 32,
+                "body": {"name": "mlp", "hidden": [32]},
+            },
             algorithm={"name": "recurrent"},
             outer={"steps": 200, "tasks_per_step": 25, "tasks_per_ticket": 25, "lr": 0.01},
             evaluation={"tasks": 200, "tasks_per_ticket": 200},
         ).recipe()
-        worker, learner = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Learner(initial_meta(recipe), recipe.outer)
+        worker, learner = (
+            Worker(recipe, choose_plan(recipe, 0, 1)[0]),
+            Learner(initial_meta(recipe), recipe.outer),
+        )
         for step in range(recipe.outer.steps):
             worker.load(step, worker.layout.flatten(learner.meta()))
             learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])

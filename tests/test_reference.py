@@ -17,14 +17,22 @@ from metatrain.learner import Outer
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Validation
 from tuning.space import ASHA, PBT, Sweep
 
-COMPONENTS = [kind for union in (algorithms.BuiltIn, tasks.BuiltIn, models.BuiltIn) for kind in get_args(union)]
+COMPONENTS = [
+    kind
+    for union in (algorithms.BuiltIn, tasks.BuiltIn, models.BuiltIn)
+    for kind in get_args(union)
+]
 GROUPS = [Outer, Validation, Evaluation, Workers, Checkpoint, Tracking]
 LANGUAGES = {"": "required", ".zh": "必填"}
 
 
 def section(name: str, title: str) -> str:
     """What stands on a page below a heading and above the next one."""
-    found = re.search(rf"^#+ `{re.escape(title)}`\n(.*?)(?=^#|\Z)", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^#+ `{re.escape(title)}`\n(.*?)(?=^#|\Z)",
+        (ROOT / name).read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
     assert found is not None, f"{name} has no section {title}"
     return found[1]
 
@@ -38,7 +46,11 @@ def keys(kind: Any, required: str) -> dict[str, str]:
     """A dataclass's fields with their defaults as a page shows them."""
     found = {}
     for field in dataclasses.fields(kind):
-        value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        value = (
+            field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else field.default
+        )
         if value is dataclasses.MISSING:
             found[field.name] = required
         elif field.name != "name":  # by which it is chosen
@@ -84,7 +96,11 @@ def test_the_recipe_lines_on_the_page_are_valid(language: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_file_is_on_the_page(language: str) -> None:
     page = f"docs/architecture{language}.md"
-    folders = {path.parent for layer in ("metatrain", "cluster", "tuning") for path in (ROOT / layer).rglob("*.py")}
+    folders = {
+        path.parent
+        for layer in ("metatrain", "cluster", "tuning")
+        for path in (ROOT / layer).rglob("*.py")
+    }
     for folder in folders:
         there = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
         named = rows(section(page, f"{folder.relative_to(ROOT).as_posix()}/"))

@@ -1,4 +1,6 @@
-"""Policy gradients from episodes that a ticket decides, between inner steps and through a memory."""
+"""Policy gradients from episodes that a ticket decides, between inner steps and through a
+memory.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_a_pull_pays_with_the_arms_probability() -> None:
     task = Arms(torch.tensor([[0.2, 0.9]]))
     for arm, chance in enumerate((0.2, 0.9)):
         action = torch.nn.functional.one_hot(torch.full((1, 20_000), arm), 2).float()
-        _, reward, ended = bandit.step(task, bandit.start(task), action, torch.Generator().manual_seed(0))
+        _, reward, ended = bandit.step(
+            task, bandit.start(task), action, torch.Generator().manual_seed(0)
+        )
         assert float(reward.mean()) == pytest.approx(chance, abs=0.01)
         assert not ended.any()
     assert {name: float(v) for name, v in bandit.baselines(task).items()} == pytest.approx(
@@ -54,7 +58,9 @@ def test_a_walk_is_clipped_rewarded_by_its_distance_and_ends_at_the_goal() -> No
 
 def test_after_an_episodes_end_it_has_no_rewards_and_no_weight() -> None:
     problem, params = bound(Navigation(horizon=30, episodes=50))
-    params = {name: torch.zeros_like(p) for name, p in params.items()} | {"log_std": torch.full((2,), -4.0)}
+    params = {name: torch.zeros_like(p) for name, p in params.items()} | {
+        "log_std": torch.full((2,), -4.0)
+    }
     task = Goals(torch.tensor([[0.0, 0.03], [0.4, 0.4]]))
     rollout = problem.rollout(each(params, 2), task, torch.Generator().manual_seed(0))
     ended = rollout.alive[0, :, -1] == 0
@@ -70,7 +76,9 @@ def test_after_an_episodes_end_it_has_no_rewards_and_no_weight() -> None:
 
 
 def test_the_surrogates_gradient_is_that_of_the_expected_reward() -> None:
-    """One pull of a bandit whose policy is a softmax: d/dz_k sum_a pi_a p_a = pi_k (p_k - sum_a pi_a p_a)."""
+    """One pull of a bandit whose policy is a softmax: d/dz_k sum_a pi_a p_a = pi_k (p_k - sum_a
+    pi_a p_a).
+    """
     bandit = Bandit(arms=3, pulls=1, episodes=200_000)
     problem = bandit.bind(MLP(hidden=()), ("none",), "batched")
     task = Arms(torch.tensor([[0.1, 0.5, 0.9]]))
@@ -84,7 +92,9 @@ def test_the_surrogates_gradient_is_that_of_the_expected_reward() -> None:
     torch.testing.assert_close(found / found.norm(), exact / exact.norm(), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("model", [MLP(hidden=(8,)), RNN(cell="gru", hidden=8, body=MLP(hidden=()))])
+@pytest.mark.parametrize(
+    "model", [MLP(hidden=(8,)), RNN(cell="gru", hidden=8, body=MLP(hidden=()))]
+)
 @pytest.mark.parametrize("family", [Bandit(pulls=5, episodes=4), Navigation(horizon=5, episodes=4)])
 def test_log_probabilities_are_those_that_acted(family: Any, model: Any) -> None:
     """Whether the network reads an episode at once or step by step, with a memory or without."""
@@ -100,7 +110,11 @@ def test_log_probabilities_are_those_that_acted(family: Any, model: Any) -> None
         if family.discrete:
             expected.append((outputs.log_softmax(-1) * action).sum(-1))
         else:
-            expected.append((-0.5 * (action - outputs).square() - 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(-1))
+            expected.append(
+                (
+                    -0.5 * (action - outputs).square() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+                ).sum(-1)
+            )
         if memory:
             memory = *hidden, torch.cat([action, rollout.rewards[:, :, t, None]], -1)
     torch.testing.assert_close(found, torch.stack(expected, -1))
@@ -110,12 +124,19 @@ def test_episodes_are_those_of_the_tickets_generator() -> None:
     problem, params = bound(Navigation(horizon=6, episodes=4))
     task = Goals(torch.tensor([[0.3, 0.2]]))
     maml = MAML(inner_lr=0.1, inner_steps=2)
-    found = [list(maml.adapt(problem, maml.init(problem, torch.Generator()), task, context(s))) for s in (0, 0, 1)]
+    found = [
+        list(maml.adapt(problem, maml.init(problem, torch.Generator()), task, context(s)))
+        for s in (0, 0, 1)
+    ]
     assert all(torch.equal(found[0][-1][name], p) for name, p in found[1][-1].items())
     assert not torch.equal(found[0][-1]["head.bias"], found[2][-1]["head.bias"])
-    first, second = (problem.rollout(each(params, 1), task, (c := context()).generator) for _ in range(2))
+    first, second = (
+        problem.rollout(each(params, 1), task, (c := context()).generator) for _ in range(2)
+    )
     assert torch.equal(first.actions, second.actions)
-    assert not torch.equal(first.actions, problem.rollout(each(params, 1), task, c.generator).actions)
+    assert not torch.equal(
+        first.actions, problem.rollout(each(params, 1), task, c.generator).actions
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -125,31 +146,42 @@ def test_an_inner_step_does_not_depend_on_the_size_of_rewards(scale: float) -> N
     rollout = problem.rollout(each(params, 1), task, torch.Generator().manual_seed(0))
     scaled = rollout._replace(rewards=scale * rollout.rewards)
     inner, outer = (
-        [problem.surrogate(each(params, 1), r, normalise) for r in (rollout, scaled)] for normalise in (True, False)
+        [problem.surrogate(each(params, 1), r, normalise) for r in (rollout, scaled)]
+        for normalise in (True, False)
     )
     torch.testing.assert_close(inner[1], inner[0], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(outer[1], scale * outer[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("path", ["batched", "reference"])
-def test_the_meta_gradient_goes_through_the_inner_policy_gradient(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64, with episodes held fixed, against finite differences of the query loss after two inner steps."""
+def test_the_meta_gradient_goes_through_the_inner_policy_gradient(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, with episodes held fixed, against finite differences of the query loss after two
+    inner steps.
+    """
     family = Navigation(horizon=4, episodes=3)
     problem = family.bind(MLP(hidden=(5,)), ("none",), path)
     theta = {name: p.double() for name, p in problem.init(torch.Generator().manual_seed(0)).items()}
     drawn = family.sample(torch.Generator().manual_seed(1), 2, "train")
     act = problem.rollout
     floats = {name: p.float() for name, p in each(theta, 2).items()}
-    fixed = Rollout(*(leaf.double() for leaf in act(floats, drawn, torch.Generator().manual_seed(2))))
+    fixed = Rollout(
+        *(leaf.double() for leaf in act(floats, drawn, torch.Generator().manual_seed(2)))
+    )
 
     def replay(self: Episodes, params: Params, task: Goals, generator: torch.Generator) -> Rollout:
-        rows = [t for t in range(2) if any(torch.equal(drawn.places[t], place) for place in task.places)]
+        rows = [
+            t for t in range(2) if any(torch.equal(drawn.places[t], place) for place in task.places)
+        ]
         return Rollout(*(leaf[rows] for leaf in fixed))
 
     monkeypatch.setattr(Episodes, "rollout", replay)
     maml = MAML(inner_lr=0.3, inner_steps=2)
     gradient = maml.update(problem, Meta(theta, {}, {}), drawn, context()).direction.model
-    first = MAML(inner_lr=0.3, inner_steps=2, first_order=True).update(problem, Meta(theta, {}, {}), drawn, context())
+    first = MAML(inner_lr=0.3, inner_steps=2, first_order=True).update(
+        problem, Meta(theta, {}, {}), drawn, context()
+    )
 
     def loss(model: Params) -> float:
         *_, phi = maml.adapt(problem, Meta(model, {}, {}), drawn, context())
@@ -158,8 +190,13 @@ def test_the_meta_gradient_goes_through_the_inner_policy_gradient(path: Path, mo
     g = torch.Generator().manual_seed(3)
     v = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in theta.items()}
     h = 1e-6
-    up, down = (loss({name: p + sign * h * v[name] for name, p in theta.items()}) for sign in (1, -1))
-    exact, cut = (float(sum((d[name] * v[name]).sum() for name in v)) for d in (gradient, first.direction.model))
+    up, down = (
+        loss({name: p + sign * h * v[name] for name, p in theta.items()}) for sign in (1, -1)
+    )
+    exact, cut = (
+        float(sum((d[name] * v[name]).sum() for name in v))
+        for d in (gradient, first.direction.model)
+    )
     assert abs((up - down) / (2 * h) - exact) < 1e-5 * abs(exact)
     assert abs(cut - exact) > 1e-2 * abs(exact)
 
@@ -186,15 +223,21 @@ def test_a_policy_that_sees_nothing_learns_the_arms_by_gradient_steps() -> None:
     problem, params = bound(Bandit(arms=3, pulls=10, episodes=50), MLP(hidden=()))
     task = Arms(torch.tensor([[0.1, 0.2, 0.9]]))
     maml = MAML(inner_lr=1.0, inner_steps=10)
-    steps = list(maml.adapt(problem, maml.init(problem, torch.Generator().manual_seed(0)), task, context()))
-    before, after = (problem.query(phi, task, context())["return"].item() for phi in (steps[0], steps[-1]))
+    steps = list(
+        maml.adapt(problem, maml.init(problem, torch.Generator().manual_seed(0)), task, context())
+    )
+    before, after = (
+        problem.query(phi, task, context())["return"].item() for phi in (steps[0], steps[-1])
+    )
     assert before < 6
     assert after > 8
     assert params.keys() == {"head.weight", "head.bias"}
 
 
 def test_rl2_learns_to_find_the_better_arm() -> None:
-    """Two arms and 120 outer steps: clearly more than the 5 of a random choice; the best arm gives 6.67."""
+    """Two arms and 120 outer steps: clearly more than the 5 of a random choice; the best arm gives
+    6.67.
+    """
     from metatrain.learner import Learner
 
     recipe = config(
@@ -205,7 +248,10 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
         outer={"steps": 120, "tasks_per_step": 50, "tasks_per_ticket": 50, "lr": 0.01},
         evaluation={"tasks": 400, "tasks_per_ticket": 400},
     ).recipe()
-    worker, learner = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Learner(initial_meta(recipe), recipe.outer)
+    worker, learner = (
+        Worker(recipe, choose_plan(recipe, 0, 1)[0]),
+        Learner(initial_meta(recipe), recipe.outer),
+    )
     for step in range(recipe.outer.steps):
         worker.load(step, worker.layout.flatten(learner.meta()))
         learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
@@ -223,7 +269,9 @@ def test_what_cannot_be_is_one_sentence() -> None:
     for discount in (-0.1, 99.0):
         with pytest.raises(InputError, match="discount must be between 0 and 1"):
             Navigation(discount=discount)
-    with pytest.raises(InputError, match="inner_batch draws from examples, and an environment has none"):
+    with pytest.raises(
+        InputError, match="inner_batch draws from examples, and an environment has none"
+    ):
         Reptile(inner_lr=0.1, inner_steps=1, inner_batch=2).init(problem, torch.Generator())
     with pytest.raises(InputError, match="recurrent needs a network with a memory"):
         Recurrent().init(problem, torch.Generator())

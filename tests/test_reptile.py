@@ -1,4 +1,6 @@
-"""Reptile's direction is theta minus the mean of the adapted parameters, for inner SGD and inner Adam."""
+"""Reptile's direction is theta minus the mean of the adapted parameters, for inner SGD and inner
+Adam.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,17 @@ def setup(path: Path = "batched"):
 def test_one_sgd_step_with_outer_step_one_is_one_sgd_step() -> None:
     problem, meta, task = setup()
     one = type(task)(*(leaf[:1] for leaf in task))
-    update = Reptile(inner_optimizer="sgd", inner_lr=0.1, inner_steps=1).update(problem, meta, one, context())
-    learner = Learner(meta, Outer(steps=1, tasks_per_step=1, tasks_per_ticket=1, optimizer="SGD", lr=1.0))
+    update = Reptile(inner_optimizer="sgd", inner_lr=0.1, inner_steps=1).update(
+        problem, meta, one, context()
+    )
+    learner = Learner(
+        meta, Outer(steps=1, tasks_per_step=1, tasks_per_ticket=1, optimizer="SGD", lr=1.0)
+    )
     learner.apply([update])
     leaves = {name: p.clone().requires_grad_() for name, p in meta.model.items()}
-    F.mse_loss(functional_call(problem.module, leaves, (one.support_x[0],)), one.support_y[0]).backward()
+    F.mse_loss(
+        functional_call(problem.module, leaves, (one.support_x[0],)), one.support_y[0]
+    ).backward()
     for name, p in learner.meta().model.items():
         torch.testing.assert_close(p, leaves[name].detach() - 0.1 * leaves[name].grad)
 
@@ -51,7 +59,9 @@ def test_steps_on_minibatches_equal_a_handwritten_loop(optimizer: str, path: Pat
             leaves = {name: value.detach().requires_grad_() for name, value in p.items()}
             rows = drawn[step, i]
             out = functional_call(problem.module, leaves, (task.support_x[i, rows],))
-            gradients = torch.autograd.grad(F.mse_loss(out, task.support_y[i, rows]), list(leaves.values()))
+            gradients = torch.autograd.grad(
+                F.mse_loss(out, task.support_y[i, rows]), list(leaves.values())
+            )
             for name, g in zip(p, gradients, strict=True):
                 if optimizer == "adam":  # beta1 = 0: no first moment
                     second[name] = 0.999 * second[name] + 0.001 * g**2
@@ -74,7 +84,9 @@ def test_inner_adam_starts_fresh_for_each_task() -> None:
 
 
 def test_minibatches_go_through_all_examples_before_repeating() -> None:
-    drawn = minibatches(size=10, batch=4, steps=5, tasks=6, generator=torch.Generator().manual_seed(0))
+    drawn = minibatches(
+        size=10, batch=4, steps=5, tasks=6, generator=torch.Generator().manual_seed(0)
+    )
     assert drawn.shape == (5, 6, 4)
     for task in range(6):
         order = drawn[:, task].flatten().tolist()

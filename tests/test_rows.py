@@ -29,7 +29,11 @@ from metatrain.core import InputError, Ticket, generator_for
 @pytest.fixture(scope="module")
 def sinusoid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows") / "run"
-    run.train(config(SINUSOID, output=str(folder), outer__steps=30, evaluation__algorithm={"inner_steps": 3}))
+    run.train(
+        config(
+            SINUSOID, output=str(folder), outer__steps=30, evaluation__algorithm={"inner_steps": 3}
+        )
+    )
     return folder
 
 
@@ -37,12 +41,19 @@ def sinusoid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("series") / "run"
     recurrent = {"model": {"name": "rnn", "hidden": 8, "body": {"name": "mlp", "hidden": [8]}}}
-    recurrent |= {"family": {"name": "series", "shots": 4, "queries": 3}, "algorithm": {"name": "recurrent"}}
+    recurrent |= {
+        "family": {"name": "series", "shots": 4, "queries": 3},
+        "algorithm": {"name": "recurrent"},
+    }
     run.train(config(SINUSOID | recurrent, output=str(folder), outer__steps=1))
     return folder
 
 
-HOUSES = {"room": [1.0, 2.0, 3.0, 4.0], "area": [10.0, 30.0, 20.0, 40.0], "price": [100.0, 300.0, 200.0, 410.0]}
+HOUSES = {
+    "room": [1.0, 2.0, 3.0, 4.0],
+    "area": [10.0, 30.0, 20.0, 40.0],
+    "price": [100.0, 300.0, 200.0, 410.0],
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +62,19 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("table")
     generator = np.random.default_rng(0)
     area, room = generator.uniform(10, 50, 400), generator.integers(1, 6, 400)
-    frame = {"district": np.repeat(np.arange(40), 10), "room": room, "area": area, "price": 10 * area + room}
+    frame = {
+        "district": np.repeat(np.arange(40), 10),
+        "room": room,
+        "area": area,
+        "price": 10 * area + room,
+    }
     pd.DataFrame(frame).to_csv(folder / "houses.csv", index=False)
-    family = {"name": "table", "data": str(folder / "houses.csv"), "group": "district", "target": "price"}
+    family = {
+        "name": "table",
+        "data": str(folder / "houses.csv"),
+        "group": "district",
+        "target": "price",
+    }
     family |= {"shots": 4, "queries": 4}
     outer = {"steps": 150, "tasks_per_step": 20, "tasks_per_ticket": 20, "lr": 0.01}
     run.train(config(SINUSOID, family=family, outer=outer, output=str(folder / "run")))
@@ -68,7 +89,9 @@ def test_python_gives_what_the_evaluation_gives(sinusoid: Path) -> None:
     ticket = Ticket("score", "test", 0, 0)
     found, _ = worker.compute(ticket)
     setting = recipe.setting("score")
-    tasks = setting.family.sample(generator_for(setting.seed, ticket, "tasks"), setting.tasks_per_ticket, "test")
+    tasks = setting.family.sample(
+        generator_for(setting.seed, ticket, "tasks"), setting.tasks_per_ticket, "test"
+    )
     adapted = metatrain.load(sinusoid).adapt(tasks.support_x[0], tasks.support_y[0])
     assert adapted.classes is None
     assert adapted.steps == 3
@@ -117,7 +140,9 @@ def test_examples_may_be_lists_arrays_tensors_series_or_generators(sinusoid: Pat
         ([1e39], [1.0], "examples have values that are not finite"),
     ],
 )
-def test_numbers_that_do_not_fit_are_one_sentence(sinusoid: Path, x: Any, y: Any, sentence: str) -> None:
+def test_numbers_that_do_not_fit_are_one_sentence(
+    sinusoid: Path, x: Any, y: Any, sentence: str
+) -> None:
     with pytest.raises(InputError, match=sentence):
         metatrain.load(sinusoid).adapt(x, y)
 
@@ -157,7 +182,9 @@ def adapt(trained: Path, support: Path, *query: Path) -> tuple[Done, Any, list[d
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_the_command_goes_from_a_table_to_predictions_for_a_new_group(table: Path, tmp_path: Path, ending: str) -> None:
+def test_the_command_goes_from_a_table_to_predictions_for_a_new_group(
+    table: Path, tmp_path: Path, ending: str
+) -> None:
     few, new = (
         {name: values[:3] for name, values in HOUSES.items()},
         {"area": [25.0, 35.0], "room": [2, 3], "more": [0, 0]},
@@ -176,7 +203,10 @@ def test_the_command_goes_from_a_table_to_predictions_for_a_new_group(table: Pat
     assert [float(row["prediction"]) for row in rows] == expected
     assert [row["row"] for row in rows] == [f"new.{ending} row 1", f"new.{ending} row 2"]
     assert not Path("adapted/predictions.png").exists()
-    assert done.stdout.splitlines()[0].split() == ["row", "prediction"]  # no empty column of targets
+    assert done.stdout.splitlines()[0].split() == [
+        "row",
+        "prediction",
+    ]  # no empty column of targets
     assert "adapted to 3 rows in" in done.stdout
     done, written, rows = adapt(
         table, tmp_path / f"few.{ending}", tmp_path / f"new.{ending}", tmp_path / f"known.{ending}"
@@ -187,14 +217,20 @@ def test_the_command_goes_from_a_table_to_predictions_for_a_new_group(table: Pat
     assert Path("adapted/predictions.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_takes_arrays_and_columns_of_other_families(sinusoid: Path, series: Path, tmp_path: Path) -> None:
+def test_the_command_takes_arrays_and_columns_of_other_families(
+    sinusoid: Path, series: Path, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "few.npz", x=[[0.0], [1.0]], y=[1.0, 2.0])
     np.savez(tmp_path / "new.npz", x=[[0.5]], y=[[2.0]])  # [N, 1], as the library has it
     done, written, _ = adapt(sinusoid, tmp_path / "few.npz", tmp_path / "new.npz")
     assert done.returncode == 0, done.stderr
     expected = metatrain.load(sinusoid).adapt([0.0, 1.0], [1.0, 2.0]).predict([0.5]).values.tolist()
     assert [row["prediction"] for row in written["predictions"]] == expected
-    for few, new in (("x,y\n0,1\n1,2\n", "x\n0.5\n"), ("y,x\n1,0\n2,1\n", "x\n0.5\n"), ("a,b\n0,1\n1,2\n", "a\n0.5\n")):
+    for few, new in (
+        ("x,y\n0,1\n1,2\n", "x\n0.5\n"),
+        ("y,x\n1,0\n2,1\n", "x\n0.5\n"),
+        ("a,b\n0,1\n1,2\n", "a\n0.5\n"),
+    ):
         (tmp_path / "few.csv").write_text(few)
         (tmp_path / "new.csv").write_text(new)
         done, written, _ = adapt(sinusoid, tmp_path / "few.csv", tmp_path / "new.csv")
@@ -207,7 +243,9 @@ def test_the_command_takes_arrays_and_columns_of_other_families(sinusoid: Path, 
     assert len(written["predictions"]) == 1
 
 
-def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(table: Path, sinusoid: Path, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(
+    table: Path, sinusoid: Path, tmp_path: Path
+) -> None:
     few = tmp_path / "few.csv"
     few.write_text("room,area,price\n1,10,100\n2,20,200\n")
     (tmp_path / "sine.csv").write_text("x,y\n0,1\n1,2\n")
@@ -221,23 +259,46 @@ def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(table: Path, s
         (table, "new.npz", "junk", "cannot be read as NPZ"),
         (table, "pickled.npz", None, "cannot be read as NPZ"),
         (table, "nowhere.csv", None, "nowhere.csv"),
-        (sinusoid, "new.csv", "0.5\n1.5\n2.5\n", "has numbers where the names of its columns should be"),
+        (
+            sinusoid,
+            "new.csv",
+            "0.5\n1.5\n2.5\n",
+            "has numbers where the names of its columns should be",
+        ),
         (sinusoid, "new.csv", "x,y\n1,high\n", "has targets that are no numbers"),
-        (sinusoid, "uneven.npz", None, "has 3 examples and 2 targets: give each its target, or none"),
-        (sinusoid, "new.csv", "x,z\n1,2\n", "new.csv: examples have the shape [1, 2], expected [N, 1]"),
+        (
+            sinusoid,
+            "uneven.npz",
+            None,
+            "has 3 examples and 2 targets: give each its target, or none",
+        ),
+        (
+            sinusoid,
+            "new.csv",
+            "x,z\n1,2\n",
+            "new.csv: examples have the shape [1, 2], expected [N, 1]",
+        ),
     ):
         if content is not None:
             (tmp_path / name).write_text(content)
-        done, _, _ = adapt(trained, few if trained == table else tmp_path / "sine.csv", tmp_path / name)
+        done, _, _ = adapt(
+            trained, few if trained == table else tmp_path / "sine.csv", tmp_path / name
+        )
         assert done.returncode == 2, (name, content, done.stdout)
         assert done.stderr.startswith("error: "), done.stderr
         assert done.stderr.count("\n") == 1
         assert sentence in done.stderr
         assert not Path("adapted").exists()
-    for heads, hint in (("room,area", ""), ("room,area,prices", "; its column 'prices' has almost that name")):
+    for heads, hint in (
+        ("room,area", ""),
+        ("room,area,prices", "; its column 'prices' has almost that name"),
+    ):
         (tmp_path / "bare.csv").write_text(f"{heads}\n1,10,3\n" if hint else f"{heads}\n1,10\n")
         done, _, _ = adapt(table, tmp_path / "bare.csv", few)
-        assert f"bare.csv has no targets (price), and adapting needs some: add them{hint}\n" in done.stderr
+        assert (
+            f"bare.csv has no targets (price), and adapting needs some: add them{hint}\n"
+            in done.stderr
+        )
 
 
 OWN = '''
@@ -265,8 +326,8 @@ class Lines:
         return Task(x[:, :s], y[:, :s], x[:, s:], y[:, s:])
 
     def bind(self, model, norm, path):
-        return Supervised(model=model, inputs=(2,), outputs=2, loss=cross_entropy, metrics={"accuracy": accuracy},
-                          norm=norm, path=path, targets="classes")
+        return Supervised(model=model, inputs=(2,), outputs=2, loss=cross_entropy,
+                          metrics={"accuracy": accuracy}, norm=norm, path=path, targets="classes")
 
     def check(self, split): pass
     def standalone(self): return self
@@ -277,10 +338,16 @@ class Lines:
 '''
 
 
-def test_a_family_of_ones_own_adapts_to_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_of_ones_own_adapts_to_its_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "lines.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    settings = config(SINUSOID | {"family": {"name": "lines:Lines"}}, output=str(tmp_path / "run"), outer__steps=20)
+    settings = config(
+        SINUSOID | {"family": {"name": "lines:Lines"}},
+        output=str(tmp_path / "run"),
+        outer__steps=20,
+    )
     run.train(settings)
     learned = metatrain.load(tmp_path / "run")
     x = [[0.1, 1.2], [0.4, -0.9], [0.2, 1.4], [0.8, -0.7]]
@@ -289,7 +356,9 @@ def test_a_family_of_ones_own_adapts_to_its_classes(tmp_path: Path, monkeypatch:
     assert found.probabilities.shape == (2, 2)
     with pytest.raises(InputError, match="tells 2 classes apart, got labels of 3"):
         learned.adapt(x, ["a", "b", "c", "a"])
-    (tmp_path / "few.csv").write_text("a,b,y\n0.1,1.2,up\n0.4,-0.9,down\n0.2,1.4,up\n0.8,-0.7,down\n")
+    (tmp_path / "few.csv").write_text(
+        "a,b,y\n0.1,1.2,up\n0.4,-0.9,down\n0.2,1.4,up\n0.8,-0.7,down\n"
+    )
     done, written, rows = adapt(tmp_path / "run", tmp_path / "few.csv", tmp_path / "few.csv")
     assert done.returncode == 0, done.stderr
     assert written["accuracy"] == sum(row["prediction"] == row["class"] for row in rows) / 4
@@ -306,8 +375,12 @@ print(float(((few["target"].mean() - new["target"]) ** 2).mean()))
 """
 
 
-def test_a_real_table_is_predicted_better_than_by_the_mean_of_its_support_rows(tmp_path: Path) -> None:
-    """scikit-learn's diabetes, grouped by age: the paired interval over held-out groups' tasks, and a new group."""
+def test_a_real_table_is_predicted_better_than_by_the_mean_of_its_support_rows(
+    tmp_path: Path,
+) -> None:
+    """scikit-learn's diabetes, grouped by age: the paired interval over held-out groups' tasks, and
+    a new group.
+    """
     from sklearn.datasets import load_diabetes
 
     frame = load_diabetes(as_frame=True, scaled=False).frame.sort_values("age", kind="stable")
@@ -317,20 +390,33 @@ def test_a_real_table_is_predicted_better_than_by_the_mean_of_its_support_rows(t
     new_group[:5].to_csv("few.csv", index=False)
     new_group[5:].to_csv("new.csv", index=False)
     recipe = Path(__file__).parent.parent / "recipes" / "table.yaml"
-    sets = ["family.data=diabetes.csv", "family.group=age_group", "tracking.uri=none", "output=run", "outer.steps=150"]
+    sets = [
+        "family.data=diabetes.csv",
+        "family.group=age_group",
+        "tracking.uri=none",
+        "output=run",
+        "outer.steps=150",
+    ]
     done = command("train", str(recipe), *(item for value in sets for item in ("--set", value)))
     assert done.returncode == 0, done.stderr
     (score,) = json.loads(Path("run/result.json").read_text())["scores"]
     difference, width = score["differences"]["support_mean"]
     assert difference + width < 0
     assert re.search(
-        rf"^support mean +\d+\.\d{{4}} +{-difference:.4f} ± {width:.4f} better$", done.stdout, re.MULTILINE
+        rf"^support mean +\d+\.\d{{4}} +{-difference:.4f} ± {width:.4f} better$",
+        done.stdout,
+        re.MULTILINE,
     )
-    assert done.stdout.splitlines()[-3] == "next: metatrain adapt run --support few.csv --query new.csv"
+    assert (
+        done.stdout.splitlines()[-3]
+        == "next: metatrain adapt run --support few.csv --query new.csv"
+    )
     done, written, _ = adapt(Path("run"), Path("few.csv"), Path("new.csv"))
     assert done.returncode == 0, done.stderr
     (tmp_path / "numbers_of.py").write_text(SIX_LINES)
-    ran = subprocess.run([sys.executable, "numbers_of.py"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    ran = subprocess.run(
+        [sys.executable, "numbers_of.py"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     ours, mean = map(float, ran.stdout.split())
     assert ours == pytest.approx(written["mean_squared_error"], rel=1e-5)
     assert ours < mean

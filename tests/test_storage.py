@@ -1,4 +1,6 @@
-"""Outputs and data sets may lie on a storage: a run resumes from there, a machine fetches a data set once."""
+"""Outputs and data sets may lie on a storage: a run resumes from there, a machine fetches a data
+set once.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +41,28 @@ def pushed(s3: S3) -> str:
 
 def test_a_run_whose_output_is_a_storage_goes_on_from_there(s3: S3, tmp_path: Path) -> None:
     where = "s3://bucket/runs/sinusoid"
-    settings = config(SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=str(tmp_path / "here"))
+    settings = config(
+        SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=str(tmp_path / "here")
+    )
     _, expected = run.train(settings)
     run.train(config(SINUSOID, outer__steps=3, checkpoint__every_steps=2, output=where))
-    with pytest.raises(InputError, match="s3://bucket/runs/sinusoid already holds a run: pass --resume auto"):
+    with pytest.raises(
+        InputError, match="s3://bucket/runs/sinusoid already holds a run: pass --resume auto"
+    ):
         run.train(config(SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=where))
-    folder, scores = run.train(config(SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=where), resume="auto")
+    folder, scores = run.train(
+        config(SINUSOID, outer__steps=6, checkpoint__every_steps=2, output=where), resume="auto"
+    )
     assert scores == expected
     assert run.evaluate(where, ["workers.max=0"]) == expected
-    assert [info.base_name for info in storage.listing(f"{where}/checkpoints")] == ["step-00000004", "step-00000006"]
-    steps = [json.loads(line)["step"] for line in storage.read(f"{where}/metrics.jsonl").decode().splitlines()]
+    assert [info.base_name for info in storage.listing(f"{where}/checkpoints")] == [
+        "step-00000004",
+        "step-00000006",
+    ]
+    steps = [
+        json.loads(line)["step"]
+        for line in storage.read(f"{where}/metrics.jsonl").decode().splitlines()
+    ]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert json.loads(storage.read(f"{where}/result.json"))["scores"][0]["mean"] == expected[0].mean
     assert folder.names("figures/*.png") == [
@@ -56,13 +70,19 @@ def test_a_run_whose_output_is_a_storage_goes_on_from_there(s3: S3, tmp_path: Pa
     ]
     assert all(storage.is_file(name) for name in folder.names("figures/*.png"))
     assert bundle.find(where) == f"{where}/bundle"
-    again, _ = run.train(config(SINUSOID, outer__steps=8), resume=where)  # where it came from is its output
+    again, _ = run.train(
+        config(SINUSOID, outer__steps=8), resume=where
+    )  # where it came from is its output
     assert (str(again), checkpoint.load(where).scalars["version"]) == (where, 8)
 
 
-def test_a_storage_that_cannot_be_written_to_is_one_sentence(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_cannot_be_written_to_is_one_sentence(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.read_only)
-    with pytest.raises(InputError, match=r"cannot write s3://bucket/x/\S+ \(.*ACCESS_DENIED.*\): check its address"):
+    with pytest.raises(
+        InputError, match=r"cannot write s3://bucket/x/\S+ \(.*ACCESS_DENIED.*\): check its address"
+    ):
         run.train(config(SINUSOID, outer__steps=1, output="s3://bucket/x"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.environment["AWS_ENDPOINT_URL"])
     with pytest.raises(InputError, match="cannot write s3://no-bucket/x/"):
@@ -87,7 +107,9 @@ def interrupted(uri: str, data: bytes) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_bundle_that_is_replaced_is_whole_or_not_there(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_that_is_replaced_is_whole_or_not_there(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Folder("s3://bucket/replaced")
     for version in (b"1", b"2"):
         bundle.write_directory(str(folder / "bundle"), {"x": version})
@@ -108,19 +130,26 @@ def test_a_local_folder_is_its_own_copy(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["x"]
 
 
-def test_a_data_set_is_fetched_once_and_known_by_its_checksum(s3: S3, pushed: str, own_cache: Path) -> None:
+def test_a_data_set_is_fetched_once_and_known_by_its_checksum(
+    s3: S3, pushed: str, own_cache: Path
+) -> None:
     settings = config(GLYPHS, family__data=pushed, outer__steps=1, evaluation__tasks=2)
     ready = run.prepare(settings)
     (size,) = {path.stat().st_size for path in own_cache.glob("fetched/glyphs-*/images.arrow")}
     assert sum(s3.asked("GET", "data/glyphs/images.arrow")) == size
     before = len(s3.log.read_text())
     assert open_data(pushed, ready.config.family.checksum).checksum == ready.config.family.checksum
-    assert len(s3.log.read_text()) == before  # nothing was asked: a worker that comes back needs no network
+    assert (
+        len(s3.log.read_text()) == before
+    )  # nothing was asked: a worker that comes back needs no network
 
 
 def test_processes_of_a_machine_fetch_one_copy(s3: S3, pushed: str, own_cache: Path) -> None:
     code = f"from metatrain.tasks.sources import open_data; print(open_data({pushed!r}).checksum)"
-    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     said = {process.communicate()[0] for process in started}
     assert said == {f"{open_data('glyphs').checksum}\n"}
     (size,) = {path.stat().st_size for path in own_cache.glob("fetched/glyphs-*/images.arrow")}
@@ -140,19 +169,26 @@ def test_a_copy_that_broke_off_goes_on(s3: S3, pushed: str, own_cache: Path) -> 
     assert not partial.exists()
 
 
-def test_what_is_not_what_was_pushed_is_refused_and_not_kept(s3: S3, pushed: str, own_cache: Path) -> None:
+def test_what_is_not_what_was_pushed_is_refused_and_not_kept(
+    s3: S3, pushed: str, own_cache: Path
+) -> None:
     data = storage.read(f"{pushed}/images.arrow")
     storage.write(f"{pushed}/images.arrow", data[:-1] + bytes([data[-1] ^ 1]))
     for _ in range(2):
         with pytest.raises(InputError, match=r"its checksum differs.*push the data set again"):
             remote.fetch(pushed)
-    assert not [path for path in (own_cache / "fetched").glob("*") if not path.name.endswith(".lock")]
+    assert not [
+        path for path in (own_cache / "fetched").glob("*") if not path.name.endswith(".lock")
+    ]
     manifest = json.loads(storage.read(f"{pushed}/manifest.json"))
-    storage.write(f"{pushed}/manifest.json", json.dumps(manifest | {"content": "../../elsewhere"}).encode())
+    storage.write(
+        f"{pushed}/manifest.json", json.dumps(manifest | {"content": "../../elsewhere"}).encode()
+    )
     with pytest.raises(InputError, match=r"manifest\.json is damaged"):
         remote.fetch(pushed)
     with pytest.raises(
-        InputError, match=r"s3://bucket/none holds no data set .*: put one there with `metatrain data push"
+        InputError,
+        match=r"s3://bucket/none holds no data set .*: put one there with `metatrain data push",
     ):
         remote.fetch("s3://bucket/none")
 
@@ -162,11 +198,18 @@ def test_the_commands_for_data_elsewhere(tmp_path: Path) -> None:
     done = command("data", "push", "glyphs", str(where))
     assert done.stdout.splitlines()[-1] == f"use it with --set family.data={where}"
     assert command("data", "check", str(where)).returncode == 0
-    assert "could be the name of a data set: give a path with a /" in command("data", "push", "glyphs", "drawn").stderr
+    assert (
+        "could be the name of a data set: give a path with a /"
+        in command("data", "push", "glyphs", "drawn").stderr
+    )
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -197,7 +240,9 @@ def mine(own_cache: Path, tmp_path: Path) -> Path:
         "{here}/moved",
     ],
 )
-def test_a_data_set_is_not_pushed_onto_itself_or_into_the_cache(target: str, mine: Path, tmp_path: Path) -> None:
+def test_a_data_set_is_not_pushed_onto_itself_or_into_the_cache(
+    target: str, mine: Path, tmp_path: Path
+) -> None:
     if target.endswith("moved"):  # the data set is a link in the cache to where it was put
         mine.rename(tmp_path / "moved")
         mine.symlink_to(tmp_path / "moved")
@@ -206,7 +251,10 @@ def test_a_data_set_is_not_pushed_onto_itself_or_into_the_cache(target: str, min
     before = files_in(tmp_path)
     done = command("data", "push", "mine", target.format(here=tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
-    assert "is in this machine's data cache, where the data set is already: give a folder outside of" in done.stderr
+    assert (
+        "is in this machine's data cache, where the data set is already: give a folder outside of"
+        in done.stderr
+    )
     assert files_in(tmp_path) == before
     assert command("data", "check", "mine").returncode == 0
 
@@ -228,12 +276,20 @@ def test_a_folder_of_other_files_is_refused_and_kept(mine: Path, tmp_path: Path)
         done = command("data", "push", "mine", target)
         assert done.returncode == 2
         assert f"holds {holds}" in done.stderr
-        assert "and no data set: give a new folder, an empty one, or one that a data set was pushed to" in done.stderr
-    assert "is a file: give a folder for the data set" in command("data", "push", "mine", "./web/manifest.json").stderr
+        assert (
+            "and no data set: give a new folder, an empty one, or one that a data set was pushed to"
+            in done.stderr
+        )
+    assert (
+        "is a file: give a folder for the data set"
+        in command("data", "push", "mine", "./web/manifest.json").stderr
+    )
     assert files_in(tmp_path) == before
 
 
-def test_a_newer_version_replaces_an_earlier_one_and_what_a_push_left(mine: Path, tmp_path: Path) -> None:
+def test_a_newer_version_replaces_an_earlier_one_and_what_a_push_left(
+    mine: Path, tmp_path: Path
+) -> None:
     empty, used = tmp_path / "empty", tmp_path / "used"
     empty.mkdir()
     for target in (empty, used):
@@ -245,11 +301,15 @@ def test_a_newer_version_replaces_an_earlier_one_and_what_a_push_left(mine: Path
     assert open_data(str(used)).checksum == open_data("mine").checksum
     assert files_in(used).keys() == {"README", "images.arrow", "manifest.json"}
     (empty / "manifest.json").write_text("{")
-    (empty / "images.arrow").rename(empty / "images.arrow.partial")  # as a machine that lost its power left it
+    (empty / "images.arrow").rename(
+        empty / "images.arrow.partial"
+    )  # as a machine that lost its power left it
     (empty / "images.arrow").write_bytes(b"half")
     assert command("data", "push", "mine", str(empty)).returncode == 0
     assert open_data(str(empty)).checksum == open_data("mine").checksum
-    os.link(mine / "images.arrow", tmp_path / "images.arrow")  # the same file by another name is not written through
+    os.link(
+        mine / "images.arrow", tmp_path / "images.arrow"
+    )  # the same file by another name is not written through
     (used / "images.arrow").unlink()
     (used / "images.arrow").symlink_to(mine / "images.arrow")
     assert command("data", "push", "mine", str(used)).returncode == 0
@@ -268,12 +328,20 @@ def test_a_push_that_fails_leaves_what_was_there(
 
     for target in (str(tmp_path / "pushed"), f"s3://bucket/kept/{type(error).__name__}"):
         remote.push(open_data("mine"), target)
-        before = {info.base_name: storage.read(f"{target}/{info.base_name}") for info in storage.listing(target)}
+        before = {
+            info.base_name: storage.read(f"{target}/{info.base_name}")
+            for info in storage.listing(target)
+        }
         with monkeypatch.context() as patch:
             patch.setattr(fs, "copy_files", fail)
-            with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError):
+            with pytest.raises(
+                KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError
+            ):
                 remote.push(open_data("mine"), target)
-        after = {info.base_name: storage.read(f"{target}/{info.base_name}") for info in storage.listing(target)}
+        after = {
+            info.base_name: storage.read(f"{target}/{info.base_name}")
+            for info in storage.listing(target)
+        }
         assert after == before
         storage.write(f"{target}/other/notes.txt", b"1")
         storage.remove(f"{target}/manifest.json")

@@ -1,4 +1,6 @@
-"""Sweeps on real Ray: trials are runs, whatever dies; schedulers stop and perturb them; MLflow has each once."""
+"""Sweeps on real Ray: trials are runs, whatever dies; schedulers stop and perturb them; MLflow has
+each once.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ class Broken(MAML):
             raise ZeroDivisionError("no such rate")
         return super().update(problem, meta, tasks, context)
 """
-RATES = {"algorithm.inner_lr": {"loguniform": [0.001, 0.1]}, "outer.lr": {"loguniform": [0.0001, 0.01]}}
+RATES = {
+    "algorithm.inner_lr": {"loguniform": [0.001, 0.1]},
+    "outer.lr": {"loguniform": [0.0001, 0.01]},
+}
 
 
 def load(folder: Path, **changes: Any) -> space.Search:
@@ -66,14 +71,23 @@ def load(folder: Path, **changes: Any) -> space.Search:
     for key in [key for key in changes if "__" in key]:
         recipes.put(recipe, key.replace("__", "."), changes.pop(key))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    whole = {"name": "s", "recipe": "recipe.yaml", "space": RATES, "budget": {"trials": 2}} | changes
+    whole = {
+        "name": "s",
+        "recipe": "recipe.yaml",
+        "space": RATES,
+        "budget": {"trials": 2},
+    } | changes
     (folder / "sweep.yaml").write_text(yaml.safe_dump(whole))
     return space.load(folder / "sweep.yaml")
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
     path = folder / "journal.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
 
 
 def rows(folder: Path | Folder, number: int) -> list[dict[str, Any]]:
@@ -85,17 +99,26 @@ def rows(folder: Path | Folder, number: int) -> list[dict[str, Any]]:
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
     newest = checkpoint.latest(f"{folder}/checkpoints")
     assert newest is not None
-    return {name: t for name, t in checkpoint.load(newest).tensors.items() if name.startswith("params.")}
+    return {
+        name: t for name, t in checkpoint.load(newest).tensors.items() if name.startswith("params.")
+    }
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(t, other[name]) for name, t in one.items()
+    )
 
 
 def alone(folder: Path, number: int, to: Path, **changes: Any) -> dict[str, torch.Tensor]:
     """What the recorded recipe of a trial gives without a sweep, and in process."""
     tree = yaml.safe_load((folder / "trials" / f"{number:02d}" / "config.yaml").read_text())
-    for key, value in {"output": str(to), "workers.max": 0, "tracking.uri": "none", **changes}.items():
+    for key, value in {
+        "output": str(to),
+        "workers.max": 0,
+        "tracking.uri": "none",
+        **changes,
+    }.items():
         recipes.put(tree, key, value)
     run.train(recipes.parse(RunConfig, tree, "the trial's"))
     return parameters(to)
@@ -103,7 +126,9 @@ def alone(folder: Path, number: int, to: Path, **changes: Any) -> dict[str, torc
 
 def processes(name: str) -> set[int]:
     """Ray's processes of that name that descend from this one."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
     lines = [line.split(maxsplit=2) for line in found.stdout.splitlines()]
     parents = {int(pid): int(parent) for pid, parent, _ in lines}
 
@@ -112,7 +137,11 @@ def processes(name: str) -> set[int]:
             pid = parents[pid]
         return pid == os.getpid()
 
-    return {int(pid) for pid, _, title in lines if title.startswith(f"ray::{name}") and descends(int(pid))}
+    return {
+        int(pid)
+        for pid, _, title in lines
+        if title.startswith(f"ray::{name}") and descends(int(pid))
+    }
 
 
 def runs_of(uri: str) -> list[Any]:
@@ -120,7 +149,9 @@ def runs_of(uri: str) -> list[Any]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
-    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
 
 
 def without_date(found: Any) -> str:
@@ -169,14 +200,18 @@ def test_two_trials_of_two_workers_at_once_are_runs_that_can_be_repeated(
     outcome = sweep.start(search)
     assert max(most) == 4
     starts, ends = (
-        {line["trial"]: line["at"] for line in journal(search.folder) if kind in line} for kind in ("values", "ended")
+        {line["trial"]: line["at"] for line in journal(search.folder) if kind in line}
+        for kind in ("values", "ended")
     )
     assert max(starts.values()) < min(ends.values()), "they did not run together"
     assert [trial.state for trial in outcome.trials] == ["completed", "completed"]
     assert outcome.trials[0].last.value <= outcome.trials[1].last.value
     for trial in outcome.trials:
         folder = search.folder / "trials" / f"{trial.number:02d}"
-        assert equal(alone(search.folder, trial.number, tmp_path / f"again-{trial.number}"), parameters(folder))
+        assert equal(
+            alone(search.folder, trial.number, tmp_path / f"again-{trial.number}"),
+            parameters(folder),
+        )
         assert trial.last.value == rows(search.folder, trial.number)[-1]["val/mse_after"]
         assert [report.step for report in trial.reports] == [0, 10, 20, 30, 40, 50, 60]
     until(lambda: not processes("RayWorker") - before)
@@ -193,7 +228,9 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
 ) -> None:
     before = processes("RayWorker") | processes("ImplicitFunc")
     uri = store(tmp_path)
-    search = load(tmp_path, budget={"trials": 1}, workers__max=1, outer__steps=200, tracking__uri=uri)
+    search = load(
+        tmp_path, budget={"trials": 1}, workers__max=1, outer__steps=200, tracking__uri=uri
+    )
     killed: list[str] = []
 
     def look() -> None:
@@ -208,8 +245,13 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
     assert killed == ["RayWorker", "ImplicitFunc"]
     assert [trial.state for trial in outcome.trials] == ["completed"]
     assert [report.step for report in outcome.winner.reports] == list(range(0, 201, 10))
-    assert equal(alone(search.folder, 0, tmp_path / "again"), parameters(search.folder / "trials" / "00"))
-    assert [without_date(found) for found in runs_of(uri)] == ["s-00 (winner)", "s"]  # the same run in MLflow, too
+    assert equal(
+        alone(search.folder, 0, tmp_path / "again"), parameters(search.folder / "trials" / "00")
+    )
+    assert [without_date(found) for found in runs_of(uri)] == [
+        "s-00 (winner)",
+        "s",
+    ]  # the same run in MLflow, too
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -220,7 +262,14 @@ def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
     rates = {"outer.lr": {"grid": [0.003, 1e-9, 1e-8]}}
     asha = {"name": "asha", "first_rung": 100, "reduction": 3}
     options = {"search": "grid", "budget": {}, "scheduler": asha, "at_once": 1}
-    search = load(tmp_path, space=rates, workers__max=1, outer__steps=400, validation__every_steps=100, **options)
+    search = load(
+        tmp_path,
+        space=rates,
+        workers__max=1,
+        outer__steps=400,
+        validation__every_steps=100,
+        **options,
+    )
     alive: list[int] = []
 
     def look() -> None:
@@ -234,7 +283,9 @@ def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
     states = {trial.number: (trial.state, trial.steps) for trial in outcome.trials}
     assert states == {0: ("completed", 400), 1: ("stopped", 100), 2: ("stopped", 100)}
     until(lambda: not (processes("RayWorker") | processes("ImplicitFunc")) - before, 20)
-    stopped = alone(search.folder, 1, tmp_path / "again", **{"outer.steps": 100})  # its rate does not fall with steps
+    stopped = alone(
+        search.folder, 1, tmp_path / "again", **{"outer.steps": 100}
+    )  # its rate does not fall with steps
     assert equal(stopped, parameters(search.folder / "trials" / "01"))
 
 
@@ -244,7 +295,15 @@ def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Pa
     pbt = {"name": "pbt", "every_steps": 20, "quantile": 0.5, "resample": 0}
     rates = {"outer.lr": {"loguniform": [1e-9, 0.01]}}
     output = "s3://bucket/perturbed"
-    search = load(tmp_path, output=output, space=rates, scheduler=pbt, workers__max=1, outer__steps=120, seed=3)
+    search = load(
+        tmp_path,
+        output=output,
+        space=rates,
+        scheduler=pbt,
+        workers__max=1,
+        outer__steps=120,
+        seed=3,
+    )
     outcome = sweep.start(search)
     schedule = json.loads((search.folder / "schedule.json").read_text())
     assert schedule[0]["step"] == 0
@@ -257,13 +316,17 @@ def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Pa
         for entry, end in zip(history, ends, strict=True):
             if entry["trial"] == trial.number:  # its own record has what it did itself
                 used = {
-                    row["learner.lr"] for row in rows(search.folder, trial.number) if entry["step"] < row["step"] <= end
+                    row["learner.lr"]
+                    for row in rows(search.folder, trial.number)
+                    if entry["step"] < row["step"] <= end
                 }
                 assert used == {entry["values"]["outer.lr"]}
         for old, new in pairwise(history):
             perturbed += 1
             ratio = new["values"]["outer.lr"] / old["values"]["outer.lr"]
-            assert min(abs(ratio - 0.8), abs(ratio - 1.2)) < 1e-9 or new["values"]["outer.lr"] == 0.01
+            assert (
+                min(abs(ratio - 0.8), abs(ratio - 1.2)) < 1e-9 or new["values"]["outer.lr"] == 0.01
+            )
     assert perturbed, "nobody exploited anybody"
     assert (search.folder / "figures" / "schedule.png").exists()
 
@@ -272,7 +335,10 @@ def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Pa
 def test_a_trial_that_diverges_is_the_last_one_and_costs_the_others_nothing(tmp_path: Path) -> None:
     rates = {"algorithm.inner_lr": {"grid": [0.01, 1e30]}}
     outcome = sweep.start(load(tmp_path, space=rates, search="grid", budget={}))
-    assert [(trial.number, trial.state) for trial in outcome.trials] == [(0, "completed"), (1, "diverged")]
+    assert [(trial.number, trial.state) for trial in outcome.trials] == [
+        (0, "completed"),
+        (1, "diverged"),
+    ]
     assert "is not finite" in outcome.trials[1].cause
     with pytest.raises(InputError, match="is finished: give another output"):
         sweep.start(load(tmp_path, space=rates, search="grid", budget={}), resume="auto")
@@ -294,16 +360,27 @@ def test_when_the_time_is_up_the_best_so_far_is_the_winner(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("scheduler", [{"name": "asha", "first_rung": 10}, {"name": "pbt", "every_steps": 20}])
-def test_a_sweep_with_a_scheduler_goes_on_where_it_was(tmp_path: Path, scheduler: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "scheduler", [{"name": "asha", "first_rung": 10}, {"name": "pbt", "every_steps": 20}]
+)
+def test_a_sweep_with_a_scheduler_goes_on_where_it_was(
+    tmp_path: Path, scheduler: dict[str, Any]
+) -> None:
     """As if it had been killed after each trial's report of step 30."""
     space_ = {"outer.lr": {"loguniform": [1e-4, 1e-2]}}
     search = load(
-        tmp_path, space=space_, scheduler=scheduler, budget={"trials": 3}, outer__steps=60, checkpoint__keep=9
+        tmp_path,
+        space=space_,
+        scheduler=scheduler,
+        budget={"trials": 3},
+        outer__steps=60,
+        checkpoint__keep=9,
     )
     sweep.start(search)
     kept = [
-        line for line in journal(search.folder) if "ended" not in line and line.get("report", {}).get("step", 0) <= 30
+        line
+        for line in journal(search.folder)
+        if "ended" not in line and line.get("report", {}).get("step", 0) <= 30
     ]
     (search.folder / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     (search.folder / "result.json").unlink()
@@ -311,7 +388,9 @@ def test_a_sweep_with_a_scheduler_goes_on_where_it_was(tmp_path: Path, scheduler
         for saved in (search.folder / "trials" / f"{number:02d}" / "checkpoints").glob("step-*"):
             if saved.name > "step-00000030":
                 shutil.rmtree(saved)
-    ahead = {n: [r["step"] for r in rows(search.folder, n) if "val/mse_after" in r] for n in range(3)}
+    ahead = {
+        n: [r["step"] for r in rows(search.folder, n) if "val/mse_after" in r] for n in range(3)
+    }
     assert all(steps[-1] >= 10 for steps in ahead.values())
     outcome = sweep.start(search, resume="auto")
     assert len(outcome.trials) == 3
@@ -322,7 +401,10 @@ def test_a_sweep_with_a_scheduler_goes_on_where_it_was(tmp_path: Path, scheduler
 @pytest.mark.usefixtures("ray_cluster")
 def test_one_folder_has_one_sweep_at_a_time(tmp_path: Path) -> None:
     search = load(tmp_path)
-    with sweep._alone(search), pytest.raises(InputError, match="another process works on the sweep in"):
+    with (
+        sweep._alone(search),
+        pytest.raises(InputError, match="another process works on the sweep in"),
+    ):
         sweep.start(search)
 
 
@@ -330,7 +412,11 @@ def test_what_is_known_of_a_rung_is_not_judged_again(tmp_path: Path) -> None:
     search = load(tmp_path, scheduler={"name": "asha", "first_rung": 10}, budget={"trials": 3})
     book = sweep.Journal(tmp_path / "journal.jsonl")
     for number, value in ((0, 5.0), (1, 1.0), (2, 2.0)):  # the first one passed, being the first
-        book.write(number, "report", {"step": 10, "value": value, "ci95": 0.1, "values": {}, "diverged": ""})
+        book.write(
+            number,
+            "report",
+            {"step": 10, "value": value, "ci95": 0.1, "values": {}, "diverged": ""},
+        )
     book.write(1, "ended", {"state": "completed", "cause": ""})
     scheduler = schedulers.scheduler(search, book)
     again = SimpleNamespace(trial_id="new", name="0")
@@ -344,7 +430,13 @@ def test_what_is_known_of_a_rung_is_not_judged_again(tmp_path: Path) -> None:
 def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path) -> None:
     """And a sweep of one's own classes: their file is sent to the trials."""
     (tmp_path / "broken.py").write_text(BROKEN)
-    load(tmp_path, space={"algorithm.inner_lr": {"grid": [0.01, 0.2, 2.0]}}, search="grid", budget={}, name="own")
+    load(
+        tmp_path,
+        space={"algorithm.inner_lr": {"grid": [0.01, 0.2, 2.0]}},
+        search="grid",
+        budget={},
+        name="own",
+    )
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     recipe["algorithm"] = {"name": "broken:Broken", "inner_lr": 0.01}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -359,7 +451,9 @@ def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert "trial 1 failed: ZeroDivisionError: no such rate (" in done.stderr
-    assert "trial 2 failed: ZeroDivisionError: no such start (" in done.stderr  # before its first step
+    assert (
+        "trial 2 failed: ZeroDivisionError: no such start (" in done.stderr
+    )  # before its first step
     trials = json.loads((tmp_path / "runs" / "own" / "result.json").read_text())["trials"]
     assert [(trial["trial"], trial["state"]) for trial in trials] == [
         (0, "completed"),
@@ -372,20 +466,28 @@ def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_than_the_cluster_has_is_refused_before_any_trial(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"a trial needs 5 workers of 1 CPUs and 0 GPUs, and this cluster has 4 CPUs and 1 GPUs"
+        InputError,
+        match=(
+            r"a trial needs 5 workers of 1 CPUs and 0 GPUs, and this cluster has 4 "
+            r"CPUs and 1 GPUs"
+        ),
     ):
         sweep.start(load(tmp_path, workers__max=5))
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_jobs_own_process_leaves_less_for_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jobs_own_process_leaves_less_for_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = load(tmp_path, workers__max=2)
     assert at_once(search) == 2
     monkeypatch.setenv(JOB, "mine")
     monkeypatch.setenv(JOB_CPUS, "1")
     assert at_once(search) == 1
     monkeypatch.setenv(JOB_CPUS, "3")
-    with pytest.raises(InputError, match="this cluster has 1 CPUs and 1 GPUs besides what --driver-cpus"):
+    with pytest.raises(
+        InputError, match="this cluster has 1 CPUs and 1 GPUs besides what --driver-cpus"
+    ):
         check_resources(search)
 
 
@@ -416,7 +518,9 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     arguments = [sys.executable, "-m", "tuning.cli", "tune", "sweep.yaml"]
 
     def go(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*arguments, *more], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [*arguments, *more], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def reports() -> int:
         return sum("report" in line for line in journal(search.folder))
@@ -426,7 +530,9 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 130, said
-    assert said.endswith("trials; what they reported is kept\nto continue: metatrain tune sweep.yaml --resume auto\n")
+    assert said.endswith(
+        "trials; what they reported is kept\nto continue: metatrain tune sweep.yaml --resume auto\n"
+    )
     done = reports()
 
     second = go("--resume", "auto")
@@ -442,7 +548,9 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
 
     whole = journal(search.folder)
     for kind, count in (("values", 4), ("ended", 4), ("report", 4 * 16)):
-        lines = [(line["trial"], line.get("report", {}).get("step")) for line in whole if kind in line]
+        lines = [
+            (line["trial"], line.get("report", {}).get("step")) for line in whole if kind in line
+        ]
         assert len(lines) == len(set(lines)) == count, (kind, lines)
     found = runs_of(uri)
     best = json.loads((search.folder / "result.json").read_text())["winner"]
@@ -455,11 +563,16 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
     assert len({r.data.params["outer.lr"] for r in children}) == 4
     assert [len(r.outputs.model_outputs) for r in (parent, *children)] == [1, 0, 0, 0, 0]
-    assert {each.dataset.name for r in found for each in r.inputs.dataset_inputs} >= {"sinusoid train", "sinusoid test"}
+    assert {each.dataset.name for r in found for each in r.inputs.dataset_inputs} >= {
+        "sinusoid train",
+        "sinusoid test",
+    }
     client = MlflowClient(uri)
     best = [m.value for m in client.get_metric_history(parent.info.run_id, "val/mse_after")]
     assert best == sorted(best, reverse=True), "the best so far cannot become worse"
-    assert float(parent.data.params["best.outer.lr"]) in {float(r.data.params["outer.lr"]) for r in children}
+    assert float(parent.data.params["best.outer.lr"]) in {
+        float(r.data.params["outer.lr"]) for r in children
+    }
     assert {f.path for f in client.list_artifacts(parent.info.run_id)} == {
         "sweep.yaml",
         "recipe.yaml",
@@ -472,7 +585,9 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     assert equal(again, parameters(search.folder / "trials" / "00"))
 
 
-def test_tune_names_the_command_for_what_is_no_sweep_and_continues_a_sweep_only(tmp_path: Path) -> None:
+def test_tune_names_the_command_for_what_is_no_sweep_and_continues_a_sweep_only(
+    tmp_path: Path,
+) -> None:
     load(tmp_path)  # sweep.yaml and recipe.yaml
     for name in ("run/config.yaml", "swept/sweep.yaml", "other/notes.txt"):
         (tmp_path / name).parent.mkdir()
@@ -483,8 +598,12 @@ def test_tune_names_the_command_for_what_is_no_sweep_and_continues_a_sweep_only(
         "run": "run is a run's folder: metatrain train run/config.yaml --resume run",
         "swept": swept,
         "other": "other is a folder: give a YAML file such as those in recipes/sweeps/",
-        "sweep.yaml --resume run": f"{tmp_path}/run holds no sweep to continue: give a sweep's folder, or",
-        "sweep.yaml --resume run --set output=x": "output is x, and --resume continues the sweep in run: give one",
+        (
+            "sweep.yaml --resume run"
+        ): f"{tmp_path}/run holds no sweep to continue: give a sweep's folder, or",
+        (
+            "sweep.yaml --resume run --set output=x"
+        ): "output is x, and --resume continues the sweep in run: give one",
     }
     for arguments, sentence in cases.items():
         done = command("tune", *arguments.split())

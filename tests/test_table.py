@@ -1,4 +1,6 @@
-"""A table's rows become tasks by group: disjoint splits, scales of the training groups, raw units in and out."""
+"""A table's rows become tasks by group: disjoint splits, scales of the training groups, raw units
+in and out.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,13 @@ def frame(seed: int = 0, groups: int = GROUPS) -> pd.DataFrame:
     for i in range(groups):
         rooms, area = random.integers(1, 9, SIZE), random.normal(80, 20, SIZE)
         price = 1000 * (300 + 40 * random.normal() + 30 * rooms + 2 * random.normal() * (area - 80))
-        names = {"district": f"d{i:02d}", "rooms": rooms, "area": area, "street": "Elm St", "price": price}
+        names = {
+            "district": f"d{i:02d}",
+            "rooms": rooms,
+            "area": area,
+            "street": "Elm St",
+            "price": price,
+        }
         parts.append(pd.DataFrame(names))
     return pd.concat(parts).sample(frac=1, random_state=seed).reset_index(drop=True)
 
@@ -47,7 +55,9 @@ def houses(tmp_path: Path) -> pd.DataFrame:
 
 
 def table(**fields: Any) -> Table:
-    return Table(**{"data": "houses.csv", "group": "district", "target": "price", "queries": 4} | fields)
+    return Table(
+        **{"data": "houses.csv", "group": "district", "target": "price", "queries": 4} | fields
+    )
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -58,7 +68,9 @@ def districts(family: Table, rows: pd.DataFrame, y: torch.Tensor) -> list[list[s
     """[T, N] the district of each drawn row, by its price."""
     prices = rows["price"].to_numpy()
     found = [family.predictions(part).numpy() for part in y]
-    return [[rows["district"][int(np.abs(prices - price).argmin())] for price in part] for part in found]
+    return [
+        [rows["district"][int(np.abs(prices - price).argmin())] for price in part] for part in found
+    ]
 
 
 def test_a_task_is_a_group_and_its_rows_are_distinct(houses: pd.DataFrame) -> None:
@@ -71,7 +83,9 @@ def test_a_task_is_a_group_and_its_rows_are_distinct(houses: pd.DataFrame) -> No
         assert len(set(group)) == 1
         assert len(prices.unique()) == 9
     x = torch.cat([task.support_x, task.query_x], 1).flatten(0, 1)
-    raw = x.double() * torch.tensor(family.standalone().deviations[:2]) + torch.tensor(family.standalone().means[:2])
+    raw = x.double() * torch.tensor(family.standalone().deviations[:2]) + torch.tensor(
+        family.standalone().means[:2]
+    )
     near = [(houses[["rooms", "area"]] - row).abs().sum(1).min() for row in raw.numpy()]
     assert max(near) < 1e-3  # and each is a row of the file
 
@@ -103,10 +117,14 @@ def test_shares_divide_all_groups(splits: tuple[float, float, float], sizes: lis
     assert [len(parts[split]) for split in ("train", "val", "test")] == sizes
     assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(10))
     for groups in range(4):
-        assert sorted(torch.cat(list(divide(groups, splits).values())).tolist()) == list(range(groups))
+        assert sorted(torch.cat(list(divide(groups, splits).values())).tolist()) == list(
+            range(groups)
+        )
 
 
-def test_groups_are_divided_by_their_names_and_not_by_their_order_in_the_file(houses: pd.DataFrame) -> None:
+def test_groups_are_divided_by_their_names_and_not_by_their_order_in_the_file(
+    houses: pd.DataFrame,
+) -> None:
     houses.sort_values("price").to_csv("sorted.csv", index=False)
     for split in ("train", "val", "test"):
         first, second = (table(data=data)._rows for data in ("houses.csv", "sorted.csv"))
@@ -138,11 +156,16 @@ def test_a_constant_column_has_deviation_one(houses: pd.DataFrame) -> None:
     assert family.sample(generator(), 5, "test").query_x[..., 0].abs().max() == 0
 
 
-def test_the_same_generator_draws_the_same_rows_and_nothing_else_decides(houses: pd.DataFrame) -> None:
+def test_the_same_generator_draws_the_same_rows_and_nothing_else_decides(
+    houses: pd.DataFrame,
+) -> None:
     first = table().sample(generator(3), 6, "test")
     torch.manual_seed(1)
     columns.opened.cache_clear()
-    again, other = table().standalone().sample(generator(3), 6, "test"), table().sample(generator(4), 6, "test")
+    again, other = (
+        table().standalone().sample(generator(3), 6, "test"),
+        table().sample(generator(4), 6, "test"),
+    )
     assert all(map(torch.equal, first, again))
     assert not torch.equal(first.query_y, other.query_y)
 
@@ -164,7 +187,12 @@ def test_parquet_and_addresses_give_the_same_tasks(houses: pd.DataFrame, s3: S3)
     storage.write("s3://bucket/houses.csv", Path("houses.csv").read_bytes())
     drawn = [
         table(data=data).sample(generator(), 4, "val")
-        for data in ("houses.csv", "houses.parquet", "s3://bucket/houses.csv", str(Path("houses.csv").absolute()))
+        for data in (
+            "houses.csv",
+            "houses.parquet",
+            "s3://bucket/houses.csv",
+            str(Path("houses.csv").absolute()),
+        )
     ]
     for task in drawn[1:]:
         assert all(torch.equal(a, b) for a, b in zip(drawn[0], task, strict=True))
@@ -189,7 +217,13 @@ def test_group_names_of_a_csv_are_text(houses: pd.DataFrame) -> None:
 def test_odd_but_sound_files_are_read(houses: pd.DataFrame) -> None:
     text = Path("houses.csv").read_text()
     quoted = text.replace("Elm St", '"Elm\nSt, 1"')
-    for odd in ("﻿" + text, "\n\n" + text, text.replace("\n", "\r\n"), text.replace("\n", "\n\n"), quoted):
+    for odd in (
+        "﻿" + text,
+        "\n\n" + text,
+        text.replace("\n", "\r\n"),
+        text.replace("\n", "\n\n"),
+        quoted,
+    ):
         Path("odd.csv").write_text(odd, newline="")
         assert torch.equal(table(data="odd.csv")._rows.values, table()._rows.values)
     long = houses.assign(street="x" * 100)
@@ -198,7 +232,9 @@ def test_odd_but_sound_files_are_read(houses: pd.DataFrame) -> None:
     assert torch.equal(table(data="odd.csv")._rows.values, table()._rows.values)
     money = houses.assign(price=[Decimal(f"{price:.2f}") for price in houses["price"]])
     money.to_parquet("money.parquet")
-    assert table(data="money.parquet").standalone().means == pytest.approx(table().standalone().means)
+    assert table(data="money.parquet").standalone().means == pytest.approx(
+        table().standalone().means
+    )
 
 
 def one_sentence(error: BaseException) -> str:
@@ -234,8 +270,14 @@ ROWS = "".join(f"{'abcdef'[i % 6]},{i % 7},{i * i % 11}.5,{i}\n" for i in range(
         (b"PAR1", "cannot read houses.csv as CSV or Parquet"),
         (b"PAR1" + b"x" * 100 + b"PAR1", "cannot read houses.csv as CSV or Parquet"),
         ((HEADER + ROWS + 'a,"1,2,3').encode(), "cannot read houses.csv|not numeric"),
-        (("x" * 3_000_000).encode(), "family.group names 'district', which is no column|cannot read"),
-        ((HEADER.replace("price", "Price") + ROWS).encode(), r"family.target names 'price', .* did you mean 'Price'\?"),
+        (
+            ("x" * 3_000_000).encode(),
+            "family.group names 'district', which is no column|cannot read",
+        ),
+        (
+            (HEADER.replace("price", "Price") + ROWS).encode(),
+            r"family.target names 'price', .* did you mean 'Price'\?",
+        ),
         ((HEADER.replace("district", " district") + ROWS).encode(), r"did you mean ' district'\?"),
         ((HEADER.replace("price", "\x1b[31m") + ROWS).encode(), r"\\x1b\[31m"),
         (
@@ -244,19 +286,43 @@ ROWS = "".join(f"{'abcdef'[i % 6]},{i % 7},{i * i % 11}.5,{i}\n" for i in range(
         ),
         ((HEADER + ROWS.replace(",3\n", ",1_000\n")).encode(), "text such as '1_000'"),
         ((HEADER + ROWS.replace(",3\n", ",?\n")).encode(), r"text such as '\?'"),
-        ((HEADER + ROWS.replace(",3\n", ",\n").replace(",4\n", ",NaN\n")).encode(), r"2 of 120 rows \(2 missing\)"),
-        ((HEADER + ROWS.replace(",3\n", ",inf\n").replace(",4\n", ",\n")).encode(), r"\(1 missing, 1 infinite\)"),
-        ((HEADER + ROWS.replace(",3\n", ",1e999\n")).encode(), r"'price' .* 1 of 120 rows \(1 infinite\)"),
+        (
+            (HEADER + ROWS.replace(",3\n", ",\n").replace(",4\n", ",NaN\n")).encode(),
+            r"2 of 120 rows \(2 missing\)",
+        ),
+        (
+            (HEADER + ROWS.replace(",3\n", ",inf\n").replace(",4\n", ",\n")).encode(),
+            r"\(1 missing, 1 infinite\)",
+        ),
+        (
+            (HEADER + ROWS.replace(",3\n", ",1e999\n")).encode(),
+            r"'price' .* 1 of 120 rows \(1 infinite\)",
+        ),
         (
             (HEADER + ROWS.replace(",1.5,", ",,")).encode(),
             r"column 'area' of houses.csv has no finite number in \d+ of",
         ),
-        ((HEADER + re.sub(",[0-9]+\n", ",true\n", ROWS)).encode(), "'price' .* it holds true and false"),
-        ((HEADER + re.sub(",[0-9]+\n", ",2024-01-02\n", ROWS)).encode(), "'price' .* it holds date32"),
+        (
+            (HEADER + re.sub(",[0-9]+\n", ",true\n", ROWS)).encode(),
+            "'price' .* it holds true and false",
+        ),
+        (
+            (HEADER + re.sub(",[0-9]+\n", ",2024-01-02\n", ROWS)).encode(),
+            "'price' .* it holds date32",
+        ),
         ((HEADER + re.sub(",[0-9]+\n", ",\n", ROWS)).encode(), "'price' .* it holds no values"),
-        ((HEADER + ROWS.replace("b,", ",")).encode(), "'district' of houses.csv is empty in 20 of 120 rows"),
-        ((HEADER + ROWS.replace(",3\n", ",1e300\n")).encode(), "'price' .* cannot|'price' .* too large"),
-        ((HEADER + "a,1,2,3\n").encode(), "no group of houses.csv is left to train on|the train split .* has 0 groups"),
+        (
+            (HEADER + ROWS.replace("b,", ",")).encode(),
+            "'district' of houses.csv is empty in 20 of 120 rows",
+        ),
+        (
+            (HEADER + ROWS.replace(",3\n", ",1e300\n")).encode(),
+            "'price' .* cannot|'price' .* too large",
+        ),
+        (
+            (HEADER + "a,1,2,3\n").encode(),
+            "no group of houses.csv is left to train on|the train split .* has 0 groups",
+        ),
         (b"district,price\na,1\nb,2\n", "no numeric column but 'price'"),
     ],
 )
@@ -280,17 +346,27 @@ def test_files_are_refused_in_one_sentence_that_says_why(content: bytes, reason:
         ({"group": "distrct"}, r"family.group names 'distrct', .* did you mean 'district'\?"),
         (
             {"target": "xyz"},
-            "family.target names 'xyz', .* the columns are 'district', 'rooms', 'area', 'street', 'price'",
+            "family.target names 'xyz', .* the columns are 'district', 'rooms', 'area', 'street', "
+            "'price'",
         ),
         ({"features": ["room"]}, r"family.features names 'room', .* did you mean 'rooms'\?"),
         ({"features": ["rooms", "price"]}, "family.features has 'price', which is family.target"),
         ({"features": ["district"]}, "family.features has 'district', which is family.group"),
         ({"features": ["rooms", "rooms"]}, "'rooms' several times"),
         ({"features": []}, "family.features is empty"),
-        ({"features": ["street"]}, "'street' of houses.csv is not numeric, it holds text such as 'Elm St'"),
+        (
+            {"features": ["street"]},
+            "'street' of houses.csv is not numeric, it holds text such as 'Elm St'",
+        ),
         ({"group": "price"}, "both 'price'"),
-        ({"shots": 9}, r"has 0 groups by 'district' with 13 rows, .* \(12 with fewer rows are left out\)"),
-        ({"group": "street"}, "has 0 groups by 'street'|no group of houses.csv is left to train on"),
+        (
+            {"shots": 9},
+            r"has 0 groups by 'district' with 13 rows, .* \(12 with fewer rows are left out\)",
+        ),
+        (
+            {"group": "street"},
+            "has 0 groups by 'street'|no group of houses.csv is left to train on",
+        ),
         ({"splits": (0.05, 0.5, 0.45)}, "has 1 groups by 'district'"),
         ({"checksum": "0" * 64}, "not the file that this was trained on"),
     ],
@@ -314,32 +390,49 @@ def test_keys_are_refused_in_one_sentence_that_says_why(
         ({"splits": [1.5, -0.5, 0.0]}, "sum to 1"),
         ({"means": [0.0]}, "means and deviations"),
         ({"features": ["rooms"], "means": [0.0, 0.0], "deviations": [1.0, 0.0]}, "above 0"),
-        ({"features": ["rooms"], "means": [0.0, 0.0], "deviations": [1.0]}, "one for each of features"),
+        (
+            {"features": ["rooms"], "means": [0.0, 0.0], "deviations": [1.0]},
+            "one for each of features",
+        ),
         ({"features": ["rooms"], "means": [0.0, float("nan")], "deviations": [1.0, 1.0]}, "finite"),
         ({"colour": "red"}, "colour is not a key"),
     ],
 )
 def test_recipes_are_refused_for_values_that_cannot_be(fields: dict[str, Any], reason: str) -> None:
-    family = {"name": "table", "data": "houses.csv", "group": "district", "target": "price"} | fields
+    family = {
+        "name": "table",
+        "data": "houses.csv",
+        "group": "district",
+        "target": "price",
+    } | fields
     with pytest.raises(InputError, match=reason):
         config(SINUSOID | {"family": family})
 
 
 def test_small_groups_are_left_out_and_counted(houses: pd.DataFrame) -> None:
-    few = houses.drop(houses.index[houses["district"].isin(["d00", "d01", "d02", "d03", "d04"])][::2]).reset_index(
-        drop=True
-    )
+    few = houses.drop(
+        houses.index[houses["district"].isin(["d00", "d01", "d02", "d03", "d04"])][::2]
+    ).reset_index(drop=True)
     few.to_csv("houses.csv", index=False)
-    assert table(shots=1, queries=1).describe() == "table houses.csv price by district (12/4/4 groups) 1-shot 1 queries"
+    assert (
+        table(shots=1, queries=1).describe()
+        == "table houses.csv price by district (12/4/4 groups) 1-shot 1 queries"
+    )
     family = table()
     counts = [int(n) for n in re.findall(r"\d+", family.describe())[:3]]
     assert sum(counts) == 15
-    drawn = {g for part in districts(family, few, family.sample(generator(), 300, "train").query_y) for g in part}
+    drawn = {
+        g
+        for part in districts(family, few, family.sample(generator(), 300, "train").query_y)
+        for g in part
+    }
     assert len(drawn) == counts[0]
     assert not drawn & {"d00", "d01", "d02", "d03", "d04"}
 
 
-def test_an_evaluation_may_not_change_what_the_scale_was_measured_with(houses: pd.DataFrame) -> None:
+def test_an_evaluation_may_not_change_what_the_scale_was_measured_with(
+    houses: pd.DataFrame,
+) -> None:
     """Nor move a group that was trained on into the test split."""
     trained = table().standalone()
     replace(trained, shots=2).check("test")
@@ -390,7 +483,15 @@ def test_raw_rows_are_taken_in_all_that_people_hold_them_in(houses: pd.DataFrame
     y = family.targets(rows["price"])
     assert y.shape == (7, 1)
     prices = rows["price"].to_numpy()
-    for raw in (rows, rows[["price"]], prices, prices[:, None], prices.tolist(), torch.tensor(prices), iter(prices)):
+    for raw in (
+        rows,
+        rows[["price"]],
+        prices,
+        prices[:, None],
+        prices.tolist(),
+        torch.tensor(prices),
+        iter(prices),
+    ):
         assert torch.equal(family.targets(raw), y)
     back = family.predictions(y)
     assert back.shape == (7,)
@@ -428,11 +529,16 @@ def test_raw_rows_are_taken_in_all_that_people_hold_them_in(houses: pd.DataFrame
         ([{"rooms": 1, "area": 2}, {"rooms": 2}], r"column 'area' .* 1 of 2 rows \(1 missing\)"),
         (pd.DataFrame(np.zeros((2, 2))), "no column 'rooms'"),
         (pd.DataFrame({"rooms": ["3 rooms"], "area": [1.0]}), "column 'rooms' holds '3 rooms'"),
-        (pd.DataFrame({"rooms": pd.array([1, None], dtype="Int64"), "area": [1.0, 2.0]}), "column 'rooms'"),
+        (
+            pd.DataFrame({"rooms": pd.array([1, None], dtype="Int64"), "area": [1.0, 2.0]}),
+            "column 'rooms'",
+        ),
         (pd.DataFrame([[1, 2, 3]], columns=["rooms", "area", "area"]), "one value for each"),
     ],
 )
-def test_raw_rows_are_refused_in_one_sentence_that_says_why(houses: pd.DataFrame, raw: Any, reason: str) -> None:
+def test_raw_rows_are_refused_in_one_sentence_that_says_why(
+    houses: pd.DataFrame, raw: Any, reason: str
+) -> None:
     with pytest.raises(InputError, match=reason) as refused:
         table().examples(raw)
     one_sentence(refused.value)
@@ -449,7 +555,9 @@ def test_raw_rows_are_refused_in_one_sentence_that_says_why(houses: pd.DataFrame
         (pd.DataFrame({"prize": [1.0]}), r"no column 'price': did you mean 'prize'\?"),
     ],
 )
-def test_raw_targets_are_refused_in_one_sentence_that_says_why(houses: pd.DataFrame, raw: Any, reason: str) -> None:
+def test_raw_targets_are_refused_in_one_sentence_that_says_why(
+    houses: pd.DataFrame, raw: Any, reason: str
+) -> None:
     with pytest.raises(InputError, match=reason) as refused:
         table().targets(raw)
     one_sentence(refused.value)
@@ -457,18 +565,30 @@ def test_raw_targets_are_refused_in_one_sentence_that_says_why(houses: pd.DataFr
         table().predictions(torch.zeros(3))
 
 
-def test_baselines_are_the_mean_and_a_ridge_regression_of_the_support_rows(houses: pd.DataFrame) -> None:
+def test_baselines_are_the_mean_and_a_ridge_regression_of_the_support_rows(
+    houses: pd.DataFrame,
+) -> None:
     from sklearn.linear_model import Ridge
 
     task = table(shots=6).sample(generator(), 5, "train")
     for t in range(5):
         x, y, query, truth = (leaf[t].double().numpy() for leaf in task)
-        assert float(support_mean(task)[t]) == pytest.approx(((truth - y.mean()) ** 2).mean(), rel=1e-4)
+        assert float(support_mean(task)[t]) == pytest.approx(
+            ((truth - y.mean()) ** 2).mean(), rel=1e-4
+        )
         fitted = Ridge(alpha=1.0).fit(x, y[:, 0]).predict(query)
-        assert float(ridge(task)[t]) == pytest.approx(((truth[:, 0] - fitted) ** 2).mean(), rel=1e-3)
+        assert float(ridge(task)[t]) == pytest.approx(
+            ((truth[:, 0] - fitted) ** 2).mean(), rel=1e-3
+        )
 
 
-FAMILY = {"name": "table", "data": "houses.csv", "group": "district", "target": "price", "queries": 5}
+FAMILY = {
+    "name": "table",
+    "data": "houses.csv",
+    "group": "district",
+    "target": "price",
+    "queries": 5,
+}
 SMALL: dict[str, Any] = SINUSOID | {
     "name": "houses",
     "family": FAMILY,
@@ -509,7 +629,9 @@ def test_a_run_learns_and_its_bundle_needs_no_file(houses: pd.DataFrame) -> None
         family.check("test")
 
 
-def test_a_run_is_refused_before_it_begins_for_what_its_evaluation_may_not_change(houses: pd.DataFrame) -> None:
+def test_a_run_is_refused_before_it_begins_for_what_its_evaluation_may_not_change(
+    houses: pd.DataFrame,
+) -> None:
     Path("houses.yaml").write_text(
         json.dumps(SMALL | {"evaluation": {"tasks": 10, "family": {"splits": [0.2, 0.2, 0.6]}}})
     )
@@ -521,7 +643,9 @@ def test_a_run_is_refused_before_it_begins_for_what_its_evaluation_may_not_chang
 
 def test_the_picture_shows_prices_before_and_after(houses: pd.DataFrame) -> None:
     truth = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    figure = figures.agreement(truth, [(0, truth * 2), (3, truth)], ["d1", "d2"], "price", "a title")
+    figure = figures.agreement(
+        truth, [(0, truth * 2), (3, truth)], ["d1", "d2"], "price", "a title"
+    )
     first, second = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["d1", "d2"]
     assert (first.get_xlabel(), first.get_ylabel()) == ("true price", "predicted price")
@@ -529,7 +653,9 @@ def test_the_picture_shows_prices_before_and_after(houses: pd.DataFrame) -> None
     assert list(drawn) == ["no error", "before adaptation", "after 3 adaptation steps"]
     assert drawn["before adaptation"].get_ydata().tolist() == [6.0, 8.0]
     assert drawn["after 3 adaptation steps"].get_xdata().tolist() == [3.0, 4.0]
-    (alone,) = figures.agreement(truth[:1], [(0, truth[:1]), (1, truth[:1])], ["d1"], "price", "one group").axes
+    (alone,) = figures.agreement(
+        truth[:1], [(0, truth[:1]), (1, truth[:1])], ["d1"], "price", "one group"
+    ).axes
     assert alone.get_title() == "d1"
 
 
@@ -538,7 +664,10 @@ def test_the_picture_is_of_different_groups_in_raw_units(houses: pd.DataFrame) -
     problem = family.bind(MLP(hidden=(4,)), ("none",), "reference")
 
     def adapt(task: Any) -> list[tuple[int, Any]]:
-        params = {name: p.expand(len(task.query_x), *p.shape) for name, p in problem.init(generator()).items()}
+        params = {
+            name: p.expand(len(task.query_x), *p.shape)
+            for name, p in problem.init(generator()).items()
+        }
         return [(0, params), (1, params)]
 
     figure = family.picture(problem, adapt, generator(), "test")

@@ -42,7 +42,10 @@ def test_series_follow_a_law_of_their_own_in_time() -> None:
     task = Series(shots=300, queries=200).sample(generator(), 50, "train")
     assert task.support_x.shape == (50, 300, 2)
     assert task.query_y.shape == (50, 200, 1)
-    x, y = torch.cat([task.support_x, task.query_x], 1), torch.cat([task.support_y, task.query_y], 1)
+    x, y = (
+        torch.cat([task.support_x, task.query_x], 1),
+        torch.cat([task.support_y, task.query_y], 1),
+    )
     assert torch.equal(x[:, 1:, 0], x[:, :-1, 1])
     assert torch.equal(x[:, 1:, 1], y[:, :-1, 0])
     weights = torch.linalg.lstsq(x, y).solution
@@ -79,7 +82,10 @@ def test_episodes_stay_in_their_split(split: Any) -> None:
     task = family.sample(generator(), 5, split)
     members = torch.tensor(family.store.scheme(None).classes[split])
     rows = (family.store.offsets[members][:, None] + torch.arange(20)).flatten()
-    inside = torch.cdist(task.support_x.flatten(0, 1).flatten(1).float(), family.store.images[rows].flatten(1).float())
+    inside = torch.cdist(
+        task.support_x.flatten(0, 1).flatten(1).float(),
+        family.store.images[rows].flatten(1).float(),
+    )
     assert inside.amin(1).max() == 0
 
 
@@ -132,7 +138,10 @@ def test_tasks_are_a_function_of_seed_and_ticket(base: dict[str, Any]) -> None:
 
 def test_generators_differ_by_purpose() -> None:
     ticket = Ticket("score", "test", 0, 0)
-    values = [torch.rand(1, generator=generator_for(0, ticket, purpose)).item() for purpose in ("tasks", "adaptation")]
+    values = [
+        torch.rand(1, generator=generator_for(0, ticket, purpose)).item()
+        for purpose in ("tasks", "adaptation")
+    ]
     assert values[0] != values[1]
 
 
@@ -150,11 +159,20 @@ def test_the_last_ticket_of_a_step_takes_what_is_left() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ways": 101}, "101 ways were asked for, but the val split of glyphs/glyphs has 100 classes"),
+        (
+            {"ways": 101},
+            "101 ways were asked for, but the val split of glyphs/glyphs has 100 classes",
+        ),
         ({"shots": 20}, "20 shots and 1 queries need 21 images of a class"),
         ({"splits": "omni-vinyals"}, "no splits 'omni-vinyals'; choose one of glyphs"),
-        ({"data": "omniglot"}, "data set 'omniglot' is not imported yet: run `metatrain data import omniglot`"),
-        ({"data": "nothing"}, "data set 'nothing' is not imported yet: .*with --source where it is your own"),
+        (
+            {"data": "omniglot"},
+            "data set 'omniglot' is not imported yet: run `metatrain data import omniglot`",
+        ),
+        (
+            {"data": "nothing"},
+            "data set 'nothing' is not imported yet: .*with --source where it is your own",
+        ),
     ],
 )
 def test_tasks_that_the_data_cannot_give_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -95,7 +95,12 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
     )
     assert found.data.params["family.checksum"] == open_data("glyphs").checksum
     run_id = found.info.run_id
-    for name in ("train/loss_before", "train/accuracy_after", "learner.gradient_norm", "system/tasks_per_s"):
+    for name in (
+        "train/loss_before",
+        "train/accuracy_after",
+        "learner.gradient_norm",
+        "system/tasks_per_s",
+    ):
         assert sorted(history(uri, run_id, name)) == [1, 2, 3, 4]
     assert sorted(history(uri, run_id, "val/accuracy_after")) == [0, 2, 4]
     artifacts = {a.path for a in client.list_artifacts(run_id)}
@@ -116,14 +121,20 @@ def test_what_an_algorithm_learns_is_in_mlflow_and_so_is_its_outer_group(tmp_pat
     from mlflow.tracking import MlflowClient
 
     uri = store(tmp_path)
-    run.train(config(PROBES["meta-sgd"], tracking__uri=uri, evaluation__tasks=8, output=str(tmp_path / "g")))
+    run.train(
+        config(
+            PROBES["meta-sgd"], tracking__uri=uri, evaluation__tasks=8, output=str(tmp_path / "g")
+        )
+    )
     client = MlflowClient(uri)
     (found,) = client.search_runs([client.get_experiment_by_name("fewshot glyphs").experiment_id])
     assert found.data.params["outer.groups.algorithm._.lr"] == "0.1"  # MLflow takes no * in a name
     rates = history(uri, found.info.run_id, "algorithm.rate.head.bias")
     assert sorted(rates) == [1, 2, 3, 4]
     assert len(set(rates.values())) == 4
-    assert "figures/learned.png" in {a.path for a in client.list_artifacts(found.info.run_id, "figures")}
+    assert "figures/learned.png" in {
+        a.path for a in client.list_artifacts(found.info.run_id, "figures")
+    }
 
 
 def test_a_resumed_run_continues_its_mlflow_run(tmp_path: Path) -> None:
@@ -148,8 +159,15 @@ def test_what_a_resumed_run_changes_is_beside_what_it_was(tmp_path: Path) -> Non
     uri, folder = store(tmp_path), tmp_path / "s"
 
     def train(steps: int, lr: float, resume: str | None = "auto") -> dict[str, str]:
-        changed = {"outer__steps": steps, "outer__lr": lr, "checkpoint__every_steps": 2, "output": str(folder)}
-        run.train(config(SINUSOID, tracking__uri=uri, evaluation__tasks=2, **changed), resume=resume)
+        changed = {
+            "outer__steps": steps,
+            "outer__lr": lr,
+            "checkpoint__every_steps": 2,
+            "output": str(folder),
+        }
+        run.train(
+            config(SINUSOID, tracking__uri=uri, evaluation__tasks=2, **changed), resume=resume
+        )
         return MlflowClient(uri).get_run(tracking.place_of(folder).run_id).data.params
 
     first = train(2, 0.001, None)
@@ -171,13 +189,23 @@ def test_the_course_of_a_parameter_can_be_read_from_its_names() -> None:
         return {name: value for name, value in recorded.items() if name != "outer.lr"}
 
     assert after((4, "1"), (8, "1")) == {}
-    assert after((4, "2"), (8, "2"), (9, "3")) == {"outer.lr from step 4": "2", "outer.lr from step 9": "3"}
+    assert after((4, "2"), (8, "2"), (9, "3")) == {
+        "outer.lr from step 4": "2",
+        "outer.lr from step 9": "3",
+    }
     assert after((4, "2"), (8, "1")) == {"outer.lr from step 4": "2", "outer.lr from step 8": "1"}
     twice = {"outer.lr from step 4": "2", "outer.lr from step 4 attempt 2": "3"}
     assert after((4, "2"), (4, "2"), (4, "3"), (4, "3")) == twice
-    back = {"outer.lr from step 4": "2", "outer.lr from step 3 attempt 2": "1", "outer.lr from step 6 attempt 2": "5"}
+    back = {
+        "outer.lr from step 4": "2",
+        "outer.lr from step 3 attempt 2": "1",
+        "outer.lr from step 6 attempt 2": "5",
+    }
     assert after((4, "2"), (3, "1"), (5, "1"), (6, "5")) == back
-    assert after((0, "2"), (0, "3")) == {"outer.lr from step 0": "2", "outer.lr from step 0 attempt 2": "3"}
+    assert after((0, "2"), (0, "3")) == {
+        "outer.lr from step 0": "2",
+        "outer.lr from step 0 attempt 2": "3",
+    }
     recorded = {"evaluation.family.ways": "3", "note": "mine"}
     assert mlflow_tracker.changes(recorded, {"evaluation.family": "{}"}, 5) == {
         "evaluation.family.ways from step 5": "not set",
@@ -189,7 +217,9 @@ def test_metrics_are_logged_as_often_as_asked(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     uri = store(tmp_path)
-    settings = config(SINUSOID, tracking={"uri": uri, "every_steps": 5}, validation={"every_steps": 7, "tasks": 4})
+    settings = config(
+        SINUSOID, tracking={"uri": uri, "every_steps": 5}, validation={"every_steps": 7, "tasks": 4}
+    )
     run.train(settings)
     client = MlflowClient(uri)
     (found,) = client.search_runs([client.get_experiment_by_name("sinusoid").experiment_id])
@@ -202,7 +232,9 @@ def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
 
     names, rounds = ["a", "b", "c"], 3
     started = [
-        subprocess.Popen([sys.executable, "-c", TOGETHER, name, str(len(names)), str(rounds)], cwd=tmp_path)
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, name, str(len(names)), str(rounds)], cwd=tmp_path
+        )
         for name in names
     ]
     try:
@@ -214,7 +246,10 @@ def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
         folder = tmp_path / f"round-{number}"
         assert [path.name for path in folder.iterdir()] == ["mlflow.db"]
         client = MlflowClient(store(folder))
-        assert sorted(experiment.name for experiment in client.search_experiments()) == ["Default", "metatrain"]
+        assert sorted(experiment.name for experiment in client.search_experiments()) == [
+            "Default",
+            "metatrain",
+        ]
         found = client.search_runs([client.get_experiment_by_name("metatrain").experiment_id])
         assert sorted(run.info.run_name for run in found) == names
         assert all(run.data.metrics == {"loss": 1.0} for run in found)
@@ -240,7 +275,9 @@ def test_runs_that_start_together_make_one_experiment_on_a_server(
 
     def start(name: str) -> str:
         together.wait()
-        tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri, experiment="new"), name, [], None, {})
+        tracker = mlflow_tracker.MLflowTracker(
+            Tracking(uri=uri, experiment="new"), name, [], None, {}
+        )
         tracker.finish("FINISHED")
         place = tracker.place()
         assert place is not None
@@ -251,20 +288,28 @@ def test_runs_that_start_together_make_one_experiment_on_a_server(
 
 
 @pytest.mark.parametrize("name", ["50%", "%41 #1?", ":b@c d;é日'\"[x]", "***"])
-def test_a_working_folder_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_folder_may_have_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.tracking import MlflowClient
 
     here = tmp_path / name
     here.mkdir()
     monkeypatch.chdir(here)
-    run.train(config(SINUSOID, tracking__uri=None, outer__steps=1, evaluation__tasks=2, output="out"))
+    run.train(
+        config(SINUSOID, tracking__uri=None, outer__steps=1, evaluation__tasks=2, output="out")
+    )
     assert {path.name for path in here.iterdir()} == {"mlflow.db", "mlartifacts", "out"}
     assert [path.name for path in tmp_path.iterdir()] == [name]
     monkeypatch.chdir("/")
     place = tracking.place_of(here / "out")
     client = MlflowClient(place.uri)
     assert client.get_run(place.run_id).info.status == "FINISHED"
-    assert {found.path for found in client.list_artifacts(place.run_id)} >= {"config.yaml", "figures", "bundle"}
+    assert {found.path for found in client.list_artifacts(place.run_id)} >= {
+        "config.yaml",
+        "figures",
+        "bundle",
+    }
     copy = client.download_artifacts(place.run_id, "result.json")
     assert Path(copy).read_bytes() == (here / "out" / "result.json").read_bytes()
     assert tracking.store(Tracking(uri=place.uri)) == place.uri  # as a trial gets it
@@ -281,9 +326,13 @@ def test_a_deleted_experiment_is_one_sentence_whose_advice_works(tmp_path: Path)
     assert place is not None
     MlflowClient(uri).delete_experiment(place.experiment_id)
     for run_id in (None, place.run_id):
-        with pytest.raises(InputError, match=r"experiment 'metatrain' at .* was deleted: restore it") as refused:
+        with pytest.raises(
+            InputError, match=r"experiment 'metatrain' at .* was deleted: restore it"
+        ) as refused:
             mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], run_id, {})
-    mlflow_tracker.MLflowTracker(Tracking(uri=uri, experiment="other"), "s", [], None, {}).finish("FINISHED")
+    mlflow_tracker.MLflowTracker(Tracking(uri=uri, experiment="other"), "s", [], None, {}).finish(
+        "FINISHED"
+    )
     advice = re.search("`(.+) mlflow (.+)`", str(refused.value))
     assert advice
     command = f"{advice[1]} {sys.executable} -m mlflow {advice[2]}"
@@ -293,7 +342,9 @@ def test_a_deleted_experiment_is_one_sentence_whose_advice_works(tmp_path: Path)
     assert tracker.run_id == place.run_id
 
 
-def test_a_run_that_its_store_has_lost_goes_on_in_a_new_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_its_store_has_lost_goes_on_in_a_new_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from mlflow.tracking import MlflowClient
 
     uri = store(tmp_path)
@@ -306,7 +357,10 @@ def test_a_run_that_its_store_has_lost_goes_on_in_a_new_row(tmp_path: Path, capl
     first = train(1, None)
     MlflowClient(uri).delete_run(first)
     second = train(2, "auto")
-    assert f"MLflow's run {first} is deleted or unknown at {uri}: what follows step 1 is in a new one" in caplog.text
+    assert (
+        f"MLflow's run {first} is deleted or unknown at {uri}: what follows step 1 is in a new one"
+        in caplog.text
+    )
     (tmp_path / "mlflow.db").unlink()  # another store
     third = train(3, "auto")
     assert f"MLflow's run {second} is deleted or unknown" in caplog.text
@@ -326,11 +380,17 @@ def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
 
     (tmp_path / "text.db").write_text("no database" * 100)
     (tmp_path / "folder.db").mkdir()
-    refused(r"MLflow cannot use .*text\.db \(file is not a database\): put that right, or set tracking.uri", "text.db")
+    refused(
+        r"MLflow cannot use .*text\.db \(file is not a database\): put that right, or set "
+        r"tracking.uri",
+        "text.db",
+    )
     refused(r"MLflow cannot use .*folder\.db \(unable to open database file\)", "folder.db")
     refused(r"MLflow cannot use .*below\.db \(File exists: .*text\.db\)", "text.db/below.db")
     refused("MLflow cannot use nowhere://x .*unsupported URI", "nowhere://x")
-    mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {}).finish("FINISHED")
+    mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {}).finish(
+        "FINISHED"
+    )
     for name, change in (
         ("other.db", "update alembic_version set version_num = 'abcdef012345'"),
         ("half.db", "delete from alembic_version; drop table trace_tags"),
@@ -339,7 +399,11 @@ def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
         with sqlite3.connect(tmp_path / name) as connection:
             connection.executescript(change)
         connection.close()
-    refused(r"other\.db is of another version than MLflow .*found version abcdef012345.*mlflow db upgrade", "other.db")
+    refused(
+        r"other\.db is of another version than MLflow .*found version abcdef012345.*mlflow db "
+        r"upgrade",
+        "other.db",
+    )
     refused(r"half\.db was left half made \(.*duplicate column name.*\): move it away", "half.db")
 
 
@@ -352,22 +416,32 @@ def test_a_server_that_refuses_is_not_one_that_does_not_answer() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(InputError, match=r"MLflow cannot use http://127\.0\.0\.1:.*403.*Invalid Host header"):
-            mlflow_tracker.MLflowTracker(Tracking(uri=f"http://127.0.0.1:{server.server_port}"), "s", [], None, {})
+        with pytest.raises(
+            InputError, match=r"MLflow cannot use http://127\.0\.0\.1:.*403.*Invalid Host header"
+        ):
+            mlflow_tracker.MLflowTracker(
+                Tracking(uri=f"http://127.0.0.1:{server.server_port}"), "s", [], None, {}
+            )
         server.shutdown()
 
 
 def test_an_unreachable_server_is_one_sentence_at_the_start(tmp_path: Path) -> None:
     started = time.monotonic()
-    settings = config(SINUSOID, tracking__uri=f"http://127.0.0.1:{free_port()}", output=str(tmp_path / "s"))
-    with pytest.raises(InputError, match=r"MLflow does not answer at http://127.0.0.1.*set tracking.uri"):
+    settings = config(
+        SINUSOID, tracking__uri=f"http://127.0.0.1:{free_port()}", output=str(tmp_path / "s")
+    )
+    with pytest.raises(
+        InputError, match=r"MLflow does not answer at http://127.0.0.1.*set tracking.uri"
+    ):
         run.train(settings)
     assert time.monotonic() - started < 30
     assert not (tmp_path / "s" / "checkpoints").exists()
 
 
 def test_a_server_that_dies_neither_stops_nor_slows_training(
-    mlflow_server: tuple[str, subprocess.Popen[bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mlflow_server: tuple[str, subprocess.Popen[bytes]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     uri, process = mlflow_server
     tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
@@ -379,7 +453,8 @@ def test_a_server_that_dies_neither_stops_nor_slows_training(
     place = tracker.place()
     assert place is not None
     with served(place, 0) as (page, wait):  # `metatrain ui`: the server is there already
-        assert page == f"{uri}/#/experiments/{place.experiment_id}/runs/{tracker.run_id}?workflowType=machine_learning"
+        run = f"{uri}/#/experiments/{place.experiment_id}/runs/{tracker.run_id}"
+        assert page == f"{run}?workflowType=machine_learning"
         wait()
     os.killpg(process.pid, signal.SIGSTOP)  # worse than dead: it accepts and never answers
     started = time.monotonic()
@@ -426,7 +501,10 @@ def test_who_has_no_answer_does_not_ask_again_for_what_is_only_nice_to_have(
     tracker.finish("FINISHED")
     found = there.get_run(tracker.run_id)
     assert found.data.tags[description.NOTE] == "third"
-    assert [each.dataset.name for each in found.inputs.dataset_inputs] == ["sinusoid train", "sinusoid test"]
+    assert [each.dataset.name for each in found.inputs.dataset_inputs] == [
+        "sinusoid train",
+        "sinusoid test",
+    ]
     assert tracker.errors == 1
 
 
@@ -439,18 +517,24 @@ def test_columns_that_cannot_be_set_refuse_no_run_and_a_resumed_one_sends_what_i
         raise PermissionError("not yours")
 
     monkeypatch.setattr(MlflowClient, "set_experiment_tag", forbidden)
-    first = mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], None, {}, columns=["test/mse"])
+    first = mlflow_tracker.MLflowTracker(
+        Tracking(uri=store(tmp_path)), "s", [], None, {}, columns=["test/mse"]
+    )
     assert "not yours" in caplog.text
     first.log(1, {"system/lost_tickets": 1.0, "system/dropped_updates": 0.0})
     first.finish("KILLED")
-    again = mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "s", [], first.run_id, {}, step=1)
+    again = mlflow_tracker.MLflowTracker(
+        Tracking(uri=store(tmp_path)), "s", [], first.run_id, {}, step=1
+    )
     again.log(2, {"system/lost_tickets": 0.0, "system/dropped_updates": 0.0})
     again.finish("FINISHED")
     assert history(again.uri, first.run_id, "system/lost_tickets") == {1: 1.0, 2: 0.0}
     assert history(again.uri, first.run_id, "system/dropped_updates") == {}
 
 
-def test_metrics_of_an_outage_arrive_once_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_an_outage_arrive_once_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.tracking import MlflowClient
 
     uri = store(tmp_path)
@@ -483,7 +567,9 @@ def test_passwords_are_not_shown_and_not_recorded() -> None:
     assert mlflow_store.shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
-def test_a_password_in_the_environment_does_not_reach_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_in_the_environment_does_not_reach_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{free_port()}")
     with pytest.raises(InputError, match="MLflow does not answer") as caught:
         run.train(config(SINUSOID, tracking__uri=None))
@@ -505,7 +591,9 @@ def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
     uri = f"http://me:hunter2@127.0.0.1:{free_port()}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        ready = run.prepare(config(SINUSOID, tracking__uri=None, outer__steps=1, output=str(tmp_path / "s")))
+        ready = run.prepare(
+            config(SINUSOID, tracking__uri=None, outer__steps=1, output=str(tmp_path / "s"))
+        )
         with run.tracked(ready, {mlflow_tracker.PARENT: "0" * 32}) as tracker:
             assert isinstance(tracker, tracking.NoTracker)
         assert not mlflow_tracker.end(Tracking(), "0" * 32, "s-00", "FINISHED", 0.0)

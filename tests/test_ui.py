@@ -26,18 +26,27 @@ from cluster.ui import page, served
 pytestmark = pytest.mark.ray
 
 
-def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_serves_the_store_of_a_run_until_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = tmp_path / "50% of #1? ***"
     here.mkdir()
     monkeypatch.chdir(here)
     folder = here / "run"
-    run.train(config(GLYPHS, tracking__uri=None, outer__steps=3, evaluation__tasks=4, output=str(folder)))
+    run.train(
+        config(GLYPHS, tracking__uri=None, outer__steps=3, evaluation__tasks=4, output=str(folder))
+    )
     with socket.create_server(("127.0.0.1", 0)) as other:  # its port is taken
         port = other.getsockname()[1]
         arguments = [sys.executable, "-m", "tuning.cli", "ui", str(folder), "--port", str(port)]
         proxied = os.environ | {"http_proxy": "http://127.0.0.1:9"}  # which loopback needs not
         process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/", env=proxied
+            arguments,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd="/",
+            env=proxied,
         )
         assert process.stdout is not None
         printed = process.stdout.readline()
@@ -52,7 +61,9 @@ def test_ui_serves_the_store_of_a_run_until_it_is_stopped(tmp_path: Path, monkey
         with urlopen(f"{address}/api/2.0/mlflow/runs/get?run_id={run_id}", timeout=30) as answer:
             shown = json.loads(answer.read())["run"]
         assert shown["info"]["experiment_id"] == experiment_id
-        assert {"train/accuracy_after", "test/accuracy"} <= {metric["key"] for metric in shown["data"]["metrics"]}
+        assert {"train/accuracy_after", "test/accuracy"} <= {
+            metric["key"] for metric in shown["data"]["metrics"]
+        }
         for picture in ("learning_curve", "adaptation_curve", "example"):
             query = urlencode({"path": f"figures/{picture}.png", "run_uuid": run_id})
             with urlopen(f"{address}/get-artifact?{query}", timeout=30) as answer:
@@ -71,11 +82,15 @@ def test_without_a_folder_the_runs_beside_the_newest_one_open(tmp_path: Path) ->
 
     uri, training = store(tmp_path), "workflowType=machine_learning"
     for name, columns in (("a", ["test/mse"]), ("b", [])):
-        tracker = MLflowTracker(Tracking(uri=uri, experiment=name), "s", [], None, {}, columns=columns)
+        tracker = MLflowTracker(
+            Tracking(uri=uri, experiment=name), "s", [], None, {}, columns=columns
+        )
         tracker.finish("FINISHED")
         place = tracker.place()
         assert place is not None
-        view = "viewStateShareKey=results&" if columns else ""  # without one MLflow would go to another page
+        view = (
+            "viewStateShareKey=results&" if columns else ""
+        )  # without one MLflow would go to another page
         assert page(Place(uri)) == f"/#/experiments/{place.experiment_id}/runs?{view}{training}"
     with served(Place(uri), 0) as (address, _):
         assert address.endswith(page(Place(uri)))
@@ -90,17 +105,30 @@ def test_ui_says_what_is_missing(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert re.match(f"error: {sentence}", done.stderr), done.stderr
 
-    refused(r"there is no MLflow store sqlite:////.*/mlflow\.db yet: train first, or name the run's folder")
-    refused("nowhere is no run that was logged to MLflow: give the folder that `train` named", "nowhere")
+    refused(
+        r"there is no MLflow store sqlite:////.*/mlflow\.db yet: train first, or name the run's "
+        r"folder"
+    )
+    refused(
+        "nowhere is no run that was logged to MLflow: give the folder that `train` named", "nowhere"
+    )
     run.train(config(SINUSOID, outer__steps=1, output=str(tmp_path / "untracked")))
     refused("untracked is no run that was logged to MLflow", "untracked")
     (tmp_path / "untracked" / "mlflow.json").write_text("{")
     refused(r"untracked/mlflow\.json is damaged", "untracked")
     (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": "http://127.0.0.1:9"}))
-    refused("MLflow does not answer at http://127.0.0.1:9: start it, or check the address", "untracked")
-    (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": "postgresql://me:***@host/db"}))
-    refused("the store's password is not recorded: give its address in MLFLOW_TRACKING_URI", "untracked")
+    refused(
+        "MLflow does not answer at http://127.0.0.1:9: start it, or check the address", "untracked"
+    )
+    (tmp_path / "untracked" / "mlflow.json").write_text(
+        json.dumps({"uri": "postgresql://me:***@host/db"})
+    )
+    refused(
+        "the store's password is not recorded: give its address in MLFLOW_TRACKING_URI", "untracked"
+    )
     (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": None}))
     refused(r"untracked/mlflow\.json is damaged \(its values are not text\)", "untracked")
     (tmp_path / "mlflow.db").write_text("no database" * 100)
-    refused(r"MLflow cannot use sqlite:////.*/mlflow\.db \(file is not a database\): put that right")
+    refused(
+        r"MLflow cannot use sqlite:////.*/mlflow\.db \(file is not a database\): put that right"
+    )

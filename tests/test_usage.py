@@ -43,7 +43,9 @@ def test_what_is_not_there_has_no_metric() -> None:
 
 
 @pytest.mark.ray
-def test_a_run_has_its_drivers_and_its_workers_and_its_folder_has_none(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_run_has_its_drivers_and_its_workers_and_its_folder_has_none(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     from mlflow.tracking import MlflowClient
 
     settings = config(
@@ -55,8 +57,12 @@ def test_a_run_has_its_drivers_and_its_workers_and_its_folder_has_none(ray_clust
     run.train(settings)
     client = MlflowClient(store(tmp_path))
     (found,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
-    memory = {name: value for name, value in found.data.metrics.items() if name.endswith("/memory_mb")}
-    assert set(memory) == {f"system/{process}/memory_mb" for process in ("driver", "worker-0", "worker-1")}
+    memory = {
+        name: value for name, value in found.data.metrics.items() if name.endswith("/memory_mb")
+    }
+    assert set(memory) == {
+        f"system/{process}/memory_mb" for process in ("driver", "worker-0", "worker-1")
+    }
     assert min(memory.values()) > 10
     assert "system/driver/cpu_percent" in found.data.metrics
     assert "_mb" not in (tmp_path / "s" / "metrics.jsonl").read_text()

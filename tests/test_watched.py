@@ -1,4 +1,6 @@
-"""What a CUDA graph may repeat: an update that reads nothing of its ticket that another step would have otherwise."""
+"""What a CUDA graph may repeat: an update that reads nothing of its ticket that another step would
+have otherwise.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ SAME: dict[str, Callable[[Ticket], Any]] = {
     "work": lambda t: t.work,
     "split": lambda t: t.split,
     "length": len,
-    "isinstance": lambda t: isinstance(t, Ticket) and isinstance(t, tuple) and t.__class__ is Ticket,
+    "isinstance": lambda t: (
+        isinstance(t, Ticket) and isinstance(t, tuple) and t.__class__ is Ticket
+    ),
     "truth": bool,
 }
 
@@ -107,7 +111,9 @@ def decided(reading: Callable[[Context], Any]) -> tuple[bool, Any]:
 
 
 @pytest.mark.parametrize("name", [*DEPENDS, "match"])
-def test_an_update_that_reads_its_step_is_not_replayed_and_reads_the_ticket_as_it_is(name: str) -> None:
+def test_an_update_that_reads_its_step_is_not_replayed_and_reads_the_ticket_as_it_is(
+    name: str,
+) -> None:
     reading = DEPENDS.get(name, matched)
     replays, found = decided(lambda context: reading(context.ticket))
     assert not replays
@@ -149,7 +155,10 @@ def drawn_in_between(generator: torch.Generator) -> Any:
         (lambda g: g.get_state().tolist(), False),
         (lambda g: torch.rand(1, generator=g.clone_state()).tolist(), False),
         (lambda g: torch.rand(1, generator=copy.deepcopy(g)).tolist(), False),
-        (lambda g: torch.rand(1, generator=torch.Generator().set_state(g.get_state())).tolist(), False),
+        (
+            lambda g: torch.rand(1, generator=torch.Generator().set_state(g.get_state())).tolist(),
+            False,
+        ),
         (lambda g: torch.Generator().manual_seed(g.initial_seed()).initial_seed(), False),
         (lambda g: torch.rand(1, generator=g.manual_seed(3)).tolist(), False),
     ],
@@ -157,15 +166,22 @@ def drawn_in_between(generator: torch.Generator) -> Any:
 def test_an_update_whose_random_numbers_differ_is_not_replayed(
     reading: Callable[[torch.Generator], Any], replays: bool
 ) -> None:
-    assert decided(lambda context: reading(context.generator)) == (replays, reading(context().generator))
+    assert decided(lambda context: reading(context.generator)) == (
+        replays,
+        reading(context().generator),
+    )
 
 
-RECOMPUTED = GLYPHS | {"algorithm": {"name": "maml", "inner_lr": 0.4, "inner_steps": 2, "recompute": True}}
+RECOMPUTED = GLYPHS | {
+    "algorithm": {"name": "maml", "inner_lr": 0.4, "inner_steps": 2, "recompute": True}
+}
 DRAW = {"reptile-conv4", "recurrent-conv4", "rl2", "maml-navigation"}
 
 
 @pytest.mark.parametrize("probe", [*PROBES, "recomputed"])
-def test_updates_of_this_project_are_replayed_if_they_draw_nothing(probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_of_this_project_are_replayed_if_they_draw_nothing(
+    probe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under watch each gives the same bits."""
     recipe = config(PROBES.get(probe, RECOMPUTED)).recipe()
     worker, ticket = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Ticket("update", "train", 0, 0)
@@ -184,4 +200,6 @@ def test_updates_of_this_project_are_replayed_if_they_draw_nothing(probe: str, m
     assert isinstance(plain, Update)
     assert isinstance(again, Update)
     assert decides == [probe in DRAW]
-    assert all(torch.equal(again.direction.model[name], p) for name, p in plain.direction.model.items())
+    assert all(
+        torch.equal(again.direction.model[name], p) for name, p in plain.direction.model.items()
+    )

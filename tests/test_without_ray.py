@@ -26,7 +26,10 @@ class Hidden(MetaPathFinder):
 sys.meta_path.insert(0, Hidden())
 from importlib import util
 find = util.find_spec
-util.find_spec = lambda name, package=None: None if name.split(".")[0] in ("ray", "mlflow") else find(name, package)
+ABSENT = ("ray", "mlflow")
+util.find_spec = lambda name, package=None: (
+    None if name.split(".")[0] in ABSENT else find(name, package)
+)
 """
 
 
@@ -45,7 +48,9 @@ def command(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess
 
 def test_they_are_hidden(hidden: dict[str, str]) -> None:
     for name in ("ray", "mlflow"):
-        done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, env=hidden, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {name}"], capture_output=True, env=hidden, check=False
+        )
         assert done.returncode != 0
 
 
@@ -58,7 +63,10 @@ def test_training_and_evaluation_in_process_work(hidden: dict[str, str], tmp_pat
     result = done.stdout.splitlines()[-1]
     assert result.startswith("result: mse=")
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 20
-    assert command(hidden, "evaluate", "out", "--set", "workers.max=0").stdout.splitlines()[-1] == result
+    assert (
+        command(hidden, "evaluate", "out", "--set", "workers.max=0").stdout.splitlines()[-1]
+        == result
+    )
 
 
 def test_a_run_adapts_to_images_and_predicts(hidden: dict[str, str], tmp_path: Path) -> None:
@@ -74,12 +82,24 @@ def test_asking_for_them_says_what_to_install(hidden: dict[str, str], tmp_path: 
     recipe = tmp_path / "s.yaml"
     recipe.write_text(yaml.safe_dump(SINUSOID))
     sentences = {
-        "workers.max=1": "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0",
+        "workers.max=1": (
+            "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
+        ),
         "tracking.uri=sqlite:///x.db": "mlflow is not installed: pip install mlflow",
     }
     started = {
         sentence: subprocess.Popen(
-            [sys.executable, "-m", "tuning.cli", "train", str(recipe), "--set", setting, "--set", f"output=run-{i}"],
+            [
+                sys.executable,
+                "-m",
+                "tuning.cli",
+                "train",
+                str(recipe),
+                "--set",
+                setting,
+                "--set",
+                f"output=run-{i}",
+            ],
             stderr=subprocess.PIPE,
             text=True,
             env=hidden,

@@ -25,9 +25,11 @@ class SweepRun(Run):
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials, best first: state, outer steps made, validation, tasks of it that diverged, what was searched.
+        """The trials, best first: state, outer steps made, validation, tasks of it that diverged,
+        what was searched.
 
-        A trial with diverged tasks comes behind those without, whatever its mean over the others is.
+        A trial with diverged tasks comes behind those without, whatever its mean over the others
+        is.
         """
         import pandas as pd
 
@@ -42,7 +44,10 @@ class SweepRun(Run):
         cells = super()._cells()
         try:
             result = result_of(self._place)
-            values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in result["values"].items())
+            values = (
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in result["values"].items()
+            )
             return [*cells, f"winner: trial {result['winner']} ({', '.join(values)})"]
         except (InputError, KeyError, AttributeError):
             return cells  # to look at a sweep never fails
@@ -55,16 +60,18 @@ def tune(
     address: str | None = None,
     **overrides: Any,
 ) -> SweepRun:
-    """Search a recipe's keys with Ray Tune, test the winner, and return its run: `metatrain tune`, from Python.
+    """Search a recipe's keys with Ray Tune, test the winner, and return its run: `metatrain tune`,
+    from Python.
 
-    `sweep` is a YAML file, a dict of the same keys, whose `recipe` may be a file, a dict or the dataclass, or the
-    dataclass. `overrides` change keys of it, as of `metatrain.train`; a dict for `space` replaces those keys' ranges:
+    `sweep` is a YAML file, a dict of the same keys, whose `recipe` may be a file, a dict or the
+    dataclass, or the dataclass. `overrides` change keys of it, as of `metatrain.train`; a dict for
+    `space` replaces those keys' ranges:
 
         tune("recipes/sweeps/sinusoid_rates.yaml", budget={"trials": 4})
 
-    `resume` is "auto", which continues the sweep in its output if there is one, or the folder of a sweep to continue.
-    `address` is a Ray cluster to join. Raises InputError for what you
-    can correct, and Interrupted after Ctrl-C, which says how to continue.
+    `resume` is "auto", which continues the sweep in its output if there is one, or the folder of a
+    sweep to continue. `address` is a Ray cluster to join. Raises InputError for what you can
+    correct, and Interrupted after Ctrl-C, which says how to continue.
     """
     with front_door("metatrain.tune(..., resume='auto')"):
         from tuning import sweep as sweeps
@@ -101,7 +108,9 @@ def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Sea
         if not isinstance(recipe, dict):
             beside = [Path(source).parent / parsed.recipe] if isinstance(given, str | Path) else []
             places = [*beside, Path(parsed.recipe)]
-            keys, name = as_tree(next((place for place in places if place.exists()), places[0]), "recipe")
+            keys, name = as_tree(
+                next((place for place in places if place.exists()), places[0]), "recipe"
+            )
     except RecursionError:
         raise InputError("the sweep holds itself: give a dict of keys and values") from None
     return space.resolve(parsed, space.shared(parsed, keys, source, name), source)

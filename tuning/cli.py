@@ -31,11 +31,15 @@ app.add_typer(jobs_cli.app)
 def tune(
     sweep: Annotated[Path, typer.Argument(help="A YAML file such as those in recipes/sweeps/.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file."),
     ] = None,
     address: Address = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="DIR|auto", help="Continue a sweep: its folder, or the one in the output.")
+        str | None,
+        typer.Option(
+            metavar="DIR|auto", help="Continue a sweep: its folder, or the one in the output."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate time and resources; start no trial.")
@@ -71,28 +75,42 @@ def submit(
     set_: Set = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="DIR|auto", help="Continue a run or a sweep: its folder, or the one in the output."),
+        typer.Option(
+            metavar="DIR|auto",
+            help="Continue a run or a sweep: its folder, or the one in the output.",
+        ),
     ] = None,
     send: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="File or folder below this one that the job reads, at the same path."),
+        typer.Option(
+            metavar="FILE",
+            help="File or folder below this one that the job reads, at the same path.",
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The job's name. Default: the recipe's with date and time.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The job's name. Default: the recipe's with date and time.")
+    ] = None,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Environment variable to pass to the job.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Environment variable to pass to the job."),
     ] = None,
     driver_cpus: Annotated[
-        float, typer.Option(help="CPUs for the driver, the job's own process; 0 puts it on the head node.")
+        float,
+        typer.Option(
+            help="CPUs for the driver, the job's own process; 0 puts it on the head node."
+        ),
     ] = 1.0,
     driver_gpus: Annotated[float, typer.Option(help="GPUs for the driver.")] = 0.0,
     driver_memory: Annotated[float, typer.Option(help="Memory for the driver in GB.")] = 0.0,
     follow: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="Show the job's log, and exit as the job does.")
+        bool,
+        typer.Option("--follow/--no-follow", help="Show the job's log, and exit as the job does."),
     ] = True,
 ) -> None:
     """Run a recipe or a sweep as a job on a Ray cluster.
 
-    Example: metatrain submit recipes/demo.yaml --address http://HEAD:8265 --set output=s3://bucket/runs/demo
+    Example: metatrain submit recipes/demo.yaml --address http://HEAD:8265 --set
+    output=s3://bucket/runs/demo
     """
     from cluster import jobs
     from cluster.config import RunConfig
@@ -133,14 +151,18 @@ def submit(
         driver_gpus,
         driver_memory,
         file,
-        cli.again(sys.argv[1:], "--resume", folder if folder is not None and output == folder else "auto"),
+        cli.again(
+            sys.argv[1:], "--resume", folder if folder is not None and output == folder else "auto"
+        ),
         sent,
     )
     sys.exit(jobs.run(address, job, follow=follow))
 
 
 def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The paths and addresses that a recipe reads, or one of a sweep's trials, with the key of each."""
+    """The paths and addresses that a recipe reads, or one of a sweep's trials, with the key of
+    each.
+    """
     from metatrain import recipe as recipes
 
     families = [base.family, *(base.setting(work).family for work in ("validate", "score"))]
@@ -148,11 +170,19 @@ def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
     weights = [getattr(base.model, "weights", None)]
     for key, places in (("family.data", data), ("model.weights", weights)):
         places += [value for values in ranges.get(key, {}).values() for value in values]
-    named = [place for place in data if isinstance(place, str) and ("/" in place or base.family.name == "table")]
+    named = [
+        place
+        for place in data
+        if isinstance(place, str) and ("/" in place or base.family.name == "table")
+    ]
     found = [("family.data", place) for place in named]
     if ":" in base.family.name:  # what an own family calls a file of this folder
-        given = [(f"family.{key}", value) for key, value in recipes.flatten(recipes.dump(base.family))]
-        found += [(key, value) for key, value in given if isinstance(value, str) and Path(value).is_file()]
+        given = [
+            (f"family.{key}", value) for key, value in recipes.flatten(recipes.dump(base.family))
+        ]
+        found += [
+            (key, value) for key, value in given if isinstance(value, str) and Path(value).is_file()
+        ]
     return found + [("model.weights", place) for place in weights if isinstance(place, str)]
 
 
@@ -166,14 +196,26 @@ def _print_plan(search: Search, address: str | None) -> None:
     for key, domain in search.space.items():
         print(f"{key}: {domain}")
     each = search.base.outer
-    print(f"recipe: {search.base.name}, each trial {each.steps} outer steps of {each.tasks_per_step} tasks")
-    print(f"trials: {search.trials} by {search.sweep.search} search, scheduler {search.sweep.scheduler.name}")
-    print(f"compared by: {search.mode} {search.metric}, every {search.base.validation.every_steps} outer steps")
+    print(
+        f"recipe: {search.base.name}, each trial {each.steps} outer steps of {each.tasks_per_step} "
+        "tasks"
+    )
+    print(
+        f"trials: {search.trials} by {search.sweep.search} search, scheduler "
+        f"{search.sweep.scheduler.name}"
+    )
+    print(
+        f"compared by: {search.mode} {search.metric}, every {search.base.validation.every_steps} "
+        "outer steps"
+    )
     print(f"  measured on: {protocol(search.base.recipe(), 'validate', each.steps)}")
     print(f"at once: {estimated.at_once} on this cluster, each with {estimated.resources}")
     learnt = search.trials * each.steps * each.tasks_per_step
     print(f"tasks: at most {learnt} to learn from and {estimated.validated} to validate with")
-    print(f"time: at most about {duration(estimated.seconds)} (minutes:seconds), from {estimated.measured}")
+    print(
+        f"time: at most about {duration(estimated.seconds)} (minutes:seconds), from "
+        f"{estimated.measured}"
+    )
     print(f"output: {search.folder}")
 
 
@@ -186,8 +228,16 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     from tuning.pictures import text
     from tuning.sweep import trial_folder
 
-    diverged = ["diverged tasks"] if any(trial.last and trial.last.diverged_tasks for trial in outcome.trials) else []
-    few = f"the {SHOWN} best of {len(outcome.trials)}" if len(outcome.trials) > SHOWN else f"{len(outcome.trials)}"
+    diverged = (
+        ["diverged tasks"]
+        if any(trial.last and trial.last.diverged_tasks for trial in outcome.trials)
+        else []
+    )
+    few = (
+        f"the {SHOWN} best of {len(outcome.trials)}"
+        if len(outcome.trials) > SHOWN
+        else f"{len(outcome.trials)}"
+    )
     order = f"by the last validation{', fewer diverged tasks first' if diverged else ''}"
     table = Table(title=f"{search.sweep.name}: {few} trials {order}; the first is the winner")
     for name in ("trial", search.metric, "95 %", *diverged, "step", "state", *search.space):
@@ -207,7 +257,10 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
         print(f"schedule of the winner's values: {folder}/schedule.json")
     elif outcome.winner.state == "completed":
         again = f"{folder}-again-{outcome.winner.number:02d}"
-        print(f"to train the winner again: {cli.program()} train {winner}/config.yaml --set output={again}")
+        print(
+            f"to train the winner again: {cli.program()} train {winner}/config.yaml --set "
+            f"output={again}"
+        )
     if outcome.place is not None:
         place = place_of(str(search.folder))
         if place.uri.startswith("http"):
@@ -233,7 +286,9 @@ def main() -> None:
 
 
 def _in_job() -> None:
-    """Run the command; if the node lacks a file or a module, one sentence says what to do about it."""
+    """Run the command; if the node lacks a file or a module, one sentence says what to do about
+    it.
+    """
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:

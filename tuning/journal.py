@@ -1,4 +1,6 @@
-"""What happened in a sweep, a line each, and the trials that this tells of: all that is needed to go on with it."""
+"""What happened in a sweep, a line each, and the trials that this tells of: all that is needed to
+go on with it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Report(NamedTuple):
     diverged_tasks: int = 0  # of validation
 
     def compared(self, mode: Mode) -> float:
-        """What trials are compared by: with a task that diverged, the mean over all is as bad as can be."""
+        """What trials are compared by: with a task that diverged, the mean over all is as bad as
+        can be.
+        """
         worst = math.inf if mode == "min" else -math.inf
         return worst if self.diverged_tasks or not math.isfinite(self.value) else self.value
 
@@ -75,7 +79,9 @@ class Journal:
             whole.write_text("".join(f"{line}\n" for line in lines))
             whole.replace(path)
 
-    def write(self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]) -> None:
+    def write(
+        self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]
+    ) -> None:
         line = {"trial": number, event: told, "at": round(time.time(), 3)}
         with self._path.open("a") as file:
             file.write(to_json(line) + "\n")
@@ -92,9 +98,13 @@ class Journal:
             trial.values, trial.state, trial.cause = line["values"], "running", ""
         elif "report" in line:
             given = line["report"].items()
-            told: dict[str, Any] = {name: math.nan if value is None else value for name, value in given}
+            told: dict[str, Any] = {
+                name: math.nan if value is None else value for name, value in given
+            }
             report = Report(**told)
-            trial.reports = [r for r in trial.reports if r.step < report.step + bool(report.diverged)] + [report]
+            trial.reports = [
+                r for r in trial.reports if r.step < report.step + bool(report.diverged)
+            ] + [report]
             trial.values = report.values
         elif "ended" in line:
             trial.state, trial.cause = line["ended"]["state"], line["ended"]["cause"]
@@ -103,7 +113,8 @@ class Journal:
 def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:
     """Best first; those that made all their steps before those that did not.
 
-    A trial with validation tasks that diverged comes behind those without, and the fewer the better.
+    A trial with validation tasks that diverged comes behind those without, and the fewer the
+    better.
     """
     sign = -1 if search.mode == "max" else 1
 

@@ -22,18 +22,28 @@ log = logging.getLogger(__name__)
 
 NAMED = 5  # trials that have a colour and a name of their own
 LEAST = 4  # trials that an importance can be told from
-ENDS = {"completed": ("o", "all steps made"), "stopped": ("v", "stopped early"), "diverged": ("x", "diverged")}
+ENDS = {
+    "completed": ("o", "all steps made"),
+    "stopped": ("v", "stopped early"),
+    "diverged": ("x", "diverged"),
+}
 ENDS |= {"failed": ("x", "failed"), "timed out": ("v", "stopped early")}
 
 
-def draw(search: Search, trials: Sequence[Trial], schedule: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """All pictures of a sweep whose trials are given best first; `schedule` is the winner's, where PBT made one."""
+def draw(
+    search: Search, trials: Sequence[Trial], schedule: Sequence[Mapping[str, Any]]
+) -> dict[str, Figure]:
+    """All pictures of a sweep whose trials are given best first; `schedule` is the winner's, where
+    PBT made one.
+    """
     found = {"validation_curves": validation_curves(search, trials)}
     if isinstance(search.sweep.scheduler, PBT):
         return found | {"schedule": schedules(search, trials, schedule)}
     told = [trial for trial in trials if trial.last is not None]
     found["values"] = values(search, told)
-    inner = next((key for key in search.space if key.startswith("algorithm.") and key.endswith("_lr")), None)
+    inner = next(
+        (key for key in search.space if key.startswith("algorithm.") and key.endswith("_lr")), None
+    )
     if inner and "outer.lr" in search.space:
         found["map"] = rate_map(search, told, inner, "outer.lr")
     weights = importance(search, told)
@@ -50,18 +60,25 @@ def validation_curves(search: Search, trials: Sequence[Trial]) -> Figure:
     for rank, trial in reversed(list(enumerate(trials))):
         points = trial.finite()
         best = rank < NAMED
-        style: dict[str, Any] = {"color": f"C{rank}", "zorder": 3} if best else {"color": "0.75", "linewidth": 0.8}
+        style: dict[str, Any] = (
+            {"color": f"C{rank}", "zorder": 3} if best else {"color": "0.75", "linewidth": 0.8}
+        )
         label = f"trial {trial.number}: {short(trial.values)}" if best else None
         axes.plot([r.step for r in points], [r.value for r in points], label=label, **style)
         if points:
             axes.plot(points[-1].step, points[-1].value, marker=ENDS[trial.state][0], **style)
-    title = f"{search.sweep.name}: {len(trials)} trials (circle: all steps made, triangle: stopped, cross: diverged)"
+    title = (
+        f"{search.sweep.name}: {len(trials)} trials (circle: all steps made, triangle: "
+        "stopped, cross: diverged)"
+    )
     axes.set(xlabel="outer step", ylabel=search.metric, title=title)
     axes.title.set_fontsize("medium")
     scale(axes, search.base.family.metric)
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=1, fontsize="x-small")
+    figure.legend(
+        handles[::-1], labels[::-1], loc="outside lower center", ncols=1, fontsize="x-small"
+    )
     return figure
 
 
@@ -72,7 +89,8 @@ def values(search: Search, trials: Sequence[Trial]) -> Figure:
     rows = -(-len(search.space) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
     figure.suptitle(
-        f"{search.sweep.name}: {search.metric} of {len(trials)} trials, each at its last step", fontsize="medium"
+        f"{search.sweep.name}: {search.metric} of {len(trials)} trials, each at its last step",
+        fontsize="medium",
     )
     every = np.ravel(figure.subplots(rows, columns, sharey=True))
     for axes, (key, domain) in zip(every, search.space.items(), strict=False):
@@ -88,7 +106,12 @@ def values(search: Search, trials: Sequence[Trial]) -> Figure:
                 label=label,
             )
         best = trials[0]
-        star: dict[str, Any] = {"marker": "*", "s": 300, "facecolors": "none", "edgecolors": "tab:red"}
+        star: dict[str, Any] = {
+            "marker": "*",
+            "s": 300,
+            "facecolors": "none",
+            "edgecolors": "tab:red",
+        }
         axes.scatter(_place(domain, best.values[key]), _last(best), label="the winner", **star)
         axes.set_xlabel(key)
         _axis(axes, "x", domain)
@@ -97,8 +120,14 @@ def values(search: Search, trials: Sequence[Trial]) -> Figure:
     for axes in every[len(search.space) :]:
         axes.set_visible(False)
     every[0].set_ylabel(search.metric)
-    known = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=len(known), fontsize="small")
+    known = {
+        label: handle
+        for axes in every
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=len(known), fontsize="small"
+    )
     return figure
 
 
@@ -117,10 +146,14 @@ def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) ->
     colours = colormaps["viridis_r" if search.mode == "min" else "viridis"]
     norm = LogNorm() if search.base.family.metric == "mse" else None
     drawn = axes.scatter(x, y, c=of, norm=norm, cmap=colours, s=90, edgecolors="0.3")
-    axes.scatter(x[:1], y[:1], marker="*", s=420, facecolors="none", edgecolors="tab:red", linewidths=1.5)
+    axes.scatter(
+        x[:1], y[:1], marker="*", s=420, facecolors="none", edgecolors="tab:red", linewidths=1.5
+    )
     for trial, at_x, at_y in zip(trials, x, y, strict=True):
         told = f"{_lost(trial)} tasks diverged" if _lost(trial) else f"{_last(trial):.3g}"
-        axes.annotate(told, (at_x, at_y), (0, -14), textcoords="offset points", ha="center", fontsize=7)
+        axes.annotate(
+            told, (at_x, at_y), (0, -14), textcoords="offset points", ha="center", fontsize=7
+        )
     bar = figure.colorbar(drawn, label=f"{search.metric}, bright is good")
     if norm is not None:
         logarithmic(bar.ax.yaxis)
@@ -142,29 +175,47 @@ def importances(search: Search, weights: Mapping[str, float], trials: int) -> Fi
     keys = list(weights)[::-1]
     bars = axes.barh(keys, [weights[key] for key in keys], color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlim=(0, 1.1), xlabel="importance (fANOVA: part of the variance that the key explains)")
-    axes.set_title(f"{search.sweep.name}: what mattered, by {trials} trials at their last step", fontsize="medium")
+    axes.set(
+        xlim=(0, 1.1), xlabel="importance (fANOVA: part of the variance that the key explains)"
+    )
+    axes.set_title(
+        f"{search.sweep.name}: what mattered, by {trials} trials at their last step",
+        fontsize="medium",
+    )
     return figure
 
 
 @as_written
-def schedules(search: Search, trials: Sequence[Trial], winner: Sequence[Mapping[str, Any]]) -> Figure:
-    """The values of all trials by outer step; in colour those that led to the winner, through all its donors."""
+def schedules(
+    search: Search, trials: Sequence[Trial], winner: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """The values of all trials by outer step; in colour those that led to the winner, through all
+    its donors.
+    """
     figure = Figure(figsize=(8, 2.8 * len(search.space)), layout="constrained")
     figure.suptitle(f"{search.sweep.name}: the schedule that led to the winner", fontsize="medium")
     ends = [*(entry["step"] for entry in winner[1:]), trials[0].steps]
     for axes, (key, domain) in zip(
-        np.ravel(figure.subplots(len(search.space), 1, sharex=True)), search.space.items(), strict=True
+        np.ravel(figure.subplots(len(search.space), 1, sharex=True)),
+        search.space.items(),
+        strict=True,
     ):
         for trial in trials:
             axes.plot(
-                [r.step for r in trial.reports], [r.values[key] for r in trial.reports], color="0.8", linewidth=0.8
+                [r.step for r in trial.reports],
+                [r.values[key] for r in trial.reports],
+                color="0.8",
+                linewidth=0.8,
             )
         for entry, end in zip(winner, ends, strict=True):
             at = (entry["step"], end)
             axes.plot(at, [entry["values"][key]] * 2, color="tab:orange", linewidth=2.5)
             axes.annotate(
-                f"trial {entry['trial']}", (at[0], entry["values"][key]), (2, 4), textcoords="offset points", fontsize=7
+                f"trial {entry['trial']}",
+                (at[0], entry["values"][key]),
+                (2, 4),
+                textcoords="offset points",
+                fontsize=7,
             )
         axes.set_ylabel(key)
         _axis(axes, "y", domain)
@@ -174,7 +225,9 @@ def schedules(search: Search, trials: Sequence[Trial], winner: Sequence[Mapping[
 
 
 def importance(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
-    """Optuna's importance of each searched key, the greatest first; empty where there are too few trials to tell."""
+    """Optuna's importance of each searched key, the greatest first; empty where there are too few
+    trials to tell.
+    """
     if len(trials) < LEAST or len(search.space) < 2 or len({_last(trial) for trial in trials}) == 1:
         return {}
     optuna.logging.set_verbosity(logging.WARNING)
@@ -183,7 +236,11 @@ def importance(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of choices that are lists
         for trial in trials:
-            study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=known, value=_last(trial)))
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=trial.values, distributions=known, value=_last(trial)
+                )
+            )
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         try:
             return optuna.importance.get_param_importances(study, evaluator=evaluator)
@@ -196,7 +253,9 @@ def short(values: Mapping[str, Any]) -> str:
     """Values by the last part of their keys, as far as that tells them apart."""
     ends = [key.rpartition(".")[2] for key in values]
     names = [end if ends.count(end) == 1 else key for key, end in zip(values, ends, strict=True)]
-    return ", ".join(f"{name} {text(value)}" for name, value in zip(names, values.values(), strict=True))
+    return ", ".join(
+        f"{name} {text(value)}" for name, value in zip(names, values.values(), strict=True)
+    )
 
 
 def text(value: Any) -> str:
@@ -224,12 +283,18 @@ def _numbers(domain: Domain) -> bool:
 def _axis(axes: Axes, which: str, domain: Domain) -> None:
     """The whole range; logarithmic where values were drawn so, or are listed so."""
     numbers = domain.values if _numbers(domain) else (0,)
-    wide = domain.kind in ("choice", "grid") and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
+    wide = (
+        domain.kind in ("choice", "grid") and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
+    )
     if domain.kind == "loguniform" or wide:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         logarithmic(axes.xaxis if which == "x" else axes.yaxis)
     if domain.kind not in ("choice", "grid"):
         low, high = domain.values[:2]
         margin = (high / low) ** 0.05 if domain.kind == "loguniform" else 0.05 * (high - low)
-        limits = (low / margin, high * margin) if domain.kind == "loguniform" else (low - margin, high + margin)
+        limits = (
+            (low / margin, high * margin)
+            if domain.kind == "loguniform"
+            else (low - margin, high + margin)
+        )
         (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)

@@ -19,7 +19,9 @@ START_S = 8.0  # for a trial's processes to start, about
 
 
 def trial_resources(base: RunConfig) -> list[dict[str, float]]:
-    """The bundles of a trial: its own process, and its workers; where there are none, it computes itself."""
+    """The bundles of a trial: its own process, and its workers; where there are none, it computes
+    itself.
+    """
     workers = base.workers
     each = {kind: value for kind, value in (("CPU", workers.cpus), ("GPU", workers.gpus)) if value}
     return [{}, *([each] * workers.max)] if workers.max else [each]
@@ -31,7 +33,10 @@ def at_once(search: Search) -> int:
     most = min(search.sweep.at_once or search.trials, search.trials)
     for trial in range(most):
         for bundle_ in trial_resources(search.base):
-            room = next((r for r in rooms if all(r.get(kind, 0) >= need for kind, need in bundle_.items())), None)
+            room = next(
+                (r for r in rooms if all(r.get(kind, 0) >= need for kind, need in bundle_.items())),
+                None,
+            )
             if room is None:
                 return trial
             for kind, need in bundle_.items():
@@ -55,8 +60,10 @@ def check_resources(search: Search) -> None:
         there = {kind: sum(room.get(kind, 0.0) for room in rooms) for kind in ("CPU", "GPU")}
         besides = " besides what --driver-cpus and --driver-gpus hold" * (JOB in os.environ)
         raise InputError(
-            f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} CPUs and "
-            f"{there['GPU']:g} GPUs{besides}: set workers.max, cpus or gpus in the sweep's `set`, or give --address"
+            f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} CPUs "
+            "and "
+            f"{there['GPU']:g} GPUs{besides}: set workers.max, cpus or gpus in the sweep's `set`, "
+            "or give --address"
         )
 
 
@@ -87,7 +94,9 @@ def estimate(search: Search, address: str | None) -> Estimate:
     for ticket in (Ticket("update", "train", 0, 0), Ticket("validate", "val", 0, 0)):
         setting = recipe.setting(ticket.work)
         worker.compute(ticket)  # the first one is slower
-        each[ticket.work] = worker.compute(ticket)[1].wall_s / min(setting.tasks_per_ticket, setting.tasks)
+        each[ticket.work] = worker.compute(ticket)[1].wall_s / min(
+            setting.tasks_per_ticket, setting.tasks
+        )
     with ray_pool.connected(address, recipes.own_code(base)):
         check_resources(search)
         together = at_once(search)
@@ -96,11 +105,14 @@ def estimate(search: Search, address: str | None) -> Estimate:
     validated = search.trials * validations * base.validation.tasks
     busy = min(together * max(workers.max, 1), cores)
     learnt = search.trials * outer.steps * outer.tasks_per_step
-    seconds = (learnt * each["update"] + validated * each["validate"]) / busy + START_S * search.trials / together
+    seconds = (
+        learnt * each["update"] + validated * each["validate"]
+    ) / busy + START_S * search.trials / together
     return Estimate(
         together,
         _resources(base),
         validated,
         seconds,
-        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['validate']:.0f} to validate on one core here",
+        f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['validate']:.0f} to "
+        "validate on one core here",
     )

@@ -1,4 +1,6 @@
-"""Tune's schedulers and Optuna's sampler as a sweep file asks for them, told of what happened before."""
+"""Tune's schedulers and Optuna's sampler as a sweep file asks for them, told of what happened
+before.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 from ray.tune.search.optuna import OptunaSearch
 
 from tuning.journal import Journal
@@ -16,7 +23,9 @@ from tuning.space import ASHA, PBT, Domain, Mode, Search, Values, fitting
 
 
 class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
-    """Successive halving that goes on: what trials reported before counts, and is not judged again."""
+    """Successive halving that goes on: what trials reported before counts, and is not judged
+    again.
+    """
 
     def __init__(self, journal: Journal, mode: Mode, **options: Any) -> None:
         super().__init__(mode=mode, **options)
@@ -24,7 +33,9 @@ class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
         self._known = {str(trial.number): list(trial.reports) for trial in journal.trials.values()}
         for trial in journal.trials.values():
             if trial.over:
-                self.on_trial_add(None, SimpleNamespace(trial_id=f"past-{trial.number}", name=str(trial.number)))
+                self.on_trial_add(
+                    None, SimpleNamespace(trial_id=f"past-{trial.number}", name=str(trial.number))
+                )
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
@@ -41,7 +52,9 @@ def scheduler(search: Search, journal: Journal) -> TrialScheduler:
         return PopulationBasedTraining(
             **of,
             perturbation_interval=asked.every_steps,
-            hyperparam_mutations={"values": {key: _mutation(domain) for key, domain in search.space.items()}},
+            hyperparam_mutations={
+                "values": {key: _mutation(domain) for key, domain in search.space.items()}
+            },
             quantile_fraction=asked.quantile,
             resample_probability=asked.resample,
             custom_explore_fn=_Within(search.space),
@@ -49,7 +62,11 @@ def scheduler(search: Search, journal: Journal) -> TrialScheduler:
     if not isinstance(asked, ASHA):
         return FIFOScheduler()
     return _KnowingASHA(
-        journal, **of, max_t=search.steps, grace_period=asked.first_rung, reduction_factor=asked.reduction
+        journal,
+        **of,
+        max_t=search.steps,
+        grace_period=asked.first_rung,
+        reduction_factor=asked.reduction,
     )
 
 
@@ -69,7 +86,9 @@ class _Within:
 
 
 def optuna_search(search: Search, journal: Journal, again: list[Values]) -> OptunaSearch:
-    """Optuna's sampler, told of the trials that ended before, and made to repeat first those that did not."""
+    """Optuna's sampler, told of the trials that ended before, and made to repeat first those that
+    did not.
+    """
 
     def named(values: Values) -> Values:
         return {f"values/{key}": value for key, value in values.items()}
@@ -80,7 +99,9 @@ def optuna_search(search: Search, journal: Journal, again: list[Values]) -> Optu
         metric="compared",
         mode=search.mode,
         points_to_evaluate=[named(values) for values in again] or None,
-        seed=fitting(search.sweep.seed + len(journal.trials)),  # or it would draw the same points again
+        seed=fitting(
+            search.sweep.seed + len(journal.trials)
+        ),  # or it would draw the same points again
     )
     for trial in journal.trials.values():
         if trial.over and trial.last is not None:

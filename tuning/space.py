@@ -36,12 +36,21 @@ LISTED = ("choice", "grid")
 BOUNDS = {"uniform": "[low, high]", "loguniform": "[low, high]", "integers": "[low, high]"}
 BOUNDS |= {"quantised": "[low, high, step]", "choice": "[a, b, ...]", "grid": "[a, b, ...]"}
 Mode = Literal["min", "max"]
-SHARED = {"name", "evaluation", "validation", "workers", "checkpoint", "tracking", "output"}  # the same for all trials
+SHARED = {
+    "name",
+    "evaluation",
+    "validation",
+    "workers",
+    "checkpoint",
+    "tracking",
+    "output",
+}  # the same for all trials
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """`trials` (of a grid: all), each of at most `steps` outer steps (default: the recipe's), all within `minutes`.
+    """`trials` (of a grid: all), each of at most `steps` outer steps (default: the recipe's), all
+    within `minutes`.
 
     A sweep that is resumed has its minutes anew.
     """
@@ -72,8 +81,8 @@ class InFull:
 class ASHA:
     """Asynchronous successive halving (Li et al., 2020, algorithm 2).
 
-    After `first_rung` outer steps, and `reduction` times as many each time, a trial goes on if it is among the best
-    1 / `reduction` of those that came so far.
+    After `first_rung` outer steps, and `reduction` times as many each time, a trial goes on if it
+    is among the best 1 / `reduction` of those that came so far.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -94,8 +103,9 @@ class ASHA:
 class PBT:
     """Population-based training (Jaderberg et al., 2017, algorithm 1).
 
-    Every `every_steps` outer steps a trial of the worst `quantile` goes on from a checkpoint of one of the best, with
-    its values perturbed: times 0.8 or 1.2, or with probability `resample` drawn anew, within their ranges.
+    Every `every_steps` outer steps a trial of the worst `quantile` goes on from a checkpoint of one
+    of the best, with its values perturbed: times 0.8 or 1.2, or with probability `resample` drawn
+    anew, within their ranges.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -108,7 +118,8 @@ class PBT:
     def __post_init__(self) -> None:
         if self.every_steps < 1 or not 0 < self.quantile <= 0.5 or not 0 <= self.resample <= 1:
             raise InputError(
-                "scheduler.every_steps must be at least 1, quantile in (0, 0.5] and resample in [0, 1], "
+                "scheduler.every_steps must be at least 1, quantile in (0, 0.5] and resample in "
+                "[0, 1], "
                 f"got {self.every_steps}, {self.quantile} and {self.resample}"
             )
 
@@ -117,13 +128,15 @@ class PBT:
 class Sweep:
     """A sweep file.
 
-    `recipe` is a recipe's file, beside this one or from the working directory, `set` changes keys of it for all trials,
-    and `space` names the keys that are searched, each with one of {uniform: [low, high]}, {loguniform: [low, high]},
-    {quantised: [low, high, step]}, {integers: [low, high]} (both ends included), {choice: [...]} and {grid: [...]}.
+    `recipe` is a recipe's file, beside this one or from the working directory, `set` changes keys
+    of it for all trials, and `space` names the keys that are searched, each with one of {uniform:
+    [low, high]}, {loguniform: [low, high]}, {quantised: [low, high, step]}, {integers: [low, high]}
+    (both ends included), {choice: [...]} and {grid: [...]}.
 
-    Trials are compared by `metric`, which is validation's (val/accuracy_after and such), of which `mode` says what is
-    better (default: max of an accuracy or return, min of a mse). At most `at_once` run together (default: as many as
-    fit), each with the resources that the recipe's `workers` asks for. `output` is its folder (default: runs/NAME).
+    Trials are compared by `metric`, which is validation's (val/accuracy_after and such), of which
+    `mode` says what is better (default: max of an accuracy or return, min of a mse). At most
+    `at_once` run together (default: as many as fit), each with the resources that the recipe's
+    `workers` asks for. `output` is its folder (default: runs/NAME).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -156,7 +169,9 @@ class Domain(NamedTuple):
     values: tuple[Any, ...]
 
     def samples(self) -> Sequence[Any]:
-        """Both ends of a range and a value between, or all that is listed: where these are valid, all is."""
+        """Both ends of a range and a value between, or all that is listed: where these are valid,
+        all is.
+        """
         if self.kind in LISTED:
             return self.values
         between = self.for_tune().sample(random_state=np.random.RandomState(0))
@@ -205,7 +220,8 @@ class Search(NamedTuple):
         """All trials of a random search or a grid."""
         if self.sweep.search == "grid":
             return [
-                dict(zip(self.space, point, strict=True)) for point in product(*(d.values for d in self.space.values()))
+                dict(zip(self.space, point, strict=True))
+                for point in product(*(d.values for d in self.space.values()))
             ]
         state = np.random.RandomState(fitting(self.sweep.seed))
         domains = {key: domain.for_tune() for key, domain in self.space.items()}
@@ -216,7 +232,9 @@ class Search(NamedTuple):
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
-    """A sweep file, and what its trials share: the recipe that it names, with what it changes of it."""
+    """A sweep file, and what its trials share: the recipe that it names, with what it changes of
+    it.
+    """
     if path.is_dir():
         raise InputError(_of_folder(path))
     tree = recipes.read(path)
@@ -229,49 +247,71 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
 
 
 def shared(sweep: Sweep, tree: recipes.Tree, path: str, found: str) -> RunConfig:
-    """What all trials of a sweep share, from its recipe's keys. Errors name the sweep `path` and the recipe `found`."""
+    """What all trials of a sweep share, from its recipe's keys. Errors name the sweep `path` and
+    the recipe `found`.
+    """
     for key, value in recipes.flatten(sweep.set):
         recipes.put(tree, key, value)
     if sweep.budget.steps is not None:
         recipes.put(tree, "outer.steps", sweep.budget.steps)
     for key, _ in recipes.flatten(sweep.set):
         if key in dict(searched(sweep.space)):
-            raise InputError(f"{key} is in set and in space of {path}: it is either fixed or searched")
+            raise InputError(
+                f"{key} is in set and in space of {path}: it is either fixed or searched"
+            )
     base = recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
     every = base.validation.every_steps
     if not 0 < every <= base.outer.steps:
         raise InputError(
-            f"a sweep compares trials by validation, and validation.every_steps is {every} of {base.outer.steps} outer "
-            f"steps: pass --set set.validation.every_steps={max(base.outer.steps // 10, 1)}, or set it in {path}"
+            f"a sweep compares trials by validation, and validation.every_steps is {every} of "
+            f"{base.outer.steps} outer "
+            f"steps: pass --set set.validation.every_steps={max(base.outer.steps // 10, 1)}, or "
+            f"set it in {path}"
         )
     if base.checkpoint.uri is not None:
-        raise InputError("checkpoint.uri would be the same for all trials of a sweep: leave it out, and give output")
+        raise InputError(
+            "checkpoint.uri would be the same for all trials of a sweep: leave it out, and give "
+            "output"
+        )
     if base.workers.cpus == base.workers.gpus == 0:
-        raise InputError("workers.cpus and workers.gpus are 0, so that all trials would start at once: set one")
+        raise InputError(
+            "workers.cpus and workers.gpus are 0, so that all trials would start at once: set one"
+        )
     return base
 
 
 def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
     """Both as files that need no others."""
     whole = dataclasses.replace(sweep, recipe="recipe.yaml", set={})
-    return {f"{name}.yaml": recipes.as_yaml(content) for name, content in (("sweep", whole), ("recipe", base))}
+    return {
+        f"{name}.yaml": recipes.as_yaml(content)
+        for name, content in (("sweep", whole), ("recipe", base))
+    }
 
 
 def is_recipe(tree: recipes.Tree) -> bool:
     """Whether the keys of a file are a recipe's, and no sweep's."""
-    return "space" not in tree and "recipe" not in tree and bool({"family", "model", "algorithm"} & tree.keys())
+    return (
+        "space" not in tree
+        and "recipe" not in tree
+        and bool({"family", "model", "algorithm"} & tree.keys())
+    )
 
 
 def _of_folder(path: Path) -> str:
     """What a folder is, if it was given as a sweep file, and the command that takes it."""
-    for mark, what, command in (("sweep.yaml", "a sweep's folder", "tune"), ("config.yaml", "a run's folder", "train")):
+    for mark, what, command in (
+        ("sweep.yaml", "a sweep's folder", "tune"),
+        ("config.yaml", "a run's folder", "train"),
+    ):
         if (path / mark).is_file():
             return f"{path} is {what}: {cli.program()} {command} {path / mark} --resume {path}"
     return f"{path} is a folder: give a YAML file such as those in recipes/sweeps/"
 
 
 def load(path: Path, overrides: Sequence[str] = (), resume: str | None = None) -> Search:
-    """Read a sweep file and the recipe that it names; InputError for whatever could not be searched.
+    """Read a sweep file and the recipe that it names; InputError for whatever could not be
+    searched.
 
     `resume` is the folder of a sweep to continue, or "auto": the one that its output says.
     """
@@ -280,12 +320,17 @@ def load(path: Path, overrides: Sequence[str] = (), resume: str | None = None) -
 
 
 def in_folder(sweep: Sweep, resume: str | None, overrides: Iterable[str]) -> Sweep:
-    """The sweep with the folder that it continues as its output; InputError if overrides give another one."""
+    """The sweep with the folder that it continues as its output; InputError if overrides give
+    another one.
+    """
     if resume is None or resume == "auto":
         return sweep
     given = any(item.partition("=")[0].strip() == "output" for item in overrides)
     if given and sweep.output is not None and place_of(sweep.output) != place_of(resume):
-        raise InputError(f"output is {sweep.output}, and --resume continues the sweep in {resume}: give one of them")
+        raise InputError(
+            f"output is {sweep.output}, and --resume continues the sweep in {resume}: give one of "
+            "them"
+        )
     return dataclasses.replace(sweep, output=resume.rstrip("/") or resume)
 
 
@@ -298,7 +343,9 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     """What a sweep comes to; InputError for whatever could not be searched."""
     check_data(base.recipe())
     every = base.validation.every_steps
-    saved = dataclasses.replace(base.checkpoint, every_steps=every)  # what is reported can be gone on from
+    saved = dataclasses.replace(
+        base.checkpoint, every_steps=every
+    )  # what is reported can be gone on from
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
     space = {key: _domain(key, given) for key, given in searched(sweep.space)}
     if not space:
@@ -316,16 +363,25 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
 
 
 def searched(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, range) of a space, whose keys may be nested as in a recipe: `--set space.outer.lr=...` does that."""
+    """(dotted key, range) of a space, whose keys may be nested as in a recipe: `--set
+    space.outer.lr=...` does that.
+    """
     for key, given in space.items():
-        is_group = isinstance(given, dict) and given and all(isinstance(value, dict) for value in given.values())
+        is_group = (
+            isinstance(given, dict)
+            and given
+            and all(isinstance(value, dict) for value in given.values())
+        )
         yield from searched(given, f"{prefix}{key}.") if is_group else [(f"{prefix}{key}", given)]
 
 
 def _domain(key: str, given: Any) -> Domain:
     kinds = get_args(Kind)
     if not (isinstance(given, dict) and len(given) == 1 and next(iter(given)) in kinds):
-        raise InputError(f"space.{key} is {given!r}, expected one of {', '.join(kinds)}, such as {{uniform: [0, 1]}}")
+        raise InputError(
+            f"space.{key} is {given!r}, expected one of {', '.join(kinds)}, such as "
+            f"{{uniform: [0, 1]}}"
+        )
     (kind, values), *_ = given.items()
     wrong = InputError(f"space.{key}: {kind} takes {BOUNDS[kind]}, got {values!r}")
     if not isinstance(values, list) or not values:
@@ -344,7 +400,9 @@ def _domain(key: str, given: Any) -> Domain:
         or (kind == "quantised" and numbers[2] <= 0)
     ):
         above = " above 0" if kind == "loguniform" else ""
-        raise InputError(f"space.{key}: {kind} takes {BOUNDS[kind]} with low < high{above}, got {values}")
+        raise InputError(
+            f"space.{key}: {kind} takes {BOUNDS[kind]} with low < high{above}, got {values}"
+        )
     if kind == "integers":
         if not all(number.is_integer() for number in numbers):
             raise wrong
@@ -353,7 +411,9 @@ def _domain(key: str, given: Any) -> Domain:
     try:
         found.for_tune()
     except ValueError as error:
-        raise InputError(f"space.{key}: {kind} takes low and high that are multiples of step, got {values}") from error
+        raise InputError(
+            f"space.{key}: {kind} takes low and high that are multiples of step, got {values}"
+        ) from error
     return found
 
 
@@ -362,22 +422,34 @@ def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
     if sweep.search == "grid":
         others = [key for key in space if key not in grids]
         if others:
-            raise InputError(f"space.{others[0]} is {space[others[0]].kind}, and search: grid takes grids only")
+            raise InputError(
+                f"space.{others[0]} is {space[others[0]].kind}, and search: grid takes grids only"
+            )
         points = math.prod(len(domain.values) for domain in space.values())
         if sweep.budget.trials not in (None, points):
-            raise InputError(f"budget.trials is {sweep.budget.trials} and the grid has {points} points: leave it out")
+            raise InputError(
+                f"budget.trials is {sweep.budget.trials} and the grid has {points} points: leave "
+                "it out"
+            )
         return points
     if grids:
-        raise InputError(f"space.{grids[0]} is a grid, which needs search: grid; for {sweep.search} write choice")
+        raise InputError(
+            f"space.{grids[0]} is a grid, which needs search: grid; for {sweep.search} write choice"
+        )
     if sweep.budget.trials is None:
-        raise InputError(f"budget.trials is missing; say how many trials a {sweep.search} search makes")
+        raise InputError(
+            f"budget.trials is missing; say how many trials a {sweep.search} search makes"
+        )
     return sweep.budget.trials
 
 
 def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Mode]:
     metric = f"val/{base.family.metric}_after"
     if sweep.metric not in (None, metric):
-        raise InputError(f"metric is {sweep.metric!r}, expected {metric}, by which {base.family.name} is validated")
+        raise InputError(
+            f"metric is {sweep.metric!r}, expected {metric}, by which {base.family.name} is "
+            "validated"
+        )
     known = BETTER.get(base.family.metric)
     mode = sweep.mode or known
     if known not in (None, mode):
@@ -388,13 +460,18 @@ def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Mode]:
 
 
 def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
-    """Refuse keys that do not exist, values that are refused, and trials that could not be compared."""
+    """Refuse keys that do not exist, values that are refused, and trials that could not be
+    compared.
+    """
     validated = base.setting("validate").family
     for key, domain in space.items():
         group = key.split(".")[0]
         if group in SHARED or key == "outer.steps":
             better = "budget.steps" if key == "outer.steps" else "set"
-            raise InputError(f"space.{key} cannot be searched, it is the same for all trials: give it in {better}")
+            raise InputError(
+                f"space.{key} cannot be searched, it is the same for all trials: give it in "
+                f"{better}"
+            )
         for value in domain.samples():
             source = f"space.{key} at {value}"
             config = _with(base, {key: value}, source)
@@ -407,7 +484,8 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
                 raise InputError(f"{source}: {error}") from error
             if config.setting("validate").family != validated:
                 raise InputError(
-                    f"{source} changes the validation tasks, too, so that trials could not be compared: fix them with "
+                    f"{source} changes the validation tasks, too, so that trials could not be "
+                    "compared: fix them with "
                     f"set: {{evaluation.{key}: ...}}"
                 )
 
@@ -415,30 +493,39 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
 def _check_asha(scheduler: ASHA, base: RunConfig) -> None:
     every = base.validation.every_steps
     if scheduler.first_rung % every:
-        raise InputError(f"scheduler.first_rung must be a multiple of validation.every_steps = {every}")
+        raise InputError(
+            f"scheduler.first_rung must be a multiple of validation.every_steps = {every}"
+        )
     if scheduler.first_rung >= base.outer.steps:
         raise InputError(
-            f"scheduler.first_rung = {scheduler.first_rung} must be below the {base.outer.steps} outer steps of a "
+            f"scheduler.first_rung = {scheduler.first_rung} must be below the {base.outer.steps} "
+            "outer steps of a "
             "trial, or nothing would be stopped"
         )
 
 
 def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> None:
     if sweep.search != "random":
-        raise InputError(f"search is {sweep.search}, and scheduler pbt draws its own values: leave search out")
+        raise InputError(
+            f"search is {sweep.search}, and scheduler pbt draws its own values: leave search out"
+        )
     every = base.validation.every_steps
     if sweep.at_once is not None and sweep.at_once < (sweep.budget.trials or 0):
         raise InputError(
-            f"at_once is {sweep.at_once} of {sweep.budget.trials} trials, and those of pbt learn from each other: "
+            f"at_once is {sweep.at_once} of {sweep.budget.trials} trials, and those of pbt learn "
+            "from each other: "
             "leave it out; where not all fit on the cluster, they take turns"
         )
     if scheduler.every_steps % every:
-        raise InputError(f"scheduler.every_steps must be a multiple of validation.every_steps = {every}")
+        raise InputError(
+            f"scheduler.every_steps must be a multiple of validation.every_steps = {every}"
+        )
     for key, domain in space.items():
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in domain.values)
         if key.split(".")[0] not in ("outer", "algorithm") or not numbers:
             raise InputError(
-                f"space.{key} cannot change in a running training: pbt takes numbers of outer and algorithm"
+                f"space.{key} cannot change in a running training: pbt takes numbers of outer and "
+                "algorithm"
             )
         starts = [
             Layout(meta).flatten(meta)
@@ -447,7 +534,8 @@ def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: 
         ]
         if any(not torch.equal(start, starts[0]) for start in starts):
             raise InputError(
-                f"space.{key} decides what a training starts from: it cannot change in a running one by pbt"
+                f"space.{key} decides what a training starts from: it cannot change in a running "
+                "one by pbt"
             )
 
 
@@ -460,7 +548,11 @@ def _with(base: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
 
 def fitting(seed: int) -> int:
     """The seed, or 32 bits of its hash if it is above what numpy and Optuna take."""
-    return seed if seed < 2**32 else int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
+    return (
+        seed
+        if seed < 2**32
+        else int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -469,14 +561,20 @@ def _plain(value: Any) -> Any:
 
 
 def changed(before: Search, now: Search) -> str | None:
-    """What makes `now` another sweep than the one that is to go on; how much of it there is and how fast may change."""
+    """What makes `now` another sweep than the one that is to go on; how much of it there is and how
+    fast may change.
+    """
 
     def tree(search: Search) -> dict[str, Any]:
-        sweep = dataclasses.replace(search.sweep, budget=Budget(), at_once=None, recipe="", set={}, output=None)
+        sweep = dataclasses.replace(
+            search.sweep, budget=Budget(), at_once=None, recipe="", set={}, output=None
+        )
         base = recipes.flatten(recipes.dump(search.base))
         free = [f"workers.{name}" for name in ("min", "max", "cpus", "threads", "wait_s")]
         own = {f"its {key}": value for key, value in recipes.flatten(recipes.dump(sweep))}
         return own | {f"its recipe's {key}": value for key, value in base if key not in free}
 
     old, new = tree(before), tree(now)
-    return next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)
+    return next(
+        (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None
+    )

@@ -1,10 +1,13 @@
-"""A sweep: Ray Tune runs trials, a journal and MLflow keep what came of them, the winner is tested once.
+"""A sweep: Ray Tune runs trials, a journal and MLflow keep what came of them, the winner is tested
+once.
 
     journal.jsonl --> trials so far --> Tune: those that did not end, then new ones --> trial.run
           ^                                                                               |
-          +--------------- started, reported, ended <--- callback in this process <-------+--> progress, parent run
+          +--------------- started, reported, ended <--- callback in this process <-------+-->
+          progress, parent run
 
-`--resume` reads the journal and the trials' own folders: Tune's records are pickles, and lack what its schedulers know.
+`--resume` reads the journal and the trials' own folders: Tune's records are pickles, and lack what
+its schedulers know.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ from tuning.trial import Shared
 
 log = logging.getLogger(__name__)
 
-MOST_FAILURES = 2  # of a trial, be it an error or a process that dies; with the next one it has failed
+MOST_FAILURES = (
+    2  # of a trial, be it an error or a process that dies; with the next one it has failed
+)
 KEEP_S = 10.0  # between copies of the journal to a storage
 WON = " (winner)"  # in a run's name
 MOST_COMPARED = 10  # trials that are opened side by side
@@ -75,7 +80,14 @@ class Outcome(NamedTuple):
 class Watch(tune.Callback):  # type: ignore[misc]
     """What Tune tells of trials goes to the journal, the progress line and the parent run."""
 
-    def __init__(self, search: Search, journal: Journal, tracker: Tracker, line: Line, should_stop: Callable[[], bool]):
+    def __init__(
+        self,
+        search: Search,
+        journal: Journal,
+        tracker: Tracker,
+        line: Line,
+        should_stop: Callable[[], bool],
+    ):
         self._search, self._journal, self._tracker, self._line = search, journal, tracker, line
         self._should_stop = should_stop
         self._kept_s = 0.0
@@ -85,7 +97,9 @@ class Watch(tune.Callback):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks, to restore what is restored from the journal here
 
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         number = int(str(trial))
         known = self._journal.trials.get(number)
         if known is None or known.state != "running":
@@ -94,11 +108,19 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._show()
 
     def on_trial_result(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: Any,
     ) -> None:
         number, report = int(str(trial)), Report(**{name: result[name] for name in Report._fields})
         changed = report.values != self._journal.trials[number].values  # by PBT
-        known = [(other.step, other.value, other.values) for other in self._journal.trials[number].reports]
+        known = [
+            (other.step, other.value, other.values)
+            for other in self._journal.trials[number].reports
+        ]
         if (report.step, report.value, report.values) not in known:
             self._journal.write(number, "report", report._asdict())
             best = self._best()
@@ -107,10 +129,14 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._keep(now=changed)
         self._show()
 
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         self._end(self._journal.trials[int(str(trial))])
 
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         number, told = int(str(trial)), Path(trial.error_file).read_text().strip()
         if number not in self._journal.trials:  # its process never came up
             self._journal.write(number, "values", trial.config["values"])
@@ -132,12 +158,19 @@ class Watch(tune.Callback):  # type: ignore[misc]
             state, cause = "stopped", ""
         self._journal.write(trial.number, "ended", {"state": state, "cause": cause})
         if failure:
-            log.warning("trial %d failed: %s (%s/error.txt)", trial.number, failure, trial_folder(self._search, trial))
+            log.warning(
+                "trial %d failed: %s (%s/error.txt)",
+                trial.number,
+                failure,
+                trial_folder(self._search, trial),
+            )
         self._keep(now=True)
         self._show(now=True)
 
     def _keep(self, *, now: bool = False) -> None:
-        """The journal, where the sweep is not kept on this machine: what is lost of it, trials tell again."""
+        """The journal, where the sweep is not kept on this machine: what is lost of it, trials tell
+        again.
+        """
         if now or time.monotonic() - self._kept_s >= KEEP_S:
             self._search.folder.keep()
             self._kept_s = time.monotonic()
@@ -145,7 +178,9 @@ class Watch(tune.Callback):  # type: ignore[misc]
     def _best(self) -> tuple[Trial, Report] | None:
         """The best validation so far."""
         choose = max if self._search.mode == "max" else min
-        told = [(trial, report) for trial in self._journal.trials.values() for report in trial.finite()]
+        told = [
+            (trial, report) for trial in self._journal.trials.values() for report in trial.finite()
+        ]
         whole = [found for found in told if not found[1].diverged_tasks]
         return choose(whole or told, key=lambda found: found[1].value, default=None)
 
@@ -156,10 +191,15 @@ class Watch(tune.Callback):  # type: ignore[misc]
         spared = sum(self._search.steps - trial.steps for trial in ended)
         steps_per_s = (steps - self._first) / (time.monotonic() - self._started)
         best = self._best()
-        text = f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} under way"
+        text = (
+            f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} under way"
+        )
         if best is not None:
             value = show(self._search.base.family.metric, best[1].value)
-            text += f"  best {self._search.metric} on the way {value} (trial {best[0].number}, step {best[1].step})"
+            text += (
+                f"  best {self._search.metric} on the way {value} (trial {best[0].number}, step "
+                f"{best[1].step})"
+            )
         if steps_per_s > 0:
             text += f"  ETA at most {duration((total - spared - steps) / steps_per_s)}"
         self._line.show(steps + spared, text, now=now)
@@ -168,13 +208,16 @@ class Watch(tune.Callback):  # type: ignore[misc]
 def start(search: Search, address: str | None = None, *, resume: str | None = None) -> Outcome:
     """Run a sweep, or continue the one in its folder.
 
-    With `resume` "auto" it starts afresh if the folder holds none; with another value it does not. The folder holds
-    sweep.yaml, recipe.yaml, journal.jsonl, trials/, figures/ and, of the winner, bundle/ and result.json. Raises
-    InputError for what the user can correct, and Interrupted when asked to stop.
+    With `resume` "auto" it starts afresh if the folder holds none; with another value it does not.
+    The folder holds sweep.yaml, recipe.yaml, journal.jsonl, trials/, figures/ and, of the winner,
+    bundle/ and result.json. Raises InputError for what the user can correct, and Interrupted when
+    asked to stop.
     """
     folder = search.folder
     _check_folder(search, resume)
-    warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)  # by what the function API has not
+    warnings.filterwarnings(
+        "ignore", "Consider boosting PBT", UserWarning
+    )  # by what the function API has not
     code = recipes.own_code(search.base)
     with run.interruptible() as should_stop, ray_pool.connected(address, code), _alone(search):
         os.environ.update(QUIET)
@@ -237,15 +280,23 @@ def _check_folder(search: Search, resume: str | None) -> None:
     folder = search.folder
     if (folder / "sweep.yaml").exists():
         if not resume:
-            raise InputError(f"{folder} already holds a sweep: pass --resume auto to continue it, or another output")
+            raise InputError(
+                f"{folder} already holds a sweep: pass --resume auto to continue it, or another "
+                "output"
+            )
         other = space.changed(space.load(folder / "sweep.yaml"), search)
         if other is not None:
-            raise InputError(f"{folder} holds another sweep: {other} is not that of this one; give another output")
+            raise InputError(
+                f"{folder} holds another sweep: {other} is not that of this one; give another "
+                "output"
+            )
         trials = Journal(folder / "journal.jsonl").trials.values()
         if (folder / "result.json").exists() and all(trial.over for trial in trials):
             raise InputError(f"the sweep in {folder} is finished: give another output")
     elif resume not in (None, "auto"):
-        raise InputError(f"{folder} holds no sweep to continue: give a sweep's folder, or --resume auto")
+        raise InputError(
+            f"{folder} holds no sweep to continue: give a sweep's folder, or --resume auto"
+        )
     elif storage.is_file(str(folder)):
         raise InputError(f"{folder} is a file: give the sweep a folder as output")
     elif storage.listing(str(folder)):
@@ -259,7 +310,10 @@ def _alone(search: Search) -> Iterator[None]:
     """Refuse a folder in which another process works."""
     uri = str(search.folder)
     if storage.is_remote(uri):  # no storage has locks: this is for two on one machine
-        path = Path(tempfile.gettempdir()) / f"metatrain-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+        path = (
+            Path(tempfile.gettempdir())
+            / f"metatrain-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+        )
     else:
         path = Path(uri).with_name(f".{Path(uri).name}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +321,9 @@ def _alone(search: Search) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"another process works on the sweep in {uri}: wait for it, or stop it") from None
+            raise InputError(
+                f"another process works on the sweep in {uri}: wait for it, or stop it"
+            ) from None
         try:
             yield
         finally:
@@ -286,7 +342,9 @@ def _open(search: Search) -> Journal:
 
 def _described(search: Search) -> list[tuple[str, Any]]:
     """The sweep as MLflow's parameters of the parent run."""
-    sweep = recipes.dump(dataclasses.replace(search.sweep, space={}, set={}, recipe=search.base.name))
+    sweep = recipes.dump(
+        dataclasses.replace(search.sweep, space={}, set={}, recipe=search.base.name)
+    )
     kept = [(key, value) for key, value in recipes.flatten(sweep) if value not in (None, {})]
     space = [(f"space.{key}", domain) for key, domain in search.space.items()]
     return [
@@ -319,7 +377,13 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
         return self._should_stop()
 
 
-def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, should_stop: Callable[[], bool]) -> None:
+def _tune(
+    search: Search,
+    journal: Journal,
+    watch: Watch,
+    place: Place | None,
+    should_stop: Callable[[], bool],
+) -> None:
     """Run what the journal says is left."""
     sweep, folder = search.sweep, search.folder
     again = {trial.number: trial.values for trial in journal.trials.values() if not trial.over}
@@ -345,10 +409,14 @@ def _tune(search: Search, journal: Journal, watch: Watch, place: Place | None, s
         given: dict[str, Any] = {}
     else:
         drawn = search.drawn()
-        algorithm, given = None, {"values": tune.grid_search([*again.values(), *(drawn[number] for number in fresh)])}
+        algorithm, given = (
+            None,
+            {"values": tune.grid_search([*again.values(), *(drawn[number] for number in fresh)])},
+        )
     tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(one.run, shared=shared), tune.PlacementGroupFactory(trial_resources(search.base))
+            tune.with_parameters(one.run, shared=shared),
+            tune.PlacementGroupFactory(trial_resources(search.base)),
         ),
         param_space=given,
         tune_config=tune.TuneConfig(
@@ -384,9 +452,14 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
     reported = f"{root}/step-{winner.last.step:08d}"
     newest = reported if bundle.is_complete(reported) else checkpoint.latest(root)
     if newest is None:
-        raise InputError(f"trial {winner.number} has no checkpoint yet: give the sweep more time (budget.minutes)")
+        raise InputError(
+            f"trial {winner.number} has no checkpoint yet: give the sweep more time "
+            "(budget.minutes)"
+        )
     config, meta, version = run.load_trained(newest, [])
-    trained = dataclasses.replace(config.recipe(), outer=dataclasses.replace(config.outer, steps=version))
+    trained = dataclasses.replace(
+        config.recipe(), outer=dataclasses.replace(config.outer, steps=version)
+    )
     bundle.save(str(folder / "bundle"), trained, meta)
     scores = run.evaluate(newest, [])
     schedule = json.loads(checkpoint.load(newest).notes.get("schedule", "[]"))
@@ -419,7 +492,15 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         "scores": [dataclasses.asdict(s) for s in scores],
     }
     (folder / "result.json").write_text(to_json(result, indent=1))
-    kept = ["sweep.yaml", "recipe.yaml", "journal.jsonl", "schedule.json", "result.json", "figures", "bundle"]
+    kept = [
+        "sweep.yaml",
+        "recipe.yaml",
+        "journal.jsonl",
+        "schedule.json",
+        "result.json",
+        "figures",
+        "bundle",
+    ]
     for path in (folder / name for name in kept):
         if path.exists():
             tracker.artifact(path)
@@ -429,20 +510,27 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
         tracker.log(step, metrics)
     load = run.how_to_load(config.recipe(), folder, model)
     tracker.describe(description.note(scores[0].protocol, load, scores))
-    if all(trial.over for trial in order):  # MLflow keeps a parameter as it is: not before all is said
+    if all(
+        trial.over for trial in order
+    ):  # MLflow keeps a parameter as it is: not before all is said
         best = {f"best.{key}": value for key, value in winner.values.items()}
         tracker.params([("best.trial", winner.number), *best.items()])
     if winner.last.diverged_tasks:
         log.warning(
-            "%d validation tasks of the winner diverged, and no trial that made as many steps had fewer: "
+            "%d validation tasks of the winner diverged, and no trial that made as many steps had "
+            "fewer: "
             "search lower inner rates",
             winner.last.diverged_tasks,
         )
     return Outcome(order, winner, scores, chosen_by, place)
 
 
-def _end_children(search: Search, journal: Journal, place: Place | None, winner: Trial | None) -> None:
-    """A trial's process ends before it could say so in MLflow. The winner's name there says that it won."""
+def _end_children(
+    search: Search, journal: Journal, place: Place | None, winner: Trial | None
+) -> None:
+    """A trial's process ends before it could say so in MLflow. The winner's name there says that it
+    won.
+    """
     if place is None:
         return
     status = {"completed": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}

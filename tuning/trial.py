@@ -1,12 +1,15 @@
-"""One trial: a run whose workers live in the trial's placement group and whose validation is reported to Tune.
+"""One trial: a run whose workers live in the trial's placement group and whose validation is
+reported to Tune.
 
-    Tune --- values ---> trial: prepare -> learn (cluster.loop.train) --- each validation ---> Tune: goes on or stops it
-                           |                                                 |
-                           +--- tickets, updates <--> its RayPool            +--> after its checkpoint, so that all that
-                                                                                  was reported can be gone on from
+    Tune --- values ---> trial: prepare -> learn (cluster.loop.train) --- each validation ---> Tune:
+    goes on or stops it
+                           |                                                 | +--- tickets, updates
+                           <--> its RayPool            +--> after its checkpoint, so that all that
+                                                                                  was reported can
+                                                                                  be gone on from
 
-Tune ends a trial inside its report, the last one too, and does not wait for what would follow: what has to be kept is
-kept before.
+Tune ends a trial inside its report, the last one too, and does not wait for what would follow: what
+has to be kept is kept before.
 """
 
 from __future__ import annotations
@@ -70,14 +73,20 @@ class Shared(NamedTuple):
 def run(given: dict[str, Any], shared: Shared) -> None:
     """The trial that Tune calls by its number, with values[key] for each key that is searched."""
     if not storage.is_remote(shared.folder) and not Path(shared.folder).is_dir():
-        raise InputError(f"this node does not see {shared.folder}: give the sweep an output that all of them see")
+        raise InputError(
+            f"this node does not see {shared.folder}: give the sweep an output that all of them see"
+        )
     number, values = int(tune.get_context().get_trial_name()), given["values"]
     if shared.parent is not None:
         os.environ["MLFLOW_TRACKING_URI"] = shared.store
     taken = tune.get_checkpoint()  # of itself, or of a better trial
     scheme, remote, _ = shared.folder.rpartition("://")
     try:
-        ready = prepare(shared.config(values, number), f"{scheme}{remote}{taken.path}" if taken else "auto", trial=True)
+        ready = prepare(
+            shared.config(values, number),
+            f"{scheme}{remote}{taken.path}" if taken else "auto",
+            trial=True,
+        )
     except InputError as error:
         raise InputError(absent(error, this_node()) or str(error)) from error
     if shared.exploits:
@@ -85,7 +94,11 @@ def run(given: dict[str, Any], shared: Shared) -> None:
     newest = Report(-1, math.nan, math.nan, values)
 
     def report(found: Report) -> None:
-        saved = f"{ready.folder}/checkpoints/step-{found.step:08d}" if shared.exploits and found.step else None
+        saved = (
+            f"{ready.folder}/checkpoints/step-{found.step:08d}"
+            if shared.exploits and found.step
+            else None
+        )
         if saved is not None and not bundle.is_complete(saved):
             saved = None  # it validated there, and goes on from a newer one
         done = found.step == ready.config.outer.steps or bool(found.diverged)
@@ -114,7 +127,9 @@ def run(given: dict[str, Any], shared: Shared) -> None:
                 if shared.metric in metrics:
                     newest = _report(step, metrics, shared.metric, values)
                     if shared.exploits:
-                        tracker.log(step, {f"searched.{key}": value for key, value in values.items()})
+                        tracker.log(
+                            step, {f"searched.{key}": value for key, value in values.items()}
+                        )
                     if step == 0:
                         report(newest)
 
@@ -130,18 +145,29 @@ def run(given: dict[str, Any], shared: Shared) -> None:
 
 
 def _report(step: int, metrics: Mapping[str, float], metric: str, values: Values) -> Report:
-    value, width = (math.nan if metrics.get(name) is None else metrics[name] for name in (metric, f"{metric}_ci95"))
-    return Report(step, value, width, values, diverged_tasks=int(metrics.get("val/diverged_tasks", 0)))
+    value, width = (
+        math.nan if metrics.get(name) is None else metrics[name]
+        for name in (metric, f"{metric}_ci95")
+    )
+    return Report(
+        step, value, width, values, diverged_tasks=int(metrics.get("val/diverged_tasks", 0))
+    )
 
 
 def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]:
     """What a trial has reported up to a checkpoint, by its own record."""
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [_report(row["step"], row, metric, values) for row in rows if metric in row and row["step"] <= version]
+    return [
+        _report(row["step"], row, metric, values)
+        for row in rows
+        if metric in row and row["step"] <= version
+    ]
 
 
 def _continue_schedule(notes: dict[str, str], version: int, number: int, values: Values) -> None:
-    """The schedule of a checkpoint: from which step on it was trained in which trial with which values."""
+    """The schedule of a checkpoint: from which step on it was trained in which trial with which
+    values.
+    """
     schedule = json.loads(notes.get("schedule", "[]"))
     if not schedule or (schedule[-1]["trial"], schedule[-1]["values"]) != (number, values):
         schedule.append({"step": version, "trial": number, "values": values})

@@ -6,4 +6,6 @@ from metatrain.algorithms.prototypical import Prototypical
 from metatrain.algorithms.recurrent import Recurrent
 from metatrain.algorithms.reptile import Reptile
 
-BuiltIn = MAML | MetaSGD | Prototypical | Recurrent | Reptile  # what a recipe chooses from by `algorithm.name`
+BuiltIn = (
+    MAML | MetaSGD | Prototypical | Recurrent | Reptile
+)  # what a recipe chooses from by `algorithm.name`

@@ -1,4 +1,5 @@
-"""What meta-learning algorithms share: gradient descent on support sets, and the meta-gradient through adaptation.
+"""What meta-learning algorithms share: gradient descent on support sets, and the meta-gradient
+through adaptation.
 
 Both work on a ticket's tasks at once.
 """
@@ -17,7 +18,9 @@ from torch import Tensor
 from metatrain.core import Context, InputError, Meta, Params, Problem, Update, chunks, count, take
 
 Order = Literal[0, 1, 2]
-Rates = Mapping[str, float | Tensor]  # name of what adapts -> its inner rate, a number or of the parameter's shape
+Rates = Mapping[
+    str, float | Tensor
+]  # name of what adapts -> its inner rate, a number or of the parameter's shape
 MOMENTUM = 0.1  # of running statistics: PyTorch's
 
 
@@ -27,7 +30,9 @@ def expand(params: Params, tasks: int) -> Params:
 
 
 def start(meta: Meta, task: Any) -> Params:
-    """The tasks' parameters before adaptation, [T, *shape] each: the initialisation, and all that is not descended."""
+    """The tasks' parameters before adaptation, [T, *shape] each: the initialisation, and all that
+    is not descended.
+    """
     return expand(meta.model | meta.state | meta.frozen, count(task))
 
 
@@ -38,7 +43,8 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"adapts has a pattern {pattern!r} that matches no parameter: choose among {', '.join(names)}"
+                f"adapts has a pattern {pattern!r} that matches no parameter: choose among "
+                f"{', '.join(names)}"
             )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
@@ -53,42 +59,66 @@ def descend(
     order: Order,
     recompute: bool = False,
 ) -> Iterator[Params]:
-    """phi_{k+1} = phi_k - rates_k * grad L_support(phi_k).  Yields phi_0, phi_1, ..., [T, *shape] each.
+    """phi_{k+1} = phi_k - rates_k * grad L_support(phi_k).  Yields phi_0, phi_1, ..., [T, *shape]
+    each.
 
-    There is a step for each of `rates`; what it does not name stays as it is. `order` says which derivatives of phi_k
-    with respect to phi_0 can be taken: all of them (2), with the gradient held constant (1, first-order MAML), or none
-    (0: every step forgets the one before). With `recompute` a step keeps its parameters and not its graph, which the
-    backward pass computes again.
+    There is a step for each of `rates`; what it does not name stays as it is. `order` says which
+    derivatives of phi_k with respect to phi_0 can be taken: all of them (2), with the gradient held
+    constant (1, first-order MAML), or none (0: every step forgets the one before). With `recompute`
+    a step keeps its parameters and not its graph, which the backward pass computes again.
     """
     yield phi
     for rate in rates:
         if order == 0:
             phi = {name: p.detach().requires_grad_(name in rate) for name, p in phi.items()}
         take_step = partial(_step, problem, task, context, create_graph=order == 2)
-        phi = phi | (_recomputed(take_step, phi, rate, context) if recompute and order == 2 else take_step(phi, rate))
+        phi = phi | (
+            _recomputed(take_step, phi, rate, context)
+            if recompute and order == 2
+            else take_step(phi, rate)
+        )
         yield {name: p.detach() for name, p in phi.items()} if order == 0 else phi
 
 
-def _step(problem: Problem, task: Any, context: Context, phi: Params, rate: Rates, *, create_graph: bool) -> Params:
+def _step(
+    problem: Problem, task: Any, context: Context, phi: Params, rate: Rates, *, create_graph: bool
+) -> Params:
     """What of phi adapts, one step on."""
     with torch.enable_grad():
-        loss = problem.support_loss(phi, task, context).sum()  # a sum, since no task's loss knows another's phi
+        loss = problem.support_loss(
+            phi, task, context
+        ).sum()  # a sum, since no task's loss knows another's phi
         leaves = [phi[name] for name in rate]
-        gradient = torch.autograd.grad(loss, leaves, create_graph=create_graph, materialize_grads=True)
-    return {name: _less(p, rate[name], g) for name, p, g in zip(rate, leaves, gradient, strict=True)}
+        gradient = torch.autograd.grad(
+            loss, leaves, create_graph=create_graph, materialize_grads=True
+        )
+    return {
+        name: _less(p, rate[name], g) for name, p, g in zip(rate, leaves, gradient, strict=True)
+    }
 
 
 def _less(p: Tensor, rate: float | Tensor, g: Tensor) -> Tensor:
     """p - rate * g as one operation, which halves those of the derivative, too."""
-    return torch.addcmul(p, rate, g, value=-1) if isinstance(rate, Tensor) else torch.sub(p, g, alpha=rate)
+    return (
+        torch.addcmul(p, rate, g, value=-1)
+        if isinstance(rate, Tensor)
+        else torch.sub(p, g, alpha=rate)
+    )
 
 
-def _recomputed(take_step: Callable[..., Params], phi: Params, rate: Rates, context: Context) -> Params:
-    """The step, of which nothing is kept but what it started from; random numbers are drawn again as they were."""
+def _recomputed(
+    take_step: Callable[..., Params], phi: Params, rate: Rates, context: Context
+) -> Params:
+    """The step, of which nothing is kept but what it started from; random numbers are drawn again
+    as they were.
+    """
     learned = {name: lr for name, lr in rate.items() if isinstance(lr, Tensor)}
 
     def step(create_graph: bool, *tensors: Tensor) -> list[Tensor]:
-        start, rates = dict(zip(phi, tensors, strict=False)), dict(zip(learned, tensors[len(phi) :], strict=True))
+        start, rates = (
+            dict(zip(phi, tensors, strict=False)),
+            dict(zip(learned, tensors[len(phi) :], strict=True)),
+        )
         stepped = take_step(start, {**rate, **rates}, create_graph=create_graph)
         return [stepped[name] for name in rate]
 
@@ -97,10 +127,14 @@ def _recomputed(take_step: Callable[..., Params], phi: Params, rate: Rates, cont
 
 
 class _Recomputed(torch.autograd.Function):
-    """Checkpointing (Chen et al. 2016, arXiv 1604.06174) of a function that takes derivatives itself."""
+    """Checkpointing (Chen et al. 2016, arXiv 1604.06174) of a function that takes derivatives
+    itself.
+    """
 
     @staticmethod
-    def forward(ctx: Any, step: Callable[..., list[Tensor]], generator: torch.Generator, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, step: Callable[..., list[Tensor]], generator: torch.Generator, *tensors: Tensor
+    ) -> Any:
         ctx.step, ctx.generator, ctx.drawn = step, generator, generator.get_state()
         ctx.save_for_backward(*tensors)
         found = step(False, *(t.detach().requires_grad_() for t in tensors))
@@ -115,9 +149,15 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             found = ctx.step(True, *leaves)
         ctx.generator.set_state(drawn)
-        wanted = [leaf for leaf, needed in zip(leaves, ctx.needs_input_grad[2:], strict=True) if needed]
+        wanted = [
+            leaf for leaf, needed in zip(leaves, ctx.needs_input_grad[2:], strict=True) if needed
+        ]
         gradients = iter(torch.autograd.grad(found, wanted, cotangents, allow_unused=True))
-        return None, None, *(next(gradients) if needed else None for needed in ctx.needs_input_grad[2:])
+        return (
+            None,
+            None,
+            *(next(gradients) if needed else None for needed in ctx.needs_input_grad[2:]),
+        )
 
 
 def mean_gradient(
@@ -129,11 +169,13 @@ def mean_gradient(
     *,
     every_step: bool = False,
 ) -> Update:
-    """The gradient, with respect to `meta`, of the mean over the tasks of the query loss after `adapt`.
+    """The gradient, with respect to `meta`, of the mean over the tasks of the query loss after
+    `adapt`.
 
-    With `every_step` it is the mean of the losses at all the steps that `adapt` yields. Each chunk of tasks has a
-    backward pass, accumulated in place, so that memory does not grow with the ticket. The metrics before adaptation are
-    those of the first task only: to compute all of them would take a fifth of the time.
+    With `every_step` it is the mean of the losses at all the steps that `adapt` yields. Each chunk
+    of tasks has a backward pass, accumulated in place, so that memory does not grow with the
+    ticket. The metrics before adaptation are those of the first task only: to compute all of them
+    would take a fifth of the time.
     """
     leaves = Meta(
         {name: p.detach().requires_grad_() for name, p in meta.model.items()},
@@ -149,7 +191,9 @@ def mean_gradient(
             found = [problem.query(phi, chunk, context) for phi in steps]
             before += found[:-1][:1]  # none where adapting is no step at all
         else:
-            unadapted = next(steps)  # with a graph: what an algorithm computes before its first step stays in it
+            unadapted = next(
+                steps
+            )  # with a graph: what an algorithm computes before its first step stays in it
             if not before:
                 before = [of_first(problem, unadapted, chunk, context)]
             (adapted,) = deque(steps, maxlen=1)
@@ -184,8 +228,12 @@ def means(found: Sequence[dict[str, Tensor]], when: str) -> dict[str, Tensor]:
     return {f"{name}_{when}": torch.cat([f[name].detach() for f in found]).mean() for name in names}
 
 
-def minibatches(size: int, batch: int, steps: int, tasks: int, generator: torch.Generator) -> Tensor:
-    """[steps, T, batch] indices below `size`: for each task shuffles of all, one after another, cut into batches."""
+def minibatches(
+    size: int, batch: int, steps: int, tasks: int, generator: torch.Generator
+) -> Tensor:
+    """[steps, T, batch] indices below `size`: for each task shuffles of all, one after another, cut
+    into batches.
+    """
     shuffles = -(-steps * batch // size)
     order = torch.rand(tasks, shuffles, size, generator=generator).argsort(-1)
     return order.flatten(1)[:, : steps * batch].unflatten(1, (steps, batch)).transpose(0, 1)

@@ -15,18 +15,22 @@ from metatrain.core import TRAINING_ONLY, Context, InputError, Meta, Params, Pro
 
 @dataclass(frozen=True, kw_only=True)
 class MAML:
-    """Descend the query loss after adaptation, theta <- theta - beta grad_theta sum_i L_i(phi_i)  (algorithm 1), where
+    """Descend the query loss after adaptation, theta <- theta - beta grad_theta sum_i L_i(phi_i)
+    (algorithm 1), where
 
-        phi_i = theta - inner_lr * grad_theta L_i(theta)                                          (equation 1)
+        phi_i = theta - inner_lr * grad_theta L_i(theta)
+        (equation 1)
 
-    is taken `inner_steps` times. The losses are means over examples: the paper's code sums over the ways, so that its
-    inner rate is `inner_lr / ways`. `first_order` holds the inner gradient constant (section 5.2); the query gradient
-    is still taken at phi. In a reinforcement problem the losses are those of policy gradients (algorithm 3).
+    is taken `inner_steps` times. The losses are means over examples: the paper's code sums over the
+    ways, so that its inner rate is `inner_lr / ways`. `first_order` holds the inner gradient
+    constant (section 5.2); the query gradient is still taken at phi. In a reinforcement problem the
+    losses are those of policy gradients (algorithm 3).
 
-    Only parameters whose names match a pattern of `adapts` change in the inner loop: ("*.conv.*", "head.*") in the
-    paper's nets, ("head.*",) in ANIL (Raghu et al. 2020, arXiv 1909.09157), ("body.*",) in BOIL (Oh et al. 2021, arXiv
-    2008.08882). With `recompute` the backward pass computes each step's graph again, instead of keeping all: more time,
-    and less memory where steps are many.
+    Only parameters whose names match a pattern of `adapts` change in the inner loop: ("*.conv.*",
+    "head.*") in the paper's nets, ("head.*",) in ANIL (Raghu et al. 2020, arXiv 1909.09157),
+    ("body.*",) in BOIL (Oh et al. 2021, arXiv 2008.08882). With `recompute` the backward pass
+    computes each step's graph again, instead of keeping all: more time, and less memory where steps
+    are many.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -62,5 +66,11 @@ class MAML:
         rate = dict.fromkeys(inner_loop.matching(list(meta.model), self.adapts), self.inner_lr)
         phi = inner_loop.start(meta, task)
         return inner_loop.descend(
-            problem, phi, task, context, rates=[rate] * self.inner_steps, order=order, recompute=self.recompute
+            problem,
+            phi,
+            task,
+            context,
+            rates=[rate] * self.inner_steps,
+            order=order,
+            recompute=self.recompute,
         )

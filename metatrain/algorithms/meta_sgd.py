@@ -1,4 +1,6 @@
-"""Learned inner rates: Meta-SGD (Li et al. 2017, arXiv 1707.09835) and those of MAML++ (Antoniou et al. 2019)."""
+"""Learned inner rates: Meta-SGD (Li et al. 2017, arXiv 1707.09835) and those of MAML++ (Antoniou et
+al. 2019).
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,14 @@ from metatrain.core import TRAINING_ONLY, Context, InputError, Meta, Params, Pro
 class MetaSGD:
     """MAML whose inner rates are meta-learned along with the initialisation:
 
-        phi = theta - alpha * grad_theta L(theta)                                       (Li et al. 2017, equation 2)
+        phi = theta - alpha * grad_theta L(theta)                                       (Li et al.
+        2017, equation 2)
 
-    With `rates` "parameter", alpha has a number for each number of theta, which all `inner_steps` share. With
-    "layer_step" it has one for each tensor and each step (Antoniou, Edwards and Storkey 2019, arXiv 1810.09502, section
-    4: LSLR). All start at `initial_lr`, and may become negative. They are in `Meta.algorithm` as rate.NAME, or
-    rate.STEP.NAME: `outer.groups` can give "algorithm.*" an outer rate of its own. `adapts` and
-    `recompute` are as in MAML.
+    With `rates` "parameter", alpha has a number for each number of theta, which all `inner_steps`
+    share. With "layer_step" it has one for each tensor and each step (Antoniou, Edwards and Storkey
+    2019, arXiv 1810.09502, section 4: LSLR). All start at `initial_lr`, and may become negative.
+    They are in `Meta.algorithm` as rate.NAME, or rate.STEP.NAME: `outer.groups` can give
+    "algorithm.*" an outer rate of its own. `adapts` and `recompute` are as in MAML.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -53,15 +56,25 @@ class MetaSGD:
         return self._descend(problem, meta, task, context, order=0)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        return inner_loop.mean_gradient(partial(self._descend, order=2), problem, meta, tasks, context)
+        return inner_loop.mean_gradient(
+            partial(self._descend, order=2), problem, meta, tasks, context
+        )
 
     def _descend(
         self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order
     ) -> Iterator[Params]:
         adapting = inner_loop.matching(list(meta.model), self.adapts)
-        rates = [{name: meta.algorithm[self._key(k, name)] for name in adapting} for k in self._steps]
+        rates = [
+            {name: meta.algorithm[self._key(k, name)] for name in adapting} for k in self._steps
+        ]
         return inner_loop.descend(
-            problem, inner_loop.start(meta, task), task, context, rates=rates, order=order, recompute=self.recompute
+            problem,
+            inner_loop.start(meta, task),
+            task,
+            context,
+            rates=rates,
+            order=order,
+            recompute=self.recompute,
         )
 
     @property

@@ -18,11 +18,13 @@ CLASSES = ("head.weight", "head.bias")  # what each task's classes decide
 class Prototypical:
     """Classify by the distance to the mean of the features of each class's support examples,
 
-        c_k = 1/|S_k| sum_{(x, y) in S_k} f(x)                                                  (equation 1)
-        p(y = k | x) = softmax_k(-|f(x) - c_k|^2) = softmax_k(2 c_k . f(x) - |c_k|^2)     (equation 2, section 2.4)
+        c_k = 1/|S_k| sum_{(x, y) in S_k} f(x)
+        (equation 1) p(y = k | x) = softmax_k(-|f(x) - c_k|^2) = softmax_k(2 c_k . f(x) - |c_k|^2)
+        (equation 2, section 2.4)
 
-    so that adapting is computing the head: only the network's body is learned, and tasks of any number of ways can be
-    trained and tested on. A model with `classifier: cosine` compares by scale * cos(f(x), c_k) instead.
+    so that adapting is computing the head: only the network's body is learned, and tasks of any
+    number of ways can be trained and tested on. A model with `classifier: cosine` compares by scale
+    * cos(f(x), c_k) instead.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -31,11 +33,18 @@ class Prototypical:
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         if problem.targets != "classes":
-            raise InputError("prototypical tells classes apart, and these tasks have none: choose another algorithm")
+            raise InputError(
+                "prototypical tells classes apart, and these tasks have none: choose another "
+                "algorithm"
+            )
         model = problem.init(generator)
         if "head.weight" not in model:
-            raise InputError("prototypical needs a network that ends in a head of weights, such as conv4 or mlp")
-        return Meta({name: p for name, p in model.items() if name not in CLASSES}, {}, problem.state())
+            raise InputError(
+                "prototypical needs a network that ends in a head of weights, such as conv4 or mlp"
+            )
+        return Meta(
+            {name: p for name, p in model.items() if name not in CLASSES}, {}, problem.state()
+        )
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         """Before adaptation all classes are equally probable."""

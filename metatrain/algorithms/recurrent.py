@@ -1,4 +1,6 @@
-"""Learning by reading into a memory (Hochreiter et al. 2001; Santoro et al. 2016; RL2: Duan et al. 2016)."""
+"""Learning by reading into a memory (Hochreiter et al. 2001; Santoro et al. 2016; RL2: Duan et al.
+2016).
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from metatrain.core import Context, InputError, Meta, Params, Problem, Update
 
 @dataclass(frozen=True, kw_only=True)
 class Recurrent:
-    """Adapting is reading: the network sees each support example with the target of the one before it,
+    """Adapting is reading: the network sees each support example with the target of the one before
+    it,
 
-        h_t = cell(h_{t-1}, (f(x_t), y_{t-1})),   prediction_t = g(h_t)       (Santoro et al. 2016, arXiv 1605.06065)
+        h_t = cell(h_{t-1}, (f(x_t), y_{t-1})),   prediction_t = g(h_t)       (Santoro et al. 2016,
+        arXiv 1605.06065)
 
-    and no weight changes. What is learned is to predict the query examples, each on its own, after any number of them:
-    the loss is the mean over t = 0, ..., S. The model must have a memory (`name: rnn`).
+    and no weight changes. What is learned is to predict the query examples, each on its own, after
+    any number of them: the loss is the mean over t = 0, ..., S. The model must have a memory
+    (`name: rnn`).
 
-    In a reinforcement problem this is RL2 (Duan et al. 2016, arXiv 1611.02779): an episode is a whole trial, in which
-    the memory gets each action and its reward, and the policy gradient goes through all of it.
+    In a reinforcement problem this is RL2 (Duan et al. 2016, arXiv 1611.02779): an episode is a
+    whole trial, in which the memory gets each action and its reward, and the policy gradient goes
+    through all of it.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

@@ -15,12 +15,13 @@ from metatrain.core import Context, InputError, Meta, Params, Problem, Update, c
 
 @dataclass(frozen=True, kw_only=True)
 class Reptile:
-    """Move towards the adapted parameters:  theta <- theta + eps mean_i (phi_i - theta)  (algorithm 2).
+    """Move towards the adapted parameters:  theta <- theta + eps mean_i (phi_i - theta)  (algorithm
+    2).
 
-    phi_i is theta after `inner_steps` of an optimizer on mini-batches of `inner_batch` support examples (all of them
-    where it is None). "adam" is Adam with beta1 = 0, which starts fresh for each task; the authors' code carries its
-    second moments from task to task. The outer step eps is the learner's rate under SGD; `outer.schedule: linear`
-    anneals it to zero.
+    phi_i is theta after `inner_steps` of an optimizer on mini-batches of `inner_batch` support
+    examples (all of them where it is None). "adam" is Adam with beta1 = 0, which starts fresh for
+    each task; the authors' code carries its second moments from task to task. The outer step eps is
+    the learner's rate under SGD; `outer.schedule: linear` anneals it to zero.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -41,12 +42,15 @@ class Reptile:
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         if self.inner_batch is not None and problem.targets == "rewards":
-            raise InputError("inner_batch draws from examples, and an environment has none: leave it out")
+            raise InputError(
+                "inner_batch draws from examples, and an environment has none: leave it out"
+            )
         return Meta(problem.init(generator), {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         phi = {k: p.detach().clone() for k, p in inner_loop.start(meta, task).items()}
-        # Both optimizers work element by element, so that one on all tasks' parameters is one for each task.
+        # Both optimizers work element by element, so that one on all tasks' parameters is one for
+        # each task.
         optimizer = self._optimizer([phi[name].requires_grad_() for name in meta.model])
         yield {k: p.detach().clone() for k, p in phi.items()}
         for batch in self._batches(problem, task, context):
@@ -59,7 +63,10 @@ class Reptile:
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         total = count(tasks)
         direction = {name: theta.clone() for name, theta in meta.model.items()}
-        before, after = [inner_loop.of_first(problem, inner_loop.start(meta, tasks), tasks, context)], []
+        before, after = (
+            [inner_loop.of_first(problem, inner_loop.start(meta, tasks), tasks, context)],
+            [],
+        )
         for chunk in chunks(problem, tasks):
             *_, phi = self.adapt(problem, meta, chunk, context)
             for name, p in direction.items():
@@ -73,12 +80,18 @@ class Reptile:
         if self.inner_optimizer == "sgd":
             return torch.optim.SGD(params, lr=self.inner_lr)
         on_gpu = params[0].is_cuda  # where a CUDA graph may be made of it
-        return torch.optim.Adam(params, lr=self.inner_lr, betas=(0.0, 0.999), fused=True, capturable=on_gpu)
+        return torch.optim.Adam(
+            params, lr=self.inner_lr, betas=(0.0, 0.999), fused=True, capturable=on_gpu
+        )
 
     def _batches(self, problem: Problem, task: Any, context: Context) -> list[Tensor | None]:
         if self.inner_batch is None:
             return [None] * self.inner_steps
         drawn = inner_loop.minibatches(
-            problem.support_size(task), self.inner_batch, self.inner_steps, count(task), context.generator
+            problem.support_size(task),
+            self.inner_batch,
+            self.inner_steps,
+            count(task),
+            context.generator,
         )
         return list(drawn.to(task[0].device))

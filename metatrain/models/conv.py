@@ -31,7 +31,9 @@ class Block(nn.Module):
         super().__init__()
         self.pool = pool == "max"
         # Normalisation takes a bias away again: there is one only without it.
-        self.conv = nn.Conv2d(narrow, wide, 3, 1 if self.pool else 2, padding=1, bias=norm == "none")
+        self.conv = nn.Conv2d(
+            narrow, wide, 3, 1 if self.pool else 2, padding=1, bias=norm == "none"
+        )
         self.norm = BatchStatistics(wide, norm_scale) if norm == "batch" else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,13 +50,19 @@ class Block(nn.Module):
         return F.max_pool2d(x, 2) if self.pool else x
 
     def _of_tasks(self, x: Tensor) -> Tensor:
-        """Each task's convolution is a matrix product, so that all of them are one batched product."""
+        """Each task's convolution is a matrix product, so that all of them are one batched
+        product.
+        """
         tasks, images, _, height, width = x.shape
         stride = self.conv.stride[0]
         height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
         x = F.pad(x, (1, 1, 1, 1))  # F.unfold would send a GPU a kernel for each image
         last = [stride * (n - 1) + 1 for n in (height, width)]
-        taps = [x[..., i : i + last[0] : stride, j : j + last[1] : stride] for i in range(3) for j in range(3)]
+        taps = [
+            x[..., i : i + last[0] : stride, j : j + last[1] : stride]
+            for i in range(3)
+            for j in range(3)
+        ]
         patches = torch.stack(taps, 3).permute(0, 1, 4, 5, 2, 3)  # [T, N, h, w, C, 9]
         y = patches.reshape(tasks, images * height * width, -1) @ self.conv.weight.flatten(2).mT
         if self.conv.bias is not None:
@@ -66,7 +74,9 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Blocks, whose last images become features [N, F] by flattening them or by their spatial mean."""
+    """Blocks, whose last images become features [N, F] by flattening them or by their spatial
+    mean.
+    """
 
     takes_tasks = True
 
@@ -81,10 +91,14 @@ class Blocks(nn.Sequential):
 
 
 def fuse(module: nn.Module) -> None:
-    """Have the kernels of metatrain.ops compute a network's blocks; Unavailable where they cannot."""
+    """Have the kernels of metatrain.ops compute a network's blocks; Unavailable where they
+    cannot.
+    """
     blocks = [m for m in module.modules() if isinstance(m, Block)]
     if not blocks or any(b.norm is None or b.conv.out_channels % CHANNELS for b in blocks):
-        raise Unavailable(f"they are for conv4 with batch statistics and filters in multiples of {CHANNELS}")
+        raise Unavailable(
+            f"they are for conv4 with batch statistics and filters in multiples of {CHANNELS}"
+        )
     for name in KERNELS:
         library(name)
     for b in blocks:
@@ -92,7 +106,9 @@ def fuse(module: nn.Module) -> None:
 
 
 class Cosine(nn.Module):
-    """scale * cos(x, weight_k) for each class k (Gidaris and Komodakis 2018, arXiv 1804.09458, section 3.2)."""
+    """scale * cos(x, weight_k) for each class k (Gidaris and Komodakis 2018, arXiv 1804.09458,
+    section 3.2).
+    """
 
     takes_tasks = True
 
@@ -103,7 +119,11 @@ class Cosine(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale[..., None, None] * F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=-1).mT
+        return (
+            self.scale[..., None, None]
+            * F.normalize(x, dim=-1)
+            @ F.normalize(self.weight, dim=-1).mT
+        )
 
 
 class ConvNet(nn.Module):
@@ -127,14 +147,17 @@ class ConvNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Conv4:
-    """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a head; Glorot-uniform weights.
+    """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a head; Glorot-uniform
+    weights.
 
-    `features` says how the last images become features, `classifier` whether classes are linear functions of them or
-    cosines with a learned scale. `weights` is where the initial weights are: a safetensors file, or a run's folder.
+    `features` says how the last images become features, `classifier` whether classes are linear
+    functions of them or cosines with a learned scale. `weights` is where the initial weights are: a
+    safetensors file, or a run's folder.
 
-    MAML's Omniglot net (Finn et al. 2017): pool="stride", features="mean", norm_scale=False, and shifts that are not
-    adapted (MAML(adapts=("*.conv.*", "head.*"))). Reptile's (Nichol et al. 2018): pool="stride", features="flatten",
-    norm_scale=True. Both papers' mini-ImageNet net: pool="max", features="flatten", filters=32.
+    MAML's Omniglot net (Finn et al. 2017): pool="stride", features="mean", norm_scale=False, and
+    shifts that are not adapted (MAML(adapts=("*.conv.*", "head.*"))). Reptile's (Nichol et al.
+    2018): pool="stride", features="flatten", norm_scale=True. Both papers' mini-ImageNet net:
+    pool="max", features="flatten", filters=32.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -151,12 +174,22 @@ class Conv4:
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, C, H, W] -> [N, outputs]."""
         if len(inputs) != 3:
-            raise InputError(f"conv4 needs images of shape [channels, height, width], got examples of {list(inputs)}")
+            raise InputError(
+                "conv4 needs images of shape [channels, height, width], got examples of "
+                f"{list(inputs)}"
+            )
         channels, height, width = inputs
         for _ in range(4):
-            height, width = (height // 2, width // 2) if self.pool == "max" else ((height + 1) // 2, (width + 1) // 2)
+            height, width = (
+                (height // 2, width // 2)
+                if self.pool == "max"
+                else ((height + 1) // 2, (width + 1) // 2)
+            )
         if min(height, width) < 1:
-            raise InputError(f"conv4 halves images four times and needs 16 pixels a side, got {inputs[1]}x{inputs[2]}")
+            raise InputError(
+                "conv4 halves images four times and needs 16 pixels a side, got "
+                f"{inputs[1]}x{inputs[2]}"
+            )
         widths = [channels, *[self.filters] * 4]
         blocks = [Block(*pair, self.pool, self.norm, self.norm_scale) for pair in pairwise(widths)]
         features = self.filters * (1 if self.features == "mean" else height * width)

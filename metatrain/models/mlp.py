@@ -34,9 +34,10 @@ class Layers(nn.Sequential):
 class MLP:
     """Linear layers with ReLU between them.
 
-    With `init_std` the weights are drawn from N(0, init_std^2) truncated at two standard deviations and the biases are
-    zero, as in the code of Finn et al. 2017 (0.01); without it they are PyTorch's defaults.
-    `weights` is where the initial weights are instead: a safetensors file, or a run's folder.
+    With `init_std` the weights are drawn from N(0, init_std^2) truncated at two standard deviations
+    and the biases are zero, as in the code of Finn et al. 2017 (0.01); without it they are
+    PyTorch's defaults. `weights` is where the initial weights are instead: a safetensors file, or a
+    run's folder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

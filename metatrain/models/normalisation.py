@@ -1,4 +1,6 @@
-"""Batch normalisation without hidden state: whose statistics normalise is decided by the caller of the network."""
+"""Batch normalisation without hidden state: whose statistics normalise is decided by the caller of
+the network.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,24 @@ from metatrain.core import InputError
 class BatchStatistics(nn.Module):
     """Normalise with the mean and variance of a batch, per channel, or with those that it holds.
 
-    y = scale * (x - mean) / sqrt(variance + eps) + shift, over all dimensions of x [N, C, ...] but the second. The eps
-    of 0.001 is that of the TensorFlow code of MAML's and Reptile's papers. `statistics_from` says which examples the
-    statistics are of: all (None), the first ones, or none of them (0), which takes the ones held; see `normalised_by`.
+    y = scale * (x - mean) / sqrt(variance + eps) + shift, over all dimensions of x [N, C, ...] but
+    the second. The eps of 0.001 is that of the TensorFlow code of MAML's and Reptile's papers.
+    `statistics_from` says which examples the statistics are of: all (None), the first ones, or none
+    of them (0), which takes the ones held; see `normalised_by`.
     """
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, channels: int, scale: bool = True, shift: bool = True, eps: float = 1e-3) -> None:
+    def __init__(
+        self, channels: int, scale: bool = True, shift: bool = True, eps: float = 1e-3
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.statistics_from: int | None = None
-        self.held = False  # whether it came with statistics of its own, which only `norm: running` uses
+        self.held = (
+            False  # whether it came with statistics of its own, which only `norm: running` uses
+        )
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.shift = nn.Parameter(torch.zeros(channels)) if shift else None
         self.register_buffer("mean", torch.zeros(channels))
@@ -58,7 +65,9 @@ class BatchStatistics(nn.Module):
         return x * factor + (shift[:, None] - mean * factor)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift. Without a scale, batch_norm's second derivative fails in PyTorch: ones stand in for it."""
+        """Scale and shift. Without a scale, batch_norm's second derivative fails in PyTorch: ones
+        stand in for it.
+        """
         shift = torch.zeros_like(self.mean) if self.shift is None else self.shift
         return torch.ones_like(shift) if self.scale is None else self.scale, shift
 
@@ -72,7 +81,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def normalised_by(layers: Sequence[BatchStatistics], statistics_from: int | None) -> Iterator[None]:
-    """Have a network's layers take the statistics of the first examples of a batch, or with 0 the ones that they hold.
+    """Have a network's layers take the statistics of the first examples of a batch, or with 0 the
+    ones that they hold.
 
     The network must be the calling thread's own.
     """
@@ -89,10 +99,12 @@ TORCHS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def converted(module: nn.Module) -> nn.Module:
-    """The network with BatchStatistics in place of torch's batch normalisation, of the same eps, scale and shift.
+    """The network with BatchStatistics in place of torch's batch normalisation, of the same eps,
+    scale and shift.
 
-    torch's layers change their running statistics in the forward pass; here `norm: running` tracks them, from those
-    that the layer has. InputError for a layer that does not know its number of channels yet, or computes otherwise.
+    torch's layers change their running statistics in the forward pass; here `norm: running` tracks
+    them, from those that the layer has. InputError for a layer that does not know its number of
+    channels yet, or computes otherwise.
     """
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
@@ -104,17 +116,26 @@ def converted(module: nn.Module) -> nn.Module:
 
 def _converted(norm: _BatchNorm) -> BatchStatistics:
     if isinstance(norm, _LazyNormBase):
-        raise InputError(f"{type(norm).__name__} does not know its number of channels: give it as num_features")
+        raise InputError(
+            f"{type(norm).__name__} does not know its number of channels: give it as num_features"
+        )
     if type(norm) not in TORCHS:
         raise InputError(
-            f"{type(norm).__name__} keeps running statistics and is none of torch's own layers: use "
+            f"{type(norm).__name__} keeps running statistics and is none of torch's own layers: "
+            "use "
             "torch.nn.BatchNorm2d, say, or metatrain.models.normalisation.BatchStatistics"
         )
     layer = BatchStatistics(norm.num_features, norm.affine, norm.affine, norm.eps)
     if norm.affine:
-        # The parameters themselves: other layers may share them, and they keep whether they are trained.
+        # The parameters themselves: other layers may share them, and they keep whether they are
+        # trained.
         layer.scale, layer.shift = norm.weight, norm.bias
     if norm.running_mean is not None and norm.running_var is not None:
-        layer.mean, layer.variance = norm.running_mean.detach().clone(), norm.running_var.detach().clone()
-    layer.held = not norm.training or bool((layer.mean != 0).any()) or bool((layer.variance != 1).any())
+        layer.mean, layer.variance = (
+            norm.running_mean.detach().clone(),
+            norm.running_var.detach().clone(),
+        )
+    layer.held = (
+        not norm.training or bool((layer.mean != 0).any()) or bool((layer.variance != 1).any())
+    )
     return layer

@@ -1,28 +1,32 @@
-"""The block of few-shot networks on a CPU: 3x3 convolution, batch statistics, ReLU, max-pool, differentiable twice.
+"""The block of few-shot networks on a CPU: 3x3 convolution, batch statistics, ReLU, max-pool,
+differentiable twice.
 
-With z = conv(x, w) and, for each channel over the M pixels of z, its mean m, its variance, r = 1 / sqrt(variance + eps)
-and zhat = (z - m) r,
+With z = conv(x, w) and, for each channel over the M pixels of z, its mean m, its variance, r = 1 /
+sqrt(variance + eps) and zhat = (z - m) r,
 
     y = max over a window of relu(scale zhat + shift).
 
-First derivative: with u = gy at each window's winner where ReLU is on and 0 elsewhere, s1 = sum u, s2 = sum u zhat,
+First derivative: with u = gy at each window's winner where ReLU is on and 0 elsewhere, s1 = sum u,
+s2 = sum u zhat,
 
     gz = scale r (u - s1 / M - zhat s2 / M),   gscale = s2,   gshift = s1,
     gx and gw are conv's gradients of gz: linear in gz and w, and in gz and x.
 
-Second derivative, along cotangents (vx, vw, a, b) of (gx, gw, gscale, gshift): what reaches gz is
-v = conv(vx, w) + conv(x, vw); with v1 = sum v, v2 = sum v zhat, vu = sum v u and core = vu - s1 v1 / M - s2 v2 / M,
+Second derivative, along cotangents (vx, vw, a, b) of (gx, gw, gscale, gshift): what reaches gz is v
+= conv(vx, w) + conv(x, vw); with v1 = sum v, v2 = sum v zhat, vu = sum v u and core = vu - s1 v1 /
+M - s2 v2 / M,
 
     d/du     = scale r (v - v1 / M - zhat v2 / M) + a zhat + b
     d/dscale = r core
     d/dz     = r (q - mean q - zhat mean(q zhat)) - scale r^2 zhat core / M,
                q = u (a - scale r v2 / M) - v scale r s2 / M
-    d/dx     = gradient of conv with respect to x for (gz, vw),   d/dw = with respect to w for (gz, vx).
+    d/dx     = gradient of conv with respect to x for (gz, vw),   d/dw = with respect to w for (gz,
+    vx).
 
-PyTorch's double backward of a convolution pads, transposes and groups; here it is four convolutions. Those of few small
-images, for which oneDNN takes longer, go to the kernels of convolution.cpp; the rest is oneDNN's. Normalisation, ReLU
-and pool are one pass over the images, in norm_relu_pool.cpp. Our kernels work in one thread, whatever torch
-is set to.
+PyTorch's double backward of a convolution pads, transposes and groups; here it is four
+convolutions. Those of few small images, for which oneDNN takes longer, go to the kernels of
+convolution.cpp; the rest is oneDNN's. Normalisation, ReLU and pool are one pass over the images, in
+norm_relu_pool.cpp. Our kernels work in one thread, whatever torch is set to.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ class Shape(NamedTuple):
 
 
 def reference(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape) -> Tensor:
-    """x [N, C, H, W], weight [O, C, 3, 3], scale and shift [O] -> [N, O, h, w], in plain PyTorch."""
+    """x [N, C, H, W], weight [O, C, 3, 3], scale and shift [O] -> [N, O, h, w], in plain
+    PyTorch.
+    """
     z = F.conv2d(x, weight, None, shape.stride, 1)
     y = F.relu(F.batch_norm(z, None, None, scale, shift, training=True, eps=shape.eps))
     return F.max_pool2d(y, shape.pool) if shape.pool > 1 else y
@@ -61,24 +67,41 @@ def block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape)
     Raises Unavailable where the kernels are not built yet and cannot be.
     """
     wide = len(weight)
-    fits = x.dim() == 4 and len(x) > 0 and weight.shape[1:] == (x.shape[1], 3, 3) and wide % CHANNELS == 0
-    fits = fits and scale.shape == shift.shape == (wide,) and x.dtype == weight.dtype == scale.dtype == shift.dtype
+    fits = (
+        x.dim() == 4
+        and len(x) > 0
+        and weight.shape[1:] == (x.shape[1], 3, 3)
+        and wide % CHANNELS == 0
+    )
+    fits = (
+        fits
+        and scale.shape == shift.shape == (wide,)
+        and x.dtype == weight.dtype == scale.dtype == shift.dtype
+    )
     if not fits:  # kernels read memory as they are told
         raise RuntimeError(
-            f"a block of weights {list(weight.shape)} does not fit images {list(x.shape)}, or their types"
+            f"a block of weights {list(weight.shape)} does not fit images {list(x.shape)}, or "
+            "their types"
         )
     if x.shape[1] <= first_block.MOST_CHANNELS and not x.requires_grad:
         return first_block.first_block(x, weight, scale, shift, *shape)
-    # The gradient of a weight in this layout comes in this layout, and so does what an inner step makes of the two.
-    y: Tensor = _Block.apply(_last(x), _last(weight), scale.contiguous(), shift.contiguous(), shape)[0]
+    # The gradient of a weight in this layout comes in this layout, and so does what an inner step
+    # makes of the two.
+    y: Tensor = _Block.apply(
+        _last(x), _last(weight), scale.contiguous(), shift.contiguous(), shape
+    )[0]
     return y
 
 
 class _Block(torch.autograd.Function):
-    """(x, weight, scale, shift) -> (y, z): z is there for _Gradient, whose derivative it passes on."""
+    """(x, weight, scale, shift) -> (y, z): z is there for _Gradient, whose derivative it passes
+    on.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape
+    ) -> Any:
         z = _convolve(x, weight, shape.stride)
         images, channels, height, width = z.shape
         y = _empty(z, images, height // shape.pool, width // shape.pool, channels)
@@ -97,7 +120,9 @@ class _Block(torch.autograd.Function):
         if gy is None:
             gy = _last(torch.zeros_like(choice, dtype=z.dtype))
         of = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        found = _Gradient.apply(gy, also, x, weight, scale, z, winner, choice, mean, rstd, ctx.shape, of)
+        found = _Gradient.apply(
+            gy, also, x, weight, scale, z, winner, choice, mean, rstd, ctx.shape, of
+        )
         return *found, None
 
 
@@ -134,7 +159,9 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, a: Tensor | None, b: Tensor | None) -> Any:
+    def backward(
+        ctx: Any, vx: Tensor | None, vw: Tensor | None, a: Tensor | None, b: Tensor | None
+    ) -> Any:
         gy, gz, x, weight, scale, z, winner, choice, mean, rstd, s1, s2 = ctx.saved_tensors
         if ctx.again:
             raise RuntimeError("a block can be differentiated twice, and this is the third time")
@@ -147,7 +174,11 @@ class _Gradient(torch.autograd.Function):
         a, b = (zeros if cotangent is None else cotangent.contiguous() for cotangent in (a, b))
         given = v, a, b, gy, z, winner, choice, scale, mean, rstd, s1, s2
         _norm("double_backward", ctx.shape, z, *given, ggy, of_z, of_scale)
-        of_x = _input_gradient(gz, x, vw, stride) if vw is not None and ctx.needs_input_grad[2] else None
+        of_x = (
+            _input_gradient(gz, x, vw, stride)
+            if vw is not None and ctx.needs_input_grad[2]
+            else None
+        )
         of_weight = _weight_gradient(gz, vx, weight, stride) if vx is not None else None
         return ggy, None, of_x, of_weight, of_scale, of_z, None, None, None, None, None, None
 
@@ -167,12 +198,16 @@ def _norm(function: str, shape: Shape, z: Tensor, *tensors: Tensor) -> None:
 
 
 def _few(outputs: int, weight: Tensor) -> bool:
-    """Whether a convolution of so many output pixels and weights like weight goes to our kernels."""
+    """Whether a convolution of so many output pixels and weights like weight goes to our
+    kernels.
+    """
     wide, narrow = weight.shape[:2]
     return outputs <= FEW and narrow % CHANNELS == 0 and wide % CHANNELS == 0
 
 
-def _kernel(function: str, stride: int, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, result: Tensor) -> Tensor:
+def _kernel(
+    function: str, stride: int, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, result: Tensor
+) -> Tensor:
     """A kernel's result, for images like x and weights like weight."""
     images, narrow, height, width = x.shape
     numbers = images, height, width, narrow, weight.shape[0], stride
@@ -204,4 +239,6 @@ def _weight_gradient(g: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tenso
 
 def _torchs(g: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: list[bool]) -> Any:
     strides = [stride, stride]
-    return torch.ops.aten.convolution_backward(g, x, weight, None, strides, [1, 1], [1, 1], False, [0, 0], 1, wanted)
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, None, strides, [1, 1], [1, 1], False, [0, 0], 1, wanted
+    )

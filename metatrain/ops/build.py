@@ -1,4 +1,6 @@
-"""C++ compiled on first use, kept in the cache, and called through ctypes: no headers of torch, seconds to build."""
+"""C++ compiled on first use, kept in the cache, and called through ctypes: no headers of torch,
+seconds to build.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ from torch import Tensor
 from metatrain.awaiting import awaiting
 from metatrain.storage import cache
 
-FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
 FLAGS += ["-std=c++17", "-shared", "-fPIC"]
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
@@ -32,12 +41,15 @@ KINDS = {torch.float32: "float", torch.float64: "double"}
 
 
 class Unavailable(RuntimeError):
-    """The kernels cannot be used: for this network, or here, where no compiler builds them. The message says why."""
+    """The kernels cannot be used: for this network, or here, where no compiler builds them. The
+    message says why.
+    """
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL:
-    """NAME.cpp of this folder as a library, built for this processor where that has not happened yet.
+    """NAME.cpp of this folder as a library, built for this processor where that has not happened
+    yet.
 
     Of several processes that ask at once one builds, and a reader sees a whole file or none.
     """
@@ -59,13 +71,17 @@ def library(name: str) -> ctypes.CDLL:
                     with awaiting(f"compiling {source.name}, once for this machine"):
                         _compile(source, built)
         if built.stat().st_uid not in (0, os.getuid()):
-            raise Unavailable(f"{built} is another user's, and its code would run as yours: set METATRAIN_CACHE")
+            raise Unavailable(
+                f"{built} is another user's, and its code would run as yours: set METATRAIN_CACHE"
+            )
         return ctypes.CDLL(str(built))
     except OSError as error:
         raise Unavailable(f"{source.name} cannot be built and loaded ({error})") from error
 
 
-def call(name: str, function: str, kind: torch.dtype, numbers: Sequence[float], tensors: Sequence[Tensor]) -> None:
+def call(
+    name: str, function: str, kind: torch.dtype, numbers: Sequence[float], tensors: Sequence[Tensor]
+) -> None:
     """Run a function of NAME.cpp for tensors of a type, which lie in memory as it wants them."""
     _function(name, f"{function}_{KINDS[kind]}", (*map(type, numbers), *[Tensor] * len(tensors)))(
         *numbers, *(t.data_ptr() for t in tensors)
@@ -76,26 +92,35 @@ def call(name: str, function: str, kind: torch.dtype, numbers: Sequence[float], 
 def _function(name: str, symbol: str, arguments: tuple[type, ...]) -> Any:
     function = getattr(library(name), symbol)
     function.argtypes = [
-        {int: ctypes.c_int64, float: ctypes.c_double, Tensor: ctypes.c_void_p}[kind] for kind in arguments
+        {int: ctypes.c_int64, float: ctypes.c_double, Tensor: ctypes.c_void_p}[kind]
+        for kind in arguments
     ]
     function.restype = None
     return function
 
 
 def _compile(source: Path, built: Path) -> None:
-    compiler = shlex.split(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    compiler = (
+        shlex.split(os.environ.get("CXX", ""))
+        or [name for name in COMPILERS if shutil.which(name)][:1]
+    )
     if not compiler:
         raise Unavailable("there is no C++ compiler: install g++ or clang, or name one in CXX")
     with tempfile.TemporaryDirectory(dir=built.parent) as temporary:
         half = Path(temporary) / built.name
         try:
             subprocess.run(
-                [*compiler, *FLAGS, "-o", str(half), str(source)], capture_output=True, check=True, timeout=TIMEOUT_S
+                [*compiler, *FLAGS, "-o", str(half), str(source)],
+                capture_output=True,
+                check=True,
+                timeout=TIMEOUT_S,
             )
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", None) or str(error).encode()
             reason = said.decode(errors="replace").strip().partition("\n")[0][:200]
-            raise Unavailable(f"{' '.join(compiler)} does not build {source.name} ({reason})") from error
+            raise Unavailable(
+                f"{' '.join(compiler)} does not build {source.name} ({reason})"
+            ) from error
         half.replace(built)
 
 

@@ -1,17 +1,20 @@
 """The block on images of few channels, whose gradient nobody wants: the first one of a network.
 
-A patch p is the K = 9 I numbers of an image that one output z = w . p of the convolution is made of. So the statistics
-of z follow from those of the patches, which do not depend on the weights,
+A patch p is the K = 9 I numbers of an image that one output z = w . p of the convolution is made
+of. So the statistics of z follow from those of the patches, which do not depend on the weights,
 
-    mean z = w . mean p,   variance of z = w . C w   with the patches' covariance C = mean(p p^T) - mean p mean p^T,
+    mean z = w . mean p,   variance of z = w . C w   with the patches' covariance C = mean(p p^T) -
+    mean p mean p^T,
 
-and with V = scale rstd w, c = shift - scale rstd (w . mean p), where rstd = 1 / sqrt(variance + eps), the block is
+and with V = scale rstd w, c = shift - scale rstd (w . mean p), where rstd = 1 / sqrt(variance +
+eps), the block is
 
     y = max over a window of relu(V . p + c).
 
-Where it is known which pixel of each window was chosen, that is linear in V and c: (V, c) -> V . p + c at the chosen
-pixels. Its transpose is g -> (sum of g p, sum of g) over them. These two are each other's derivatives, and the rest is
-PyTorch on tensors of [O, K]. Nothing of the size of z is ever stored.
+Where it is known which pixel of each window was chosen, that is linear in V and c: (V, c) -> V . p
++ c at the chosen pixels. Its transpose is g -> (sum of g p, sum of g) over them. These two are each
+other's derivatives, and the rest is PyTorch on tensors of [O, K]. Nothing of the size of z is ever
+stored.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from metatrain.ops.build import call
 MOST_CHANNELS = 3
 
 
-def first_block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int, pool: int, eps: float) -> Tensor:
+def first_block(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int, pool: int, eps: float
+) -> Tensor:
     """x [N, I, H, W], weight [O, I, 3, 3], scale and shift [O] -> [N, O, h, w], channels last."""
     x = x.contiguous()
     outputs = len(x) * (-(-x.shape[2] // stride)) * (-(-x.shape[3] // stride))
@@ -37,7 +42,9 @@ def first_block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride:
     mean = first / outputs
     covariance = (second / outputs - mean.outer(mean)).to(x.dtype)
     factor = scale * torch.rsqrt(((w @ covariance) * w).sum(1) + eps)
-    y: Tensor = _Choose.apply(factor[:, None] * w, shift - factor * (w @ mean.to(x.dtype)), x, stride, pool)
+    y: Tensor = _Choose.apply(
+        factor[:, None] * w, shift - factor * (w @ mean.to(x.dtype)), x, stride, pool
+    )
     return y
 
 
@@ -80,7 +87,9 @@ class _At(torch.autograd.Function):
     """(V, c) -> V . p + c at the chosen pixels"""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, c: Tensor, x: Tensor, choice: Tensor, stride: int, pool: int) -> Tensor:
+    def forward(
+        ctx: Any, v: Tensor, c: Tensor, x: Tensor, choice: Tensor, stride: int, pool: int
+    ) -> Tensor:
         ctx.save_for_backward(x, choice)
         ctx.numbers = stride, pool
         y = _empty(x, len(v), stride, pool, x.dtype)

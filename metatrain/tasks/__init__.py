@@ -8,4 +8,6 @@ from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.sources import open_data as open_data
 from metatrain.tasks.table import Table
 
-BuiltIn = Sinusoid | FewShot | Series | Bandit | Navigation | Table  # what a recipe chooses from by `family.name`
+BuiltIn = (
+    Sinusoid | FewShot | Series | Bandit | Navigation | Table
+)  # what a recipe chooses from by `family.name`

@@ -24,10 +24,12 @@ class Arms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Bandit:
-    """An episode is a trial of `pulls` pulls of `arms` arms, each of which pays 1 with a probability p ~ U[0, 1].
+    """An episode is a trial of `pulls` pulls of `arms` arms, each of which pays 1 with a
+    probability p ~ U[0, 1].
 
-    The return is a trial's whole reward: that of a random choice is pulls / 2. A policy sees nothing but, if it has a
-    memory, its actions and their rewards. `episodes` trials of each bandit are played for a gradient or a score.
+    The return is a trial's whole reward: that of a random choice is pulls / 2. A policy sees
+    nothing but, if it has a memory, its actions and their rewards. `episodes` trials of each bandit
+    are played for a gradient or a score.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -60,7 +62,9 @@ class Bandit:
         return Arms(torch.rand(count, self.arms, generator=generator))
 
     def start(self, task: Arms) -> Tensor:
-        return torch.ones(len(task.probabilities), self.episodes, 1, device=task.probabilities.device)
+        return torch.ones(
+            len(task.probabilities), self.episodes, 1, device=task.probabilities.device
+        )
 
     def step(
         self, task: Arms, observation: Tensor, action: Tensor, generator: torch.Generator
@@ -81,16 +85,25 @@ class Bandit:
         """Needs nothing else."""
         return self
 
-    def picture(self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         """The mean reward of each pull over many bandits."""
         from metatrain import figures
 
         task = self.sample(generator, 500, split)
         adapted = adapt(task)
         shown = [adapted[0], adapted[-1]] if len(adapted) > 1 else adapted
-        lines = [(step, problem.rollout(params, task, generator).rewards.mean((0, 1))) for step, params in shown]
-        levels = {name: float(value.mean()) / self.pulls for name, value in self.baselines(task).items()}
-        return figures.trial(lines, levels, f"{self.arms}-armed bandits: mean reward of each of {self.pulls} pulls")
+        lines = [
+            (step, problem.rollout(params, task, generator).rewards.mean((0, 1)))
+            for step, params in shown
+        ]
+        levels = {
+            name: float(value.mean()) / self.pulls for name, value in self.baselines(task).items()
+        }
+        return figures.trial(
+            lines, levels, f"{self.arms}-armed bandits: mean reward of each of {self.pulls} pulls"
+        )
 
     def check(self, split: Split) -> None:
         """Any split can be drawn."""

@@ -33,8 +33,12 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def nearest_neighbour(task: Task) -> Tensor:
-    """[T] accuracy of giving each query image the label of the closest support image, in pixel space."""
-    distance = torch.cdist(task.query_x.flatten(2).float(), task.support_x.flatten(2).float())  # [T, Q, S]
+    """[T] accuracy of giving each query image the label of the closest support image, in pixel
+    space.
+    """
+    distance = torch.cdist(
+        task.query_x.flatten(2).float(), task.support_x.flatten(2).float()
+    )  # [T, Q, S]
     return (task.support_y.gather(1, distance.argmin(-1)) == task.query_y).float().mean(1)
 
 
@@ -58,11 +62,12 @@ def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:
 class FewShot:
     """Tell `ways` classes apart from `shots` images of each.
 
-    `data` names an imported data set, or says where one lies: a path or an address such as s3://bucket/omniglot, from
-    which each machine copies it once. `splits` names one of its splits into classes (default: its first). `queries`
-    counts query images per class. Networks see an image x in 0..1 as its files show it, or 1 - x with `invert`. Runs
-    and bundles, which are used without the data set and with no other one, record its images' `shape`, [channels,
-    height, width], its `checksum`, and how many `bits` its grey images of 16 bits used, if it had some.
+    `data` names an imported data set, or says where one lies: a path or an address such as
+    s3://bucket/omniglot, from which each machine copies it once. `splits` names one of its splits
+    into classes (default: its first). `queries` counts query images per class. Networks see an
+    image x in 0..1 as its files show it, or 1 - x with `invert`. Runs and bundles, which are used
+    without the data set and with no other one, record its images' `shape`, [channels, height,
+    width], its `checksum`, and how many `bits` its grey images of 16 bits used, if it had some.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -89,7 +94,9 @@ class FewShot:
         return open_data(self.data, self.checksum)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
-        """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels int64, by class."""
+        """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels
+        int64, by class.
+        """
         store, scheme = self.store, self.store.scheme(self.splits)
         rotations = scheme.rotations[split]
         classes = torch.tensor(scheme.classes[split])
@@ -103,7 +110,9 @@ class FewShot:
             turns = torch.zeros_like(chosen)
             if rotations == "per-task":
                 turns = torch.randint(4, chosen.shape, generator=generator)
-        examples = choose(generator, store.sizes[chosen], self.shots + self.queries)  # [T, W, K + Q]
+        examples = choose(
+            generator, store.sizes[chosen], self.shots + self.queries
+        )  # [T, W, K + Q]
         rows = store.offsets[chosen][..., None] + examples
         labels = torch.arange(self.ways, device=store.images.device).expand(count, self.ways)
         return Task(
@@ -114,7 +123,9 @@ class FewShot:
         )
 
     def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
-        """[T, W * n, C, H, W] of rows [T, W, n], turned by turns [T, W] quarters: where the data set's images are."""
+        """[T, W * n, C, H, W] of rows [T, W, n], turned by turns [T, W] quarters: where the data
+        set's images are.
+        """
         device = self.store.images.device
         images = self.store.images[rows.flatten(1).to(device)]
         turns = turns.repeat_interleave(rows.shape[2], dim=1)
@@ -145,46 +156,65 @@ class FewShot:
         )
 
     def standalone(self) -> FewShot:
-        """With the images' shape and the name of the splits, so that `bind` and `examples` need no data set."""
+        """With the images' shape and the name of the splits, so that `bind` and `examples` need no
+        data set.
+        """
         if self.shape is not None and self.splits is not None:
             return self
         store = self.store
         splits = store.scheme(self.splits).name
-        return replace(self, shape=store.shape, splits=splits, checksum=store.checksum, bits=store.bits)
+        return replace(
+            self, shape=store.shape, splits=splits, checksum=store.checksum, bits=store.bits
+        )
 
     def examples(self, pictures: Sequence[Picture] | Tensor) -> Tensor:
         """[N, C, H, W] uint8: N pictures of any size and mode as this data set's images."""
         shape, bits = (self.shape, self.bits) if self.shape else (self.store.shape, self.store.bits)
         return stack(listed(pictures, shape[0]), shape, bits)
 
-    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         """One episode: its images, and each query's predictions before and after adaptation."""
         from metatrain import figures
 
         task = self.sample(generator, 1, split)
         adapted = adapt(task)
-        before, after = (problem.predict(params, task)[0].softmax(-1) for _, params in (adapted[0], adapted[-1]))
+        before, after = (
+            problem.predict(params, task)[0].softmax(-1) for _, params in (adapted[0], adapted[-1])
+        )
         last, _ = adapted[-1]
         names = [chr(ord("A") + i) if self.ways <= 26 else str(i) for i in range(self.ways)]
         return figures.episode(
-            support=[(x, names[y]) for x, y in zip(task.support_x[0], task.support_y[0], strict=True)],
-            query=[(x, names[y], names[y]) for x, y in zip(task.query_x[0], task.query_y[0], strict=True)],
+            support=[
+                (x, names[y]) for x, y in zip(task.support_x[0], task.support_y[0], strict=True)
+            ],
+            query=[
+                (x, names[y], names[y])
+                for x, y in zip(task.query_x[0], task.query_y[0], strict=True)
+            ],
             classes=names,
             before=before,
             after=after,
-            title=f"A {split} episode of {self.data}: {self.ways}-way {self.shots}-shot, {figures.when(last)}",
+            title=(
+                f"A {split} episode of {self.data}: {self.ways}-way {self.shots}-shot, "
+                f"{figures.when(last)}"
+            ),
         )
 
     def check(self, split: Split) -> None:
         if self.shape is not None and self.shape != self.store.shape:
             raise InputError(
-                f"family.shape is {list(self.shape)}, but the images of {self.data} are {list(self.store.shape)}: "
+                f"family.shape is {list(self.shape)}, but the images of {self.data} are "
+                f"{list(self.store.shape)}: "
                 "import it with that --size, or leave family.shape out in a new run"
             )
         if self.checksum not in (None, self.store.checksum):
             raise InputError(
-                f"{self.data} is not the data set that this was trained on (checksum {self.store.checksum}, expected "
-                f"{self.checksum}): import that one again, or use this one with --set family.checksum=null"
+                f"{self.data} is not the data set that this was trained on (checksum "
+                f"{self.store.checksum}, expected "
+                f"{self.checksum}): import that one again, or use this one with --set "
+                "family.checksum=null"
             )
         scheme = self.store.scheme(self.splits)
         classes = scheme.classes.get(split, [])
@@ -196,8 +226,14 @@ class FewShot:
             )
         available = len(classes) * (4 if scheme.rotations[split] == "classes" else 1)
         if self.ways > available:
-            raise InputError(f"{self.ways} ways were asked for, but {where} has {available} classes: lower family.ways")
-        fewest, wanted = int(self.store.sizes[torch.tensor(classes)].min()), self.shots + self.queries
+            raise InputError(
+                f"{self.ways} ways were asked for, but {where} has {available} classes: lower "
+                "family.ways"
+            )
+        fewest, wanted = (
+            int(self.store.sizes[torch.tensor(classes)].min()),
+            self.shots + self.queries,
+        )
         if wanted > fewest:
             raise InputError(
                 f"{self.shots} shots and {self.queries} queries need {wanted} images of a class, "
@@ -215,7 +251,10 @@ class FewShot:
         """The tasks that a bundle learned from, without the data set at hand."""
         channels, height, width = self.shape or self.store.shape
         colours = "grey" if channels == 1 else "RGB"
-        return f"{self.data}/{self.splits} {self.ways}-way {self.shots}-shot, {width}x{height} {colours}"
+        return (
+            f"{self.data}/{self.splits} {self.ways}-way {self.shots}-shot, "
+            f"{width}x{height} {colours}"
+        )
 
     def _to_float(self, images: Tensor) -> Tensor:
         x = images.float().div_(255)

@@ -1,8 +1,9 @@
 """Characters of invented alphabets, drawn from a seed: a data set that needs no download.
 
-A class is a few quadratic Bezier strokes; a drawing of it moves their control points, turns, shears and shifts the
-whole, and varies the width of the pen. All arithmetic is on integers and the random numbers are the raw output of
-PCG64, so that the same seed gives the same bytes on every machine and with every version of numpy.
+A class is a few quadratic Bezier strokes; a drawing of it moves their control points, turns, shears
+and shifts the whole, and varies the width of the pen. All arithmetic is on integers and the random
+numbers are the raw output of PCG64, so that the same seed gives the same bytes on every machine and
+with every version of numpy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def draw(classes: int, drawings: int, seed: int) -> NDArray[np.uint8]:
     """[classes, drawings, 28, 28] uint8, ink bright on dark."""
     uniform = _Uniform(seed)
     strokes = 2 + uniform(3, classes)  # 2 to 4
-    # Control points [classes, strokes, 3, xy]; strokes often start where the one before ended, as in handwriting.
+    # Control points [classes, strokes, 3, xy]; strokes often start where the one before ended, as
+    # in handwriting.
     control = (4 + uniform(21, classes, MOST_STROKES, 3, 2)) * UNIT
     joined = uniform(2, classes, MOST_STROKES - 1) == 1
     for i in range(1, MOST_STROKES):
@@ -35,9 +37,12 @@ def draw(classes: int, drawings: int, seed: int) -> NDArray[np.uint8]:
 def _draw_class(control: Ints, drawings: int, uniform: _Uniform) -> NDArray[np.uint8]:
     """control [strokes, 3, 2] -> [drawings, 28, 28]."""
     centre = SIDE * UNIT // 2
-    wobble = sum(uniform(2 * UNIT + 1, drawings, *control.shape) - UNIT for _ in range(2))  # +-2 pixels, triangular
+    wobble = sum(
+        uniform(2 * UNIT + 1, drawings, *control.shape) - UNIT for _ in range(2)
+    )  # +-2 pixels, triangular
     points = control + wobble - centre
-    # A linear map near the identity, in units of 1/1024: scale 0.74 to 1.21, turn up to 22 degrees, shear up to 0.3.
+    # A linear map near the identity, in units of 1/1024: scale 0.74 to 1.21, turn up to 22 degrees,
+    # shear up to 0.3.
     turn = uniform(801, drawings) - 400
     shear = uniform(601, drawings) - 300
     scale = 760 + uniform(480, drawings, 2)
@@ -51,7 +56,9 @@ def _draw_class(control: Ints, drawings: int, uniform: _Uniform) -> NDArray[np.u
     n = POINTS - 1
     i = np.arange(POINTS)[:, None]
     a, b, c = (points[:, :, k, None] for k in range(3))
-    curve = ((n - i) ** 2 * a + 2 * i * (n - i) * b + i**2 * c) // n**2  # [drawings, strokes, POINTS, 2]
+    curve = (
+        (n - i) ** 2 * a + 2 * i * (n - i) * b + i**2 * c
+    ) // n**2  # [drawings, strokes, POINTS, 2]
     curve = curve.reshape(drawings, -1, 2)
     pixel = np.arange(SIDE) * UNIT + UNIT // 2
     dx = (curve[:, :, 0, None] - pixel) ** 2  # [drawings, points, 28]
@@ -59,7 +66,8 @@ def _draw_class(control: Ints, drawings: int, uniform: _Uniform) -> NDArray[np.u
     nearest = np.full((drawings, SIDE, SIDE), 4 * (SIDE * UNIT) ** 2)
     for k in range(curve.shape[1]):
         np.minimum(nearest, dy[:, k, :, None] + dx[:, k, None, :], out=nearest)
-    # Full ink within the pen's radius, none beyond 1.8 times it, linear in the squared distance between.
+    # Full ink within the pen's radius, none beyond 1.8 times it, linear in the squared distance
+    # between.
     radius = (52 + uniform(24, drawings)[:, None, None]) ** 2
     far = radius * 13 // 4
     return np.clip((far - nearest) * 255 // (far - radius), 0, 255).astype(np.uint8)

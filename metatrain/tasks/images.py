@@ -1,7 +1,8 @@
 """Labelled images in one Arrow file that every worker of a node memory-maps.
 
-A data set is a directory `NAME/` in the cache (METATRAIN_CACHE, else ~/.cache/metatrain): `images.arrow`, and
-`manifest.json` with its size, checksum and counts, verified before Arrow opens the file.
+A data set is a directory `NAME/` in the cache (METATRAIN_CACHE, else ~/.cache/metatrain):
+`images.arrow`, and `manifest.json` with its size, checksum and counts, verified before Arrow opens
+the file.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ Rotations = Literal["none", "per-task", "classes"]
 class Scheme:
     """A named, class-disjoint division into splits.
 
-    `rotations` says what turns by 90, 180 and 270 degrees are in each split: not used ("none"), one drawn for each
-    class of a task ("per-task"), or classes of their own ("classes").
+    `rotations` says what turns by 90, 180 and 270 degrees are in each split: not used ("none"), one
+    drawn for each class of a task ("per-task"), or classes of their own ("classes").
     """
 
     name: str
@@ -51,7 +52,9 @@ class Scheme:
     def __post_init__(self) -> None:
         seen = [c for members in self.classes.values() for c in members]
         if len(seen) != len(set(seen)):
-            raise InputError(f"the splits {self.name!r} share classes; every class must be in one split")
+            raise InputError(
+                f"the splits {self.name!r} share classes; every class must be in one split"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,10 @@ class ImageStore:
     schemes: list[Scheme]
     synthetic: bool
     checksum: str = ""  # of all of it, whatever wrote the file; empty before it is saved
-    bits: Depth | None = None  # how many of their 16 bits the source's grey images use; None if it has no such images
+    bits: Depth | None = (
+        # how many of their 16 bits the source's grey images use; None if it has no such images
+        None
+    )
 
     def __repr__(self) -> str:
         return f"ImageStore({self.name!r}: {', '.join(self._facts())})"
@@ -73,11 +79,20 @@ class ImageStore:
     def _repr_html_(self) -> str:
         """What notebooks show: the same facts, and an image of each of some classes."""
         facts = f"<b>{html.escape(self.name)}</b>: {html.escape(', '.join(self._facts()))}"
-        shown = [c for c in range(0, len(self.sizes), -(-len(self.sizes) // SHOWN) or 1) if self.sizes[c]]
+        shown = [
+            c for c in range(0, len(self.sizes), -(-len(self.sizes) // SHOWN) or 1) if self.sizes[c]
+        ]
         if not shown:
             return facts
-        strip = torch.cat([self.images[self.offsets[c]].cpu() for c in shown], dim=2).permute(1, 2, 0).numpy()
-        picture, file = Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]), io.BytesIO()
+        strip = (
+            torch.cat([self.images[self.offsets[c]].cpu() for c in shown], dim=2)
+            .permute(1, 2, 0)
+            .numpy()
+        )
+        picture, file = (
+            Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]),
+            io.BytesIO(),
+        )
         picture.thumbnail((1000, 100))
         picture.save(file, "PNG")
         names = html.escape(", ".join(self.class_names[c] for c in shown))
@@ -89,7 +104,9 @@ class ImageStore:
         facts = [f"{len(self.sizes)} classes", f"{len(self.images)} images of {width}x{height}"]
         facts[-1] += " grey" if channels == 1 else " RGB"
         for scheme in self.schemes:
-            counts = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
+            counts = ", ".join(
+                f"{split} {len(members)}" for split, members in scheme.classes.items()
+            )
             facts.append(f"splits {scheme.name} ({counts})")
         facts += ["synthetic"] if self.synthetic else ["not synthetic"]
         return [*facts, f"checksum {self.checksum}" if self.checksum else "not saved"]
@@ -125,10 +142,15 @@ class ImageStore:
         folder = folder_of(name)
         if not (folder / "manifest.json").exists():
             raise InputError(
-                f"data set {name!r} is not imported yet: run `metatrain data import {name}`, with --source where it is "
+                f"data set {name!r} is not imported yet: run `metatrain data import {name}`, with "
+                "--source where it is "
                 "your own; `metatrain data list` shows those that are there"
             )
-        return cls.read(name, folder, f"run `metatrain data import {name}` again, with --source where it is your own")
+        return cls.read(
+            name,
+            folder,
+            f"run `metatrain data import {name}` again, with --source where it is your own",
+        )
 
     @classmethod
     def read(cls, name: str, folder: Path, again: str) -> ImageStore:
@@ -138,7 +160,11 @@ class ImageStore:
             raise InputError(f"{folder} was written by another version: {again}")
         path = folder / "images.arrow"
         with reading(f"the data set {name}", manifest["bytes"]):
-            if not path.exists() or path.stat().st_size != manifest["bytes"] or _sha256(path) != manifest["sha256"]:
+            if (
+                not path.exists()
+                or path.stat().st_size != manifest["bytes"]
+                or _sha256(path) != manifest["sha256"]
+            ):
                 raise InputError(f"{path} is not what was imported: {again}")
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         header = json.loads(batch.schema.metadata[b"metatrain"])
@@ -147,7 +173,10 @@ class ImageStore:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")  # nothing writes to it
             images = torch.from_numpy(pixels).view(-1, *header["shape"])
-        if len(images) != sizes.sum() or [len(images), len(sizes)] != [manifest["images"], manifest["classes"]]:
+        if len(images) != sizes.sum() or [len(images), len(sizes)] != [
+            manifest["images"],
+            manifest["classes"],
+        ]:
             raise InputError(f"{path} has other counts than its manifest: {again}")
         return cls(
             name=name,
@@ -173,9 +202,13 @@ class ImageStore:
             header["bits"] = self.bits
         size = self.images[0].numel()
         pixels = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(size), len(self.images), [None, pa.py_buffer(self.images.contiguous().numpy())]
+            pa.binary(size),
+            len(self.images),
+            [None, pa.py_buffer(self.images.contiguous().numpy())],
         )
-        schema = pa.schema([("pixels", pa.binary(size))], metadata={"metatrain": json.dumps(header)})
+        schema = pa.schema(
+            [("pixels", pa.binary(size))], metadata={"metatrain": json.dumps(header)}
+        )
         folder = folder_of(self.name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -214,7 +247,9 @@ def duplicates(store: ImageStore, scheme: Scheme) -> list[str]:
 
 
 def twins(store: ImageStore) -> list[tuple[int, int]]:
-    """The index of each image that equals an earlier one, and that one's: of the same class, if there is one."""
+    """The index of each image that equals an earlier one, and that one's: of the same class, if
+    there is one.
+    """
     first: dict[bytes, int] = {}
     of_class: dict[tuple[int, bytes], int] = {}
     found = []
@@ -236,7 +271,10 @@ def _digests(store: ImageStore) -> Iterator[tuple[int, bytes]]:
 def folder_of(name: str) -> Path:
     """Where the data set of that name is kept."""
     if not re.fullmatch(r"\w[\w.-]*", name) or yaml.safe_load(name) != name:  # recipes name it, too
-        raise InputError(f"{name!r} cannot name a data set: use letters, digits, '_', '-' and '.', and not a number")
+        raise InputError(
+            f"{name!r} cannot name a data set: use letters, digits, '_', '-' and '.', and not a "
+            "number"
+        )
     return cache() / name
 
 

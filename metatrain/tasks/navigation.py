@@ -29,10 +29,10 @@ class Goals(NamedTuple):
 class Navigation:
     """Walk in the plane from the origin to a goal ~ U[-0.5, 0.5]^2 that is not seen.
 
-    An action is a velocity of at most 0.1 in each coordinate, given as a number that is clipped to [-1, 1] as by the
-    authors' normalised environment; the reward is minus the distance to the goal, as in their code (the paper says its
-    square); an episode ends within 0.01 of the goal in both coordinates, or after `horizon` steps. `episodes` of them
-    are walked for a gradient or a score.
+    An action is a velocity of at most 0.1 in each coordinate, given as a number that is clipped to
+    [-1, 1] as by the authors' normalised environment; the reward is minus the distance to the goal,
+    as in their code (the paper says its square); an episode ends within 0.01 of the goal in both
+    coordinates, or after `horizon` steps. `episodes` of them are walked for a gradient or a score.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -77,7 +77,9 @@ class Navigation:
         """Needs nothing else."""
         return self
 
-    def picture(self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         """Walks to three goals, before and after adaptation."""
         from metatrain import figures
 
@@ -95,4 +97,7 @@ class Navigation:
         """Any split can be drawn."""
 
     def describe(self) -> str:
-        return f"2D navigation, horizon {self.horizon}, reward -distance, {self.episodes} episodes/task"
+        return (
+            f"2D navigation, horizon {self.horizon}, reward -distance, {self.episodes} "
+            "episodes/task"
+        )

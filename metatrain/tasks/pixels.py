@@ -17,7 +17,8 @@ from torch import Tensor
 
 from metatrain.core import InputError
 
-# A file's path or its bytes, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or 0..1.
+# A file's path or its bytes, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W],
+# uint8 or 0..1.
 Picture = Any
 
 FORMATS = {
@@ -60,23 +61,30 @@ def depth_of(highest: int) -> Depth:
 
 
 def listed(pictures: Any, channels: int) -> list[Picture]:
-    """N pictures, one by one. InputError for a single one: its rows or channels would be taken for pictures."""
+    """N pictures, one by one. InputError for a single one: its rows or channels would be taken for
+    pictures.
+    """
     if isinstance(pictures, str | bytes | os.PathLike | Image.Image):
         raise InputError(SINGLE)
     if isinstance(pictures, Mapping | Set):
-        raise InputError(f"images must have an order: give a list of them, got a {type(pictures).__name__}")
+        raise InputError(
+            f"images must have an order: give a list of them, got a {type(pictures).__name__}"
+        )
     if not hasattr(pictures, "__array__"):
         try:
             return list(iter(pictures))
         except TypeError as error:
-            raise InputError(f"images must be a list of them, got {type(pictures).__name__}") from error
+            raise InputError(
+                f"images must be a list of them, got {type(pictures).__name__}"
+            ) from error
     array = pictures if isinstance(pictures, Tensor) else np.asarray(pictures)
     shape = tuple(array.shape)
     if 0 in shape[:1] or (len(shape) == 1 and not _is_numeric(array)):  # none, or paths
         return list(array)
     if len(shape) < 2 or not _is_numeric(array):
         raise InputError(
-            "images must be a list of paths or of images, or numbers [N, H, W], [N, H, W, C] or [N, C, H, W]; "
+            "images must be a list of paths or of images, or numbers [N, H, W], [N, H, W, C] or "
+            "[N, C, H, W]; "
             f"got {array.dtype} of shape {shape}"
         )
     if len(shape) == 2 or (len(shape) == 3 and (shape[2] in (3, 4) or shape[0] == channels == 3)):
@@ -92,11 +100,15 @@ def stack(pictures: Sequence[Picture], shape: Sequence[int], bits: Depth | None 
     return torch.from_numpy(pixels)
 
 
-def to_pixels(picture: Picture, shape: Sequence[int], bits: Depth | None = None) -> NDArray[np.uint8]:
-    """The picture's middle, cut to the aspect ratio of `shape` and resized; what is transparent becomes white.
+def to_pixels(
+    picture: Picture, shape: Sequence[int], bits: Depth | None = None
+) -> NDArray[np.uint8]:
+    """The picture's middle, cut to the aspect ratio of `shape` and resized; what is transparent
+    becomes white.
 
-    `bits` is how many of their 16 bits the grey images of the data set use; if it is None, the picture's own values
-    decide. Raises InputError for a picture that cannot be read as an image, or has higher values.
+    `bits` is how many of their 16 bits the grey images of the data set use; if it is None, the
+    picture's own values decide. Raises InputError for a picture that cannot be read as an image, or
+    has higher values.
     """
     channels, height, width = shape
     image = read(picture, bits).image
@@ -125,8 +137,14 @@ def read(picture: Picture, bits: Depth | None = None) -> Read:
         if is_path:
             name = os.fspath(picture)
         else:
-            name = f"an image of {len(picture)} bytes" if is_bytes else f"an image of mode {picture.mode}"
-        raise InputError(f"{name} cannot be read as an image ({_reason(error)}): replace or remove it") from error
+            name = (
+                f"an image of {len(picture)} bytes"
+                if is_bytes
+                else f"an image of mode {picture.mode}"
+            )
+        raise InputError(
+            f"{name} cannot be read as an image ({_reason(error)}): replace or remove it"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -136,12 +154,17 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
-    understood = isinstance(error, OSError | SyntaxError | ValueError | Image.DecompressionBombError) and reason
+    understood = (
+        isinstance(error, OSError | SyntaxError | ValueError | Image.DecompressionBombError)
+        and reason
+    )
     return reason if understood else f"{type(error).__name__}: {reason}"
 
 
 def _plain(image: Image.Image, bits: Depth | None) -> Read:
-    coarse = image.format in ("PNG", "TIFF") and any(";16" in str(args) for *_, args in getattr(image, "tile", ()))
+    coarse = image.format in ("PNG", "TIFF") and any(
+        ";16" in str(args) for *_, args in getattr(image, "tile", ())
+    )
     image.load()  # reads the whole file; a TIFF turns itself
     image = _upright(image)
     if image.mode.startswith("I;16"):  # convert() would clip them
@@ -150,7 +173,8 @@ def _plain(image: Image.Image, bits: Depth | None) -> Read:
         used = bits or depth_of(highest)
         if highest >> used:
             raise ValueError(
-                f"its values reach {highest}, but the data set's images of 16 bits end at {(1 << used) - 1}"
+                f"its values reach {highest}, but the data set's images of 16 bits end at "
+                f"{(1 << used) - 1}"
             )
         return Read(Image.fromarray((grey >> (used - 8)).astype(np.uint8)), highest)
     if image.mode in ("I", "F"):
@@ -160,20 +184,30 @@ def _plain(image: Image.Image, bits: Depth | None) -> Read:
         whole = np.rint(values * 255 if unit else values)
         if not (whole.min() >= 0 and whole.max() <= 255):
             raise ValueError(f"its values are {low:g}..{high:g}, which is neither 0..255 nor 0..1")
-        return Read(Image.fromarray(whole.astype(np.uint8)), None, "numbers in 0..1, times 255" if unit else None)
+        return Read(
+            Image.fromarray(whole.astype(np.uint8)),
+            None,
+            "numbers in 0..1, times 255" if unit else None,
+        )
     if coarse and np.asarray(image).max() < 16:  # PIL keeps the higher 8 bits of a colour
-        raise ValueError("its colours of 16 bits use less than a sixteenth of their range: save it with 8 bits")
+        raise ValueError(
+            "its colours of 16 bits use less than a sixteenth of their range: save it with 8 bits"
+        )
     scaling = "16-bit colours, divided by 256" if coarse else None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         paper.alpha_composite(image)
         return Read(paper.convert("RGB"), None, scaling)
-    return Read(image.copy() if image.mode in ("1", "L", "RGB") else image.convert("RGB"), None, scaling)
+    return Read(
+        image.copy() if image.mode in ("1", "L", "RGB") else image.convert("RGB"), None, scaling
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says, if that can be read; nothing else in there matters to the pixels."""
+    """The image turned as its EXIF says, if that can be read; nothing else in there matters to the
+    pixels.
+    """
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:
@@ -193,27 +227,44 @@ def _from_array(picture: Any) -> NDArray[np.uint8]:
             array = (picture.float() if picture.is_floating_point() else picture).numpy()
         else:
             array = np.asarray(picture)
-    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, a sparse tensor
-        raise InputError(f"an image of type {type(picture).__name__} is no array of numbers ({error})") from error
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # rows of several lengths, a sparse tensor
+        raise InputError(
+            f"an image of type {type(picture).__name__} is no array of numbers ({error})"
+        ) from error
     if array.ndim == 0 or not _is_numeric(array):
         raise InputError(
-            f"an image must be a file's path, a PIL image or an array of numbers, got {type(picture).__name__}"
-            + (f" of {array.dtype}" if array.ndim else "")
+            "an image must be a file's path, a PIL image or an array of numbers, got "
+            f"{type(picture).__name__}" + (f" of {array.dtype}" if array.ndim else "")
         )
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise InputError(f"an image must be [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, got {array.shape}")
+    if (
+        array.ndim not in (2, 3)
+        or 0 in array.shape
+        or (array.ndim == 3 and array.shape[2] not in (3, 4))
+    ):
+        raise InputError(
+            "an image must be [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, got "
+            f"{array.shape}"
+        )
     if array.dtype == np.bool_:
         array = array.astype(np.float32)
     if np.issubdtype(array.dtype, np.floating):
         with np.errstate(over="ignore"):
             pixels = np.rint(array * 255)
         if not (pixels.min() >= 0 and pixels.max() <= 255):  # 1 + 1e-7 is a rounded 1
-            raise InputError(f"an image of {array.dtype} must lie in 0..1, got {array.min():g}..{array.max():g}")
+            raise InputError(
+                f"an image of {array.dtype} must lie in 0..1, got {array.min():g}..{array.max():g}"
+            )
         array = pixels.astype(np.uint8)
     if array.dtype != np.uint8:
-        raise InputError(f"an image must be uint8 in 0..255 or floating point in 0..1, got {array.dtype}")
+        raise InputError(
+            f"an image must be uint8 in 0..255 or floating point in 0..1, got {array.dtype}"
+        )
     return np.ascontiguousarray(array)

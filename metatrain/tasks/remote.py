@@ -1,4 +1,6 @@
-"""Data sets that lie elsewhere: each machine copies one into its cache once, and its processes memory-map the copy."""
+"""Data sets that lie elsewhere: each machine copies one into its cache once, and its processes
+memory-map the copy.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,12 @@ def is_elsewhere(name: str) -> bool:
 
 
 def fetch(uri: str, checksum: str | None = None) -> Path:
-    """The folder in the cache that has the data set at `uri`, a folder or an address such as s3://bucket/omniglot.
+    """The folder in the cache that has the data set at `uri`, a folder or an address such as
+    s3://bucket/omniglot.
 
-    What is there already is taken, and needs no network where its `checksum` is given. One process of a machine copies
-    and the others wait; a copy that was interrupted goes on. InputError where what came is not what was stored.
+    What is there already is taken, and needs no network where its `checksum` is given. One process
+    of a machine copies and the others wait; a copy that was interrupted goes on. InputError where
+    what came is not what was stored.
     """
     uri = uri.rstrip("/")
     name = Path(uri).name
@@ -45,9 +49,11 @@ def fetch(uri: str, checksum: str | None = None) -> Path:
 
 
 def push(store: images.ImageStore, uri: str) -> None:
-    """Copy a data set to `uri`: an empty or new place, or that of an earlier one, which stays until the copy is whole.
+    """Copy a data set to `uri`: an empty or new place, or that of an earlier one, which stays until
+    the copy is whole.
 
-    The manifest comes last. A reader that comes between the two files refuses them, since the checksum differs.
+    The manifest comes last. A reader that comes between the two files refuses them, since the
+    checksum differs.
     """
     folder = images.folder_of(store.name)
     system, path = storage.filesystem(uri)
@@ -56,7 +62,9 @@ def push(store: images.ImageStore, uri: str) -> None:
         path = uri = str(Path(path).resolve())
     uri, path = uri.rstrip("/"), path.rstrip("/")
     _check_target(uri, Path(path) if local else None, folder)
-    arriving = f"{path}/images.arrow.partial" if local else f"{path}/images.arrow"  # elsewhere it appears as a whole
+    arriving = (
+        f"{path}/images.arrow.partial" if local else f"{path}/images.arrow"
+    )  # elsewhere it appears as a whole
     try:
         if system.type_name not in storage.WITHOUT_FOLDERS:
             system.create_dir(path, recursive=True)
@@ -64,7 +72,9 @@ def push(store: images.ImageStore, uri: str) -> None:
         if local:
             system.move(arriving, f"{path}/images.arrow")
     except OSError as error:
-        raise InputError(f"cannot write {uri} ({error}): check its address, its keys and its room") from error
+        raise InputError(
+            f"cannot write {uri} ({error}): check its address, its keys and its room"
+        ) from error
     finally:
         if local:
             Path(arriving).unlink(missing_ok=True)
@@ -76,7 +86,8 @@ def _check_target(uri: str, path: Path | None, folder: Path) -> None:
     for place in (path, *path.parents) if path else ():
         if any(place.exists() and place.samefile(own) for own in (folder, storage.cache())):
             raise InputError(
-                f"{uri} is in this machine's data cache, where the data set is already: give a folder outside of "
+                f"{uri} is in this machine's data cache, where the data set is already: give a "
+                "folder outside of "
                 f"{storage.cache()}, or an address"
             )
     if storage.is_file(uri):
@@ -88,13 +99,16 @@ def _check_target(uri: str, path: Path | None, folder: Path) -> None:
         _stored(uri)
     except InputError as error:
         raise InputError(
-            f"{uri} holds {', '.join(sorted(names)[:3])} and no data set: give a new folder, an empty one, "
+            f"{uri} holds {', '.join(sorted(names)[:3])} and no data set: give a new folder, an "
+            "empty one, "
             "or one that a data set was pushed to"
         ) from error
 
 
 def _place(name: str, content: str) -> Path:
-    return storage.cache() / "fetched" / f"{name}-{content}"  # by content: what changes there is another data set here
+    return (
+        storage.cache() / "fetched" / f"{name}-{content}"
+    )  # by content: what changes there is another data set here
 
 
 def _is_whole(folder: Path) -> bool:
@@ -115,7 +129,8 @@ def _stored(uri: str) -> _Stored:
         manifest = storage.read(f"{uri}/manifest.json")
     except FileNotFoundError:
         raise InputError(
-            f"{uri} holds no data set (no manifest.json): put one there with `metatrain data push NAME {uri}`"
+            f"{uri} holds no data set (no manifest.json): put one there with `metatrain data push "
+            f"NAME {uri}`"
         ) from None
     try:
         found = json.loads(manifest)
@@ -124,7 +139,9 @@ def _stored(uri: str) -> _Stored:
             raise ValueError(f"content is {stored.content!r}")
         return stored
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{uri}/manifest.json is damaged ({error}): push the data set again") from error
+        raise InputError(
+            f"{uri}/manifest.json is damaged ({error}): push the data set again"
+        ) from error
 
 
 @contextmanager
@@ -139,7 +156,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _copy(uri: str, folder: Path, stored: _Stored) -> None:
-    """The images to a partial file that is kept where this is interrupted, and whole under their name."""
+    """The images to a partial file that is kept where this is interrupted, and whole under their
+    name.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir(exist_ok=True)
     path = partial / "images.arrow"
@@ -156,11 +175,15 @@ def _copy(uri: str, folder: Path, stored: _Stored) -> None:
             while chunk := stream.read(CHUNK):
                 file.write(chunk)
     except OSError as error:
-        raise InputError(f"cannot fetch {uri} ({error}): the same again goes on with what is here") from error
+        raise InputError(
+            f"cannot fetch {uri} ({error}): the same again goes on with what is here"
+        ) from error
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != stored.sha256:
         shutil.rmtree(partial)
-        raise InputError(f"{uri} is not what its manifest says (its checksum differs): push the data set again")
+        raise InputError(
+            f"{uri} is not what its manifest says (its checksum differs): push the data set again"
+        )
     (partial / "manifest.json").write_bytes(stored.manifest)
     partial.rename(folder)

@@ -1,4 +1,6 @@
-"""Forecasting of short time series, each with a law of its own: damped oscillations driven by noise."""
+"""Forecasting of short time series, each with a law of its own: damped oscillations driven by
+noise.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,19 @@ def persistence(task: Task) -> Tensor:
 def least_squares(task: Task) -> Tensor:
     """[T] MSE of the linear forecast that is fitted to the support set."""
     gram = task.support_x.mT @ task.support_x + 1e-3 * torch.eye(2, device=task.support_x.device)
-    return mean_squared_error(task.query_x @ torch.linalg.solve(gram, task.support_x.mT @ task.support_y), task.query_y)
+    return mean_squared_error(
+        task.query_x @ torch.linalg.solve(gram, task.support_x.mT @ task.support_y), task.query_y
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
     """Forecast y_t from (y_{t-2}, y_{t-1}) where y_t = 2 r cos(w) y_{t-1} - r^2 y_{t-2} + noise.
 
-    Each series has its own damping r ~ U[0.8, 1] and period 2 pi / w ~ U[4, 20]; the noise is N(0, 0.1^2) and the first
-    two values are N(0, 1). The support set is the series' first `shots` forecasts in order, the query set the next
-    `queries`. All splits draw from the same distribution; the ticket keeps their tasks apart.
+    Each series has its own damping r ~ U[0.8, 1] and period 2 pi / w ~ U[4, 20]; the noise is N(0,
+    0.1^2) and the first two values are N(0, 1). The support set is the series' first `shots`
+    forecasts in order, the query set the next `queries`. All splits draw from the same
+    distribution; the ticket keeps their tasks apart.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -82,7 +87,9 @@ class Series:
         """Needs nothing else."""
         return self
 
-    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         """Three series and their one-step forecasts, before and after adaptation."""
         from metatrain import figures
 

@@ -45,7 +45,9 @@ class Sinusoid:
         """support [T, shots, 1], query [T, queries, 1], float32."""
         amplitude = torch.empty(count, 1, 1).uniform_(0.1, 5.0, generator=generator)
         phase = torch.empty(count, 1, 1).uniform_(0.0, math.pi, generator=generator)
-        x = torch.empty(count, self.shots + self.queries, 1).uniform_(-5.0, 5.0, generator=generator)
+        x = torch.empty(count, self.shots + self.queries, 1).uniform_(
+            -5.0, 5.0, generator=generator
+        )
         y = amplitude * torch.sin(x - phase)
         return Task(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
 
@@ -64,13 +66,17 @@ class Sinusoid:
         """Needs nothing else."""
         return self
 
-    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         """Three sinusoids and the curves that are fitted to them, inner step by inner step."""
         from metatrain import figures
 
         task = replace(self, queries=400).sample(generator, 3, split)
         order = task.query_x.argsort(1)
-        task = task._replace(query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order))
+        task = task._replace(
+            query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order)
+        )
         adapted = adapt(task)
         shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]]
         return figures.fits(

@@ -20,10 +20,11 @@ from metatrain.tasks.images import ImageStore, Rotations, Scheme, folder_of
 
 
 def open_data(name: str, checksum: str | None = None) -> ImageStore:
-    """An imported data set, or the one that lies at a path or an address such as s3://bucket/omniglot.
+    """An imported data set, or the one that lies at a path or an address such as
+    s3://bucket/omniglot.
 
-    The built-in one is drawn where it is not there yet. What lies elsewhere is copied to the cache first, unless the
-    one with this checksum is there.
+    The built-in one is drawn where it is not there yet. What lies elsewhere is copied to the cache
+    first, unless the one with this checksum is there.
     """
     if remote.is_elsewhere(name):
         folder = remote.fetch(name, checksum)
@@ -47,7 +48,11 @@ def _glyphs(source: Path | None) -> ImageStore:
     order = list(range(glyphs.CLASSES))
     train, val = glyphs.CLASSES * 7 // 10, glyphs.CLASSES * 8 // 10
     none: dict[Split, Rotations] = {"train": "none", "val": "none", "test": "none"}
-    splits: dict[Split, list[int]] = {"train": order[:train], "val": order[train:val], "test": order[val:]}
+    splits: dict[Split, list[int]] = {
+        "train": order[:train],
+        "val": order[train:val],
+        "test": order[val:],
+    }
     return ImageStore(
         name="glyphs",
         images=images.flatten(0, 1)[:, None],
@@ -59,33 +64,52 @@ def _glyphs(source: Path | None) -> ImageStore:
 
 
 def _omniglot(source: Path | None) -> ImageStore:
-    """Omniglot (Lake et al. 2015), 28x28 as in Vinyals et al. 2016, with the splits of the papers."""
+    """Omniglot (Lake et al. 2015), 28x28 as in Vinyals et al. 2016, with the splits of the
+    papers.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
             source = Path(temporary)
             _download_omniglot(source)
-        files: dict[str, dict[str, list[bytes]]] = {"images_background": {}, "images_evaluation": {}}
+        files: dict[str, dict[str, list[bytes]]] = {
+            "images_background": {},
+            "images_evaluation": {},
+        }
         for part, members in files.items():
             try:
                 found = sorted(_pngs(source, part))
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise InputError(f"{source / part}.zip is damaged ({error}): get it again") from error
+                raise InputError(
+                    f"{source / part}.zip is damaged ({error}): get it again"
+                ) from error
             for (alphabet, character, _), data in found:
                 members.setdefault(f"{alphabet}/{character}", []).append(data)
     counts = [len(members) for members in files.values()]
     if counts != [964, 659]:
         raise InputError(
             f"{source} has {counts[0]} background and {counts[1]} evaluation characters; "
-            "Omniglot has 964 and 659 in images_background and images_evaluation (folders or zips): get it again"
+            "Omniglot has 964 and 659 in images_background and images_evaluation (folders or "
+            "zips): get it again"
         )
     names = [name for members in files.values() for name in members]
-    drawings = [drawing for members in files.values() for character in members.values() for drawing in character]
+    drawings = [
+        drawing
+        for members in files.values()
+        for character in members.values()
+        for drawing in character
+    ]
     if any(len(character) != 20 for members in files.values() for character in members.values()):
-        raise InputError(f"{source} is incomplete: every Omniglot character has 20 drawings; get it again")
+        raise InputError(
+            f"{source} is incomplete: every Omniglot character has 20 drawings; get it again"
+        )
     try:
-        images = pixels.stack([Image.open(io.BytesIO(drawing)) for drawing in drawings], (1, 28, 28))
+        images = pixels.stack(
+            [Image.open(io.BytesIO(drawing)) for drawing in drawings], (1, 28, 28)
+        )
     except (UnidentifiedImageError, InputError) as error:
-        raise InputError(f"{source} has a drawing that cannot be read ({error}): get it again") from error
+        raise InputError(
+            f"{source} has a drawing that cannot be read ({error}): get it again"
+        ) from error
     return ImageStore(
         name="omniglot",
         images=images,
@@ -97,13 +121,21 @@ def _omniglot(source: Path | None) -> ImageStore:
 
 
 def omniglot_schemes(names: list[str]) -> list[Scheme]:
-    """The published divisions of the 1623 characters, which come sorted: 964 background, then 659 evaluation.
+    """The published divisions of the 1623 characters, which come sorted: 964 background, then 659
+    evaluation.
 
-    The papers' shuffles depend on a directory order that was never recorded: only the sizes can be repeated.
+    The papers' shuffles depend on a directory order that was never recorded: only the sizes can be
+    repeated.
     """
     everything = list(range(len(names)))
     shuffled = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
-    vinyals_val_alphabets = {"Hebrew", "Mkhedruli_(Georgian)", "Armenian", "Early_Aramaic", "Bengali"}
+    vinyals_val_alphabets = {
+        "Hebrew",
+        "Mkhedruli_(Georgian)",
+        "Armenian",
+        "Early_Aramaic",
+        "Bengali",
+    }
     val = [c for c in everything[:1200] if names[c].split("/")[0] in vinyals_val_alphabets]
     train = sorted(set(everything[:1200]) - set(val))
     return [
@@ -118,12 +150,14 @@ def omniglot_schemes(names: list[str]) -> list[Scheme]:
             rotations={"train": "classes", "test": "none"},
         ),
         Scheme(
-            name="omni-vinyals",  # Snell et al. 2017: contiguous alphabets; the last 423 characters are the test set
+            # Snell et al. 2017: contiguous alphabets; the last 423 characters are the test set
+            name="omni-vinyals",
             classes={"train": train, "val": val, "test": everything[1200:]},
             rotations={"train": "classes", "val": "classes", "test": "classes"},
         ),
         Scheme(
-            name="omni-maml++",  # Antoniou et al. 2019; its 1151 + 50 + 423 is one more than there are
+            # Antoniou et al. 2019; its 1151 + 50 + 423 is one more than there are
+            name="omni-maml++",
             classes={"train": shuffled[:1150], "val": shuffled[1150:1200], "test": shuffled[1200:]},
             rotations={"train": "per-task", "val": "none", "test": "none"},
         ),
@@ -162,7 +196,10 @@ def _pngs(source: Path, part: str) -> Iterator[tuple[tuple[str, str, str], bytes
                 if name.endswith(".png") and len(parts) >= 3:
                     yield (parts[-3], parts[-2], parts[-1]), archive.read(name)
     else:
-        raise InputError(f"{source} holds neither a folder {part} nor {part}.zip: pass --source with one that does")
+        raise InputError(
+            f"{source} holds neither a folder {part} nor {part}.zip: pass --source with one that "
+            "does"
+        )
 
 
 SOURCES: dict[str, Callable[[Path | None], ImageStore]] = {"glyphs": _glyphs, "omniglot": _omniglot}

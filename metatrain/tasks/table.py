@@ -1,4 +1,6 @@
-"""Rows of a table as tasks: each group of rows, such as the houses of a district, is a regression of its own."""
+"""Rows of a table as tasks: each group of rows, such as the houses of a district, is a regression
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,15 @@ PICTURED = 3  # groups
 
 def support_mean(task: Task) -> Tensor:
     """[T] MSE of predicting the mean of the support rows' targets."""
-    return mean_squared_error(task.support_y.mean(1, keepdim=True).expand_as(task.query_y), task.query_y)
+    return mean_squared_error(
+        task.support_y.mean(1, keepdim=True).expand_as(task.query_y), task.query_y
+    )
 
 
 def ridge(task: Task) -> Tensor:
-    """[T] MSE of the ridge regression, with an intercept, that is fitted to the support rows alone."""
+    """[T] MSE of the ridge regression, with an intercept, that is fitted to the support rows
+    alone.
+    """
     return mean_squared_error(_ridge(task.support_x, task.support_y, task.query_x), task.query_y)
 
 
@@ -46,37 +52,46 @@ def _ridge(x: Tensor, y: Tensor, new: Tensor) -> Tensor:
     x_mean, y_mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
     x, y, new = x - x_mean, y - y_mean, new - x_mean
     if x.shape[1] < x.shape[2]:  # fewer rows than features
-        weights = x.mT @ torch.linalg.solve(x @ x.mT + RIDGE * torch.eye(x.shape[1], device=x.device), y)
+        weights = x.mT @ torch.linalg.solve(
+            x @ x.mT + RIDGE * torch.eye(x.shape[1], device=x.device), y
+        )
     else:
-        weights = torch.linalg.solve(x.mT @ x + RIDGE * torch.eye(x.shape[2], device=x.device), x.mT @ y)
+        weights = torch.linalg.solve(
+            x.mT @ x + RIDGE * torch.eye(x.shape[2], device=x.device), x.mT @ y
+        )
     return new @ weights + y_mean
 
 
 class Rows(NamedTuple):
     """A table's rows by group. Nothing here depends on shots and queries."""
 
-    values: Tensor  # [N, F + 1] float64 in raw units: the features, then the target; a group's rows lie together
+    # [N, F + 1] float64 in raw units: the features, then the target; a group's rows lie together
+    values: Tensor
     names: list[str]  # of the groups, sorted
     sizes: Tensor
     offsets: Tensor
     splits: dict[Split, Tensor]  # indices of groups
-    means: tuple[float, ...]  # of the columns of `values` over the training groups' rows; () if there are none
+    means: tuple[
+        float, ...
+    ]  # of the columns of `values` over the training groups' rows; () if there are none
     deviations: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Predict `target` from `features` for the rows of a group, from `shots` other rows of that group.
+    """Predict `target` from `features` for the rows of a group, from `shots` other rows of that
+    group.
 
-    `data` is a CSV file (UTF-8, commas, a line of names) or a Parquet file: a path or an address such as
-    s3://bucket/houses.parquet. `group` names the column whose values divide the rows into groups. `features` are by
-    default all numeric columns but these two. `splits` are the shares of the groups that train, validate and test; a
-    fixed shuffle of the sorted groups decides which. A group with fewer than shots + queries rows is left out. The
-    interval of a score is over tasks of a split's groups: if these are few, it says little about further groups.
+    `data` is a CSV file (UTF-8, commas, a line of names) or a Parquet file: a path or an address
+    such as s3://bucket/houses.parquet. `group` names the column whose values divide the rows into
+    groups. `features` are by default all numeric columns but these two. `splits` are the shares of
+    the groups that train, validate and test; a fixed shuffle of the sorted groups decides which. A
+    group with fewer than shots + queries rows is left out. The interval of a score is over tasks of
+    a split's groups: if these are few, it says little about further groups.
 
-    Features and target are standardised by the rows of the training groups, so that an MSE of 1 is about the target's
-    variance. Runs and bundles record `features`, `means` and `deviations` (of the features, then the target) and the
-    file's `checksum`.
+    Features and target are standardised by the rows of the training groups, so that an MSE of 1 is
+    about the target's variance. Runs and bundles record `features`, `means` and `deviations` (of
+    the features, then the target) and the file's `checksum`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -98,7 +113,11 @@ class Table:
         for name in ("shots", "queries"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (len(self.splits) == 3 and all(0 <= s <= 1 for s in self.splits) and abs(sum(self.splits) - 1) < 1e-6):
+        if not (
+            len(self.splits) == 3
+            and all(0 <= s <= 1 for s in self.splits)
+            and abs(sum(self.splits) - 1) < 1e-6
+        ):
             raise InputError(
                 f"splits must be the shares of the groups in train, val and test, which sum to 1; "
                 f"got {list(self.splits)}"
@@ -113,8 +132,10 @@ class Table:
             or min(deviations) <= 0
         ):
             raise InputError(
-                "means and deviations must be finite numbers, one for each of features and one for target, and "
-                "deviations above 0: leave both out in a new run, and features as they were in an evaluation"
+                "means and deviations must be finite numbers, one for each of features and one for "
+                "target, and "
+                "deviations above 0: leave both out in a new run, and features as they were in an "
+                "evaluation"
             )
 
     @cached_property
@@ -123,7 +144,8 @@ class Table:
         file = columns.opened(self.data, columns.stamp(self.data), self.group)
         if self.checksum not in (None, file.checksum):
             raise InputError(
-                f"{self.data} is not the file that this was trained on (checksum {file.checksum}, expected "
+                f"{self.data} is not the file that this was trained on (checksum {file.checksum}, "
+                "expected "
                 f"{self.checksum}): give that file, or use this one with --set family.checksum=null"
             )
         return file
@@ -145,26 +167,34 @@ class Table:
             recorded, now = [*self.means, *self.deviations], [*rows.means, *rows.deviations]
             if len(recorded) != len(now) or not np.allclose(recorded, now, rtol=1e-6, atol=0):
                 raise InputError(
-                    "family.group, target, features or splits are not those that the means and deviations of "
+                    "family.group, target, features or splits are not those that the means and "
+                    "deviations of "
                     f"{self.data} were recorded with: leave these keys as they were trained"
                 )
         return rows
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
-        """Means and deviations, [F + 1] float64: the recorded ones, which need no file, or the file's."""
+        """Means and deviations, [F + 1] float64: the recorded ones, which need no file, or the
+        file's.
+        """
         means, deviations = self.means, self.deviations
         if means is None or deviations is None:
             means, deviations = self._rows.means, self._rows.deviations
         if not means:
             raise InputError(
-                f"no group of {self.data} is left to train on, so that nothing says how to standardise: "
+                f"no group of {self.data} is left to train on, so that nothing says how to "
+                "standardise: "
                 "give more groups, or change family.splits"
             )
-        return torch.tensor(means, dtype=torch.float64), torch.tensor(deviations, dtype=torch.float64)
+        return torch.tensor(means, dtype=torch.float64), torch.tensor(
+            deviations, dtype=torch.float64
+        )
 
     def _groups(self, split: Split) -> Tensor:
-        """The indices of the split's groups that have enough rows; InputError if they are too few."""
+        """The indices of the split's groups that have enough rows; InputError if they are too
+        few.
+        """
         rows, least, needed = self._rows, self.shots + self.queries, LEAST_GROUPS[split]
         groups = rows.splits[split]
         enough = groups[rows.sizes[groups] >= least]
@@ -173,25 +203,33 @@ class Table:
         left_out = len(groups) - len(enough)
         smaller = f" ({left_out} with fewer rows are left out)" if left_out else ""
         raise InputError(
-            f"the {split} split of {self.data} has {len(enough)} groups by {quoted(self.group)} with {least} rows, "
-            f"which {self.shots} shots and {self.queries} queries need, and at least {needed} must have them{smaller}: "
+            f"the {split} split of {self.data} has {len(enough)} groups by {quoted(self.group)} "
+            f"with {least} rows, "
+            f"which {self.shots} shots and {self.queries} queries need, and at least {needed} must "
+            f"have them{smaller}: "
             + ("lower family.shots or family.queries, or " if left_out else "")
             + "give more groups or other family.splits"
             + (", or set validation.every_steps=0" if split == "val" else "")
         )
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
-        """support [T, shots, F] and [T, shots, 1], query [T, queries, F] and [T, queries, 1], float32.
+        """support [T, shots, F] and [T, shots, 1], query [T, queries, F] and [T, queries, 1],
+        float32.
 
         Several tasks may be of one group; the rows of a task are distinct.
         """
         groups = self._groups(split)
-        return self._draw(groups[torch.randint(len(groups), (count,), generator=generator)], generator)
+        return self._draw(
+            groups[torch.randint(len(groups), (count,), generator=generator)], generator
+        )
 
     def _draw(self, groups: Tensor, generator: torch.Generator) -> Task:
         """A task of each group."""
         rows, shots = self._rows, self.shots
-        chosen = choose(generator, rows.sizes[groups], shots + self.queries) + rows.offsets[groups][:, None]
+        chosen = (
+            choose(generator, rows.sizes[groups], shots + self.queries)
+            + rows.offsets[groups][:, None]
+        )
         x, y = self._standardised(rows.values[chosen]).split([len(self._features), 1], dim=-1)
         return Task(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
@@ -200,7 +238,10 @@ class Table:
         means, deviations = self._scale
         found = ((raw - means[part]) / deviations[part]).float()
         if not found.isfinite().all():
-            raise InputError("a value is too far from those of the training groups for float32: correct or remove it")
+            raise InputError(
+                "a value is too far from those of the training groups for float32: correct or "
+                "remove it"
+            )
         return found
 
     def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
@@ -220,7 +261,9 @@ class Table:
         )
 
     def _pooled_ridge(self, task: Task) -> Tensor:
-        """[T] MSE of the ridge regression that is fitted to all rows of the training groups, and to no other."""
+        """[T] MSE of the ridge regression that is fitted to all rows of the training groups, and to
+        no other.
+        """
         rows = self._rows
         group_of = torch.repeat_interleave(torch.arange(len(rows.sizes)), rows.sizes)
         train = self._standardised(rows.values[torch.isin(group_of, rows.splits["train"])])[None]
@@ -244,7 +287,12 @@ class Table:
         rows, least = self._rows, self.shots + self.queries
         small = int((rows.sizes < least).sum())
         if small:
-            log.info("%d of %d groups have fewer than %d rows and are left out", small, len(rows.sizes), least)
+            log.info(
+                "%d of %d groups have fewer than %d rows and are left out",
+                small,
+                len(rows.sizes),
+                least,
+            )
         return replace(
             self,
             features=self._features,
@@ -265,44 +313,60 @@ class Table:
     def counts(self) -> dict[Split, tuple[int, int]]:
         """How many groups of each split have enough rows, and how many rows these have."""
         sizes = {split: self._rows.sizes[groups] for split, groups in self._rows.splits.items()}
-        enough = {split: found[found >= self.shots + self.queries] for split, found in sizes.items()}
+        enough = {
+            split: found[found >= self.shots + self.queries] for split, found in sizes.items()
+        }
         return {split: (len(found), int(found.sum())) for split, found in enough.items()}
 
     def describe(self) -> str:
-        """The numbers are those of the train, val and test groups, and left out if the file is not at hand."""
+        """The numbers are those of the train, val and test groups, and left out if the file is not
+        at hand.
+        """
         try:
             rows = self._rows
             enough = rows.sizes >= self.shots + self.queries
-            counts = "/".join(str(int(enough[rows.splits[split]].sum())) for split in ("train", "val", "test"))
+            counts = "/".join(
+                str(int(enough[rows.splits[split]].sum())) for split in ("train", "val", "test")
+            )
             groups = f" ({counts} groups)"
         except InputError:
             groups = ""
         file = self.data.rpartition("/")[2]
-        return f"table {file} {self.target} by {self.group}{groups} {self.shots}-shot {self.queries} queries"
+        return (
+            f"table {file} {self.target} by {self.group}{groups} {self.shots}-shot "
+            f"{self.queries} queries"
+        )
 
     def examples(self, raw: Any) -> Tensor:
         """[N, F] float32: N rows in raw units, standardised.
 
-        They are a DataFrame, a dict of columns or a list of dicts, whose further columns are not used, or an array or a
-        list of rows with their values in the order of `features`.
+        They are a DataFrame, a dict of columns or a list of dicts, whose further columns are not
+        used, or an array or a list of rows with their values in the order of `features`.
         """
         return self._standardised(torch.from_numpy(columns.table(raw, self._features)), slice(-1))
 
     def targets(self, raw: Any) -> Tensor:
         """[N, 1] float32: N target values in raw units, a Series, array or list, standardised."""
-        return self._standardised(torch.from_numpy(columns.table(raw, (self.target,))), slice(-1, None))
+        return self._standardised(
+            torch.from_numpy(columns.table(raw, (self.target,))), slice(-1, None)
+        )
 
     def predictions(self, output: Tensor) -> Tensor:
         """[N] float64, in raw units, of what a network gave, [N, 1]."""
         if output.dim() != 2 or output.shape[1] != 1:
-            raise InputError(f"predictions are of a network's output [N, 1], got one of shape {list(output.shape)}")
+            raise InputError(
+                "predictions are of a network's output [N, 1], got one of shape "
+                f"{list(output.shape)}"
+            )
         return self._raw_target(output)[:, 0]
 
     def _raw_target(self, standardised: Tensor) -> Tensor:
         means, deviations = (scale[-1].to(standardised.device) for scale in self._scale)
         return standardised.detach().double() * deviations + means
 
-    def picture(self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split) -> Figure:
+    def picture(
+        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
+    ) -> Figure:
         """A few groups: predicted against true target, before and after adaptation."""
         from metatrain import figures
 
@@ -322,15 +386,27 @@ class Table:
         )
 
 
-def _feature_names(file: columns.File, group: str, target: str, features: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The features, by default all numeric columns; InputError if the columns named are not there or play two parts."""
+def _feature_names(
+    file: columns.File, group: str, target: str, features: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """The features, by default all numeric columns; InputError if the columns named are not there
+    or play two parts.
+    """
     known = list(file.types)
-    for key, name in [("group", group), ("target", target), *(("features", name) for name in features or ())]:
+    for key, name in [
+        ("group", group),
+        ("target", target),
+        *(("features", name) for name in features or ()),
+    ]:
         if name not in known:
             remedy = columns.instead(name, known)
-            raise InputError(f"family.{key} names {quoted(name)}, which is no column of {file.name}: {remedy}")
+            raise InputError(
+                f"family.{key} names {quoted(name)}, which is no column of {file.name}: {remedy}"
+            )
     if group == target:
-        raise InputError(f"family.group and family.target are both {quoted(group)}: give two columns")
+        raise InputError(
+            f"family.group and family.target are both {quoted(group)}: give two columns"
+        )
     if features is None:
         for name in known:
             if name not in (group, target):
@@ -341,15 +417,23 @@ def _feature_names(file: columns.File, group: str, target: str, features: tuple[
             if columns.is_numeric(kind) and name not in (group, target) and not _is_index(name)
         )
         if not features:
-            raise InputError(f"{file.name} has no numeric column but {quoted(target)}: add columns to predict it from")
+            raise InputError(
+                f"{file.name} has no numeric column but {quoted(target)}: add columns to predict "
+                "it from"
+            )
     for key, name in (("group", group), ("target", target)):
         if name in features:
-            raise InputError(f"family.features has {quoted(name)}, which is family.{key}: leave it out of the features")
+            raise InputError(
+                f"family.features has {quoted(name)}, which is family.{key}: leave it out of the "
+                "features"
+            )
     twice = columns.repeated(features)
     if twice is not None:
         raise InputError(f"family.features has {quoted(twice)} several times: name it once")
     if not features:
-        raise InputError("family.features is empty: name columns, or leave it out to take all that are numeric")
+        raise InputError(
+            "family.features is empty: name columns, or leave it out to take all that are numeric"
+        )
     return tuple(features)
 
 
@@ -371,22 +455,36 @@ def _read(
     file, used = columns.opened(data, stamp, group), (*features, target)
     if file.rows * (len(used) + 1) > MOST_VALUES:
         raise InputError(
-            f"{data} has {file.rows:,} rows of {len(used) + 1} columns, more than {MOST_VALUES:,} values: "
+            f"{data} has {file.rows:,} rows of {len(used) + 1} columns, more than {MOST_VALUES:,} "
+            "values: "
             "name fewer family.features, or give a part of its rows"
         )
     names, codes = columns.names(file, group)
-    values = np.stack([columns.numbers(file, name) for name in used], axis=1)[np.argsort(codes, kind="stable")]
+    values = np.stack([columns.numbers(file, name) for name in used], axis=1)[
+        np.argsort(codes, kind="stable")
+    ]
     sizes = torch.from_numpy(np.bincount(codes))
     parts = divide(len(names), splits)
     train = values[np.isin(np.sort(codes), parts["train"].numpy())]
-    return Rows(torch.from_numpy(values), names, sizes, sizes.cumsum(0) - sizes, parts, *_scale(data, train, used))
+    return Rows(
+        torch.from_numpy(values),
+        names,
+        sizes,
+        sizes.cumsum(0) - sizes,
+        parts,
+        *_scale(data, train, used),
+    )
 
 
 def divide(groups: int, splits: tuple[float, float, float]) -> dict[Split, Tensor]:
-    """The indices of each split's groups, by a fixed shuffle: a share above 0 is at least one group."""
+    """The indices of each split's groups, by a fixed shuffle: a share above 0 is at least one
+    group.
+    """
     order = torch.randperm(groups, generator=torch.Generator().manual_seed(0))
     val, test = (max(1, round(share * groups)) if share else 0 for share in splits[1:])
-    test = test if splits[0] or val else groups  # what rounding leaves over trains, or is held out if nothing trains
+    test = (
+        test if splits[0] or val else groups
+    )  # what rounding leaves over trains, or is held out if nothing trains
     val = val if splits[0] else groups - test
     return {
         "train": order[test + val :].sort().values,
@@ -395,8 +493,12 @@ def divide(groups: int, splits: tuple[float, float, float]) -> dict[Split, Tenso
     }
 
 
-def _scale(data: str, train: Numbers, names: Sequence[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each column, the latter 1 if it is constant; nothing if there are no rows."""
+def _scale(
+    data: str, train: Numbers, names: Sequence[str]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each column, the latter 1 if it is constant; nothing if there are no
+    rows.
+    """
     if not len(train):
         return (), ()
     constant = train.min(0) == train.max(0)  # a deviation that is rounded need not be 0
@@ -406,7 +508,8 @@ def _scale(data: str, train: Numbers, names: Sequence[str]) -> tuple[tuple[float
     for name, mean, deviation in zip(names, means, deviations, strict=True):
         if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
             raise InputError(
-                f"column {quoted(name)} of {data} has values too large or too close to be standardised "
+                f"column {quoted(name)} of {data} has values too large or too close to be "
+                "standardised "
                 f"(mean {mean:g}, deviation {deviation:g}): give it in another unit"
             )
     return tuple(means.tolist()), tuple(deviations.tolist())

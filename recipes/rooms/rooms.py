@@ -1,4 +1,6 @@
-"""A family of one's own in a folder of one's own: it imports its neighbour helpers.py and reads rooms.csv."""
+"""A family of one's own in a folder of one's own: it imports its neighbour helpers.py and reads
+rooms.csv.
+"""
 
 from __future__ import annotations
 
