@@ -29,9 +29,9 @@ import torch
 from workloads import TICKET, WORKLOADS, Workload
 
 from cluster import run
+from cluster.collector import Interrupted
 from cluster.config import RunConfig
-from cluster.requests import Interrupted
-from cluster.worker import Plan, Worker
+from cluster.workers.worker import Plan, Worker
 from metatrain import recipe as recipes
 from metatrain.core import Context, generator_for, to_device
 from metatrain.start import initial_meta

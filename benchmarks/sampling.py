@@ -16,8 +16,8 @@ import measure
 import torch
 
 from metatrain.core import Split
+from metatrain.data.images import Rotations
 from metatrain.tasks import FewShot
-from metatrain.tasks.images import Rotations
 
 TASKS = 32
 

@@ -21,11 +21,12 @@ from typing import Any
 import measure
 import torch
 
-from cluster import loop, ray_pool
+from cluster import loop
+from cluster.collector import Requests
 from cluster.config import Workers
-from cluster.pool import LocalPool, Pool
-from cluster.requests import Requests
-from cluster.worker import Plan, Worker, choose_plan
+from cluster.pools import ray_pool
+from cluster.pools.pool import LocalPool, Pool
+from cluster.workers.worker import Plan, Worker, choose_plan
 from metatrain import recipe as recipes
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe

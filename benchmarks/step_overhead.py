@@ -18,11 +18,12 @@ from typing import Any
 import measure
 import torch
 
-from cluster import loop, ray_pool
+from cluster import loop
+from cluster.collector import Requests
 from cluster.config import Workers
-from cluster.pool import Contribution, LocalPool, Pool
-from cluster.requests import Requests
-from cluster.worker import Layout, choose_plan
+from cluster.pools import ray_pool
+from cluster.pools.pool import Contribution, LocalPool, Pool
+from cluster.workers.worker import Layout, choose_plan
 from metatrain import recipe as recipes
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe

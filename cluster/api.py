@@ -268,7 +268,7 @@ def front_door(again: str) -> Iterator[None]:
     """Show messages as the command line does, and say errors in a sentence that tells Python
     callers what to do.
     """
-    from cluster.requests import Interrupted, WorkersLost
+    from cluster.collector import Interrupted, WorkersLost
     from metatrain.cli import OPTIONAL
     from metatrain.isolation import same_random_numbers
     from metatrain.learner import Diverged

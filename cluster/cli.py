@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.job import JOB
+from cluster.jobs.job import JOB
 from metatrain import cli
 
 if TYPE_CHECKING:
@@ -85,15 +85,16 @@ def train(
     """Meta-train a recipe and evaluate it. Example: metatrain train recipes/demo.yaml --set
     outer.steps=100
     """
-    from cluster import run, tables, tracking
-    from cluster.requests import Interrupted, WorkersLost
+    from cluster import run, tables
+    from cluster.collector import Interrupted, WorkersLost
+    from cluster.tracking import tracker as tracking
     from metatrain.core import InputError
     from metatrain.learner import Diverged
     from metatrain.start import check_data
 
     config = _recipe(recipe, [*(set_ or []), *([f"model.weights={init}"] if init else [])])
     if dry_run or profile:
-        from cluster import probe
+        from cluster import dry_run as probe
 
         check_data(config.recipe())
         if dry_run:
@@ -158,7 +159,7 @@ def evaluate(
     Example: metatrain evaluate runs/first --set evaluation.tasks=1000
     """
     from cluster import run, tables
-    from cluster.requests import Interrupted
+    from cluster.collector import Interrupted
 
     with cli.printing_json(json) as show:
         try:
@@ -204,7 +205,7 @@ def doctor(
     from cluster import doctor as look
 
     if address is not None and address.startswith("http"):
-        from cluster import jobs
+        from cluster.jobs import client as jobs
 
         if output is not None:
             jobs.check_place("output", output)
@@ -297,7 +298,7 @@ def ui(
     ] = 5000,
 ) -> None:
     """Open MLflow's pages of a run. Example: metatrain ui runs/first"""
-    from cluster import tracking
+    from cluster.tracking import tracker as tracking
     from cluster.ui import served
 
     signal.signal(
@@ -330,7 +331,7 @@ def print_results(scores: Sequence[Score], kept: str = "") -> None:
 
 def print_next(recipe: Recipe, folder: str) -> None:
     """What to do with a run that has ended: predict own examples if it learned from examples."""
-    from metatrain.problem import Supervised
+    from metatrain.problems.supervised import Supervised
     from metatrain.tasks.fewshot import FewShot
 
     setting = recipe.setting("score")

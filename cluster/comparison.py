@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cluster.progress import Line
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain import bundle
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Meta, Norm, Scores

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.job import JOB as JOB
-from cluster.job import JOB_CPUS as JOB_CPUS
-from cluster.job import JOB_GPUS as JOB_GPUS
+from cluster.jobs.job import JOB as JOB
+from cluster.jobs.job import JOB_CPUS as JOB_CPUS
+from cluster.jobs.job import JOB_GPUS as JOB_GPUS
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
 

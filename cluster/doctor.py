@@ -15,8 +15,9 @@ from importlib import metadata
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from cluster import mlflow_store, tracking
 from cluster.config import Tracking
+from cluster.tracking import mlflow_store
+from cluster.tracking import tracker as tracking
 from metatrain import storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
@@ -82,7 +83,7 @@ def examine(address: str | None, output: str | None) -> list[Finding]:
         here = collect_facts(output, server)
     if address is None:
         return evaluate_facts(DRIVER, here, here, output, server, None)
-    from cluster import ray_pool
+    from cluster.pools import ray_pool
 
     with ray_pool.connected(address):
         import ray

@@ -6,7 +6,7 @@ import dataclasses
 from contextlib import nullcontext
 from typing import Any
 
-from cluster.requests import Requests
+from cluster.collector import Requests
 from metatrain import evaluate
 from metatrain.awaiting import awaiting
 from metatrain.core import Norm, Scores, Work

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from cluster.collector import Interrupted, Requests, WorkersLost
 from cluster.evaluation import evaluate_work
-from cluster.pool import Pool, Snapshot
-from cluster.requests import Interrupted, Requests, WorkersLost
+from cluster.pools.pool import Pool, Snapshot
 from metatrain.core import InputError, Update
 from metatrain.learner import Diverged, Learner
 from metatrain.recipe import Recipe

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cluster.job import stamp
+from cluster.jobs.job import stamp
 from metatrain.awaiting import screen
 
 PLAIN_EVERY_S = 10.0

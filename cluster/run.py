@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from cluster import checkpoint, description, loop, tracking, usage
+from cluster import checkpoint, loop
+from cluster.collector import Interrupted, Requests, WorkersLost
 from cluster.config import RunConfig, Tracking
 from cluster.evaluation import evaluate_work, protocol
-from cluster.job import stamp
+from cluster.jobs.job import stamp
 from cluster.output import choose, record, whole_lines
-from cluster.pool import LocalPool, Pool, Snapshot
+from cluster.pools.pool import LocalPool, Pool, Snapshot
 from cluster.progress import ProgressLine
-from cluster.requests import Interrupted, Requests, WorkersLost
-from cluster.tracking import Tracker
-from cluster.usage import DRIVER_S, Meter
-from cluster.worker import Plan, choose_plan, device_of
+from cluster.tracking import description
+from cluster.tracking import tracker as tracking
+from cluster.tracking.tracker import Tracker
+from cluster.workers import usage
+from cluster.workers.usage import DRIVER_S, Meter
+from cluster.workers.worker import Plan, choose_plan, device_of
 from metatrain import bundle, custom, figures, inference
 from metatrain import recipe as recipes
 from metatrain.awaiting import awaiting
@@ -37,7 +40,7 @@ from metatrain.evaluate import Score
 from metatrain.isolation import isolated
 from metatrain.learner import Diverged, Learner
 from metatrain.plain import finite, to_json
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
 from metatrain.start import check_data, check_fit, initial_meta, warm
 from metatrain.storage import Folder
@@ -331,7 +334,7 @@ def pool_for(
         yield pool
         return
     try:
-        from cluster import ray_pool
+        from cluster.pools import ray_pool
     except ModuleNotFoundError as error:
         raise InputError(
             f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set "

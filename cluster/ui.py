@@ -17,9 +17,9 @@ from importlib import util
 from typing import IO
 from urllib.error import HTTPError
 
-from cluster.description import VIEW, VIEW_TAG
-from cluster.mlflow_store import be_brief, check, database, trouble
-from cluster.tracking import TRAINING, Place
+from cluster.tracking.description import VIEW, VIEW_TAG
+from cluster.tracking.mlflow_store import be_brief, check, database, trouble
+from cluster.tracking.tracker import TRAINING, Place
 from metatrain.core import InputError
 
 START_S = 120.0  # for a server to start

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from cluster.api import Run as Run
     from cluster.api import runs as runs
     from cluster.api import train as train
-    from cluster.requests import Interrupted as Interrupted
-    from cluster.requests import WorkersLost as WorkersLost
+    from cluster.collector import Interrupted as Interrupted
+    from cluster.collector import WorkersLost as WorkersLost
     from metatrain.core import InputError as InputError
+    from metatrain.data.sources import open_data as open_data
     from metatrain.inference import load as load
     from metatrain.learner import Diverged as Diverged
-    from metatrain.tasks.sources import open_data as open_data
     from tuning.api import SweepRun as SweepRun
     from tuning.api import tune as tune
 
@@ -40,11 +40,11 @@ MODULES = {
     "Run": "cluster.api",
     "SweepRun": "tuning.api",
     "load": "metatrain.inference",
-    "open_data": "metatrain.tasks.sources",
+    "open_data": "metatrain.data.sources",
     "InputError": "metatrain.core",
-    "Interrupted": "cluster.requests",
+    "Interrupted": "cluster.collector",
     "Diverged": "metatrain.learner",
-    "WorkersLost": "cluster.requests",
+    "WorkersLost": "cluster.collector",
 }
 __all__ = ["__version__", *MODULES]
 

@@ -23,8 +23,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from metatrain.data.images import ImageStore
     from metatrain.files import Predicted
-    from metatrain.tasks.images import ImageStore
 
 OPTIONAL = ("ray", "optuna")  # what a machine without a cluster may lack
 WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
@@ -184,11 +184,11 @@ def list_(json: AsJson = False) -> None:
     from rich.table import Table
 
     from metatrain.core import InputError
+    from metatrain.data.images import ImageStore
+    from metatrain.data.sources import SOURCES
     from metatrain.names import printable
     from metatrain.plain import to_json
     from metatrain.storage import cache
-    from metatrain.tasks.images import ImageStore
-    from metatrain.tasks.sources import SOURCES
 
     imported = {path.parent.name for path in cache().glob("*/manifest.json")}
     rows: list[dict[str, object]] = []
@@ -257,9 +257,9 @@ def import_(
     from rich.progress import track
 
     from metatrain.core import InputError
-    from metatrain.tasks.folders import read_folder
-    from metatrain.tasks.images import checksum_of, folder_of
-    from metatrain.tasks.sources import SOURCES, import_data
+    from metatrain.data.folders import read_folder
+    from metatrain.data.images import checksum_of, folder_of
+    from metatrain.data.sources import SOURCES, import_data
 
     folder = folder_of(name)
     if name in SOURCES:
@@ -327,8 +327,8 @@ def check(
     """Verify a data set: checksum, counts, sizes, splits, duplicates. Example: metatrain data check
     glyphs
     """
-    from metatrain.tasks.images import duplicates, twins
-    from metatrain.tasks.sources import open_data
+    from metatrain.data.images import duplicates, twins
+    from metatrain.data.sources import open_data
 
     def told(image: int) -> str:
         c = store.class_of(image)
@@ -374,8 +374,8 @@ def push(
     Example: metatrain data push glyphs /mnt/data/glyphs
     """
     from metatrain.core import InputError
-    from metatrain.tasks import remote
-    from metatrain.tasks.sources import open_data
+    from metatrain.data import remote
+    from metatrain.data.sources import open_data
 
     if not remote.is_elsewhere(uri):
         raise InputError(

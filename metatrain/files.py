@@ -16,11 +16,11 @@ from torch import Tensor
 
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Norm
+from metatrain.data import columns
+from metatrain.data.folders import labelled_files
 from metatrain.inference import Adapted, Learned, Predictions, counted
 from metatrain.names import printable, shortened
-from metatrain.tasks import columns
 from metatrain.tasks.fewshot import FewShot
-from metatrain.tasks.folders import labelled_files
 from metatrain.tasks.table import Table
 
 if TYPE_CHECKING:

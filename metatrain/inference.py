@@ -32,7 +32,7 @@ from metatrain.core import (
 )
 from metatrain.isolation import isolated
 from metatrain.ops.build import Unavailable
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
 from metatrain.tasks.fewshot import FewShot
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metatrain import bundle, storage
 from metatrain.core import InputError, Meta, Params, Path, Ticket, Work, generator_for
-from metatrain.functional import trying
+from metatrain.problems.functional import trying
 from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)

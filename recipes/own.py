@@ -31,7 +31,7 @@ from metatrain.core import (
     Task,
     Update,
 )
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.tasks.sinusoid import mean_squared_error
 
 

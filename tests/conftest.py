@@ -28,8 +28,8 @@ from cluster.config import RunConfig
 from metatrain import cli
 from metatrain import recipe as recipes
 from metatrain.core import Context, Ticket, generator_for
-from metatrain.tasks.images import ImageStore
-from metatrain.tasks.sources import import_data
+from metatrain.data.images import ImageStore
+from metatrain.data.sources import import_data
 from tuning.cli import app
 
 

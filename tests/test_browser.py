@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import GLYPHS, SINUSOID, command, mlflow_in
 
-from cluster.tracking import Place, place_of
+from cluster.tracking.tracker import Place, place_of
 from cluster.ui import served
 
 if TYPE_CHECKING:

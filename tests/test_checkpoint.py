@@ -17,7 +17,7 @@ from conftest import GLYPHS, PROBES, REPTILE, SINUSOID, config
 from pyarrow import fs
 
 from cluster import checkpoint, run
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain import bundle, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner

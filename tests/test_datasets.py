@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from conftest import GLYPHS, PROBES, SINUSOID, config, store
 
-from cluster import datasets, run
+from cluster import run
+from cluster.tracking import datasets
 from metatrain.tasks import open_data
 
 

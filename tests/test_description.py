@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from conftest import GLYPHS, PROBES, SINUSOID, config, store
 
-from cluster import description, mlflow_tracker, run
+from cluster import run
 from cluster.config import Tracking
-from cluster.job import COMMIT, JOB, USER
+from cluster.jobs.job import COMMIT, JOB, USER
+from cluster.tracking import description, mlflow_tracker
 from metatrain.evaluate import Score
 
 ROOT = Path(__file__).parent.parent
@@ -72,9 +73,9 @@ def test_a_commit_says_whether_the_checkout_has_changes(
         )
         return done.stdout.strip()
 
-    module = tmp_path / "cluster" / "description.py"
-    module.parent.mkdir()
-    shutil.copy(ROOT / "cluster" / "description.py", module)
+    module = tmp_path / "cluster" / "tracking" / "description.py"
+    module.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "cluster" / "tracking" / "description.py", module)
     monkeypatch.setattr(description, "__file__", str(module))
     assert description.commit() == ""
     git("init", "-q")
@@ -84,9 +85,8 @@ def test_a_commit_says_whether_the_checkout_has_changes(
     assert description.commit() == git("rev-parse", "HEAD")
     module.write_text("# changed\n")
     assert description.commit() == git("rev-parse", "HEAD") + "-dirty"
-    inside = (
-        tmp_path / "site-packages" / "cluster" / "description.py"
-    )  # installed in somebody else's checkout
+    # Installed in a folder of somebody else's checkout.
+    inside = tmp_path / "site-packages" / "cluster" / "tracking" / "description.py"
     inside.parent.mkdir(parents=True)
     monkeypatch.setattr(description, "__file__", str(inside))
     assert description.commit() == ""

@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import GLYPHS, SINUSOID, config, context
 
+from cluster.collector import Requests
 from cluster.evaluation import described, evaluate_work, protocol
-from cluster.pool import LocalPool, Snapshot
-from cluster.requests import Requests
-from cluster.worker import choose_plan
+from cluster.pools.pool import LocalPool, Snapshot
+from cluster.workers.worker import choose_plan
 from metatrain.algorithms import MAML
 from metatrain.core import TRAINING_ONLY, InputError, Meta, Scores
 from metatrain.evaluate import scores, summarise

@@ -17,11 +17,11 @@ from conftest import SINUSOID, config, context
 from torch import Tensor, nn
 
 from cluster import run
-from cluster.worker import Layout, choose_plan
+from cluster.workers.worker import Layout, choose_plan
 from metatrain import bundle
 from metatrain.core import InputError, Meta, Task
 from metatrain.models import MLP
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
 from metatrain.start import check_data, initial_meta, warm
 from metatrain.tasks import Bandit, Navigation, Sinusoid

@@ -20,10 +20,11 @@ from photos import album, exif, photo, png16, save, tiff
 from PIL import Image, PngImagePlugin
 
 from metatrain.core import InputError
-from metatrain.tasks import FewShot, pixels
-from metatrain.tasks.folders import labelled_files, read_folder, shuffled_splits
-from metatrain.tasks.images import ImageStore, duplicates
-from metatrain.tasks.pixels import stack, to_pixels
+from metatrain.data import pixels
+from metatrain.data.folders import labelled_files, read_folder, shuffled_splits
+from metatrain.data.images import ImageStore, duplicates
+from metatrain.data.pixels import stack, to_pixels
+from metatrain.tasks import FewShot
 
 
 @pytest.fixture(scope="module")

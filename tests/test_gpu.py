@@ -9,7 +9,7 @@ import torch
 from conftest import PROBES, config
 
 from cluster import run
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain.core import Meta, Scores, Ticket, Update, to_device
 from metatrain.start import initial_meta
 

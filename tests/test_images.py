@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from metatrain.core import InputError
+from metatrain.data import glyphs
+from metatrain.data.images import ImageStore, Scheme
+from metatrain.data.sources import import_data, open_data
 from metatrain.storage import cache
-from metatrain.tasks import FewShot, glyphs
-from metatrain.tasks.images import ImageStore, Scheme
-from metatrain.tasks.sources import import_data, open_data
+from metatrain.tasks import FewShot
 
 
 def test_glyphs_are_the_same_bytes_everywhere() -> None:

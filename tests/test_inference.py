@@ -23,7 +23,7 @@ from torch import Tensor
 
 import metatrain
 from cluster import run
-from cluster.worker import Plan, Worker
+from cluster.workers.worker import Plan, Worker
 from metatrain import bundle, cli, figures, inference
 from metatrain.core import InputError, Ticket, generator_for
 from metatrain.files import Predicted, _classified

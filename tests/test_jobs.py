@@ -21,14 +21,15 @@ import torch
 import yaml
 from conftest import GLYPHS, S3, SINUSOID, Nodes, command, config, free_port, until
 
-from cluster import checkpoint, jobs, run
+from cluster import checkpoint, run
 from cluster.config import RunConfig
-from cluster.sent import is_sent, sent_files
+from cluster.jobs import client as jobs
+from cluster.jobs.sent import is_sent, sent_files
 from metatrain import cli, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
-from metatrain.tasks import remote
-from metatrain.tasks.sources import open_data
+from metatrain.data import remote
+from metatrain.data.sources import open_data
 
 LONG = SINUSOID | {
     "outer": {"steps": 100_000, "tasks_per_step": 6, "tasks_per_ticket": 3, "lr": 0.001},

@@ -15,13 +15,13 @@ import torch
 import yaml
 from conftest import GLYPHS, command, config
 
-from cluster import ray_pool
-from cluster.worker import Plan, Worker, choose_plan
+from cluster.pools import ray_pool
+from cluster.workers.worker import Plan, Worker, choose_plan
 from metatrain import recipe as recipes
 from metatrain.core import InputError
+from metatrain.data.sources import import_data
 from metatrain.ops import build
 from metatrain.ops.block import FEW, KERNELS, Shape, block, reference
-from metatrain.tasks.sources import import_data
 
 FUSED = GLYPHS | {"model": {"name": "conv4", "filters": 16}}
 

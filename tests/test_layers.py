@@ -45,7 +45,7 @@ ABSENT = [
         "import cluster.loop, cluster.checkpoint",
         {"ray", "mlflow", "torchvision", "matplotlib", "tuning"},
     ),
-    ("import cluster.run, cluster.tracking", {"ray", "mlflow", "torchvision", "tuning"}),
+    ("import cluster.run, cluster.tracking.tracker", {"ray", "mlflow", "torchvision", "tuning"}),
     (
         "import cluster.api",
         {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "tuning"},
@@ -54,7 +54,7 @@ ABSENT = [
         "import tuning.api",
         {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "optuna"},
     ),
-    ("import cluster.ray_pool", {"mlflow", "torchvision", "matplotlib", "tuning"}),
+    ("import cluster.pools.ray_pool", {"mlflow", "torchvision", "matplotlib", "tuning"}),
     ("import tuning.cli", {"ray", "mlflow", "torch", "torchvision", "matplotlib", "pydantic"}),
 ]
 
@@ -149,10 +149,10 @@ def test_the_packages_are_those_of_this_checkout(layer: str) -> None:
 
 NEUTRAL = [
     "cluster/loop.py",
-    "cluster/worker.py",
-    "cluster/pool.py",
-    "cluster/ray_pool.py",
-    "cluster/requests.py",
+    "cluster/workers/worker.py",
+    "cluster/pools/pool.py",
+    "cluster/pools/ray_pool.py",
+    "cluster/collector.py",
     "cluster/evaluation.py",
     "metatrain/learner.py",
     "metatrain/evaluate.py",

@@ -18,9 +18,9 @@ from conftest import GLYPHS, PROBES, SINUSOID, config, store
 from PIL import Image
 
 import metatrain
-from cluster import logged_model
 from cluster.config import Tracking
-from cluster.mlflow_tracker import MLflowTracker
+from cluster.tracking import logged_model
+from cluster.tracking.mlflow_tracker import MLflowTracker
 from metatrain import bundle
 from metatrain.core import InputError
 from metatrain.start import initial_meta

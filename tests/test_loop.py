@@ -10,9 +10,9 @@ import torch
 from conftest import SINUSOID, config
 
 from cluster import loop
-from cluster.pool import Contribution, Failure, LocalPool, PoolStatus, Snapshot
-from cluster.requests import MOST_LOSSES, Interrupted, Requests, WorkersLost, decide
-from cluster.worker import Layout, choose_plan
+from cluster.collector import MOST_LOSSES, Interrupted, Requests, WorkersLost, decide
+from cluster.pools.pool import Contribution, Failure, LocalPool, PoolStatus, Snapshot
+from cluster.workers.worker import Layout, choose_plan
 from metatrain.core import Ticket
 from metatrain.learner import Diverged, Learner
 from metatrain.start import initial_meta

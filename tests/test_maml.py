@@ -14,7 +14,7 @@ from torch import Tensor
 from metatrain.algorithms import MAML
 from metatrain.core import Context, Meta, Norm, Params, Path, Task
 from metatrain.models import Conv4
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 NETS = {

@@ -14,7 +14,7 @@ from conftest import GLYPHS, SINUSOID, config, context
 from test_maml import NETS, start, supervised, tasks
 
 from cluster import run
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain import bundle
 from metatrain import recipe as recipes
 from metatrain.algorithms import MAML, MetaSGD

@@ -23,12 +23,12 @@ import metatrain
 from cluster import run
 from metatrain import bundle
 from metatrain.core import InputError, Meta, Norm, Task
-from metatrain.functional import fresh
 from metatrain.isolation import isolated
 from metatrain.models import MLP
 from metatrain.models.conv import Conv4
 from metatrain.models.normalisation import BatchStatistics, converted
-from metatrain.problem import Supervised
+from metatrain.problems.functional import fresh
+from metatrain.problems.supervised import Supervised
 from metatrain.start import initial_meta, warm
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 

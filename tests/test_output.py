@@ -17,8 +17,8 @@ from cluster import checkpoint, output, run
 from metatrain import recipe as recipes
 from metatrain import storage
 from metatrain.core import InputError
-from metatrain.tasks import remote
-from metatrain.tasks.sources import open_data
+from metatrain.data import remote
+from metatrain.data.sources import open_data
 
 SHORT = {"outer__steps": 4, "checkpoint__every_steps": 2, "evaluation__tasks": 7}
 

@@ -21,8 +21,9 @@ import pytest
 import yaml
 from conftest import SINUSOID, command, config, store
 
-from cluster import jobs, run
+from cluster import run
 from cluster.config import RunConfig
+from cluster.jobs import client as jobs
 from metatrain import bundle, custom
 from metatrain import recipe as recipes
 from metatrain.core import InputError

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from metatrain.algorithms import MAML, MetaSGD, Prototypical, Reptile
 from metatrain.core import Meta, Norm, Params, Path, Task, Update
 from metatrain.models import Conv4
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 NETS = {
@@ -218,7 +218,7 @@ def test_batch_norm_under_vmap_is_right_in_second_order() -> None:
 
 def test_products_on_a_gpu_are_float32() -> None:
     """TF32, cuDNN's default, makes second-order gradients wrong by tens of percent."""
-    from cluster.cuda import exact_products
+    from cluster.workers.cuda import exact_products
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     exact_products()

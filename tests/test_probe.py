@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import GLYPHS, SINUSOID, command, config
 
-from cluster import probe
+from cluster import dry_run as probe
 from metatrain import recipe as recipes
 
 LINUX = pytest.mark.skipif(
@@ -134,7 +134,7 @@ def test_too_little_memory_is_one_sentence_and_the_last_step_is_saved(tmp_path: 
 PEAKS = """
 import json, runpy, sys
 from cluster.config import RunConfig
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain import recipe as recipes
 from metatrain.core import Ticket
 from metatrain.start import initial_meta
@@ -215,7 +215,7 @@ import resource
 from pathlib import Path
 import torch
 from conftest import SINUSOID, config
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -245,7 +245,7 @@ def test_an_update_that_draws_at_random_is_not_replayed() -> None:
     """What a CUDA graph repeats it would repeat with the same numbers; the first call tells."""
     from conftest import context
 
-    from cluster.cuda import Replayed
+    from cluster.workers.cuda import Replayed
     from metatrain.core import Meta, Update
 
     drawn: list[float] = []

@@ -8,7 +8,7 @@ from conftest import context
 
 from metatrain.core import InputError, Norm, Path, Task
 from metatrain.models import MLP, Conv4
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 

@@ -20,7 +20,7 @@ from metatrain import recipe as recipes
 from metatrain.algorithms import Prototypical, Recurrent
 from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket
 from metatrain.models import RNN, Conv4
-from metatrain.problem import Supervised, part
+from metatrain.problems.supervised import Supervised, part
 from metatrain.tasks import open_data
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 

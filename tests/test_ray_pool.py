@@ -16,10 +16,10 @@ import torch
 from conftest import GLYPHS, PROBES, SINUSOID, config, until
 
 from cluster import loop
+from cluster.collector import Requests, WorkersLost
 from cluster.config import JOB_CPUS, RunConfig
-from cluster.pool import Contribution, LocalPool, Pool, Snapshot
-from cluster.requests import Requests, WorkersLost
-from cluster.worker import Layout, choose_plan
+from cluster.pools.pool import Contribution, LocalPool, Pool, Snapshot
+from cluster.workers.worker import Layout, choose_plan
 from metatrain.core import InputError, Ticket
 from metatrain.learner import Learner
 from metatrain.start import initial_meta
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def ray_pool(settings: RunConfig, **workers: Any) -> Any:
-    from cluster.ray_pool import RayPool
+    from cluster.pools.ray_pool import RayPool
 
     asked = dataclasses.replace(settings.workers, **workers)
     plan, _ = choose_plan(settings.recipe(), 0, 1)
@@ -115,7 +115,7 @@ def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(
         seen.append(ref)
         return get(ref)
 
-    monkeypatch.setattr("cluster.ray_pool.ray.get", get_or_lose)
+    monkeypatch.setattr("cluster.pools.ray_pool.ray.get", get_or_lose)
     losses: list[int] = []
     assert torch.equal(train(settings, pool, losses.append), expected)
     assert losses[-1] == -1
@@ -266,7 +266,7 @@ def test_a_ticket_that_was_asked_twice_is_answered_twice() -> None:
 
 def test_a_worker_that_cannot_follow_refuses_with_the_reason() -> None:
     from cluster.config import Workers
-    from cluster.ray_pool import RayPool
+    from cluster.pools.ray_pool import RayPool
 
     recipe = config(SINUSOID).recipe()
     plan = choose_plan(recipe, 0, 1)[0]._replace(device="cuda")
@@ -281,7 +281,7 @@ def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> Non
     from ray.util import placement_group, remove_placement_group
 
     from cluster.config import Workers
-    from cluster.ray_pool import RayPool
+    from cluster.pools.ray_pool import RayPool
 
     settings = config(SINUSOID)
     expected = train(settings, local(settings))
@@ -318,7 +318,7 @@ def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> Non
 @pytest.mark.parametrize(("local_cluster", "wait_s"), [(True, 1000.0), (False, 1.0)])
 def test_more_than_the_cluster_has_ends_in_one_sentence(local_cluster: bool, wait_s: float) -> None:
     from cluster.config import Workers
-    from cluster.ray_pool import RayPool
+    from cluster.pools.ray_pool import RayPool
 
     recipe = config(SINUSOID).recipe()
     asked = Workers(min=3, max=3, cpus=2, wait_s=wait_s)
@@ -367,7 +367,7 @@ def test_who_waits_for_a_place_is_told(
 
     caplog.set_level("INFO")
     monkeypatch.setenv(JOB_CPUS, "1")
-    monkeypatch.setattr("cluster.ray_pool.ROOM_S", 0.5)
+    monkeypatch.setattr("cluster.pools.ray_pool.ROOM_S", 0.5)
     holder = ray.remote(num_cpus=3)(Holder).remote()
     pool = ray_pool(config(SINUSOID), min=1, max=2)
     told = (

@@ -11,12 +11,12 @@ import torch
 from conftest import PROBES, SINUSOID, config, context
 from torch import nn
 
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain.algorithms import MAML, Recurrent
 from metatrain.core import Meta, Params, Path, Ticket
 from metatrain.models import MLP, RNN
 from metatrain.models.rnn import Memory
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.start import initial_meta
 from metatrain.tasks import FewShot, Series, Sinusoid
 

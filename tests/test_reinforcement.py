@@ -11,11 +11,11 @@ import torch
 from conftest import PROBES, SINUSOID, config, context
 
 from cluster import run
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain.algorithms import MAML, Recurrent, Reptile
 from metatrain.core import InputError, Meta, Params, Path, Scores, Ticket, Update
 from metatrain.models import MLP, RNN
-from metatrain.reinforcement import Episodes, Rollout
+from metatrain.problems.episodes import Episodes, Rollout
 from metatrain.start import initial_meta
 from metatrain.tasks import Bandit, Navigation
 from metatrain.tasks.bandit import Arms

@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 import metatrain
 from cluster import run
-from cluster.worker import Plan, Worker
+from cluster.workers.worker import Plan, Worker
 from metatrain import bundle
 from metatrain.core import InputError, Ticket, generator_for
 
@@ -307,7 +307,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from metatrain.core import Task
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from pyarrow import fs
 from cluster import checkpoint, run
 from metatrain import bundle, storage
 from metatrain.core import InputError
+from metatrain.data import remote
+from metatrain.data.sources import open_data
 from metatrain.storage import Folder
-from metatrain.tasks import remote
-from metatrain.tasks.sources import open_data
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_data_set_is_fetched_once_and_known_by_its_checksum(
 
 
 def test_processes_of_a_machine_fetch_one_copy(s3: S3, pushed: str, own_cache: Path) -> None:
-    code = f"from metatrain.tasks.sources import open_data; print(open_data({pushed!r}).checksum)"
+    code = f"from metatrain.data.sources import open_data; print(open_data({pushed!r}).checksum)"
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(3)

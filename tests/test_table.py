@@ -22,8 +22,9 @@ from conftest import S3, SINUSOID, command, config
 from metatrain import bundle, figures, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError
+from metatrain.data import columns
 from metatrain.models.mlp import MLP
-from metatrain.tasks import Table, columns
+from metatrain.tasks import Table
 from metatrain.tasks.table import divide, ridge, support_mean
 
 GROUPS, SIZE = 20, 12

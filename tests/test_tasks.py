@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import GLYPHS, SINUSOID, config
 
-from cluster.worker import Worker, choose_plan
+from cluster.workers.worker import Worker, choose_plan
 from metatrain.core import InputError, Ticket, generator_for
 from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour

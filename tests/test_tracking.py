@@ -20,8 +20,10 @@ from pathlib import Path
 import pytest
 from conftest import GLYPHS, PROBES, SINUSOID, config, free_port, store, until
 
-from cluster import description, mlflow_store, mlflow_tracker, run, tracking
+from cluster import run
 from cluster.config import RunConfig, Tracking
+from cluster.tracking import description, mlflow_store, mlflow_tracker
+from cluster.tracking import tracker as tracking
 from cluster.ui import served
 from metatrain.core import InputError
 from metatrain.tasks import open_data

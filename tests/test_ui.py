@@ -19,8 +19,8 @@ from conftest import GLYPHS, SINUSOID, command, config, store
 
 from cluster import run
 from cluster.config import Tracking
-from cluster.mlflow_tracker import MLflowTracker
-from cluster.tracking import Place
+from cluster.tracking.mlflow_tracker import MLflowTracker
+from cluster.tracking.tracker import Place
 from cluster.ui import page, served
 
 pytestmark = pytest.mark.ray

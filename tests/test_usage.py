@@ -9,7 +9,7 @@ import pytest
 from conftest import SINUSOID, config, store
 
 from cluster import run
-from cluster.usage import Meter, Usage, metrics
+from cluster.workers.usage import Meter, Usage, metrics
 
 
 def test_a_process_is_measured_when_it_is_due() -> None:

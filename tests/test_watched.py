@@ -14,9 +14,9 @@ import pytest
 import torch
 from conftest import GLYPHS, PROBES, config, context
 
-from cluster.cuda import Replayed
-from cluster.watched import Watched
-from cluster.worker import Worker, choose_plan
+from cluster.workers.cuda import Replayed
+from cluster.workers.watched import Watched
+from cluster.workers.worker import Worker, choose_plan
 from metatrain.core import Context, Meta, Ticket, Update, generator_for
 from metatrain.start import initial_meta
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster import jobs_cli
 from cluster.cli import Address, Set, app, print_results
-from cluster.job import JOB
+from cluster.jobs import cli as jobs_cli
+from cluster.jobs.job import JOB
 from metatrain import cli
 from metatrain.awaiting import awaiting
 
@@ -49,7 +49,7 @@ def tune(
 
     Example: metatrain tune recipes/sweeps/sinusoid_rates.yaml --set budget.trials=4
     """
-    from cluster.requests import Interrupted
+    from cluster.collector import Interrupted
     from tuning import space
     from tuning import sweep as sweeps
 
@@ -112,9 +112,9 @@ def submit(
     Example: metatrain submit recipes/demo.yaml --address http://HEAD:8265 --set
     output=s3://bucket/runs/demo
     """
-    from cluster import jobs
     from cluster.config import RunConfig
-    from cluster.sent import sent_files
+    from cluster.jobs import client as jobs
+    from cluster.jobs.sent import sent_files
     from metatrain import recipe as recipes
 
     base: RunConfig
@@ -224,8 +224,8 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     from rich.table import Table
 
     from cluster.progress import show
-    from cluster.tracking import place_of
-    from tuning.pictures import text
+    from cluster.tracking.tracker import place_of
+    from tuning.figures import text
     from tuning.sweep import trial_folder
 
     diverged = (
@@ -292,7 +292,7 @@ def _in_job() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        from cluster.sent import absent
+        from cluster.jobs.sent import absent
         from metatrain.core import InputError
 
         lacks = absent(error, "the driver's node")

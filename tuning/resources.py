@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import ray
 
-from cluster import ray_pool
 from cluster.config import JOB, JOB_CPUS, JOB_GPUS, RunConfig
-from cluster.worker import Worker, choose_plan
+from cluster.pools import ray_pool
+from cluster.workers.worker import Worker, choose_plan
 from metatrain import recipe as recipes
 from metatrain.core import InputError, Ticket
 from metatrain.start import initial_meta

@@ -20,7 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain as TuneDomain
 
 from cluster.config import RunConfig
-from cluster.worker import Layout
+from cluster.workers.worker import Layout
 from metatrain import cli, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError

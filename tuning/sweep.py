@@ -32,18 +32,22 @@ import numpy as np
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from cluster import checkpoint, description, mlflow_tracker, ray_pool, run, tracking
+from cluster import checkpoint, run
+from cluster.collector import Interrupted
 from cluster.evaluation import protocol
+from cluster.pools import ray_pool
 from cluster.progress import Line, duration, show
-from cluster.requests import Interrupted
-from cluster.tracking import Place, Tracker
+from cluster.tracking import description, mlflow_tracker
+from cluster.tracking import tracker as tracking
+from cluster.tracking.tracker import Place, Tracker
 from metatrain import bundle, figures, storage
 from metatrain import recipe as recipes
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
-from tuning import pictures, schedulers, space
+from tuning import figures as pictures
+from tuning import schedulers, space
 from tuning import trial as one
 from tuning.journal import Journal, Report, Trial, ranked
 from tuning.resources import check_resources, trial_resources

@@ -26,12 +26,12 @@ from ray import tune
 from ray.util import get_current_placement_group
 
 from cluster import loop
+from cluster.collector import Requests
 from cluster.config import RunConfig
-from cluster.mlflow_tracker import PARENT
-from cluster.ray_pool import this_node
-from cluster.requests import Requests
+from cluster.jobs.sent import absent
+from cluster.pools.ray_pool import this_node
 from cluster.run import learn, pool_for, prepare, tracked
-from cluster.sent import absent
+from cluster.tracking.mlflow_tracker import PARENT
 from metatrain import bundle, storage
 from metatrain import recipe as recipes
 from metatrain.core import InputError

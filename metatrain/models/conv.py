@@ -24,7 +24,7 @@ class Block(nn.Module):
     Also takes the parameters and images of T tasks at once, [T, N, C, H, W].
     """
 
-    takes_tasks = True  # see metatrain.functional.call
+    takes_tasks = True  # see metatrain.problems.functional.call
     fused = False  # by the kernels of metatrain.ops; see `fuse`
 
     def __init__(self, narrow: int, wide: int, pool: str, norm: str, norm_scale: bool) -> None:

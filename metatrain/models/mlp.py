@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """Also takes the weights and inputs of T tasks at once, [T, out, in] and [T, N, in]."""
 
-    takes_tasks = True  # see metatrain.functional.call
+    takes_tasks = True  # see metatrain.problems.functional.call
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dim() == 2:

@@ -1,11 +1,11 @@
 """Task families: one file per family."""
 
+from metatrain.data.sources import open_data as open_data
 from metatrain.tasks.bandit import Bandit
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.navigation import Navigation
 from metatrain.tasks.series import Series
 from metatrain.tasks.sinusoid import Sinusoid
-from metatrain.tasks.sources import open_data as open_data
 from metatrain.tasks.table import Table
 
 BuiltIn = (

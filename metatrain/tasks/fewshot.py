@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
-from metatrain.problem import Supervised
-from metatrain.tasks.images import ImageStore
-from metatrain.tasks.pixels import Depth, Picture, listed, stack
-from metatrain.tasks.sources import open_data
+from metatrain.data.images import ImageStore
+from metatrain.data.pixels import Depth, Picture, listed, stack
+from metatrain.data.sources import open_data
+from metatrain.problems.supervised import Supervised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split
-from metatrain.reinforcement import Episodes
+from metatrain.problems.episodes import Episodes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

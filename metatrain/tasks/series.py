@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 from metatrain.tasks.sinusoid import mean_squared_error
 
 if TYPE_CHECKING:

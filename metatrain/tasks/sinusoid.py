@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
-from metatrain.problem import Supervised
+from metatrain.problems.supervised import Supervised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
-from metatrain.problem import Supervised
-from metatrain.tasks import columns
-from metatrain.tasks.columns import Numbers, quoted
+from metatrain.data import columns
+from metatrain.data.columns import Numbers, quoted
+from metatrain.problems.supervised import Supervised
 from metatrain.tasks.fewshot import choose
 from metatrain.tasks.sinusoid import mean_squared_error
 

@@ -1,6 +1,4 @@
-"""A run's bundle as a logged model, which `mlflow.pyfunc.load_model` loads: cluster/served.py is
-its code.
-"""
+"""A run's bundle as a logged model, which `mlflow.pyfunc.load_model` loads; served.py is its code."""
 
 from __future__ import annotations
 
@@ -100,7 +98,7 @@ def record(
 
 def described(learned: Learned) -> str:
     """What it predicts from what: the description on its page."""
-    from cluster import served
+    from cluster.tracking import served
 
     features, targets = (
         ", ".join(f"`{name}`" for name in names) for names in served.columns(learned)
@@ -148,7 +146,7 @@ def signature(learned: Learned, example: pd.DataFrame) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from cluster import served
+    from cluster.tracking import served
 
     def kind(name: str) -> DataType:
         if name == "image" and isinstance(learned.recipe.family, FewShot):
@@ -172,7 +170,7 @@ def example_of(learned: Learned) -> pd.DataFrame:
     """A few rows of a task of the evaluation, of which the last have no label or target."""
     import pandas as pd
 
-    from cluster import served
+    from cluster.tracking import served
 
     features, targets = served.columns(learned)
     setting = learned.recipe.setting("score")

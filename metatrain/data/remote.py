@@ -18,7 +18,7 @@ from pyarrow import fs
 from metatrain import storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
-from metatrain.tasks import images
+from metatrain.data import images
 
 CHUNK = 8 << 20  # bytes asked for at once
 

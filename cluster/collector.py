@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from cluster.pool import Contribution, Failure, Pool
-from cluster.usage import Usage
+from cluster.pools.pool import Contribution, Failure, Pool
+from cluster.workers.usage import Usage
 from metatrain.core import Sentence, Ticket
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ def jobs(
     """
     from rich.table import Table
 
-    from cluster import jobs as ray_jobs
+    from cluster.jobs import client as ray_jobs
     from metatrain.names import printable
 
     with cli.printing_json(json) as show:
@@ -73,7 +73,7 @@ def follow(
 
     Example: metatrain follow demo-20260101-120000 --address http://HEAD:8265
     """
-    from cluster import jobs as ray_jobs
+    from cluster.jobs import client as ray_jobs
 
     before = dict(os.environ)
     client = ray_jobs.connect(address)
@@ -94,7 +94,7 @@ def stop(
 
     Example: metatrain stop demo-20260101-120000 --address http://HEAD:8265
     """
-    from cluster import jobs as ray_jobs
+    from cluster.jobs import client as ray_jobs
 
     print(ray_jobs.stop(ray_jobs.connect(address), name))
 

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from cluster.job import COMMIT, JOB, USER
+from cluster.jobs.job import COMMIT, JOB, USER
 from metatrain import storage
 from metatrain.plain import finite
 
@@ -88,7 +88,7 @@ def commit() -> str:
     """
     if COMMIT in os.environ:
         return os.environ[COMMIT]
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     try:
         if Path(_git(here, "rev-parse", "--show-toplevel")).resolve() != here:
             return ""  # installed in a folder of somebody else's checkout

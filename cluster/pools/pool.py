@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Literal, NamedTuple, Protocol
 
-from cluster.worker import Plan, Spent, Worker
+from cluster.workers.worker import Plan, Spent, Worker
 from metatrain.core import Meta, Scores, Ticket, Update
 from metatrain.recipe import Recipe
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 from cluster.config import JOB, Tracking
-from cluster.mlflow_store import database, sqlite_uri
+from cluster.tracking.mlflow_store import database, sqlite_uri
 from metatrain import storage
 from metatrain.core import InputError
 
@@ -119,7 +119,7 @@ def start(
             )
         log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
         return NoTracker()
-    from cluster.mlflow_tracker import MLflowTracker
+    from cluster.tracking.mlflow_tracker import MLflowTracker
 
     return MLflowTracker(tracking, name, params, run_id, tags or {}, step, about or {}, columns)
 

@@ -13,10 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import description
 from cluster.config import JOB, Tracking
-from cluster.mlflow_store import be_brief, database, opening, reason, shown, trouble, unanswered
-from cluster.tracking import Params, Place, store
+from cluster.tracking import description
+from cluster.tracking.mlflow_store import (
+    be_brief,
+    database,
+    opening,
+    reason,
+    shown,
+    trouble,
+    unanswered,
+)
+from cluster.tracking.tracker import Params, Place, store
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -147,7 +155,7 @@ class MLflowTracker:
             self._count(error, "parameters were not recorded")
 
     def inputs(self, recipe: Recipe) -> None:
-        from cluster import datasets
+        from cluster.tracking import datasets
 
         if self._away:
             return
@@ -220,7 +228,7 @@ class MLflowTracker:
         if self._away:
             return ""
         try:
-            from cluster import logged_model
+            from cluster.tracking import logged_model
 
             self._model_id = logged_model.record(
                 self._client, self._experiment_id, self.run_id, bundle, step

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metatrain import recipe as recipes
 from metatrain.core import Split, TaskFamily, Work
+from metatrain.data import remote
 from metatrain.recipe import Recipe
-from metatrain.tasks import remote
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 

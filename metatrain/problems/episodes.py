@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets
-from metatrain.functional import Network, call, fresh, part, trying
 from metatrain.models.normalisation import converted
+from metatrain.problems.functional import Network, call, fresh, part, trying
 
 RIDGE = 1e-5  # regularises the baseline's fit
 

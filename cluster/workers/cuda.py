@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cluster.watched import Watched
+from cluster.workers.watched import Watched
 from metatrain.core import Context, Update
 
 log = logging.getLogger(__name__)

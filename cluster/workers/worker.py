@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cluster.cuda import Replayed, Step, exact_products
-from cluster.usage import Usage
+from cluster.workers.cuda import Replayed, Step, exact_products
+from cluster.workers.usage import Usage
 from metatrain import evaluate
 from metatrain.core import (
     Context,

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from cluster.config import RunConfig
-from cluster.worker import Plan, Worker, choose_plan, device_of, glibc
+from cluster.workers.worker import Plan, Worker, choose_plan, device_of, glibc
 from metatrain.core import InputError, Ticket, Update, to_device
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe

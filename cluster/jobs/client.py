@@ -32,9 +32,9 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from cluster.config import JOB, JOB_CPUS, JOB_GPUS, PACKAGES
-from cluster.description import commit, user
-from cluster.job import COMMIT, USER
-from cluster.sent import is_sent
+from cluster.jobs.job import COMMIT, USER
+from cluster.jobs.sent import is_sent
+from cluster.tracking.description import commit, user
 from metatrain import cli, storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from metatrain.core import InputError, Split
-from metatrain.tasks import pixels
-from metatrain.tasks.images import ImageStore, Rotations, Scheme, twins
-from metatrain.tasks.pixels import FORMATS, Depth
+from metatrain.data import pixels
+from metatrain.data.images import ImageStore, Rotations, Scheme, twins
+from metatrain.data.pixels import FORMATS, Depth
 
 FEWEST_PIXELS, MOST_PIXELS = (
     16,

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from metatrain.awaiting import reading
 from metatrain.core import InputError, Split
+from metatrain.data.pixels import Depth
 from metatrain.storage import cache
-from metatrain.tasks.pixels import Depth
 
 FORMAT = 2  # of the files; another one is imported again
 SHOWN = 10  # classes in a notebook

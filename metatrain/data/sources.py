@@ -15,8 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Split
-from metatrain.tasks import glyphs, pixels, remote
-from metatrain.tasks.images import ImageStore, Rotations, Scheme, folder_of
+from metatrain.data import glyphs, pixels, remote
+from metatrain.data.images import ImageStore, Rotations, Scheme, folder_of
 
 
 def open_data(name: str, checksum: str | None = None) -> ImageStore:

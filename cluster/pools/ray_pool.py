@@ -39,12 +39,12 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import shortage
 from cluster.config import JOB, PACKAGES, Workers
-from cluster.pool import Contribution, Failure, PoolStatus, Snapshot
-from cluster.sent import absent
-from cluster.usage import WORKER_S, Meter
-from cluster.worker import Layout, Plan, Worker
+from cluster.jobs.sent import absent
+from cluster.pools import shortage
+from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
+from cluster.workers.usage import WORKER_S, Meter
+from cluster.workers.worker import Layout, Plan, Worker
 from metatrain import recipe as recipes
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Scores, Ticket, Update
@@ -169,7 +169,7 @@ class _Actor:
 
 
 class RayPool:
-    """Implements cluster.pool.Pool."""
+    """Implements cluster.pools.pool.Pool."""
 
     def __init__(
         self,

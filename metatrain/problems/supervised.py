@@ -14,9 +14,9 @@ from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets, Task, take
-from metatrain.functional import Network, buffers, call, fresh, part, same, trying
 from metatrain.models.conv import fuse
 from metatrain.models.normalisation import BatchStatistics, converted, moments, normalised_by
+from metatrain.problems.functional import Network, buffers, call, fresh, part, same, trying
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction [T, N, *out], target [T, N, ...]) -> [T]
 RUNNING = 0  # examples that the statistics are of: none of them

@@ -1,0 +1,1 @@
+"""Pools: who computes tickets."""

@@ -1,0 +1,1 @@
+"""Tracking: where the numbers of a run go."""

@@ -1,0 +1,1 @@
+"""Workers: a ticket in, an update or scores out."""

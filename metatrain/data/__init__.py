@@ -1,0 +1,1 @@
+"""Data: stores of labelled images, columns of numbers, and what reads them."""

@@ -1,0 +1,1 @@
+"""Problems: families bound to networks, as algorithms see them."""
