@@ -123,8 +123,8 @@ class Run:
         self.is_sweep = storage.is_file(f"{self._place}/sweep.yaml")
         if not self.is_sweep and not storage.is_file(f"{self._place}/config.yaml"):
             raise InputError(
-                f"{self.folder} holds no run (no config.yaml): give a folder that metatrain.runs() "
-                "lists"
+                f"{self.folder} holds no run (no config.yaml)",
+                remedy=("give a folder that metatrain.runs() lists"),
             )
 
     @property
@@ -286,11 +286,11 @@ def front_door(again: str) -> Iterator[None]:
         if error.name not in OPTIONAL:
             raise
         raise InputError(
-            f"{error.name} is not installed: pip install 'ray[default,tune,train]' optuna"
+            f"{error.name} is not installed", remedy="pip install 'ray[default,tune,train]' optuna"
         ) from error
     except OSError as error:  # a full disk, a folder that cannot be written
         raise InputError(
-            f"{error.strerror or error}: {error.filename or 'give another output'}"
+            f"{error.strerror or error}", remedy=f"{error.filename or 'give another output'}"
         ) from error
 
 
@@ -394,9 +394,11 @@ def _configured(recipe: Any, overrides: Mapping[str, Any], address: str | None) 
         tree, source = as_tree(recipe, "recipe")
         change(tree, overrides)
     except RecursionError:
-        raise InputError("the recipe holds itself: give a dict of keys and values") from None
+        raise InputError(
+            "the recipe holds itself", remedy="give a dict of keys and values"
+        ) from None
     if recipes.is_sweep(tree):
-        raise InputError(f"{source} is a sweep: metatrain.tune takes it")
+        raise InputError(f"{source} is a sweep", remedy="metatrain.tune takes it")
     found = recipes.parse(RunConfig, tree, source)
     workers = plain(overrides.get("workers"))
     asked = (
@@ -520,7 +522,8 @@ def result_of(place: str) -> Tree:
     data = _read(f"{place}/result.json")
     if data is None:
         raise InputError(
-            f"{place} has no result yet: train it to its end, with resume='auto' where it has begun"
+            f"{place} has no result yet",
+            remedy="train it to its end, with resume='auto' where it has begun",
         )
     try:
         found = _nan_for_null(json.loads(data))
@@ -530,7 +533,7 @@ def result_of(place: str) -> Tree:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise InputError(f"{place}/result.json is damaged: train or evaluate again")
+        raise InputError(f"{place}/result.json is damaged", remedy="train or evaluate again")
     tree: Tree = found
     return tree
 

@@ -76,14 +76,15 @@ def load(uri: str) -> Saved:
         newest = latest(uri) or latest(f"{uri}/checkpoints")
         if newest is None:
             raise InputError(
-                f"{uri} holds no checkpoint: give a run's folder or one of its checkpoints/step-*"
+                f"{uri} holds no checkpoint",
+                remedy="give a run's folder or one of its checkpoints/step-*",
             )
         uri = newest
     files = bundle.read_directory(uri)
     if set(files) != FILES:
         raise InputError(
-            f"{uri} is no checkpoint, it holds {', '.join(sorted(files))}: give one of "
-            "checkpoints/step-*"
+            f"{uri} is no checkpoint, it holds {', '.join(sorted(files))}",
+            remedy=("give one of checkpoints/step-*"),
         )
     run = json.loads(files["run.json"])
     return Saved(
@@ -120,22 +121,28 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
         )
         if old != new and not scalar and group not in NOT_LEARNT:
             raise InputError(
-                f"{saved.uri} was trained with {key} = {old!r} and cannot go on with {new!r}: "
-                "only numbers under outer and algorithm may change; start a new run"
+                f"{saved.uri} was trained with {key} = {old!r} and cannot go on with {new!r}",
+                remedy="only numbers under outer and algorithm may change; start a new run",
             )
         changed += [key] if old != new and scalar else []
     version = saved.scalars["version"]
     if changed and version >= config.outer.steps:
         raise InputError(
-            f"{saved.uri} has made {version} outer steps, so that {changed[0]} = {now[changed[0]]} "
-            "would change "
-            "nothing: ask for more outer.steps, or start a new run with another output"
+            (
+                f"{saved.uri} has made {version} outer steps, so that {changed[0]} = "
+                f"{now[changed[0]]} "
+                "would change "
+                "nothing"
+            ),
+            remedy="ask for more outer.steps, or start a new run with another output",
         )
     if saved.plan.path != plan.path:
         raise InputError(
-            f"{saved.uri} was computed on the {saved.plan.path} path and this run would use "
-            f"{plan.path}: "
-            "resume with the same workers.gpus"
+            (
+                f"{saved.uri} was computed on the {saved.plan.path} path and this run would use "
+                f"{plan.path}"
+            ),
+            remedy="resume with the same workers.gpus",
         )
 
 

@@ -249,10 +249,10 @@ def runs(
 
     with cli.printing_json(json) as show:
         if storage.is_file(folder):
-            raise InputError(f"{folder} is a file: give a folder")
+            raise InputError(f"{folder} is a file", remedy="give a folder")
         exists = storage.is_remote(folder) or Path(folder).is_dir()
         if not exists and folder != "runs":
-            raise InputError(f"there is no folder {folder}: give one that holds runs")
+            raise InputError(f"there is no folder {folder}", remedy="give one that holds runs")
         found = api.runs(folder) if exists else None
         rows = (
             []
@@ -323,9 +323,12 @@ def print_results(scores: Sequence[Score], kept: str = "") -> None:
     if not scores[0].usable:
         left = scores[0].tasks - scores[0].diverged
         raise InputError(
-            f"there is no result, as {left} of {scores[0].tasks} tasks did not diverge: lower the "
-            "inner rate, or the "
-            f"number of inner steps, of the evaluation's algorithm{kept and f'; {kept}'}"
+            f"there is no result, as {left} of {scores[0].tasks} tasks did not diverge",
+            remedy=(
+                "lower the "
+                "inner rate, or the "
+                f"number of inner steps, of the evaluation's algorithm{kept and f'; {kept}'}"
+            ),
         )
 
 
@@ -362,10 +365,10 @@ def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
         resumed = (
             f"continue it with {train} --resume {quoted}, or " if file == "config.yaml" else ""
         )
-        raise InputError(f"{path} is a {what}: {resumed}{new}")
+        raise InputError(f"{path} is a {what}", remedy=f"{resumed}{new}")
     tree = recipes.read(path)
     if recipes.is_sweep(tree):
-        raise InputError(f"{path} is a sweep: {cli.program()} tune {quoted}")
+        raise InputError(f"{path} is a sweep", remedy=f"{cli.program()} tune {quoted}")
     return recipes.parse(RunConfig, recipes.apply_overrides(tree, overrides), path)
 
 
@@ -380,7 +383,8 @@ def _held(path: str) -> tuple[str, str] | None:
         return None
     if storage.is_file(f"{path}/sweep.yaml"):
         raise InputError(
-            f"{path} is a sweep's folder: give that of one of its trials, such as {path}/trials/00"
+            f"{path} is a sweep's folder",
+            remedy=f"give that of one of its trials, such as {path}/trials/00",
         )
     kinds = (("run's folder", "config.yaml"), ("bundle", "recipe.yaml"))
     return next(((what, name) for what, name in kinds if storage.is_file(f"{path}/{name}")), None)

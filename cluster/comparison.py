@@ -131,9 +131,12 @@ def _check_tasks(first: str, recipe: Recipe, second: str, other: Recipe) -> None
     for key in ours | theirs:
         if ours.get(key) != theirs.get(key):
             raise InputError(
-                f"{first} and {second} were not tested on the same tasks, {key} is "
-                f"{ours.get(key)!r} and "
-                f"{theirs.get(key)!r}: compare runs whose evaluations draw the same ones"
+                (
+                    f"{first} and {second} were not tested on the same tasks, {key} is "
+                    f"{ours.get(key)!r} and "
+                    f"{theirs.get(key)!r}"
+                ),
+                remedy="compare runs whose evaluations draw the same ones",
             )
 
 
@@ -166,10 +169,15 @@ def _results(
     bad = int((~values.isfinite()).sum())
     if bad:
         raise InputError(
-            f"{place} has no finite {setting.family.metric} on {bad} of {len(values)} tasks, so "
-            "the difference is not "
-            "known: lower the inner rate, or the number of inner steps, of the evaluation's "
-            "algorithm"
+            (
+                f"{place} has no finite {setting.family.metric} on {bad} of {len(values)} tasks, "
+                "so "
+                "the difference is not "
+                "known"
+            ),
+            remedy=(
+                "lower the inner rate, or the number of inner steps, of the evaluation's algorithm"
+            ),
         )
     return values
 

@@ -20,7 +20,8 @@ def _refuse_secret(key: str, uri: str | None, instead: str) -> None:
     """Recipes go to checkpoints, to MLflow and to colleagues."""
     if uri is not None and urlsplit(uri).password is not None:
         raise InputError(
-            f"{key} holds a password, which would be written into every checkpoint: {instead}"
+            f"{key} holds a password, which would be written into every checkpoint",
+            remedy=f"{instead}",
         )
 
 
@@ -93,8 +94,8 @@ class Tracking:
             raise InputError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
         if self.experiment is not None and not self.experiment.strip():
             raise InputError(
-                "tracking.experiment is empty: give a name, or leave it out to get one for the "
-                "family"
+                "tracking.experiment is empty",
+                remedy=("give a name, or leave it out to get one for the family"),
             )
         _refuse_secret(
             "tracking.uri", self.uri, "give it in MLFLOW_TRACKING_URI or MLFLOW_TRACKING_PASSWORD"

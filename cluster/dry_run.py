@@ -106,7 +106,7 @@ def trace(config: RunConfig, path: Path) -> str:
     """
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(
-            f"the trace cannot be written to {path}: give a file in a folder that is there"
+            f"the trace cannot be written to {path}", remedy="give a file in a folder that is there"
         )
     recipe = config.recipe()
     plan, _ = choose_plan(recipe, config.workers.gpus, config.workers.threads)

@@ -127,7 +127,7 @@ class _Held(NamedTuple):
 def _look(folder: Folder) -> _Held:
     uri = str(folder)
     if storage.is_file(uri):
-        raise InputError(f"{uri} is a file: give a folder as output")
+        raise InputError(f"{uri} is a file", remedy="give a folder as output")
     held = storage.listing(uri)
     files = {info.base_name for info in held if info.type == fs.FileType.File}
     names = {info.base_name for info in held} - {name for name in files if name.startswith(".")}
@@ -179,21 +179,26 @@ def _check_free(folder: Folder, resume: str | None) -> None:
         other = sorted(name for name in held.names - early if not name.endswith(".partial"))
         if other:
             raise InputError(
-                f"{folder} is not empty and holds no run, but {other[0]}: give another output"
+                f"{folder} is not empty and holds no run, but {other[0]}",
+                remedy="give another output",
             )
         return
     newest = held.newest()
     if newest is None and held.is_ahead():
         raise InputError(
-            f"{folder} holds a run that cannot be continued, as {held.roots[0]} has no checkpoint "
-            "of it: give another "
-            "output, or put its checkpoints back"
+            (
+                f"{folder} holds a run that cannot be continued, as {held.roots[0]} has no "
+                "checkpoint "
+                "of it"
+            ),
+            remedy=("give another output, or put its checkpoints back"),
         )
     if resume is None and (
         newest is not None or held.step >= 0 or storage.listing(f"{folder}/checkpoints")
     ):
         raise InputError(
-            f"{folder} already holds a run: pass --resume auto to continue it, or another output"
+            f"{folder} already holds a run",
+            remedy="pass --resume auto to continue it, or another output",
         )
 
 
@@ -214,12 +219,11 @@ def _check_continued(folder: Folder, config: RunConfig, saved: checkpoint.Saved)
 def _check_place(uri: str | None) -> None:
     """Refuse a checkpoint.uri whose checkpoints the first own one would replace."""
     if uri is not None and storage.is_file(uri):
-        raise InputError(f"checkpoint.uri is {uri}, which is a file: give a folder")
+        raise InputError(f"checkpoint.uri is {uri}, which is a file", remedy="give a folder")
     if uri is not None and checkpoint.latest(uri) is not None:
         raise InputError(
-            f"checkpoint.uri is {uri}, which holds the checkpoints of another run: give another "
-            "one, or continue that "
-            f"run with --resume {uri}"
+            f"checkpoint.uri is {uri}, which holds the checkpoints of another run",
+            remedy=(f"give another one, or continue that run with --resume {uri}"),
         )
 
 

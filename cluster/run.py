@@ -279,9 +279,12 @@ def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list
     for item in overrides:
         if not item.strip().startswith(("evaluation", "workers", "family.checksum")):
             raise InputError(
-                f"--set {item} would change what was trained: an evaluation takes keys of "
-                "evaluation and workers, such "
-                "as evaluation.family.ways=5"
+                f"--set {item} would change what was trained",
+                remedy=(
+                    "an evaluation takes keys of "
+                    "evaluation and workers, such "
+                    "as evaluation.family.ways=5"
+                ),
             )
     config, meta, version = load_trained(uri, overrides)
     with ExitStack() as stack:
@@ -301,7 +304,9 @@ def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list
 def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
     """The configuration, meta-parameters and number of outer steps of what was trained."""
     if Path(uri).is_file():
-        raise InputError(f"{uri} is a file: give a run's folder, a checkpoint's or a bundle's")
+        raise InputError(
+            f"{uri} is a file", remedy="give a run's folder, a checkpoint's or a bundle's"
+        )
     where = bundle.find(uri)
     tree: dict[str, Any]
     if where is not None and "recipe.yaml" in bundle.read_directory(where):
@@ -327,8 +332,8 @@ def pool_for(
     if config.workers.max == 0:
         if address is not None:
             raise InputError(
-                "workers.max is 0, which computes in this process: leave out --address or set "
-                "workers.max"
+                "workers.max is 0, which computes in this process",
+                remedy=("leave out --address or set workers.max"),
             )
         pool = LocalPool(config.recipe(), plan)
         yield pool
@@ -337,8 +342,8 @@ def pool_for(
         from cluster.pools import ray_pool
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{error.name} is not installed: pip install 'ray[default,tune,train]', or set "
-            "workers.max to 0"
+            f"{error.name} is not installed",
+            remedy=("pip install 'ray[default,tune,train]', or set workers.max to 0"),
         ) from error
     with ray_pool.connected(
         address, recipes.own_code(config.recipe(), whole=address is not None)

@@ -37,21 +37,24 @@ def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]
     if place.uri.startswith("http"):
         address = place.address()
         if not _answers(f"{address}/health", urllib.request.build_opener()):
-            raise InputError(f"MLflow does not answer at {address}: start it, or check the address")
+            raise InputError(
+                f"MLflow does not answer at {address}", remedy="start it, or check the address"
+            )
         yield f"{address}{page(place)}", lambda: None
         return
     path = database(place.uri)
     if path is None and "***" in place.uri:
         raise InputError(
-            "the store's password is not recorded: give its address in MLFLOW_TRACKING_URI, "
-            "without a folder"
+            "the store's password is not recorded",
+            remedy=("give its address in MLFLOW_TRACKING_URI, without a folder"),
         )
     if path is not None and not path.exists():
         raise InputError(
-            f"there is no MLflow store {place.uri} yet: train first, or name the run's folder"
+            f"there is no MLflow store {place.uri} yet",
+            remedy="train first, or name the run's folder",
         )
     if util.find_spec("mlflow") is None:
-        raise InputError("mlflow is not installed: pip install mlflow")
+        raise InputError("mlflow is not installed", remedy="pip install mlflow")
     if path is not None:
         try:
             check(path, "PRAGMA schema_version")
@@ -126,13 +129,13 @@ def _await_start(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -
             return
         time.sleep(0.2)
     raise InputError(
-        f"MLflow's server did not start ({_last(output)}): try `mlflow server` yourself"
+        f"MLflow's server did not start ({_last(output)})", remedy="try `mlflow server` yourself"
     )
 
 
 def _await_end(server: subprocess.Popen[bytes], output: IO[bytes]) -> None:
     server.wait()
-    raise InputError(f"MLflow's server ended ({_last(output)}): start it again")
+    raise InputError(f"MLflow's server ended ({_last(output)})", remedy="start it again")
 
 
 def _last(output: IO[bytes]) -> str:

@@ -49,8 +49,8 @@ def read_directory(uri: str) -> dict[str, bytes]:
     """The files of a complete directory; InputError where something is missing or was changed."""
     if not is_complete(uri):
         raise InputError(
-            f"{uri} holds no bundle or checkpoint (no {MANIFEST}): give a run's folder, or train "
-            "it to its end"
+            f"{uri} holds no bundle or checkpoint (no {MANIFEST})",
+            remedy=("give a run's folder, or train it to its end"),
         )
     try:
         manifest = json.loads(storage.read(f"{uri}/{MANIFEST}"))
@@ -65,10 +65,11 @@ def read_directory(uri: str) -> dict[str, bytes]:
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{uri} is damaged ({error}): use another checkpoint") from error
+        raise InputError(f"{uri} is damaged ({error})", remedy="use another checkpoint") from error
     if changed:
         raise InputError(
-            f"{uri} is damaged: {changed[0]} is not what was saved; use another checkpoint"
+            f"{uri} is damaged",
+            remedy=f"{changed[0]} is not what was saved; use another checkpoint",
         )
     return files
 
@@ -107,8 +108,8 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     code = {name.removeprefix(CODE): data for name, data in files.items() if name.startswith(CODE)}
     if set(files) - {f"{CODE}{name}" for name in code} != {"meta.safetensors", "recipe.yaml"}:
         raise InputError(
-            f"{uri} is not a bundle: it holds {', '.join(sorted(files))}; give a run's folder or "
-            "its bundle"
+            f"{uri} is not a bundle",
+            remedy=(f"it holds {', '.join(sorted(files))}; give a run's folder or its bundle"),
         )
     tree = yaml.safe_load(files["recipe.yaml"])
     if code:
@@ -145,7 +146,8 @@ def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
         or not all(name.endswith(".py") for name in code)
     ):
         raise InputError(
-            f"{uri} is not a bundle: its code/ is not the source of its recipe's own classes"
+            f"{uri} is not a bundle",
+            remedy="its code/ is not the source of its recipe's own classes",
         )
     for name in names:
         try:
@@ -155,9 +157,12 @@ def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
             copy = f"copy {place} to this machine, " if storage.is_remote(uri) else ""
             path = "its folder here" if storage.is_remote(uri) else shlex.quote(place)
             raise InputError(
-                f"{uri} needs {name}, which cannot be imported here ({error.reason}): its source "
-                f"is in {place}; {copy}"
-                f"read it, and if you trust it, set PYTHONPATH={path}"
+                f"{uri} needs {name}, which cannot be imported here ({error.reason})",
+                remedy=(
+                    "its source "
+                    f"is in {place}; {copy}"
+                    f"read it, and if you trust it, set PYTHONPATH={path}"
+                ),
             ) from error
 
 

@@ -265,8 +265,8 @@ def import_(
     if name in SOURCES:
         if size is not None or least != 2:
             raise InputError(
-                f"{name} comes in its published size: --size and --least are for folders of your "
-                "own"
+                f"{name} comes in its published size",
+                remedy=("--size and --least are for folders of your own"),
             )
         store = import_data(name, source)
         print(
@@ -276,8 +276,11 @@ def import_(
         return
     if source is None:
         raise InputError(
-            f"{name!r} is none of {', '.join(SOURCES)}: "
-            "for images of your own give --source with a folder that holds a folder for each class"
+            f"{name!r} is none of {', '.join(SOURCES)}",
+            remedy=(
+                "for images of your own give --source with a folder that holds a folder "
+                "for each class"
+            ),
         )
     console = Console(stderr=True)
 
@@ -379,7 +382,7 @@ def push(
 
     if not remote.is_elsewhere(uri):
         raise InputError(
-            f"{uri!r} could be the name of a data set: give a path with a /, or an address"
+            f"{uri!r} could be the name of a data set", remedy="give a path with a /, or an address"
         )
     store = open_data(name)
     remote.push(store, uri)
@@ -438,7 +441,7 @@ def adapt(
     from metatrain.plain import to_json
 
     if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output} is a file: give a folder")
+        raise InputError(f"--output {output} is a file", remedy="give a folder")
     with printing_json(json) as show:
         found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
         output.mkdir(parents=True, exist_ok=True)

@@ -52,9 +52,18 @@ class Sentence(Exception):
 
 
 class InputError(Sentence, ValueError):
-    """Something the user gave is wrong. The message is one sentence: what, what was expected, what
-    to do.
+    """Something the user gave is wrong, in one sentence: "WHAT is GOT, expected EXPECTED: REMEDY".
+
+    Without `got`, `what` is a clause of its own, such as "a label is missing".
     """
+
+    def __init__(
+        self, what: str, *, got: object = None, expected: str = "", remedy: str = ""
+    ) -> None:
+        self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
+        is_got = "" if got is None else f" is {got!r}"
+        wanted = f", expected {expected}" if expected else ""
+        super().__init__(f"{what}{is_got}{wanted}" + (f": {remedy}" if remedy else ""))
 
 
 class Meta(NamedTuple):

@@ -119,7 +119,9 @@ def code(names: Iterable[str], *, whole: bool) -> list[Path]:
     found = sources(names)
     for module, reason in found.missing.items():
         if whole:
-            raise InputError(f"{module}, which your own classes need, cannot be sent: {reason}")
+            raise InputError(
+                f"{module}, which your own classes need, cannot be sent", remedy=f"{reason}"
+            )
         log.warning("%s, which your own classes need, is not sent to workers: %s", module, reason)
     return sorted(found.roots.values())
 

@@ -57,8 +57,8 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
     examples, refused = labelled_files(support)
     if any(label is None for _, label in examples):
         raise InputError(
-            f"{support} has images outside of class folders: put each into a folder named after "
-            "its class"
+            f"{support} has images outside of class folders",
+            remedy=("put each into a folder named after its class"),
         )
     adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
     unread, files, labels, images = [], [], [], []
@@ -77,7 +77,7 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
                 files.append(str(file))
                 labels.append(label)
     if not images:
-        raise InputError("none of the query images can be read: give others")
+        raise InputError("none of the query images can be read", remedy="give others")
     x = torch.cat(images)
     predictions = adapted.predictions(adapted.outputs(adapted.after, x))
     truth = [label if label in predictions.classes else None for label in labels]
@@ -96,13 +96,13 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         near = [other for name in names for other in difflib.get_close_matches(name, known, 1)]
         hint = f"; its column {near[0]!r} has almost that name" if near else ""
         raise InputError(
-            f"{support} has no targets ({', '.join(names)}), and adapting needs some: add "
-            f"them{hint}"
+            f"{support} has no targets ({', '.join(names)}), and adapting needs some",
+            remedy=(f"add them{hint}"),
         )
     try:
         adapted = learned.adapt(raw, targets, norm)
     except InputError as error:
-        raise InputError(f"{support}: {error}") from error
+        raise InputError(f"{support}", remedy=f"{error}") from error
     examples: list[Tensor] = []
     truth: list[Any] = []
     places: list[str] = []
@@ -111,7 +111,7 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         try:
             examples.append(adapted.examples(raw))
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{path}", remedy=f"{error}") from error
         truth += _targets(path, learned, known, len(examples[-1]))
         places += [f"{path.name} row {i + 1}" for i in range(len(examples[-1]))]
     x = torch.cat(examples)
@@ -170,14 +170,15 @@ def _read(
         arrays = _arrays(path, key)
         if "x" not in arrays:
             raise InputError(
-                f"{path} has no array x, the examples: save it with numpy.savez(path, x=..., y=...)"
+                f"{path} has no array x, the examples",
+                remedy="save it with numpy.savez(path, x=..., y=...)",
             )
         return arrays["x"], _single(arrays.get("y")), ["y"]
     file = columns.opened(str(path), columns.stamp(str(path), key), "")
     if all(columns.is_number(name) for name in file.types):
         raise InputError(
-            f"{path} has numbers where the names of its columns should be: add a first line of "
-            "names"
+            f"{path} has numbers where the names of its columns should be",
+            remedy=("add a first line of names"),
         )
     table = {name: file.column(name).to_pylist() for name in file.types}
     family = learned.recipe.family
@@ -204,14 +205,16 @@ def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[An
     values = [None if value is None or value != value else value for value in known]
     if len(values) != examples:
         raise InputError(
-            f"{path} has {examples} examples and {len(values)} targets: give each its target, or "
-            "none at all"
+            f"{path} has {examples} examples and {len(values)} targets",
+            remedy=("give each its target, or none at all"),
         )
     if not learned.has_classes and any(
         value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
         for value in values
     ):
-        raise InputError(f"{path} has targets that are no numbers: correct them, or leave them out")
+        raise InputError(
+            f"{path} has targets that are no numbers", remedy="correct them, or leave them out"
+        )
     return values
 
 
@@ -229,7 +232,8 @@ def _arrays(path: Path, key: str) -> dict[str, Any]:
             return dict(arrays)
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} cannot be read as NPZ ({error}): save it with numpy.savez(path, x=..., y=...)"
+            f"{path} cannot be read as NPZ ({error})",
+            remedy="save it with numpy.savez(path, x=..., y=...)",
         ) from error
 
 

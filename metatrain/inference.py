@@ -142,7 +142,7 @@ class Adapted:
     def outputs(self, params: Params, x: Tensor) -> Tensor:
         """[N, outputs] of the network with the parameters `before` or `after` adaptation."""
         if not len(x):
-            raise InputError("there is nothing to predict: give at least one example")
+            raise InputError("there is nothing to predict", remedy="give at least one example")
         at_once = len(x) if self.norm == "transductive" else CHUNK
         with isolated(self.threads), torch.no_grad():
             tasks = [self.support._replace(query_x=part[None]) for part in x.split(at_once)]
@@ -249,7 +249,7 @@ class Learned:
         setting, family, outputs = self._setting, self._setting.family, self._problem.outputs
         x = _examples(family, self._problem, examples)
         if not len(x):
-            raise InputError("there are no examples to adapt to: give one or more")
+            raise InputError("there are no examples to adapt to", remedy="give one or more")
         classes = None
         if self._problem.targets == "classes":
             labels = _labels(targets, len(x))
@@ -264,7 +264,8 @@ class Learned:
         family, problem = self._bound(norm, classes)
         if len(y) != len(x):
             raise InputError(
-                f"there are {len(x)} examples and {len(y)} targets: give each example its target"
+                f"there are {len(x)} examples and {len(y)} targets",
+                remedy="give each example its target",
             )
         support = Task(x[None], y[None], x[None, :0], y[None, :0])
         ticket = Ticket("score", setting.split, 0, 0)
@@ -276,9 +277,12 @@ class Learned:
         seconds = time.perf_counter() - started
         if not all(bool(p.isfinite().all()) for p in after.values()):
             raise InputError(
-                f"adaptation to these {len(x)} examples diverged in {steps} inner steps: their "
-                "values may be far from "
-                "those of training; check them, or lower the inner rate of evaluation.algorithm"
+                f"adaptation to these {len(x)} examples diverged in {steps} inner steps",
+                remedy=(
+                    "their "
+                    "values may be far from "
+                    "those of training; check them, or lower the inner rate of evaluation.algorithm"
+                ),
             )
         return Adapted(
             classes=classes,
@@ -315,9 +319,8 @@ class Learned:
             problem = family.bind(self.recipe.model, (norm,), "reference")
         if not isinstance(problem, Supervised):
             raise InputError(
-                f"{self.source} learned from {self.recipe.family.name} tasks, which are episodes: "
-                "give a run that "
-                "learned from examples"
+                f"{self.source} learned from {self.recipe.family.name} tasks, which are episodes",
+                remedy=("give a run that learned from examples"),
             )
         return problem
 
@@ -327,8 +330,8 @@ class Learned:
         """
         if classes is not None and len(classes) < 2:
             raise InputError(
-                "all examples have the same label, so that there is nothing to tell apart: give a "
-                "second class"
+                "all examples have the same label, so that there is nothing to tell apart",
+                remedy=("give a second class"),
             )
         needed = self._setting.algorithm.init(problem, torch.Generator().manual_seed(0)).model
         same_names = needed.keys() == self.meta.model.keys()
@@ -337,13 +340,17 @@ class Learned:
         )
         if not same_names or (classes is None and not same_shapes):
             raise InputError(
-                f"{self.source} has parameters of another version of its network: train it again"
+                f"{self.source} has parameters of another version of its network",
+                remedy="train it again",
             )
         if classes is not None and not (same_shapes and problem.outputs == len(classes)):
             ways = getattr(self._setting.family, "ways", problem.outputs)
             raise InputError(
-                f"{self.source} tells {ways} classes apart, got labels of {len(classes)} "
-                f"({', '.join(map(str, classes[:10]))}): give examples of {ways} classes"
+                (
+                    f"{self.source} tells {ways} classes apart, got labels of {len(classes)} "
+                    f"({', '.join(map(str, classes[:10]))})"
+                ),
+                remedy=f"give examples of {ways} classes",
             )
 
 
@@ -383,7 +390,7 @@ def _array(raw: Any, what: str, shape: tuple[int, ...]) -> Tensor:
     """[N, *shape] float32 of an array, tensor, DataFrame or list; [N] if each is one number."""
     _refuse_unordered(raw, what)
     if isinstance(raw, np.ma.MaskedArray) and np.ma.is_masked(raw):
-        raise InputError(f"{what} have masked values: leave these examples out")
+        raise InputError(f"{what} have masked values", remedy="leave these examples out")
     if isinstance(raw, Tensor):
         raw = raw.detach().cpu()
     elif isinstance(raw, Iterable) and not hasattr(raw, "__array__"):
@@ -393,14 +400,14 @@ def _array(raw: Any, what: str, shape: tuple[int, ...]) -> Tensor:
         if given.dtype == np.bool_ or (
             given.dtype == object and any(isinstance(v, bool) for v in given.flat)
         ):
-            raise InputError(f"{what} are true and false: give numbers, such as 1 and 0")
+            raise InputError(f"{what} are true and false", remedy="give numbers, such as 1 and 0")
         with np.errstate(over="ignore"):
             array = torch.from_numpy(given.astype(np.float32))
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{what} must be numbers, got {type(raw).__name__} ({error}): convert them"
+            f"{what} must be numbers, got {type(raw).__name__} ({error})", remedy="convert them"
         ) from error
     if array.dim() == 1 and shape == (1,):
         array = array[:, None]
@@ -408,7 +415,9 @@ def _array(raw: Any, what: str, shape: tuple[int, ...]) -> Tensor:
         expected = ", ".join(map(str, shape))
         raise InputError(f"{what} have the shape {list(array.shape)}, expected [N, {expected}]")
     if not bool(array.isfinite().all()):
-        raise InputError(f"{what} have values that are not finite: leave these examples out")
+        raise InputError(
+            f"{what} have values that are not finite", remedy="leave these examples out"
+        )
     return array
 
 
@@ -422,15 +431,16 @@ def _labels(raw: Any, examples: int) -> list[Any]:
     labels = [label.item() if getattr(label, "ndim", None) == 0 else label for label in raw]
     if any(getattr(label, "ndim", 0) or isinstance(label, list | tuple) for label in labels):
         raise InputError(
-            "labels must be one number or string for each example, not vectors: pass class indices"
+            "labels must be one number or string for each example, not vectors",
+            remedy="pass class indices",
         )
     if len(labels) != examples:
         raise InputError(
-            f"there are {examples} examples but {len(labels)} labels: give one label for each "
-            "example"
+            f"there are {examples} examples but {len(labels)} labels",
+            remedy=("give one label for each example"),
         )
     if any(map(_is_missing, labels)):
-        raise InputError("a label is missing (None or nan): give each example its label")
+        raise InputError("a label is missing (None or nan)", remedy="give each example its label")
     return labels
 
 
@@ -443,7 +453,7 @@ def _is_missing(label: Any) -> bool:
 
 def _refuse_unordered(raw: Any, what: str) -> None:
     if isinstance(raw, set | frozenset):
-        raise InputError(f"{what} are a set, which has no order: give a list")
+        raise InputError(f"{what} are a set, which has no order", remedy="give a list")
 
 
 def _classes(labels: list[Any]) -> list[Any]:
@@ -451,7 +461,7 @@ def _classes(labels: list[Any]) -> list[Any]:
         return sorted(set(labels))
     except TypeError as error:
         raise InputError(
-            f"labels must be numbers or strings, all of one kind ({error}): convert them"
+            f"labels must be numbers or strings, all of one kind ({error})", remedy="convert them"
         ) from error
 
 

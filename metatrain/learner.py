@@ -99,8 +99,8 @@ class Learner:
             )
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error}): "
-                "correct them"
+                f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error})",
+                remedy="correct them",
             ) from error
         for pattern, options in outer.groups.items():
             unknown = options.keys() - self._optimizer.defaults.keys()
@@ -113,8 +113,8 @@ class Learner:
                 )
                 known = ", ".join(self._optimizer.defaults)
                 raise InputError(
-                    f"outer.groups.{pattern} gives {outer.optimizer} {wrong}: correct it; it takes "
-                    f"{known}"
+                    f"outer.groups.{pattern} gives {outer.optimizer} {wrong}",
+                    remedy=(f"correct it; it takes {known}"),
                 )
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
@@ -201,8 +201,8 @@ class Learner:
                 k for k in sorted(held.keys() | saved.keys()) if held.get(k) != saved.get(k)
             )
             raise InputError(
-                f"the checkpoint has other parameters than this run ({other.partition('.')[2]}): "
-                "resume with the model and algorithm that it was trained with"
+                f"the checkpoint has other parameters than this run ({other.partition('.')[2]})",
+                remedy="resume with the model and algorithm that it was trained with",
             )
         with torch.no_grad():
             for name, p in self._params.items():
@@ -237,8 +237,8 @@ class Learner:
             if not members[pattern]:
                 known = ", ".join(self._params)
                 raise InputError(
-                    f"outer.groups has a pattern {pattern!r} that matches no parameter: correct it "
-                    f"to match {known}"
+                    f"outer.groups has a pattern {pattern!r} that matches no parameter",
+                    remedy=(f"correct it to match {known}"),
                 )
         options = {**self._outer.groups, "*": self._outer.groups.get("*", {})}
         return [

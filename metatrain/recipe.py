@@ -215,7 +215,10 @@ def check_name(name: str) -> None:
     """Refuse names that are no folder's."""
     if not name or name.startswith(".") or any(character in name for character in "/\\"):
         raise InputError(
-            f"name is {name!r}, expected one that a folder can have: without / and no dot first"
+            "name",
+            got=name,
+            expected="one that a folder can have",
+            remedy="without / and no dot first",
         )
 
 
@@ -249,14 +252,15 @@ def read(path: Path | str) -> Tree:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot read recipe {path}: {reason}; give a YAML file such as those in recipes/"
+            f"cannot read recipe {path}",
+            remedy=f"{reason}; give a YAML file such as those in recipes/",
         ) from error
     except yaml.YAMLError as error:
         raise InputError(
-            f"{path} is not YAML: {' '.join(str(error).split())}; correct it there"
+            f"{path} is not YAML", remedy=f"{' '.join(str(error).split())}; correct it there"
         ) from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold keys and values, such as `name: my-run`")
+        raise InputError(f"{path} must hold keys and values, such as `name", remedy="my-run`")
     return tree
 
 
@@ -275,8 +279,8 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
             put(tree, key.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise InputError(
-                f"the value of --set {item!r} is not YAML: write it like --set 'model.hidden=[40, "
-                "40]'"
+                f"the value of --set {item!r} is not YAML",
+                remedy=("write it like --set 'model.hidden=[40, 40]'"),
             ) from error
     return tree
 
@@ -289,7 +293,7 @@ def parse(kind: type[C], tree: Any, source: str) -> C:
         raise _refusal(kind, error, source) from error
     for key, value in flatten(_adapter(kind).dump_python(found)):  # as JSON, nan would be null
         if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{source}: {key} is {value}, expected a finite number")
+            raise InputError(f"{source}", remedy=f"{key} is {value}, expected a finite number")
     return found
 
 
@@ -338,7 +342,8 @@ def override(component: C, changes: Mapping[str, Any], source: str) -> C:
     tree = dump(component)
     if changes.get("name", tree.get("name")) != tree.get("name"):
         raise InputError(
-            f"{source} cannot change the name from {tree['name']!r}: train another run for that"
+            f"{source} cannot change the name from {tree['name']!r}",
+            remedy="train another run for that",
         )
     for item in dataclasses.fields(component):  # type: ignore[arg-type]
         if (
@@ -347,16 +352,19 @@ def override(component: C, changes: Mapping[str, Any], source: str) -> C:
             and changes[item.name] != tree[item.name]
         ):
             raise InputError(
-                f"{source}.{item.name} would change nothing: {tree['name']} uses it in training "
-                "only; leave it out, or "
-                f"train another run with it"
+                f"{source}.{item.name} would change nothing",
+                remedy=(
+                    f"{tree['name']} uses it in training "
+                    "only; leave it out, or "
+                    "train another run with it"
+                ),
             )
     try:
         return _construct(type(component), tree | dict(changes))
     except ValidationError as error:
         raise _refusal(type(component), error, source) from error
     except ValueError as error:
-        raise InputError(f"{source}: {error}") from error
+        raise InputError(f"{source}", remedy=f"{error}") from error
 
 
 def put(tree: Tree, key: str, value: Any) -> None:
@@ -366,8 +374,8 @@ def put(tree: Tree, key: str, value: Any) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise InputError(
-                f"{key!r} cannot be set: {parent!r} is a value, not a group; `metatrain config` "
-                "shows the keys"
+                f"{key!r} cannot be set",
+                remedy=(f"{parent!r} is a value, not a group; `metatrain config` shows the keys"),
             )
     tree[last] = value
 
@@ -448,7 +456,7 @@ def _construct(kind: type[C], tree: Tree) -> C:
 def _refusal(kind: Any, error: ValidationError, source: str) -> InputError:
     # A misspelt key is also a missing one: name the one that is there.
     found = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
-    return InputError(f"{source}: {_sentence(kind, found[0])}")
+    return InputError(f"{source}", remedy=f"{_sentence(kind, found[0])}")
 
 
 def _sentence(kind: Any, error: Any) -> str:

@@ -72,9 +72,12 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
             got = f"none, but {others}" if tensor is None else f"one of shape {list(tensor.shape)}"
             got = "one that is not of finite real numbers" if fits else got
             raise InputError(
-                f"model.weights: the network needs {name} of shape {list(params[name].shape)}, and "
-                f"{place} has {got}: "
-                "give weights of the same network"
+                (
+                    f"model.weights: the network needs {name} of shape {list(params[name].shape)}, "
+                    "and "
+                    f"{place} has {got}"
+                ),
+                remedy="give weights of the same network",
             )
     rest = sorted(
         name
@@ -83,9 +86,8 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
     )
     if rest:
         raise InputError(
-            f"model.weights: {place} has {', '.join(rest[:3])}, which the network does not have: "
-            "give weights of the "
-            "same network"
+            f"model.weights: {place} has {', '.join(rest[:3])}, which the network does not have",
+            remedy=("give weights of the same network"),
         )
     return found
 
@@ -107,14 +109,15 @@ def _weights(place: str) -> Params:
             else f"there is no {place}"
         )
         raise InputError(
-            f"model.weights: {what}: give a safetensors file or the folder of a finished run"
+            f"model.weights: {what}",
+            remedy="give a safetensors file or the folder of a finished run",
         ) from None
     except (SafetensorError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"model.weights: {place} is no safetensors file ({error}): save a state_dict with "
-            "safetensors.torch"
+            f"model.weights: {place} is no safetensors file ({error})",
+            remedy=("save a state_dict with safetensors.torch"),
         ) from error
     log.info("initial weights: %s (sha256 %s)", place, hashlib.sha256(data).hexdigest()[:16])
     return tensors
@@ -148,45 +151,52 @@ def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
     fields = getattr(tasks, "_fields", None)
     if fields is None:
         raise InputError(
-            f"{who}: `sample` gives {type(tasks).__name__}, expected a NamedTuple such as core.Task"
+            f"{who}",
+            remedy=(
+                f"`sample` gives {type(tasks).__name__}, expected a NamedTuple such as core.Task"
+            ),
         )
     for name, leaf in zip(fields, tasks, strict=True):
         if not isinstance(leaf, Tensor):
             raise InputError(
-                f"{who}: {name} is {type(leaf).__module__}.{type(leaf).__name__}, expected a "
-                "torch.Tensor: convert it, "
-                "such as with torch.from_numpy"
+                f"{who}: {name} is {type(leaf).__module__}.{type(leaf).__name__}",
+                expected=("a torch.Tensor"),
+                remedy=("convert it, such as with torch.from_numpy"),
             )
         if leaf.layout != torch.strided or leaf.device.type != "cpu":
             raise InputError(
-                f"{who}: {name} is {leaf.layout} on {leaf.device}, expected a dense tensor on the "
-                "CPU"
+                f"{who}",
+                remedy=(
+                    f"{name} is {leaf.layout} on {leaf.device}, expected a dense tensor on the CPU"
+                ),
             )
         if leaf.dim() < 1 or len(leaf) != TASKS:
             raise InputError(
-                f"{who}: {name} is {list(leaf.shape)} for {TASKS} tasks, expected [{TASKS}, ...]: "
-                "one entry a task"
+                f"{who}: {name} is {list(leaf.shape)} for {TASKS} tasks",
+                expected=f"[{TASKS}, ...]",
+                remedy="one entry a task",
             )
         if not bool(leaf.isfinite().all()):
-            raise InputError(f"{who}: {name} has values that are not finite: correct `sample`")
+            raise InputError(
+                f"{who}: {name} has values that are not finite", remedy="correct `sample`"
+            )
     if not all(torch.equal(leaf, other) for leaf, other in zip(tasks, again, strict=True)):
         raise InputError(
-            f"{who}: the same generator gives other tasks the second time: draw from the generator "
-            "that `sample` gets, "
-            "and from nothing else"
+            f"{who}: the same generator gives other tasks the second time",
+            remedy=("draw from the generator that `sample` gets, and from nothing else"),
         )
     problem = family.bind(recipe.model, setting.norm[:1], path)
     try:
         problem.check(tasks)
     except InputError as error:
-        raise InputError(f"{who}: {error}") from error
+        raise InputError(f"{who}", remedy=f"{error}") from error
     if path == "reference" and not any(_is_own(part) for part in (family, recipe.model)):
         return
     measured = problem.try_out(tasks)
     if family.metric not in measured:
         raise InputError(
-            f"{who}: its metric is {family.metric!r}, and `bind` measures {', '.join(measured)}: "
-            "name one"
+            f"{who}: its metric is {family.metric!r}, and `bind` measures {', '.join(measured)}",
+            remedy="name one",
         )
 
 
@@ -211,7 +221,10 @@ def check_fit(recipe: Recipe, meta: Meta) -> None:
                         else ("validation", "validate")
                     )
                     raise InputError(
-                        f"the {what} needs {name} of shape {shapes[1]}, and what was trained has "
-                        f"{shapes[0]}: "
-                        f"{do} with the model, algorithm, norm and family.ways of training"
+                        (
+                            f"the {what} needs {name} of shape {shapes[1]}, and what was trained "
+                            "has "
+                            f"{shapes[0]}"
+                        ),
+                        remedy=f"{do} with the model, algorithm, norm and family.ways of training",
                     )

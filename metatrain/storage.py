@@ -48,14 +48,13 @@ def check_address(uri: str) -> None:
     parts = urlsplit(uri)
     if parts.password is not None:
         raise InputError(
-            "a storage address holds a password, which would be shown and recorded: give its keys "
-            "in the environment"
+            "a storage address holds a password, which would be shown and recorded",
+            remedy=("give its keys in the environment"),
         )
     if parts.query:
         raise InputError(
-            f"{uri} has options behind a '?', which what lies below it could not have: give them "
-            "in the environment, "
-            "such as AWS_ENDPOINT_URL"
+            f"{uri} has options behind a '?', which what lies below it could not have",
+            remedy=("give them in the environment, such as AWS_ENDPOINT_URL"),
         )
 
 
@@ -182,4 +181,4 @@ def _said(what: str, remedy: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot {what} ({reason}): {remedy}") from error
+        raise InputError(f"cannot {what} ({reason})", remedy=f"{remedy}") from error

@@ -21,7 +21,9 @@ class SweepRun(Run):
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
         if not self.is_sweep:
-            raise InputError(f"{self.folder} holds a run and no sweep: open it with metatrain.Run")
+            raise InputError(
+                f"{self.folder} holds a run and no sweep", remedy="open it with metatrain.Run"
+            )
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -92,7 +94,7 @@ def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Sea
     try:
         tree, source = as_tree(given, "sweep")
         if space.is_recipe(tree):
-            raise InputError(f"{source} is a recipe: give it to metatrain.train")
+            raise InputError(f"{source} is a recipe", remedy="give it to metatrain.train")
         changes = dict(overrides)
         ranges = plain(changes.pop("space", {}))
         if isinstance(tree.get("space"), dict) and isinstance(ranges, dict):
@@ -112,5 +114,7 @@ def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Sea
                 next((place for place in places if place.exists()), places[0]), "recipe"
             )
     except RecursionError:
-        raise InputError("the sweep holds itself: give a dict of keys and values") from None
+        raise InputError(
+            "the sweep holds itself", remedy="give a dict of keys and values"
+        ) from None
     return space.resolve(parsed, space.shared(parsed, keys, source, name), source)

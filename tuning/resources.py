@@ -60,10 +60,13 @@ def check_resources(search: Search) -> None:
         there = {kind: sum(room.get(kind, 0.0) for room in rooms) for kind in ("CPU", "GPU")}
         besides = " besides what --driver-cpus and --driver-gpus hold" * (JOB in os.environ)
         raise InputError(
-            f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} CPUs "
-            "and "
-            f"{there['GPU']:g} GPUs{besides}: set workers.max, cpus or gpus in the sweep's `set`, "
-            "or give --address"
+            (
+                f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} "
+                "CPUs "
+                "and "
+                f"{there['GPU']:g} GPUs{besides}"
+            ),
+            remedy=("set workers.max, cpus or gpus in the sweep's `set`, or give --address"),
         )
 
 

@@ -239,7 +239,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
         raise InputError(_of_folder(path))
     tree = recipes.read(path)
     if is_recipe(tree):
-        raise InputError(f"{path} is a recipe: {cli.program()} train {path}")
+        raise InputError(f"{path} is a recipe", remedy=f"{cli.program()} train {path}")
     sweep = recipes.parse(Sweep, recipes.apply_overrides(tree, overrides), str(path))
     places = [path.parent / sweep.recipe, Path(sweep.recipe)]
     found = next((place for place in places if place.exists()), places[0])
@@ -257,25 +257,31 @@ def shared(sweep: Sweep, tree: recipes.Tree, path: str, found: str) -> RunConfig
     for key, _ in recipes.flatten(sweep.set):
         if key in dict(searched(sweep.space)):
             raise InputError(
-                f"{key} is in set and in space of {path}: it is either fixed or searched"
+                f"{key} is in set and in space of {path}", remedy="it is either fixed or searched"
             )
     base = recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
     every = base.validation.every_steps
     if not 0 < every <= base.outer.steps:
         raise InputError(
-            f"a sweep compares trials by validation, and validation.every_steps is {every} of "
-            f"{base.outer.steps} outer "
-            f"steps: pass --set set.validation.every_steps={max(base.outer.steps // 10, 1)}, or "
-            f"set it in {path}"
+            (
+                f"a sweep compares trials by validation, and validation.every_steps is {every} of "
+                f"{base.outer.steps} outer "
+                "steps"
+            ),
+            remedy=(
+                f"pass --set set.validation.every_steps={max(base.outer.steps // 10, 1)}, or "
+                f"set it in {path}"
+            ),
         )
     if base.checkpoint.uri is not None:
         raise InputError(
-            "checkpoint.uri would be the same for all trials of a sweep: leave it out, and give "
-            "output"
+            "checkpoint.uri would be the same for all trials of a sweep",
+            remedy=("leave it out, and give output"),
         )
     if base.workers.cpus == base.workers.gpus == 0:
         raise InputError(
-            "workers.cpus and workers.gpus are 0, so that all trials would start at once: set one"
+            "workers.cpus and workers.gpus are 0, so that all trials would start at once",
+            remedy="set one",
         )
     return base
 
@@ -328,8 +334,8 @@ def in_folder(sweep: Sweep, resume: str | None, overrides: Iterable[str]) -> Swe
     given = any(item.partition("=")[0].strip() == "output" for item in overrides)
     if given and sweep.output is not None and place_of(sweep.output) != place_of(resume):
         raise InputError(
-            f"output is {sweep.output}, and --resume continues the sweep in {resume}: give one of "
-            "them"
+            f"output is {sweep.output}, and --resume continues the sweep in {resume}",
+            remedy=("give one of them"),
         )
     return dataclasses.replace(sweep, output=resume.rstrip("/") or resume)
 
@@ -349,7 +355,9 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
     space = {key: _domain(key, given) for key, given in searched(sweep.space)}
     if not space:
-        raise InputError(f"{path} searches nothing: name keys in space, such as algorithm.inner_lr")
+        raise InputError(
+            f"{path} searches nothing", remedy="name keys in space, such as algorithm.inner_lr"
+        )
     trials = _trials(sweep, space)
     metric, mode = _metric(sweep, base)
     _check_keys(space, base)
@@ -379,11 +387,13 @@ def _domain(key: str, given: Any) -> Domain:
     kinds = get_args(Kind)
     if not (isinstance(given, dict) and len(given) == 1 and next(iter(given)) in kinds):
         raise InputError(
-            f"space.{key} is {given!r}, expected one of {', '.join(kinds)}, such as "
-            f"{{uniform: [0, 1]}}"
+            f"space.{key}",
+            got=given,
+            expected=(f"one of {', '.join(kinds)}, such as {{uniform"),
+            remedy="[0, 1]}",
         )
     (kind, values), *_ = given.items()
-    wrong = InputError(f"space.{key}: {kind} takes {BOUNDS[kind]}, got {values!r}")
+    wrong = InputError(f"space.{key}", remedy=f"{kind} takes {BOUNDS[kind]}, got {values!r}")
     if not isinstance(values, list) or not values:
         raise wrong
     if kind in LISTED:
@@ -401,7 +411,8 @@ def _domain(key: str, given: Any) -> Domain:
     ):
         above = " above 0" if kind == "loguniform" else ""
         raise InputError(
-            f"space.{key}: {kind} takes {BOUNDS[kind]} with low < high{above}, got {values}"
+            f"space.{key}",
+            remedy=f"{kind} takes {BOUNDS[kind]} with low < high{above}, got {values}",
         )
     if kind == "integers":
         if not all(number.is_integer() for number in numbers):
@@ -412,7 +423,8 @@ def _domain(key: str, given: Any) -> Domain:
         found.for_tune()
     except ValueError as error:
         raise InputError(
-            f"space.{key}: {kind} takes low and high that are multiples of step, got {values}"
+            f"space.{key}",
+            remedy=f"{kind} takes low and high that are multiples of step, got {values}",
         ) from error
     return found
 
@@ -423,18 +435,20 @@ def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
         others = [key for key in space if key not in grids]
         if others:
             raise InputError(
-                f"space.{others[0]} is {space[others[0]].kind}, and search: grid takes grids only"
+                f"space.{others[0]} is {space[others[0]].kind}, and search",
+                remedy="grid takes grids only",
             )
         points = math.prod(len(domain.values) for domain in space.values())
         if sweep.budget.trials not in (None, points):
             raise InputError(
-                f"budget.trials is {sweep.budget.trials} and the grid has {points} points: leave "
-                "it out"
+                f"budget.trials is {sweep.budget.trials} and the grid has {points} points",
+                remedy=("leave it out"),
             )
         return points
     if grids:
         raise InputError(
-            f"space.{grids[0]} is a grid, which needs search: grid; for {sweep.search} write choice"
+            f"space.{grids[0]} is a grid, which needs search",
+            remedy=f"grid; for {sweep.search} write choice",
         )
     if sweep.budget.trials is None:
         raise InputError(
@@ -453,7 +467,9 @@ def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Mode]:
     known = BETTER.get(base.family.metric)
     mode = sweep.mode or known
     if known not in (None, mode):
-        raise InputError(f"mode is {mode}, and of {metric} {known} is better: leave mode out")
+        raise InputError(
+            f"mode is {mode}, and of {metric} {known} is better", remedy="leave mode out"
+        )
     if mode is None:
         raise InputError(f"mode is missing; say whether min or max of {metric} is better")
     return metric, mode
@@ -469,8 +485,8 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
         if group in SHARED or key == "outer.steps":
             better = "budget.steps" if key == "outer.steps" else "set"
             raise InputError(
-                f"space.{key} cannot be searched, it is the same for all trials: give it in "
-                f"{better}"
+                f"space.{key} cannot be searched, it is the same for all trials",
+                remedy=(f"give it in {better}"),
             )
         for value in domain.samples():
             source = f"space.{key} at {value}"
@@ -481,12 +497,15 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
                 check_fit(config.recipe(), meta)
                 Learner(meta, config.outer)
             except InputError as error:
-                raise InputError(f"{source}: {error}") from error
+                raise InputError(f"{source}", remedy=f"{error}") from error
             if config.setting("validate").family != validated:
                 raise InputError(
-                    f"{source} changes the validation tasks, too, so that trials could not be "
-                    "compared: fix them with "
-                    f"set: {{evaluation.{key}: ...}}"
+                    (
+                        f"{source} changes the validation tasks, too, so that trials could not be "
+                        "compared: fix them with "
+                        f"set: {{evaluation.{key}"
+                    ),
+                    remedy="...}",
                 )
 
 
@@ -507,14 +526,18 @@ def _check_asha(scheduler: ASHA, base: RunConfig) -> None:
 def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: RunConfig) -> None:
     if sweep.search != "random":
         raise InputError(
-            f"search is {sweep.search}, and scheduler pbt draws its own values: leave search out"
+            f"search is {sweep.search}, and scheduler pbt draws its own values",
+            remedy="leave search out",
         )
     every = base.validation.every_steps
     if sweep.at_once is not None and sweep.at_once < (sweep.budget.trials or 0):
         raise InputError(
-            f"at_once is {sweep.at_once} of {sweep.budget.trials} trials, and those of pbt learn "
-            "from each other: "
-            "leave it out; where not all fit on the cluster, they take turns"
+            (
+                f"at_once is {sweep.at_once} of {sweep.budget.trials} trials, and those of pbt "
+                "learn "
+                "from each other"
+            ),
+            remedy="leave it out; where not all fit on the cluster, they take turns",
         )
     if scheduler.every_steps % every:
         raise InputError(
@@ -524,8 +547,8 @@ def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: 
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in domain.values)
         if key.split(".")[0] not in ("outer", "algorithm") or not numbers:
             raise InputError(
-                f"space.{key} cannot change in a running training: pbt takes numbers of outer and "
-                "algorithm"
+                f"space.{key} cannot change in a running training",
+                remedy=("pbt takes numbers of outer and algorithm"),
             )
         starts = [
             Layout(meta).flatten(meta)
@@ -534,8 +557,8 @@ def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: 
         ]
         if any(not torch.equal(start, starts[0]) for start in starts):
             raise InputError(
-                f"space.{key} decides what a training starts from: it cannot change in a running "
-                "one by pbt"
+                f"space.{key} decides what a training starts from",
+                remedy=("it cannot change in a running one by pbt"),
             )
 
 

@@ -285,26 +285,26 @@ def _check_folder(search: Search, resume: str | None) -> None:
     if (folder / "sweep.yaml").exists():
         if not resume:
             raise InputError(
-                f"{folder} already holds a sweep: pass --resume auto to continue it, or another "
-                "output"
+                f"{folder} already holds a sweep",
+                remedy=("pass --resume auto to continue it, or another output"),
             )
         other = space.changed(space.load(folder / "sweep.yaml"), search)
         if other is not None:
             raise InputError(
-                f"{folder} holds another sweep: {other} is not that of this one; give another "
-                "output"
+                f"{folder} holds another sweep",
+                remedy=(f"{other} is not that of this one; give another output"),
             )
         trials = Journal(folder / "journal.jsonl").trials.values()
         if (folder / "result.json").exists() and all(trial.over for trial in trials):
-            raise InputError(f"the sweep in {folder} is finished: give another output")
+            raise InputError(f"the sweep in {folder} is finished", remedy="give another output")
     elif resume not in (None, "auto"):
         raise InputError(
-            f"{folder} holds no sweep to continue: give a sweep's folder, or --resume auto"
+            f"{folder} holds no sweep to continue", remedy="give a sweep's folder, or --resume auto"
         )
     elif storage.is_file(str(folder)):
-        raise InputError(f"{folder} is a file: give the sweep a folder as output")
+        raise InputError(f"{folder} is a file", remedy="give the sweep a folder as output")
     elif storage.listing(str(folder)):
-        raise InputError(f"{folder} is not empty and holds no sweep: give another output")
+        raise InputError(f"{folder} is not empty and holds no sweep", remedy="give another output")
     elif resume:
         log.info("there is nothing to resume in %s: starting afresh", folder)
 
@@ -326,7 +326,7 @@ def _alone(search: Search) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
-                f"another process works on the sweep in {uri}: wait for it, or stop it"
+                f"another process works on the sweep in {uri}", remedy="wait for it, or stop it"
             ) from None
         try:
             yield
@@ -451,14 +451,14 @@ def _conclude(search: Search, journal: Journal, tracker: Tracker, place: Place |
     winner = order[0]
     if winner.last is None:
         causes = {trial.cause for trial in order if trial.cause} or {"nothing was reported"}
-        raise InputError(f"no trial came to a validation: {sorted(causes)[0]}")
+        raise InputError("no trial came to a validation", remedy=f"{sorted(causes)[0]}")
     root = f"{trial_folder(search, winner)}/checkpoints"
     reported = f"{root}/step-{winner.last.step:08d}"
     newest = reported if bundle.is_complete(reported) else checkpoint.latest(root)
     if newest is None:
         raise InputError(
-            f"trial {winner.number} has no checkpoint yet: give the sweep more time "
-            "(budget.minutes)"
+            f"trial {winner.number} has no checkpoint yet",
+            remedy=("give the sweep more time (budget.minutes)"),
         )
     config, meta, version = run.load_trained(newest, [])
     trained = dataclasses.replace(

@@ -74,7 +74,8 @@ def run(given: dict[str, Any], shared: Shared) -> None:
     """The trial that Tune calls by its number, with values[key] for each key that is searched."""
     if not storage.is_remote(shared.folder) and not Path(shared.folder).is_dir():
         raise InputError(
-            f"this node does not see {shared.folder}: give the sweep an output that all of them see"
+            f"this node does not see {shared.folder}",
+            remedy="give the sweep an output that all of them see",
         )
     number, values = int(tune.get_context().get_trial_name()), given["values"]
     if shared.parent is not None:

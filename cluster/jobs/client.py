@@ -151,13 +151,15 @@ def find(client: JobSubmissionClient, name: str | None, *, under_way: bool = Fal
     """
     found = listed(client)
     if not found:
-        raise InputError("there is no job on this cluster: send one with `metatrain submit`")
+        raise InputError(
+            "there is no job on this cluster", remedy="send one with `metatrain submit`"
+        )
     if name is None:
         job = next((job for job in found if job.under_way or not under_way), None)
         if job is None:
             raise InputError(
-                f"no job is under way on this cluster: the newest, {found[0].name}, "
-                f"{_ended(found[0])}"
+                "no job is under way on this cluster",
+                remedy=(f"the newest, {found[0].name}, {_ended(found[0])}"),
             )
         return job
     job = next((job for job in found if job.name == name), None)
@@ -165,7 +167,8 @@ def find(client: JobSubmissionClient, name: str | None, *, under_way: bool = Fal
         near = difflib.get_close_matches(name, [job.name for job in found], 1)
         instead = f"the nearest name is {near[0]}" if near else f"the newest is {found[0].name}"
         raise InputError(
-            f"there is no job {name} on this cluster: {instead}; `{cli.program()} jobs` lists all"
+            f"there is no job {name} on this cluster",
+            remedy=f"{instead}; `{cli.program()} jobs` lists all",
         )
     return job
 
@@ -177,8 +180,8 @@ def stop(client: JobSubmissionClient, name: str | None) -> str:
     job = find(client, name, under_way=True)
     if not job.under_way:
         raise InputError(
-            f"the job {job.name} {_ended(job)} already: `{cli.program()} jobs` lists those under "
-            "way"
+            f"the job {job.name} {_ended(job)} already",
+            remedy=(f"`{cli.program()} jobs` lists those under way"),
         )
     client.stop_job(job.name)
     with awaiting(f"waiting for {job.name} to save and end"):
@@ -187,13 +190,16 @@ def stop(client: JobSubmissionClient, name: str | None) -> str:
             if info.status.value == "PENDING" and time.monotonic() - since_s > PENDING_S:
                 needs = (info.metadata or {}).get("needs")
                 raise InputError(
-                    f"the job {job.name} waits for {needs} to start, and Ray can only stop it "
-                    "then: it will end at "
-                    "once, or after 15 minutes without starting"
+                    (
+                        f"the job {job.name} waits for {needs} to start, and Ray can only stop it "
+                        "then"
+                    ),
+                    remedy=("it will end at once, or after 15 minutes without starting"),
                 )
             if time.monotonic() - since_s > STOP_S + GONE_S:
                 raise InputError(
-                    f"the job {job.name} has not ended in {STOP_S + GONE_S:g} s: look at its node"
+                    f"the job {job.name} has not ended in {STOP_S + GONE_S:g} s",
+                    remedy="look at its node",
                 )
             time.sleep(POLL_S)
             info = client.get_job_info(job.name)
@@ -233,8 +239,8 @@ def _connect(address: str) -> JobSubmissionClient:
             else "asks for a token, and none is set here"
         )
         raise InputError(
-            f"the cluster at {address} {what}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a "
-            "file that holds it"
+            f"the cluster at {address} {what}",
+            remedy=("set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"),
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise _no_dashboard(address, error) from error
@@ -244,8 +250,8 @@ def _connect(address: str) -> JobSubmissionClient:
     ):
         if theirs != ours:
             raise InputError(
-                f"the cluster at {address} runs {what} {theirs}, and this machine {ours}: install "
-                "the same on both"
+                f"the cluster at {address} runs {what} {theirs}, and this machine {ours}",
+                remedy=("install the same on both"),
             )
     return client
 
@@ -256,7 +262,8 @@ def find_token(address: str) -> None:
     """
     if not address.startswith(("http://", "https://")):
         raise InputError(
-            f"--address {address} is not a dashboard's address: give one such as http://HEAD:8265"
+            f"--address {address} is not a dashboard's address",
+            remedy="give one such as http://HEAD:8265",
         )
     if _asks_for_token(address.rstrip("/")):
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -268,14 +275,14 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
     """
     if not re.fullmatch(r"[\w.-]+", job.name):
         raise InputError(
-            f"--name {job.name!r} cannot name a job: use letters, digits, '_', '-' and '.'"
+            f"--name {job.name!r} cannot name a job", remedy="use letters, digits, '_', '-' and '.'"
         )
     for other in client.list_jobs():
         if other.submission_id == job.name:
             ended = other.status.is_terminal()
             what = f"it has ended ({other.status.value.lower()})" if ended else "it is under way"
             raise InputError(
-                f"this cluster already has a job {job.name}, {what}: give another --name"
+                f"this cluster already has a job {job.name}, {what}", remedy="give another --name"
             )
         if (
             job.output
@@ -283,9 +290,12 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
             and (other.metadata or {}).get("output") == job.output
         ):
             raise InputError(
-                f"the job {other.submission_id} writes to {job.output}: stop it with "
-                f"`{cli.program()} stop "
-                f"{other.submission_id}`, let it end, or give another output"
+                f"the job {other.submission_id} writes to {job.output}",
+                remedy=(
+                    "stop it with "
+                    f"`{cli.program()} stop "
+                    f"{other.submission_id}`, let it end, or give another output"
+                ),
             )
     with tempfile.TemporaryDirectory() as temporary:
         _pack(job, Path(temporary))
@@ -302,7 +312,7 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"the cluster did not take the job: {_last_line(str(error))}"
+                "the cluster did not take the job", remedy=f"{_last_line(str(error))}"
             ) from error
 
 
@@ -339,9 +349,13 @@ def listen(client: JobSubmissionClient, name: str) -> int:
                     break  # it never started, or its node is gone, so that there is no log
                 if time.monotonic() - failing_s > GONE_S:
                     raise InputError(
-                        f"the cluster has not answered for {GONE_S:g} s "
-                        f"({_last_line(str(error))}): the job {name} may "
-                        f"keep running; see `{cli.program()} follow {name}`"
+                        (
+                            f"the cluster has not answered for {GONE_S:g} s "
+                            f"({_last_line(str(error))})"
+                        ),
+                        remedy=(
+                            f"the job {name} may keep running; see `{cli.program()} follow {name}`"
+                        ),
                     ) from error
             time.sleep(POLL_S)
     if info.driver_exit_code is not None:
@@ -381,9 +395,12 @@ def check_place(key: str, place: str | None) -> str:
     """Refuse a place in a job's own folder, which ends with the job."""
     if place is None or not _is_elsewhere(place):
         raise InputError(
-            f"{key} is {place or 'not given'}, and a job's own folder ends with it: give a place "
-            "that outlives it, "
-            f"such as s3://bucket/first or the path of a folder that all nodes see"
+            f"{key} is {place or 'not given'}, and a job's own folder ends with it",
+            remedy=(
+                "give a place "
+                "that outlives it, "
+                "such as s3://bucket/first or the path of a folder that all nodes see"
+            ),
         )
     if storage.is_remote(place):
         storage.check_address(place)
@@ -394,9 +411,12 @@ def check_read(key: str, place: str, sent: Mapping[str, Path]) -> None:
     """Refuse what a job could not read: a path of this machine that does not go along."""
     if not _is_elsewhere(place) and not is_sent(place, sent):
         raise InputError(
-            f"{key} is {place}, a path in this folder, which the cluster does not see: send it "
-            f"with --send {place}, or "
-            "give an address such as s3://bucket/first or a path that all nodes see"
+            f"{key} is {place}, a path in this folder, which the cluster does not see",
+            remedy=(
+                "send it "
+                f"with --send {place}, or "
+                "give an address such as s3://bucket/first or a path that all nodes see"
+            ),
         )
     if storage.is_remote(place):
         storage.check_address(place)
@@ -414,7 +434,8 @@ def environment(address: str, names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if name not in os.environ:
             raise InputError(
-                f"--env {name} names a variable that is not set here: set it, or leave it out"
+                f"--env {name} names a variable that is not set here",
+                remedy="set it, or leave it out",
             )
         found[name] = os.environ[name]
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -423,15 +444,18 @@ def environment(address: str, names: Sequence[str]) -> dict[str, str]:
         return found
     if parts.password is not None:
         raise InputError(
-            "MLFLOW_TRACKING_URI holds a password, which a cluster shows to all who see its jobs: "
-            "set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on its nodes, or pass it all "
-            "the same with --env"
+            "MLFLOW_TRACKING_URI holds a password, which a cluster shows to all who see its jobs",
+            remedy=(
+                "set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on its nodes, or pass it "
+                "all "
+                "the same with --env"
+            ),
         )
     if parts.hostname in LOOPBACK and urlsplit(address).hostname not in LOOPBACK:
         raise InputError(
-            f"MLflow's address {server} is this machine's own, which the cluster cannot reach: "
-            "give it as nodes see it"
+            f"MLflow's address {server} is this machine's own, which the cluster cannot reach",
+            remedy="give it as nodes see it",
         )
     return {"MLFLOW_TRACKING_URI": server} | found
 
@@ -451,7 +475,9 @@ def _pack(job: Job, folder: Path) -> None:
     """All that is sent, as it will lie in the job's working directory."""
     for path in [*PACKAGES, *job.code]:
         if (folder / path.name).exists():
-            raise InputError(f"{path} has the name of a package that every job gets: rename it")
+            raise InputError(
+                f"{path} has the name of a package that every job gets", remedy="rename it"
+            )
         if path.is_dir():
             ignored = shutil.ignore_patterns("__pycache__", ".*")
             shutil.copytree(path, folder / path.name, ignore=ignored, copy_function=shutil.copyfile)
@@ -463,21 +489,29 @@ def _pack(job: Job, folder: Path) -> None:
     if sum(sizes.values()) > MOST_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            f"the job would be {sum(sizes.values()) / MOST_BYTES:.1f} MiB, at most 1 is sent, and "
-            f"{largest.relative_to(folder)} is the largest of it: move data out of your packages, "
-            "and send it with "
-            "--send or push it with `metatrain data push`"
+            (
+                f"the job would be {sum(sizes.values()) / MOST_BYTES:.1f} MiB, at most 1 is sent, "
+                "and "
+                f"{largest.relative_to(folder)} is the largest of it"
+            ),
+            remedy=(
+                "move data out of your packages, "
+                "and send it with "
+                "--send or push it with `metatrain data push`"
+            ),
         )
     for name, path in job.sent.items():
         target, first = folder / name, Path(name).parts[0]
         if first in {package.name for package in PACKAGES} | job.files.keys():
             raise InputError(
-                f"--send {name} has the name of what every job gets, {first}: rename it"
+                f"--send {name} has the name of what every job gets, {first}", remedy="rename it"
             )
         if target.exists() and target in sizes and target.read_bytes() == path.read_bytes():
             continue  # data in a package of the user's
         if target.exists() or any(parent.is_file() for parent in target.parents):
-            raise InputError(f"--send {name} has the name of one of your own modules: rename it")
+            raise InputError(
+                f"--send {name} has the name of one of your own modules", remedy="rename it"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
 
@@ -565,8 +599,8 @@ def _asks_for_token(address: str) -> bool:
 def _no_dashboard(address: str, error: Exception) -> InputError:
     reason = getattr(error, "reason", None) or "the server at that address is not a Ray dashboard"
     return InputError(
-        f"no Ray dashboard answers at {address} ({reason}): give the head node's, such as "
-        "http://HEAD:8265"
+        f"no Ray dashboard answers at {address} ({reason})",
+        remedy=("give the head node's, such as http://HEAD:8265"),
     )
 
 

@@ -24,21 +24,25 @@ def sent_files(given: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in given:
         if not path:
-            raise InputError("--send names no file: give one, or a folder, below this folder")
+            raise InputError(
+                "--send names no file", remedy="give one, or a folder, below this folder"
+            )
         place = Path(os.path.normpath(Path(path).absolute()))
         if not place.is_relative_to(here):  # such as one below a link to this folder
             place = _real(path, place.parent) / place.name
         if not place.is_relative_to(here):
             raise InputError(
-                f"--send {path} lies outside of this folder, {here}: send the job from a folder "
-                "above it"
+                f"--send {path} lies outside of this folder, {here}",
+                remedy=("send the job from a folder above it"),
             )
         files = {
             file.relative_to(here).as_posix(): file
             for file in _files(path, place, here, frozenset())
         }
         if not files:
-            raise InputError(f"--send {path} holds no files: leave it out, or put files into it")
+            raise InputError(
+                f"--send {path} holds no files", remedy="leave it out, or put files into it"
+            )
         found |= files
     _check_size(found)
     return found
@@ -79,11 +83,12 @@ def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Itera
     real = _real(given, place)
     if not real.is_relative_to(here):
         raise InputError(
-            f"--send {given}: {shown} is a link to {real}, outside of this folder: copy it here"
+            f"--send {given}: {shown} is a link to {real}, outside of this folder",
+            remedy="copy it here",
         )
     if real in above:
         raise InputError(
-            f"--send {given}: {shown} is a link to a folder that holds it: remove the link"
+            f"--send {given}: {shown} is a link to a folder that holds it", remedy="remove the link"
         )
     if place.is_dir():
         for child in sorted(place.iterdir()):
@@ -97,10 +102,10 @@ def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Itera
             if not place.is_symlink()
             else f"is a link to {real}, which does not exist"
         )
-        raise InputError(f"--send {given}: {shown} {missing}: correct the path")
+        raise InputError(f"--send {given}: {shown} {missing}", remedy="correct the path")
     else:
         raise InputError(
-            f"--send {given}: {shown} is neither a file nor a folder: send regular files"
+            f"--send {given}: {shown} is neither a file nor a folder", remedy="send regular files"
         )
 
 
@@ -110,7 +115,7 @@ def _real(given: str, place: Path) -> Path:
         return place.resolve()
     except RuntimeError:  # of Python before 3.13
         raise InputError(
-            f"--send {given}: {place} is a link that leads to itself: remove the link"
+            f"--send {given}: {place} is a link that leads to itself", remedy="remove the link"
         ) from None
 
 
@@ -120,7 +125,9 @@ def _check_size(files: Mapping[str, Path]) -> None:
     if total > MOST_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            f"--send names {total / 2**20:.1f} MiB, at most {MOST_BYTES >> 20} are sent, and "
-            f"{largest} is the largest: "
-            f"{ELSEWHERE}"
+            (
+                f"--send names {total / 2**20:.1f} MiB, at most {MOST_BYTES >> 20} are sent, and "
+                f"{largest} is the largest"
+            ),
+            remedy=f"{ELSEWHERE}",
         )

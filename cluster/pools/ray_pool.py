@@ -85,7 +85,7 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None and address.startswith("http"):
         raise InputError(
-            f"{address} is a dashboard's address, which takes jobs: use `metatrain submit`"
+            f"{address} is a dashboard's address, which takes jobs", remedy="use `metatrain submit`"
         )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     sent = [*code, *(PACKAGES if address else [])] if JOB not in os.environ else []
@@ -104,7 +104,7 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
-                f"no Ray cluster answers at {address} ({reason}): check --address"
+                f"no Ray cluster answers at {address} ({reason})", remedy="check --address"
             ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends at once
@@ -281,10 +281,12 @@ class RayPool:
             if time.monotonic() > deadline:
                 there = _resources(ray.cluster_resources())
                 raise InputError(
-                    f"{self.status().alive} of workers.min = {workers.min} workers of "
-                    f"{_wanted(workers)} could start "
-                    f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}: ask for "
-                    "less or add nodes"
+                    (
+                        f"{self.status().alive} of workers.min = {workers.min} workers of "
+                        f"{_wanted(workers)} could start "
+                        f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}"
+                    ),
+                    remedy=("ask for less or add nodes"),
                 )
 
     def _say_who_waits(self) -> None:
@@ -406,14 +408,13 @@ def _start_local(options: dict[str, Any]) -> None:
             if not (limit or file.startswith(folder) or folder.startswith(file)):
                 logs = f"{folder}/ray/session_latest/logs"
                 raise InputError(
-                    f"Ray cannot start on this machine ({first}): its logs are in {logs}"
+                    f"Ray cannot start on this machine ({first})", remedy=f"its logs are in {logs}"
                 ) from error
             reason = limit[0] if limit else first
     source = f"{names[0]}={folder}" if names else folder
     raise InputError(
-        f"Ray cannot have its files in {source} ({reason}): set RAY_TMPDIR to a short folder that "
-        "can be written, "
-        "such as /tmp"
+        f"Ray cannot have its files in {source} ({reason})",
+        remedy=("set RAY_TMPDIR to a short folder that can be written, such as /tmp"),
     )
 
 
@@ -445,10 +446,12 @@ def _check_capacity(workers: Workers) -> None:
     for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
         if each * workers.min > there.get(kind, 0.0):
             raise InputError(
-                f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this "
-                "machine, which has "
-                f"{_resources(there)}: lower workers.min, workers.cpus or workers.gpus, or give "
-                "--address"
+                (
+                    f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this "
+                    "machine, which has "
+                    f"{_resources(there)}"
+                ),
+                remedy=("lower workers.min, workers.cpus or workers.gpus, or give --address"),
             )
 
 

@@ -1,4 +1,4 @@
-"""A run's bundle as a logged model, which `mlflow.pyfunc.load_model` loads; served.py is its code."""
+"""The bundle of a run as a logged model, for `mlflow.pyfunc.load_model`; its code is served.py."""
 
 from __future__ import annotations
 

@@ -330,9 +330,12 @@ class MLflowTracker:
                 f"MLFLOW_TRACKING_URI={shlex.quote(shown(self.uri))} mlflow experiments restore"
             )
             raise InputError(
-                f"MLflow's experiment {name!r} at {shown(self.uri)} was deleted: restore it by "
-                f"`{restore} --experiment-id {experiment.experiment_id}`, or set "
-                "tracking.experiment to another name"
+                f"MLflow's experiment {name!r} at {shown(self.uri)} was deleted",
+                remedy=(
+                    "restore it by "
+                    f"`{restore} --experiment-id {experiment.experiment_id}`, or set "
+                    "tracking.experiment to another name"
+                ),
             )
         return experiment.experiment_id
 

@@ -70,15 +70,17 @@ def predict(learned: Any, rows: pd.DataFrame) -> pd.DataFrame:
     unknown = missing.all(axis=1)
     if (missing.any(axis=1) & ~unknown).any():
         raise InputError(
-            f"a row has some of {', '.join(targets)}: give all of them, or none in a row to be "
-            "predicted"
+            f"a row has some of {', '.join(targets)}",
+            remedy=("give all of them, or none in a row to be predicted"),
         )
     support, query = rows[~unknown], rows[unknown]
     if support.empty:
-        raise InputError(f"no row has its {targets[0]}: give the examples to adapt to theirs")
+        raise InputError(
+            f"no row has its {targets[0]}", remedy="give the examples to adapt to theirs"
+        )
     if query.empty:
         raise InputError(
-            f"every row has its {targets[0]}: leave it empty in the rows to be predicted"
+            f"every row has its {targets[0]}", remedy="leave it empty in the rows to be predicted"
         )
     given = (
         support[targets[0]].tolist() if len(targets) == 1 else support[targets].to_numpy(np.float64)
@@ -117,7 +119,9 @@ def _encoded(image: Any) -> bytes:
     """The bytes of an image's file. A path is refused: a server that predicts would open it."""
     if not isinstance(image, bytes | bytearray | memoryview):
         raise InputError(
-            f"image holds {type(image).__name__}, expected bytes: give those of a PNG or JPEG file"
+            f"image holds {type(image).__name__}",
+            expected="bytes",
+            remedy="give those of a PNG or JPEG file",
         )
     return bytes(image)
 

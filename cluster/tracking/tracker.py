@@ -115,7 +115,8 @@ def start(
     if util.find_spec("mlflow") is None:
         if tracking.uri is not None:
             raise InputError(
-                f"tracking.uri is {tracking.uri} but mlflow is not installed: pip install mlflow"
+                f"tracking.uri is {tracking.uri} but mlflow is not installed",
+                remedy="pip install mlflow",
             )
         log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
         return NoTracker()
@@ -161,11 +162,13 @@ def place_of(folder: Path | str | None) -> Place:
         return place
     except FileNotFoundError:
         raise InputError(
-            f"{folder} is no run that was logged to MLflow: give the folder that `train` named"
+            f"{folder} is no run that was logged to MLflow",
+            remedy="give the folder that `train` named",
         ) from None
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{folder}/mlflow.json is damaged ({error}): leave the folder out to open the store"
+            f"{folder}/mlflow.json is damaged ({error})",
+            remedy="leave the folder out to open the store",
         ) from error
 
 

@@ -138,7 +138,7 @@ def device_of(plan: Plan) -> torch.device:
     """Where it computes; InputError where that is not here."""
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "workers.gpus asks for a GPU, but torch sees none here: set workers.gpus to 0"
+            "workers.gpus asks for a GPU, but torch sees none here", remedy="set workers.gpus to 0"
         )
     return torch.device(plan.device)
 
@@ -185,8 +185,8 @@ class Worker:
             self._bind("update")
         except Unavailable as reason:
             raise InputError(
-                f"the driver chose the compute path {plan.path!r}, which this machine has not: "
-                f"{reason}"
+                f"the driver chose the compute path {plan.path!r}, which this machine has not",
+                remedy=f"{reason}",
             ) from reason
 
     def load(self, version: int, flat: Tensor) -> None:
@@ -214,10 +214,13 @@ class Worker:
                 raise
             group = "outer" if ticket.work == "update" else "evaluation"
             raise InputError(
-                f"the memory of the {self._device.type} is not enough for a ticket: set "
-                f"{group}.tasks_per_ticket "
-                "lower, or algorithm.recompute or algorithm.first_order to true where the "
-                "algorithm has them"
+                f"the memory of the {self._device.type} is not enough for a ticket",
+                remedy=(
+                    "set "
+                    f"{group}.tasks_per_ticket "
+                    "lower, or algorithm.recompute or algorithm.first_order to true where the "
+                    "algorithm has them"
+                ),
             ) from error
 
     def _compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:

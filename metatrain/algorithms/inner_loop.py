@@ -39,12 +39,14 @@ def start(meta: Meta, task: Any) -> Params:
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The names that match a pattern; InputError where a pattern matches none."""
     if not patterns:
-        raise InputError('adapts is empty, so that nothing would: give patterns such as "head.*"')
+        raise InputError(
+            "adapts is empty, so that nothing would", remedy='give patterns such as "head.*"'
+        )
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"adapts has a pattern {pattern!r} that matches no parameter: choose among "
-                f"{', '.join(names)}"
+                f"adapts has a pattern {pattern!r} that matches no parameter",
+                remedy=(f"choose among {', '.join(names)}"),
             )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 

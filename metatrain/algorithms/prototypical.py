@@ -34,8 +34,8 @@ class Prototypical:
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         if problem.targets != "classes":
             raise InputError(
-                "prototypical tells classes apart, and these tasks have none: choose another "
-                "algorithm"
+                "prototypical tells classes apart, and these tasks have none",
+                remedy=("choose another algorithm"),
             )
         model = problem.init(generator)
         if "head.weight" not in model:

@@ -38,7 +38,9 @@ class Recurrent:
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
         if "head.hidden" not in model:
-            raise InputError("recurrent needs a network with a memory: give the model as name: rnn")
+            raise InputError(
+                "recurrent needs a network with a memory: give the model as name", remedy="rnn"
+            )
         return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:

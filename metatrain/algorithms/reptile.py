@@ -43,7 +43,8 @@ class Reptile:
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         if self.inner_batch is not None and problem.targets == "rewards":
             raise InputError(
-                "inner_batch draws from examples, and an environment has none: leave it out"
+                "inner_batch draws from examples, and an environment has none",
+                remedy="leave it out",
             )
         return Meta(problem.init(generator), {}, problem.state())
 

@@ -53,20 +53,20 @@ def stamp(data: str, key: str = "family.data") -> tuple[int, int]:
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"cannot reach {data} ({reason}): check its address, and its keys"
+            f"cannot reach {data} ({reason})", remedy="check its address, and its keys"
         ) from error
     if info.type == fs.FileType.NotFound:
         here = "" if storage.is_remote(data) or Path(data).is_absolute() else f" in {Path.cwd()}"
         raise InputError(
-            f"there is no file {data!r}{here}: give {key} the path or address of a CSV or Parquet "
-            "file"
+            f"there is no file {data!r}{here}",
+            remedy=(f"give {key} the path or address of a CSV or Parquet file"),
         )
     if info.type != fs.FileType.File:
-        raise InputError(f"{data!r} is no regular file: give {key} a CSV or Parquet file")
+        raise InputError(f"{data!r} is no regular file", remedy=f"give {key} a CSV or Parquet file")
     if (info.size or 0) > MOST_BYTES:
         raise InputError(
-            f"{data} has {info.size:,} bytes and at most {MOST_BYTES:,} are read: give a part of "
-            "its rows"
+            f"{data} has {info.size:,} bytes and at most {MOST_BYTES:,} are read",
+            remedy=("give a part of its rows"),
         )
     return info.mtime_ns or 0, info.size or 0
 
@@ -84,7 +84,7 @@ def _read(data: str, stamp: tuple[int, int], text: str) -> File:
     try:
         contents = storage.read(data)
     except FileNotFoundError:
-        raise InputError(f"{data} was removed while it was opened: put it back") from None
+        raise InputError(f"{data} was removed while it was opened", remedy="put it back") from None
     column: Callable[[str], pa.ChunkedArray]
     try:
         if contents.startswith(PARQUET):
@@ -104,10 +104,11 @@ def _read(data: str, stamp: tuple[int, int], text: str) -> File:
     twice = repeated(known)
     if twice is not None:
         raise InputError(
-            f"{data} has several columns named {quoted(twice)}: give each a name of its own"
+            f"{data} has several columns named {quoted(twice)}",
+            remedy="give each a name of its own",
         )
     if not rows:
-        raise InputError(f"{data} has column names but no rows: give a file with rows")
+        raise InputError(f"{data} has column names but no rows", remedy="give a file with rows")
     checksum = hashlib.sha256(contents).hexdigest()
     return File(data, stamp, checksum, rows, dict(zip(known, schema.types, strict=True)), column)
 
@@ -119,23 +120,25 @@ def _csv(data: str, contents: bytes, text: str) -> pa.Table:
         decoded = contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{data} is neither Parquet nor UTF-8 text (byte {error.start}): save it as CSV in "
-            "UTF-8, or as Parquet"
+            f"{data} is neither Parquet nor UTF-8 text (byte {error.start})",
+            remedy=("save it as CSV in UTF-8, or as Parquet"),
         ) from error
     if "\0" in decoded:
         raise InputError(
-            f"{data} is neither Parquet nor text, it holds zero bytes: save it as CSV in UTF-8"
+            f"{data} is neither Parquet nor text, it holds zero bytes",
+            remedy="save it as CSV in UTF-8",
         )
     if not decoded.strip():
         raise InputError(
-            f"{data} is empty: it needs a line with the columns' names, and a line for each row"
+            f"{data} is empty",
+            remedy="it needs a line with the columns' names, and a line for each row",
         )
     header = decoded.lstrip("\r\n").splitlines()[0]
     other = next((separator for separator in ";\t|" if separator in header), None)
     if other is not None and "," not in header:
         raise InputError(
-            f"{data} separates its columns by {other!r}: separate them by commas, and write "
-            "decimals with a point"
+            f"{data} separates its columns by {other!r}",
+            remedy=("separate them by commas, and write decimals with a point"),
         )
     return csv.read_csv(
         pa.BufferReader(contents),
@@ -175,10 +178,13 @@ def refuse_nearly_numeric(file: File, name: str) -> None:
     if odd and 2 * len(odd) < len(values):
         row, text = odd[0]
         raise InputError(
-            f"column {quoted(name)} of {file.name} holds {quoted(text)} in row {row} and numbers "
-            "in "
-            f"{len(values) - len(odd)} rows: correct it, or name family.features without this "
-            "column"
+            (
+                f"column {quoted(name)} of {file.name} holds {quoted(text)} in row {row} and "
+                "numbers "
+                "in "
+                f"{len(values) - len(odd)} rows"
+            ),
+            remedy=("correct it, or name family.features without this column"),
         )
 
 
@@ -197,12 +203,12 @@ def names(file: File, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
     column, where = _plain(file, name), f"column {quoted(name)} of {file.name}"
     kind = column.type
     if pa.types.is_null(kind):
-        raise InputError(f"{where} is empty: fill it in, or name another column")
+        raise InputError(f"{where} is empty", remedy="fill it in, or name another column")
     try:
         encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     except pa.ArrowException as error:
         raise InputError(
-            f"{where} holds {kind} values, which name no groups: give it text or numbers"
+            f"{where} holds {kind} values, which name no groups", remedy="give it text or numbers"
         ) from error
     found = encoded.dictionary.to_pylist()
     codes = encoded.indices.fill_null(-1).to_numpy()
@@ -210,8 +216,8 @@ def names(file: File, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
     missing = np.isin(codes, [-1, *(i for i, value in enumerate(found) if value.strip() in absent)])
     if missing.any():
         raise InputError(
-            f"{where} is empty in {missing.sum()} of {len(codes)} rows: fill these in, or remove "
-            "the rows"
+            f"{where} is empty in {missing.sum()} of {len(codes)} rows",
+            remedy=("fill these in, or remove the rows"),
         )
     order = np.array(sorted(range(len(found)), key=found.__getitem__))
     return [found[i] for i in order], np.argsort(order)[codes]
@@ -224,7 +230,7 @@ def table(raw: Any, columns: Sequence[str]) -> Numbers:
     One column may also be N plain values.
     """
     if isinstance(raw, set | frozenset):
-        raise InputError("a set has no order: give a list of rows")
+        raise InputError("a set has no order", remedy="give a list of rows")
     if isinstance(raw, np.ndarray) and raw.dtype.names:
         raw = {name: raw[name] for name in raw.dtype.names}
     elif (
@@ -242,7 +248,9 @@ def table(raw: Any, columns: Sequence[str]) -> Numbers:
         known = list(raw if isinstance(raw, Mapping) else getattr(raw, "column_names", raw.columns))
         for name in columns:
             if name not in known:
-                raise InputError(f"there is no column {quoted(name)}: {instead(name, known)}")
+                raise InputError(
+                    f"there is no column {quoted(name)}", remedy=f"{instead(name, known)}"
+                )
         found = [_array(raw[name], f"column {quoted(name)}") for name in columns]
         found = [column[None] if column.ndim == 0 else column for column in found]
         if any(column.shape != found[0].shape or column.ndim != 1 for column in found):
@@ -250,8 +258,8 @@ def table(raw: Any, columns: Sequence[str]) -> Numbers:
                 f"{quoted(n)} {list(c.shape)}" for n, c in zip(columns[:10], found, strict=False)
             )
             raise InputError(
-                f"each column must have one value for each row, got the shapes {shapes}: correct "
-                "the columns"
+                f"each column must have one value for each row, got the shapes {shapes}",
+                remedy=("correct the columns"),
             )
     else:
         array = _array(raw, "the rows")
@@ -266,14 +274,19 @@ def table(raw: Any, columns: Sequence[str]) -> Numbers:
                 else f"N rows of {len(columns)} values ({_listed(columns)})"
             )
             raise InputError(
-                f"expected {what}, got "
-                f"{'one value' if array.ndim == 0 else f'the shape {list(array.shape)}'}: "
-                "give a list or an array of rows, also if it is one row, or name the columns in a "
-                "dict or a frame"
+                (
+                    f"expected {what}, got "
+                    f"{'one value' if array.ndim == 0 else f'the shape {list(array.shape)}'}"
+                ),
+                remedy=(
+                    "give a list or an array of rows, also if it is one row, or name the columns "
+                    "in a "
+                    "dict or a frame"
+                ),
             )
         found = list(array.T)
     if not len(found[0]):
-        raise InputError("there are no rows: give at least one")
+        raise InputError("there are no rows", remedy="give at least one")
     return np.stack(
         [_floats(column, f"column {quoted(n)}") for n, column in zip(columns, found, strict=True)],
         axis=1,
@@ -310,7 +323,7 @@ def _unreadable(data: str, error: Exception) -> InputError:
         c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split())[:200]
     )
     return InputError(
-        f"cannot read {data} as CSV or Parquet ({reason}): correct it, or write it again"
+        f"cannot read {data} as CSV or Parquet ({reason})", remedy="correct it, or write it again"
     )
 
 
@@ -366,7 +379,7 @@ def _array(values: Any, where: str) -> npt.NDArray[Any]:
     try:
         return np.array(values, dtype=object)
     except ValueError as error:
-        raise InputError(f"{where} must be of one length each: {error}") from error
+        raise InputError(f"{where} must be of one length each", remedy=f"{error}") from error
 
 
 def _floats(column: npt.NDArray[Any], where: str) -> Numbers:
@@ -379,14 +392,15 @@ def _floats(column: npt.NDArray[Any], where: str) -> Numbers:
             row, value = next((item for item in odd if item not in texts), odd[0])
             what = "a number as text" if len(texts) == len(odd) else "no number"
             raise InputError(
-                f"{where} holds {quoted(value)} in row {row}, which is {what}: give numbers in the "
-                "units of the data"
+                f"{where} holds {quoted(value)} in row {row}, which is {what}",
+                remedy=("give numbers in the units of the data"),
             )
         try:
             column = np.array([np.nan if v is None else float(v) for v in values])
         except (ValueError, OverflowError) as error:
             raise InputError(
-                f"{where} holds a number that float64 does not have ({error}): leave it out"
+                f"{where} holds a number that float64 does not have ({error})",
+                remedy="leave it out",
             ) from error
     found: Numbers = column.astype(np.float64)
     _refuse_gaps(found, where)
@@ -406,7 +420,9 @@ def _refuse_gaps(found: Numbers, where: str) -> None:
             if count
         ]
         raise InputError(
-            f"{where} has no finite number in {missing + infinite} of {len(found)} rows "
-            f"({', '.join(kinds)}): "
-            "fill these in, or leave out the rows or the column"
+            (
+                f"{where} has no finite number in {missing + infinite} of {len(found)} rows "
+                f"({', '.join(kinds)})"
+            ),
+            remedy="fill these in, or leave out the rows or the column",
         )

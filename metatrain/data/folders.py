@@ -96,9 +96,12 @@ def read_folder(
             else ""
         )
         raise InputError(
-            f"{source} has {len(classes)} class folders of {least} or more images and at least "
-            f"{FEWEST_CLASSES} are "
-            f"needed: give a folder with a folder of images for each class{because}"
+            (
+                f"{source} has {len(classes)} class folders of {least} or more images and at least "
+                f"{FEWEST_CLASSES} are "
+                "needed"
+            ),
+            remedy=f"give a folder with a folder of images for each class{because}",
         )
     _refuse_deeper_splits(source, list(classes))
     given, notes = _given_splits(list(classes))
@@ -150,7 +153,7 @@ def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tupl
     Beside them the files of the folder that are refused, each with the reason.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist: give image files, or a folder of them")
+        raise InputError(f"{path} does not exist", remedy="give image files, or a folder of them")
     if path.is_file():
         return [(path, None)], []
     files = _files(path)
@@ -159,8 +162,8 @@ def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tupl
     if not found:
         others = f", but {_some([file.name for file, _ in refused])}" if refused else ""
         raise InputError(
-            f"{path} holds no images{others}: give image files, or a folder of "
-            f"{', '.join(sorted(FORMATS))}"
+            f"{path} holds no images{others}",
+            remedy=(f"give image files, or a folder of {', '.join(sorted(FORMATS))}"),
         )
     names = [file.parent.relative_to(path).as_posix() for file in found]
     return [
@@ -189,8 +192,8 @@ def _scan(
     """The readable images of each class, sorted, and what was refused and why."""
     if not source.is_dir():
         raise InputError(
-            f"--source {source} is not a folder: give one that holds a folder of images for each "
-            "class"
+            f"--source {source} is not a folder",
+            remedy=("give one that holds a folder of images for each class"),
         )
     classes: dict[str, list[_Found]] = {}
     refused = []
@@ -241,24 +244,30 @@ def _given_splits(names: list[str]) -> tuple[dict[Split, list[int]] | None, list
         loose = _split_folders(names)
         if len(set(loose.values())) > 1:
             raise InputError(
-                f"the folders {', '.join(sorted(loose))} are named as splits and hold images, but "
-                "no class folders: "
-                "put the images of each class into a folder of its own in there"
+                (
+                    f"the folders {', '.join(sorted(loose))} are named as splits and hold images, "
+                    "but "
+                    "no class folders"
+                ),
+                remedy="put the images of each class into a folder of its own in there",
             )
         return None, []
     for top, _, name in tops:
         if not name or top not in split_of:
             raise InputError(
-                f"there are folders {', '.join(sorted(split_of))} and beside them {top}: every "
-                "class must lie in "
-                "train, val or test; rename or move it, or give one folder of classes without "
-                "splits"
+                f"there are folders {', '.join(sorted(split_of))} and beside them {top}",
+                remedy=(
+                    "every "
+                    "class must lie in "
+                    "train, val or test; rename or move it, or give one folder of classes without "
+                    "splits"
+                ),
             )
     for split in SPLITS:
         if len(same := sorted(top for top in split_of if split_of[top] == split)) > 1:
             raise InputError(
-                f"the folders {' and '.join(same)} are all named as the {split} split: merge or "
-                "rename them"
+                f"the folders {' and '.join(same)} are all named as the {split} split",
+                remedy=("merge or rename them"),
             )
     splits = {
         split: [i for i, (top, _, _) in enumerate(tops) if split_of[top] == split]
@@ -267,14 +276,16 @@ def _given_splits(names: list[str]) -> tuple[dict[Split, list[int]] | None, list
     if min(len(splits["train"]), len(splits["test"]), len(splits["val"]) or 2) < 2:
         sizes = ", ".join(f"{split} has {len(members)}" for split, members in splits.items())
         raise InputError(
-            f"train and test need at least 2 classes each, and val 2 or none: {sizes}; move some"
+            "train and test need at least 2 classes each, and val 2 or none",
+            remedy=f"{sizes}; move some",
         )
     seen: dict[str, str] = {}
     for top, _, name in tops:
         other = seen.setdefault(name.casefold(), top)
         if other != top:
             raise InputError(
-                f"class {name!r} is in {other} and in {top}: every class must be in one split"
+                f"class {name!r} is in {other} and in {top}",
+                remedy="every class must be in one split",
             )
     others = [
         f"{top} is the {split} split"
@@ -306,10 +317,13 @@ def _refuse_deeper_splits(source: Path, names: list[str]) -> None:
         f"{_some([f'{source / h}' for h in holders])}"
     )
     if all(name.startswith(f"{folder}/") for name in names):
-        raise InputError(f"the folders {where}: give --source {source / folder}")
+        raise InputError(f"the folders {where}", remedy=f"give --source {source / folder}")
     raise InputError(
-        f"the folders {where}: move the classes into train, val and test right below {source}, "
-        "or give a folder of classes without splits"
+        f"the folders {where}",
+        remedy=(
+            f"move the classes into train, val and test right below {source}, "
+            "or give a folder of classes without splits"
+        ),
     )
 
 

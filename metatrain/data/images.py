@@ -142,9 +142,12 @@ class ImageStore:
         folder = folder_of(name)
         if not (folder / "manifest.json").exists():
             raise InputError(
-                f"data set {name!r} is not imported yet: run `metatrain data import {name}`, with "
-                "--source where it is "
-                "your own; `metatrain data list` shows those that are there"
+                f"data set {name!r} is not imported yet",
+                remedy=(
+                    f"run `metatrain data import {name}`, with "
+                    "--source where it is "
+                    "your own; `metatrain data list` shows those that are there"
+                ),
             )
         return cls.read(
             name,
@@ -157,7 +160,7 @@ class ImageStore:
         """Verify and memory-map the data set in a folder; `again` says how to get it anew."""
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.get("format") != FORMAT:
-            raise InputError(f"{folder} was written by another version: {again}")
+            raise InputError(f"{folder} was written by another version", remedy=f"{again}")
         path = folder / "images.arrow"
         with reading(f"the data set {name}", manifest["bytes"]):
             if (
@@ -165,7 +168,7 @@ class ImageStore:
                 or path.stat().st_size != manifest["bytes"]
                 or _sha256(path) != manifest["sha256"]
             ):
-                raise InputError(f"{path} is not what was imported: {again}")
+                raise InputError(f"{path} is not what was imported", remedy=f"{again}")
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         header = json.loads(batch.schema.metadata[b"metatrain"])
         sizes = torch.tensor(header["sizes"])
@@ -177,7 +180,7 @@ class ImageStore:
             manifest["images"],
             manifest["classes"],
         ]:
-            raise InputError(f"{path} has other counts than its manifest: {again}")
+            raise InputError(f"{path} has other counts than its manifest", remedy=f"{again}")
         return cls(
             name=name,
             images=images,
@@ -272,8 +275,8 @@ def folder_of(name: str) -> Path:
     """Where the data set of that name is kept."""
     if not re.fullmatch(r"\w[\w.-]*", name) or yaml.safe_load(name) != name:  # recipes name it, too
         raise InputError(
-            f"{name!r} cannot name a data set: use letters, digits, '_', '-' and '.', and not a "
-            "number"
+            f"{name!r} cannot name a data set",
+            remedy=("use letters, digits, '_', '-' and '.', and not a number"),
         )
     return cache() / name
 

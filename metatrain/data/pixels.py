@@ -68,7 +68,8 @@ def listed(pictures: Any, channels: int) -> list[Picture]:
         raise InputError(SINGLE)
     if isinstance(pictures, Mapping | Set):
         raise InputError(
-            f"images must have an order: give a list of them, got a {type(pictures).__name__}"
+            "images must have an order",
+            remedy=f"give a list of them, got a {type(pictures).__name__}",
         )
     if not hasattr(pictures, "__array__"):
         try:
@@ -143,7 +144,7 @@ def read(picture: Picture, bits: Depth | None = None) -> Read:
                 else f"an image of mode {picture.mode}"
             )
         raise InputError(
-            f"{name} cannot be read as an image ({_reason(error)}): replace or remove it"
+            f"{name} cannot be read as an image ({_reason(error)})", remedy="replace or remove it"
         ) from error
 
 

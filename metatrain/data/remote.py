@@ -73,7 +73,7 @@ def push(store: images.ImageStore, uri: str) -> None:
             system.move(arriving, f"{path}/images.arrow")
     except OSError as error:
         raise InputError(
-            f"cannot write {uri} ({error}): check its address, its keys and its room"
+            f"cannot write {uri} ({error})", remedy="check its address, its keys and its room"
         ) from error
     finally:
         if local:
@@ -86,12 +86,11 @@ def _check_target(uri: str, path: Path | None, folder: Path) -> None:
     for place in (path, *path.parents) if path else ():
         if any(place.exists() and place.samefile(own) for own in (folder, storage.cache())):
             raise InputError(
-                f"{uri} is in this machine's data cache, where the data set is already: give a "
-                "folder outside of "
-                f"{storage.cache()}, or an address"
+                f"{uri} is in this machine's data cache, where the data set is already",
+                remedy=(f"give a folder outside of {storage.cache()}, or an address"),
             )
     if storage.is_file(uri):
-        raise InputError(f"{uri} is a file: give a folder for the data set")
+        raise InputError(f"{uri} is a file", remedy="give a folder for the data set")
     names = {info.base_name.removesuffix(".partial") for info in storage.listing(uri)}
     if not names or ("images.arrow" in names and names <= {"images.arrow", "manifest.json"}):
         return  # nothing, or what a push left
@@ -99,9 +98,8 @@ def _check_target(uri: str, path: Path | None, folder: Path) -> None:
         _stored(uri)
     except InputError as error:
         raise InputError(
-            f"{uri} holds {', '.join(sorted(names)[:3])} and no data set: give a new folder, an "
-            "empty one, "
-            "or one that a data set was pushed to"
+            f"{uri} holds {', '.join(sorted(names)[:3])} and no data set",
+            remedy=("give a new folder, an empty one, or one that a data set was pushed to"),
         ) from error
 
 
@@ -129,8 +127,8 @@ def _stored(uri: str) -> _Stored:
         manifest = storage.read(f"{uri}/manifest.json")
     except FileNotFoundError:
         raise InputError(
-            f"{uri} holds no data set (no manifest.json): put one there with `metatrain data push "
-            f"NAME {uri}`"
+            f"{uri} holds no data set (no manifest.json)",
+            remedy=(f"put one there with `metatrain data push NAME {uri}`"),
         ) from None
     try:
         found = json.loads(manifest)
@@ -140,7 +138,7 @@ def _stored(uri: str) -> _Stored:
         return stored
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{uri}/manifest.json is damaged ({error}): push the data set again"
+            f"{uri}/manifest.json is damaged ({error})", remedy="push the data set again"
         ) from error
 
 
@@ -176,14 +174,15 @@ def _copy(uri: str, folder: Path, stored: _Stored) -> None:
                 file.write(chunk)
     except OSError as error:
         raise InputError(
-            f"cannot fetch {uri} ({error}): the same again goes on with what is here"
+            f"cannot fetch {uri} ({error})", remedy="the same again goes on with what is here"
         ) from error
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != stored.sha256:
         shutil.rmtree(partial)
         raise InputError(
-            f"{uri} is not what its manifest says (its checksum differs): push the data set again"
+            f"{uri} is not what its manifest says (its checksum differs)",
+            remedy="push the data set again",
         )
     (partial / "manifest.json").write_bytes(stored.manifest)
     partial.rename(folder)

@@ -43,7 +43,7 @@ def import_data(name: str, source: Path | None = None) -> ImageStore:
 
 def _glyphs(source: Path | None) -> ImageStore:
     if source is not None:
-        raise InputError("glyphs are drawn, not read: leave out --source")
+        raise InputError("glyphs are drawn, not read", remedy="leave out --source")
     images = torch.from_numpy(glyphs.draw(glyphs.CLASSES, glyphs.DRAWINGS, seed=0))
     order = list(range(glyphs.CLASSES))
     train, val = glyphs.CLASSES * 7 // 10, glyphs.CLASSES * 8 // 10
@@ -80,16 +80,19 @@ def _omniglot(source: Path | None) -> ImageStore:
                 found = sorted(_pngs(source, part))
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise InputError(
-                    f"{source / part}.zip is damaged ({error}): get it again"
+                    f"{source / part}.zip is damaged ({error})", remedy="get it again"
                 ) from error
             for (alphabet, character, _), data in found:
                 members.setdefault(f"{alphabet}/{character}", []).append(data)
     counts = [len(members) for members in files.values()]
     if counts != [964, 659]:
         raise InputError(
-            f"{source} has {counts[0]} background and {counts[1]} evaluation characters; "
-            "Omniglot has 964 and 659 in images_background and images_evaluation (folders or "
-            "zips): get it again"
+            (
+                f"{source} has {counts[0]} background and {counts[1]} evaluation characters; "
+                "Omniglot has 964 and 659 in images_background and images_evaluation (folders or "
+                "zips)"
+            ),
+            remedy="get it again",
         )
     names = [name for members in files.values() for name in members]
     drawings = [
@@ -100,7 +103,8 @@ def _omniglot(source: Path | None) -> ImageStore:
     ]
     if any(len(character) != 20 for members in files.values() for character in members.values()):
         raise InputError(
-            f"{source} is incomplete: every Omniglot character has 20 drawings; get it again"
+            f"{source} is incomplete",
+            remedy="every Omniglot character has 20 drawings; get it again",
         )
     try:
         images = pixels.stack(
@@ -108,7 +112,7 @@ def _omniglot(source: Path | None) -> ImageStore:
         )
     except (UnidentifiedImageError, InputError) as error:
         raise InputError(
-            f"{source} has a drawing that cannot be read ({error}): get it again"
+            f"{source} has a drawing that cannot be read ({error})", remedy="get it again"
         ) from error
     return ImageStore(
         name="omniglot",
@@ -177,8 +181,11 @@ def _download_omniglot(folder: Path) -> None:
             Omniglot(str(folder), background=background, download=True)
     except Exception as error:
         raise InputError(
-            f"Omniglot could not be downloaded ({error}): pass --source with a folder that holds "
-            "images_background and images_evaluation, as folders or zips"
+            f"Omniglot could not be downloaded ({error})",
+            remedy=(
+                "pass --source with a folder that holds "
+                "images_background and images_evaluation, as folders or zips"
+            ),
         ) from error
     for part in ("images_background", "images_evaluation"):
         shutil.move(folder / "omniglot-py" / part, folder / part)
@@ -197,8 +204,8 @@ def _pngs(source: Path, part: str) -> Iterator[tuple[tuple[str, str, str], bytes
                     yield (parts[-3], parts[-2], parts[-1]), archive.read(name)
     else:
         raise InputError(
-            f"{source} holds neither a folder {part} nor {part}.zip: pass --source with one that "
-            "does"
+            f"{source} holds neither a folder {part} nor {part}.zip",
+            remedy=("pass --source with one that does"),
         )
 
 

@@ -117,13 +117,15 @@ def converted(module: nn.Module) -> nn.Module:
 def _converted(norm: _BatchNorm) -> BatchStatistics:
     if isinstance(norm, _LazyNormBase):
         raise InputError(
-            f"{type(norm).__name__} does not know its number of channels: give it as num_features"
+            f"{type(norm).__name__} does not know its number of channels",
+            remedy="give it as num_features",
         )
     if type(norm) not in TORCHS:
         raise InputError(
-            f"{type(norm).__name__} keeps running statistics and is none of torch's own layers: "
-            "use "
-            "torch.nn.BatchNorm2d, say, or metatrain.models.normalisation.BatchStatistics"
+            f"{type(norm).__name__} keeps running statistics and is none of torch's own layers",
+            remedy=(
+                "use torch.nn.BatchNorm2d, say, or metatrain.models.normalisation.BatchStatistics"
+            ),
         )
     layer = BatchStatistics(norm.num_features, norm.affine, norm.affine, norm.eps)
     if norm.affine:

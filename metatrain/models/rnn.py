@@ -107,8 +107,8 @@ class RNN:
     def __post_init__(self) -> None:
         if self.body.weights is not None:
             raise InputError(
-                "body.weights would not be read: give the weights of the whole network as "
-                "model.weights"
+                "body.weights would not be read",
+                remedy=("give the weights of the whole network as model.weights"),
             )
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:

@@ -137,7 +137,9 @@ class Episodes:
             if not isinstance(x, Tensor) or x.shape != expected:
                 given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(
-                    f"{what} of shape {given}, expected {list(expected)}: [tasks, episodes, ...]"
+                    f"{what} of shape {given}",
+                    expected=f"{list(expected)}",
+                    remedy="[tasks, episodes, ...]",
                 )
 
     def try_out(self, task: Any) -> Collection[str]:
@@ -152,9 +154,12 @@ class Episodes:
             found.append(outputs)
         if not all(torch.equal(found[0], other) for other in found):
             raise InputError(
-                f"{who} gives other outputs for the same observations: it draws at random, changes "
-                "itself in "
-                "`forward`, or is built with other numbers the second time"
+                f"{who} gives other outputs for the same observations",
+                remedy=(
+                    "it draws at random, changes "
+                    "itself in "
+                    "`forward`, or is built with other numbers the second time"
+                ),
             )
         expected = (tasks, env.episodes, env.actions)
         if outputs.shape != expected:
@@ -187,7 +192,7 @@ class Episodes:
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
         raise InputError(
-            "an environment has no labelled examples to embed: choose another algorithm"
+            "an environment has no labelled examples to embed", remedy="choose another algorithm"
         )
 
     def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:

@@ -117,7 +117,7 @@ def trying(what: str, how: str, correct: str) -> Iterator[None]:
     except BaseException as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{what} fails {how} ({type(error).__name__}: {reason}): correct {correct}"
+            f"{what} fails {how} ({type(error).__name__}: {reason})", remedy=f"correct {correct}"
         ) from error
 
 

@@ -58,26 +58,32 @@ class Supervised:
         object.__setattr__(self, "network", Network(self._build))
         if "running" in self.norm[1:] or (self.norm[0] == "running" and len(self.norm) > 1):
             raise InputError(
-                "norm 'running' adapts differently and cannot be listed with others: evaluate each "
-                "alone"
+                "norm 'running' adapts differently and cannot be listed with others",
+                remedy=("evaluate each alone"),
             )
         normalises = bool(self.normalisations)
         if normalises and "none" in self.norm:
             raise InputError(
-                "norm is 'none' but the model normalises with batch statistics: "
-                "give norm as transductive, support, support+1 or running, or the model as norm: "
-                "none"
+                (
+                    "norm is 'none' but the model normalises with batch statistics: "
+                    "give norm as transductive, support, support+1 or running, or the model as norm"
+                ),
+                remedy="none",
             )
         if self.norm[0] != "running" and any(layer.held for layer in self.normalisations.values()):
             raise InputError(
-                f"the network {type(self.module).__name__} comes with running statistics, which "
-                f"norm {self.norm[0]!r} "
-                "does not use: set norm to running, or leave them as they are in a new layer"
+                (
+                    f"the network {type(self.module).__name__} comes with running statistics, "
+                    "which "
+                    f"norm {self.norm[0]!r} "
+                    "does not use"
+                ),
+                remedy="set norm to running, or leave them as they are in a new layer",
             )
         for name in self.metrics:
             if name == "loss" or "[" in name:
                 raise InputError(
-                    f"a metric is called {name!r}: call it otherwise, without a bracket"
+                    f"a metric is called {name!r}", remedy="call it otherwise, without a bracket"
                 )
         object.__setattr__(self, "norm", tuple(self.norm) if normalises else ("none",))
 
@@ -174,7 +180,8 @@ class Supervised:
         for name, x, y in (("support", support, task.support_y), ("query", query, task.query_y)):
             if x.dim() > 1 and not x.shape[1]:
                 raise InputError(
-                    f"{name}_x is {_shape(x)}, which is no example of a task: give at least one"
+                    f"{name}_x is {_shape(x)}, which is no example of a task",
+                    remedy="give at least one",
                 )
             if x.shape[2:] != torch.Size(self.inputs):
                 raise InputError(
@@ -199,7 +206,9 @@ class Supervised:
                     (f"{name}_x", x.dtype) if x.dtype != torch.float32 else (f"{name}_y", y.dtype)
                 )
                 raise InputError(
-                    f"{wrong} is {kind}, expected torch.float32: convert it with .float()"
+                    f"{wrong} is {kind}",
+                    expected="torch.float32",
+                    remedy="convert it with .float()",
                 )
             if not numbers and (
                 y.dtype != torch.int64 or not (int(y.min()) >= 0 and int(y.max()) < self.outputs)
@@ -215,13 +224,15 @@ class Supervised:
         who = f"the network {type(self.module).__name__}"
         if not same(params, again) or not same(buffers(self.module), buffers(replace(self).module)):
             raise InputError(
-                f"{who} is built with other numbers the second time: draw them with torch, whose "
-                "generator is seeded, "
-                "and not with numpy or random"
+                f"{who} is built with other numbers the second time",
+                remedy=(
+                    "draw them with torch, whose generator is seeded, and not with numpy or random"
+                ),
             )
         if not self.init(torch.Generator().manual_seed(0)):
             raise InputError(
-                f"{who} has no parameter that is trained: leave requires_grad of some as it is"
+                f"{who} has no parameter that is trained",
+                remedy="leave requires_grad of some as it is",
             )
         two = type(task)(*(leaf[:2] for leaf in task))
         leaves = {
@@ -262,13 +273,13 @@ class Supervised:
                     )
             if bool(first.isfinite().all()) and not bool(value.isfinite().all()):
                 raise InputError(
-                    f"the family's {name} is not finite on its first tasks: correct what `bind` "
-                    "gives"
+                    f"the family's {name} is not finite on its first tasks",
+                    remedy=("correct what `bind` gives"),
                 )
         if all(gradient is None for gradient in gradients):
             raise InputError(
-                f"no parameter of {who.removeprefix('the ')} changes the loss: correct its "
-                "`forward`"
+                f"no parameter of {who.removeprefix('the ')} changes the loss",
+                remedy=("correct its `forward`"),
             )
         return self.metrics.keys()
 
@@ -313,9 +324,13 @@ class Supervised:
         module = converted(self.model.module(self.inputs, self.outputs, self.outputs))
         if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()):
             raise InputError(
-                "torch's dropout draws at random in the forward pass, so that a retry of a ticket "
-                "would give another "
-                "result: leave it out of the network"
+                (
+                    "torch's dropout draws at random in the forward pass, so that a retry of a "
+                    "ticket "
+                    "would give another "
+                    "result"
+                ),
+                remedy="leave it out of the network",
             )
         if self.path == "fused":
             fuse(module)
@@ -326,9 +341,13 @@ class Supervised:
             return self.module.get_submodule(name)
         except AttributeError as error:
             raise InputError(
-                f"the network {type(self.module).__name__} has no part named {name!r}, which this "
-                "algorithm computes "
-                "by itself: name its parts `body` and `head`, or choose another algorithm"
+                (
+                    f"the network {type(self.module).__name__} has no part named {name!r}, which "
+                    "this "
+                    "algorithm computes "
+                    "by itself"
+                ),
+                remedy="name its parts `body` and `head`, or choose another algorithm",
             ) from error
 
     def _support_statistics(self, context: Context) -> int | None:
@@ -365,9 +384,12 @@ class Supervised:
                 _shape(predicted[0]) if isinstance(predicted, Tensor) else type(predicted).__name__
             )
             raise InputError(
-                f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} "
-                "examples, expected "
-                f"[{x.shape[1]}, {self.outputs}]: a number for each output, or for each class"
+                (
+                    f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} "
+                    "examples"
+                ),
+                expected=f"[{x.shape[1]}, {self.outputs}]",
+                remedy="a number for each output, or for each class",
             )
         return predicted
 
@@ -378,8 +400,8 @@ class Supervised:
             return nullcontext()
         if statistics_from == RUNNING and not self.state().keys() <= params.keys():
             raise InputError(
-                "norm is 'running', but no moving averages were learned: train with norm: running, "
-                "or give another norm"
+                "norm is 'running', but no moving averages were learned: train with norm",
+                remedy=("running, or give another norm"),
             )
         return normalised_by([*self.normalisations.values()], statistics_from)
 
@@ -395,8 +417,9 @@ def _of_tasks(name: str, value: Tensor, tasks: int) -> Tensor:
             else f"{value.dtype} {_shape(value)}"
         )
         raise InputError(
-            f"{name} is {given} for {tasks} tasks, expected real numbers [{tasks}]: a mean for "
-            "each of them"
+            f"{name} is {given} for {tasks} tasks",
+            expected=f"real numbers [{tasks}]",
+            remedy=("a mean for each of them"),
         )
     return value if value.is_floating_point() else value.float()
 

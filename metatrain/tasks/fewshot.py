@@ -205,30 +205,38 @@ class FewShot:
     def check(self, split: Split) -> None:
         if self.shape is not None and self.shape != self.store.shape:
             raise InputError(
-                f"family.shape is {list(self.shape)}, but the images of {self.data} are "
-                f"{list(self.store.shape)}: "
-                "import it with that --size, or leave family.shape out in a new run"
+                (
+                    f"family.shape is {list(self.shape)}, but the images of {self.data} are "
+                    f"{list(self.store.shape)}"
+                ),
+                remedy="import it with that --size, or leave family.shape out in a new run",
             )
         if self.checksum not in (None, self.store.checksum):
             raise InputError(
-                f"{self.data} is not the data set that this was trained on (checksum "
-                f"{self.store.checksum}, expected "
-                f"{self.checksum}): import that one again, or use this one with --set "
-                "family.checksum=null"
+                (
+                    f"{self.data} is not the data set that this was trained on (checksum "
+                    f"{self.store.checksum}"
+                ),
+                expected=f"{self.checksum})",
+                remedy=("import that one again, or use this one with --set family.checksum=null"),
             )
         scheme = self.store.scheme(self.splits)
         classes = scheme.classes.get(split, [])
         where = f"the {split} split of {self.data}/{scheme.name}"
         if not classes:
             raise InputError(
-                f"{where} is empty: it has only {', '.join(scheme.classes)}; "
-                "choose other splits, or validation.every_steps=0 where it is val that is missing"
+                f"{where} is empty",
+                remedy=(
+                    f"it has only {', '.join(scheme.classes)}; "
+                    "choose other splits, or validation.every_steps=0 where it is val that is "
+                    "missing"
+                ),
             )
         available = len(classes) * (4 if scheme.rotations[split] == "classes" else 1)
         if self.ways > available:
             raise InputError(
-                f"{self.ways} ways were asked for, but {where} has {available} classes: lower "
-                "family.ways"
+                f"{self.ways} ways were asked for, but {where} has {available} classes",
+                remedy=("lower family.ways"),
             )
         fewest, wanted = (
             int(self.store.sizes[torch.tensor(classes)].min()),
@@ -236,8 +244,12 @@ class FewShot:
         )
         if wanted > fewest:
             raise InputError(
-                f"{self.shots} shots and {self.queries} queries need {wanted} images of a class, "
-                f"but {where} has classes of {fewest}: lower family.shots or family.queries"
+                (
+                    f"{self.shots} shots and {self.queries} queries need {wanted} images of a "
+                    "class, "
+                    f"but {where} has classes of {fewest}"
+                ),
+                remedy="lower family.shots or family.queries",
             )
 
     def describe(self) -> str:

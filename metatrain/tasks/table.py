@@ -132,10 +132,13 @@ class Table:
             or min(deviations) <= 0
         ):
             raise InputError(
-                "means and deviations must be finite numbers, one for each of features and one for "
-                "target, and "
-                "deviations above 0: leave both out in a new run, and features as they were in an "
-                "evaluation"
+                (
+                    "means and deviations must be finite numbers, one for each of features and one "
+                    "for "
+                    "target, and "
+                    "deviations above 0"
+                ),
+                remedy=("leave both out in a new run, and features as they were in an evaluation"),
             )
 
     @cached_property
@@ -144,9 +147,13 @@ class Table:
         file = columns.opened(self.data, columns.stamp(self.data), self.group)
         if self.checksum not in (None, file.checksum):
             raise InputError(
-                f"{self.data} is not the file that this was trained on (checksum {file.checksum}, "
-                "expected "
-                f"{self.checksum}): give that file, or use this one with --set family.checksum=null"
+                (
+                    f"{self.data} is not the file that this was trained on (checksum "
+                    f"{file.checksum}, "
+                    "expected "
+                    f"{self.checksum})"
+                ),
+                remedy="give that file, or use this one with --set family.checksum=null",
             )
         return file
 
@@ -167,9 +174,12 @@ class Table:
             recorded, now = [*self.means, *self.deviations], [*rows.means, *rows.deviations]
             if len(recorded) != len(now) or not np.allclose(recorded, now, rtol=1e-6, atol=0):
                 raise InputError(
-                    "family.group, target, features or splits are not those that the means and "
-                    "deviations of "
-                    f"{self.data} were recorded with: leave these keys as they were trained"
+                    (
+                        "family.group, target, features or splits are not those that the means and "
+                        "deviations of "
+                        f"{self.data} were recorded with"
+                    ),
+                    remedy="leave these keys as they were trained",
                 )
         return rows
 
@@ -183,9 +193,11 @@ class Table:
             means, deviations = self._rows.means, self._rows.deviations
         if not means:
             raise InputError(
-                f"no group of {self.data} is left to train on, so that nothing says how to "
-                "standardise: "
-                "give more groups, or change family.splits"
+                (
+                    f"no group of {self.data} is left to train on, so that nothing says how to "
+                    "standardise"
+                ),
+                remedy="give more groups, or change family.splits",
             )
         return torch.tensor(means, dtype=torch.float64), torch.tensor(
             deviations, dtype=torch.float64
@@ -239,8 +251,8 @@ class Table:
         found = ((raw - means[part]) / deviations[part]).float()
         if not found.isfinite().all():
             raise InputError(
-                "a value is too far from those of the training groups for float32: correct or "
-                "remove it"
+                "a value is too far from those of the training groups for float32",
+                remedy=("correct or remove it"),
             )
         return found
 
@@ -401,11 +413,12 @@ def _feature_names(
         if name not in known:
             remedy = columns.instead(name, known)
             raise InputError(
-                f"family.{key} names {quoted(name)}, which is no column of {file.name}: {remedy}"
+                f"family.{key} names {quoted(name)}, which is no column of {file.name}",
+                remedy=f"{remedy}",
             )
     if group == target:
         raise InputError(
-            f"family.group and family.target are both {quoted(group)}: give two columns"
+            f"family.group and family.target are both {quoted(group)}", remedy="give two columns"
         )
     if features is None:
         for name in known:
@@ -418,21 +431,24 @@ def _feature_names(
         )
         if not features:
             raise InputError(
-                f"{file.name} has no numeric column but {quoted(target)}: add columns to predict "
-                "it from"
+                f"{file.name} has no numeric column but {quoted(target)}",
+                remedy=("add columns to predict it from"),
             )
     for key, name in (("group", group), ("target", target)):
         if name in features:
             raise InputError(
-                f"family.features has {quoted(name)}, which is family.{key}: leave it out of the "
-                "features"
+                f"family.features has {quoted(name)}, which is family.{key}",
+                remedy=("leave it out of the features"),
             )
     twice = columns.repeated(features)
     if twice is not None:
-        raise InputError(f"family.features has {quoted(twice)} several times: name it once")
+        raise InputError(
+            f"family.features has {quoted(twice)} several times", remedy="name it once"
+        )
     if not features:
         raise InputError(
-            "family.features is empty: name columns, or leave it out to take all that are numeric"
+            "family.features is empty",
+            remedy="name columns, or leave it out to take all that are numeric",
         )
     return tuple(features)
 
@@ -455,9 +471,12 @@ def _read(
     file, used = columns.opened(data, stamp, group), (*features, target)
     if file.rows * (len(used) + 1) > MOST_VALUES:
         raise InputError(
-            f"{data} has {file.rows:,} rows of {len(used) + 1} columns, more than {MOST_VALUES:,} "
-            "values: "
-            "name fewer family.features, or give a part of its rows"
+            (
+                f"{data} has {file.rows:,} rows of {len(used) + 1} columns, more than "
+                f"{MOST_VALUES:,} "
+                "values"
+            ),
+            remedy="name fewer family.features, or give a part of its rows",
         )
     names, codes = columns.names(file, group)
     values = np.stack([columns.numbers(file, name) for name in used], axis=1)[
@@ -508,8 +527,11 @@ def _scale(
     for name, mean, deviation in zip(names, means, deviations, strict=True):
         if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
             raise InputError(
-                f"column {quoted(name)} of {data} has values too large or too close to be "
-                "standardised "
-                f"(mean {mean:g}, deviation {deviation:g}): give it in another unit"
+                (
+                    f"column {quoted(name)} of {data} has values too large or too close to be "
+                    "standardised "
+                    f"(mean {mean:g}, deviation {deviation:g})"
+                ),
+                remedy="give it in another unit",
             )
     return tuple(means.tolist()), tuple(deviations.tolist())
