@@ -101,7 +101,7 @@ def train(
                 _warn(scores)
                 with awaiting("drawing pictures"):
                     _leave_results(run, scores)
-                run.folder.keep()
+                run.folder.sync()
                 for name in ("figures", "bundle", "result.json"):
                     tracker.artifact(run.folder / name)
                 model = tracker.model(run.folder / "bundle", learner.version)
@@ -164,7 +164,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
         learner.load_state_dict(saved.tensors, saved.scalars)
         notes = dict(saved.notes)
         log.info("resuming %s after %d steps", saved.uri, learner.version)
-    folder.make()
+    folder.create()
     return Run(config, plan, folder, learner, notes, code)
 
 
@@ -205,7 +205,7 @@ def tracked(
     if place is not None:
         run.notes["mlflow_run_id"] = place.run_id
         (run.folder / "mlflow.json").write_text(json.dumps(place._asdict()))
-        run.folder.keep()
+        run.folder.sync()
     status = "FAILED"
     try:
         tracker.inputs(config.recipe())
@@ -256,7 +256,7 @@ def learn(
                 hooks.on_step(step, dict(metrics))
 
         def save() -> None:
-            run.folder.keep()  # first: a resumed run forgets what is newer than its checkpoint
+            run.folder.sync()  # first: a resumed run forgets what is newer than its checkpoint
             checkpoint.save(root, config, run.plan, learner, run.notes, config.checkpoint.keep)
             for hooks in also:
                 hooks.save()

@@ -1,6 +1,4 @@
-"""Where results and data lie: a folder, or whatever pyarrow knows, such as s3://bucket/runs or
-gs://bucket/runs.
-"""
+"""Files of results and data: in a folder, or wherever pyarrow reaches, such as s3://bucket/runs."""
 
 from __future__ import annotations
 
@@ -16,57 +14,57 @@ from pyarrow import fs
 
 from metatrain.core import InputError
 
-PATIENCE_S = 30  # with a storage that does not answer
-WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # a file's name is all there is
+PATIENCE_S = 30  # of retries if a storage does not answer
+WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # these storages know only the names of files
 
 
 def cache() -> Path:
-    """Where this machine keeps data sets and what was compiled for it."""
+    """Return the folder of this machine's data sets and compiled kernels."""
     return Path(os.environ.get("METATRAIN_CACHE") or Path.home() / ".cache" / "metatrain")
 
 
 def is_remote(uri: str) -> bool:
-    """Whether `uri` is an address and no path."""
+    """Whether `uri` is an address and not a path."""
     return "://" in uri
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow filesystem and path of a local path or an address such as s3://bucket/runs."""
+    """Return the pyarrow filesystem and path of a local path or of an address."""
     if not is_remote(uri):
         return fs.LocalFileSystem(), str(Path(uri).absolute())
     check_address(uri)
-    patience = (
-        f"?retry_limit_seconds={PATIENCE_S}" if uri.startswith(("gs://", "gcs://")) else ""
-    )  # or a quarter hour
+    # Google's storage retries for a quarter of an hour by default.
+    google = uri.startswith(("gs://", "gcs://"))
+    patience = f"?retry_limit_seconds={PATIENCE_S}" if google else ""
     with _said(f"use {uri} as storage", "give a folder or an address such as s3://bucket/runs"):
         system, path = fs.FileSystem.from_uri(f"{uri}{patience}")
     return system, path
 
 
 def check_address(uri: str) -> None:
-    """Refuse an address that holds more than an address."""
+    """Refuse an address that holds a password or options."""
     parts = urlsplit(uri)
     if parts.password is not None:
         raise InputError(
             "a storage address holds a password, which would be shown and recorded",
-            remedy=("give its keys in the environment"),
+            remedy="give its keys in the environment",
         )
     if parts.query:
         raise InputError(
-            f"{uri} has options behind a '?', which what lies below it could not have",
-            remedy=("give them in the environment, such as AWS_ENDPOINT_URL"),
+            f"{uri} has options after a '?', which the files below it could not have",
+            remedy="give them in the environment, such as AWS_ENDPOINT_URL",
         )
 
 
 def is_file(uri: str) -> bool:
-    """Whether there is a file."""
+    """Whether `uri` is a file."""
     system, path = filesystem(uri)
     with _reached(uri):
         return bool(system.get_file_info(path).type == fs.FileType.File)
 
 
 def listing(uri: str) -> list[fs.FileInfo]:
-    """What a folder holds, not what its folders hold; nothing where there is none."""
+    """List the files and folders directly in a folder; none if there is no such folder."""
     system, path = filesystem(uri)
     with _reached(uri):
         found: list[fs.FileInfo] = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -74,7 +72,7 @@ def listing(uri: str) -> list[fs.FileInfo]:
 
 
 def read(uri: str) -> bytes:
-    """A whole file; FileNotFoundError where there is none."""
+    """Read a whole file; FileNotFoundError if there is none."""
     system, path = filesystem(uri)
     if not is_file(uri):
         raise FileNotFoundError(f"there is no {uri}")
@@ -84,14 +82,12 @@ def read(uri: str) -> bytes:
 
 
 def write(uri: str, data: bytes) -> None:
-    """A whole file, in a folder that is made where it is missing: readers see all of it or
-    nothing.
-    """
+    """Write a whole file, so that readers see all of it or nothing; create its folder."""
     system, path = filesystem(uri)
     folder, _, _ = path.rpartition("/")
     with _said(
         f"write {uri}",
-        "check its address, its keys in the environment and its room, or give another place",
+        "check its address, its keys in the environment and its free space, or give another place",
     ):
         if system.type_name not in WITHOUT_FOLDERS:
             system.create_dir(folder, recursive=True)
@@ -103,7 +99,7 @@ def write(uri: str, data: bytes) -> None:
 
 
 def remove(uri: str) -> None:
-    """A file, or a folder and all that it holds, or nothing where there is none."""
+    """Remove a file, or a folder with all its contents; do nothing if there is neither."""
     system, path = filesystem(uri)
     with _reached(uri):
         kind = system.get_file_info(path).type
@@ -114,17 +110,15 @@ def remove(uri: str) -> None:
 
 
 class Folder:
-    """The folder of a run or a sweep: a local one, or an address with a local folder that is copied
-    there by `keep`.
+    """The folder of a run or a sweep: local, or a local copy that `sync` sends to an address.
 
-    `folder / name` is a path that can be read and written here; the files of an address's folder,
-    though not its folders, are here from the beginning. `str(folder)` is what people and
-    `metatrain` find it by.
+    `folder / name` is a local path to read and write. At first the copy has the files of the
+    address's folder, but not the folders in it. `str(folder)` is the path or the address.
     """
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri).rstrip("/")
-        self._kept: dict[Path, tuple[int, int]] = {}  # the files as they were when they were copied
+        self._synced: dict[Path, tuple[int, int]] = {}  # time and size when copied
 
     def __str__(self) -> str:
         return self.uri
@@ -143,28 +137,27 @@ class Folder:
                 (here / info.base_name).write_bytes(read(f"{self.uri}/{info.base_name}"))
         return here
 
-    def make(self) -> None:
-        """Make the folder where it is a local one that is not there yet."""
+    def create(self) -> None:
+        """Create the local folder if it does not exist."""
         self._here.mkdir(parents=True, exist_ok=True)
 
-    def keep(self) -> None:
-        """Copy what is new or has changed to where it can be found when this machine is gone."""
+    def sync(self) -> None:
+        """Copy new and changed files to the address, where they outlive this machine."""
         if not is_remote(self.uri):
             return
         states = {path: path.stat() for path in self._here.rglob("*") if path.is_file()}
         now = {path: (state.st_mtime_ns, state.st_size) for path, state in states.items()}
-        changed = [path for path in now if self._kept.get(path) != now[path]]
-        manifests = [
-            path for path in changed if path.name == "manifest.json"
-        ]  # which say that the rest is there
+        changed = [path for path in now if self._synced.get(path) != now[path]]
+        # A manifest says that all other files are there: it goes first and comes last.
+        manifests = [path for path in changed if path.name == "manifest.json"]
         for path in manifests:
             remove(f"{self.uri}/{path.relative_to(self._here)}")
         for path in [*(path for path in changed if path not in manifests), *manifests]:
             write(f"{self.uri}/{path.relative_to(self._here)}", path.read_bytes())
-            self._kept[path] = now[path]
+            self._synced[path] = now[path]
 
     def names(self, pattern: str) -> list[str]:
-        """The files that match, by what people find them."""
+        """Return the paths or addresses of the files that match, sorted."""
         return sorted(
             f"{self.uri}/{path.relative_to(self._here)}" for path in self._here.glob(pattern)
         )
@@ -176,9 +169,9 @@ def _reached(uri: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _said(what: str, remedy: str) -> Iterator[None]:
-    """A storage's errors as one sentence."""
+    """Turn a storage's errors into one sentence."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot {what} ({reason})", remedy=f"{remedy}") from error
+        raise InputError(f"cannot {what} ({reason})", remedy=remedy) from error

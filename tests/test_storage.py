@@ -93,7 +93,7 @@ def test_a_storage_that_cannot_be_written_to_is_one_sentence(
     ("uri", "sentence"),
     [
         ("s3://me:secret@bucket/x", "a storage address holds a password"),
-        ("s3://bucket/x?region=a", r"has options behind a '\?'.*give them in the environment"),
+        ("s3://bucket/x?region=a", r"has options after a '\?'.*give them in the environment"),
         ("nonsense://x", "cannot use nonsense://x as storage"),
     ],
 )
@@ -116,17 +116,17 @@ def test_a_bundle_that_is_replaced_is_whole_or_not_there(
         with monkeypatch.context() as patch:
             patch.setattr(storage, "write", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                folder.keep()
+                folder.sync()
         assert not bundle.is_complete("s3://bucket/replaced/bundle")
-        folder.keep()
+        folder.sync()
         assert bundle.read_directory("s3://bucket/replaced/bundle") == {"x": version}
 
 
 def test_a_local_folder_is_its_own_copy(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "run")
-    folder.make()
+    folder.create()
     (folder / "x").write_text("1")
-    folder.keep()
+    folder.sync()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["x"]
 
 

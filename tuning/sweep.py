@@ -176,7 +176,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
         again.
         """
         if now or time.monotonic() - self._kept_s >= KEEP_S:
-            self._search.folder.keep()
+            self._search.folder.sync()
             self._kept_s = time.monotonic()
 
     def _best(self) -> tuple[Trial, Report] | None:
@@ -244,7 +244,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
             place = tracker.place()
             if place is not None:
                 known.write_text(json.dumps(place._asdict()))
-            folder.keep()
+            folder.sync()
         status, winner = "FAILED", None
         try:
             recipe = search.base.recipe()
@@ -269,7 +269,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
         finally:
             tracker.finish(status)
             _end_children(search, journal, place, winner)
-            folder.keep()
+            folder.sync()
             storage.remove(f"{folder}/tune")
     return outcome
 
@@ -337,7 +337,7 @@ def _alone(search: Search) -> Iterator[None]:
 def _open(search: Search) -> Journal:
     """The folder with what it starts from, and its journal."""
     folder = search.folder
-    folder.make()
+    folder.create()
     storage.remove(f"{folder}/tune")
     for name, text in space.standalone(search.sweep, search.base).items():
         (folder / name).write_text(text)
