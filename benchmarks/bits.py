@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from cluster import run
 from cluster.config import RunConfig
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.core import InputError
 
 STEPS = 20
@@ -37,10 +37,10 @@ LESS = {
 def checksum(path: Path, steps: int) -> str:
     """Of all that a recipe meta-learns in `steps` outer steps."""
     with tempfile.TemporaryDirectory() as folder:
-        tree = recipes.read(path)
+        tree = schema.read(path)
         for key, value in {**LESS, "outer.steps": steps, "output": f"{folder}/run"}.items():
-            recipes.put(tree, key, value)
-        run.train(recipes.parse(RunConfig, tree, str(path)))
+            schema.put(tree, key, value)
+        run.train(schema.parse(RunConfig, tree, str(path)))
         tensors = load_file(f"{folder}/run/bundle/meta.safetensors")
     found = hashlib.sha256()
     for name in sorted(tensors):

@@ -32,7 +32,7 @@ from cluster import run
 from cluster.collector import Interrupted
 from cluster.config import RunConfig
 from cluster.workers.worker import Plan, Worker
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.core import Context, generator_for, to_device
 from metatrain.start import initial_meta
 
@@ -102,7 +102,7 @@ def speeds(device: torch.device, rounds: int, tasks: int) -> str:
 def learn(folder: Path, device: torch.device, minutes: float, sets: list[str]) -> str:
     gpus = int(device.type == "cuda")
     sets = ["outer.tasks_per_ticket=32", "validation.every_steps=2000", "tracking.uri=none", *sets]
-    config = recipes.load(RunConfig, RECIPE, [*sets, f"output={folder / 'run'}"])
+    config = schema.load(RunConfig, RECIPE, [*sets, f"output={folder / 'run'}"])
     config = dataclasses.replace(
         config, workers=dataclasses.replace(config.workers, max=0, gpus=gpus)
     )

@@ -27,7 +27,7 @@ from cluster.config import Workers
 from cluster.pools import ray_pool
 from cluster.pools.pool import LocalPool, Pool
 from cluster.workers.worker import Plan, Worker, choose_plan
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
 from metatrain.start import initial_meta
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = recipes.parse(Recipe, RECIPE, "the benchmark")
+    recipe = schema.parse(Recipe, RECIPE, "the benchmark")
     plan, _ = choose_plan(recipe, gpus=0, threads=1)
     processes = Bare(recipe, plan, arguments.steps)
     one, two = partial(processes, 1), partial(processes, 2)

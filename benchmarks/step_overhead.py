@@ -24,7 +24,7 @@ from cluster.config import Workers
 from cluster.pools import ray_pool
 from cluster.pools.pool import Contribution, LocalPool, Pool
 from cluster.workers.worker import Layout, choose_plan
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
 from metatrain.start import initial_meta
@@ -57,7 +57,7 @@ def recipe_of(width: int, workers: int, steps: int) -> Recipe:
             "optimizer": "SGD",
         },
     }
-    return recipes.parse(Recipe, tree, "the benchmark")
+    return schema.parse(Recipe, tree, "the benchmark")
 
 
 def costs(recipe: Recipe, pool: Pool) -> tuple[list[float], list[float]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cluster.comparison import Comparison
     from cluster.config import RunConfig
     from metatrain.inference import Learned
+    from metatrain.metrics import Metric
     from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -161,9 +162,9 @@ class Run:
     def config(self) -> RunConfig:
         """The recipe with all its values."""
         from cluster.config import RunConfig
-        from metatrain import recipe as recipes
+        from metatrain import schema
 
-        return recipes.load(RunConfig, f"{self._home}/config.yaml")
+        return schema.load(RunConfig, f"{self._home}/config.yaml")
 
     def load(self) -> Learned:
         """What it learned, ready to adapt to examples."""
@@ -193,8 +194,6 @@ class Run:
 
     def _cells(self) -> list[str]:
         """Name, progress and results, each a few words."""
-        from cluster.progress import show
-
         try:
             known = _summary(self._place)
             scores = _scores(result_of(self._place)) if known.metric else []
@@ -203,10 +202,11 @@ class Run:
         steps = [] if known.steps is None else [f"{known.steps} of {known.of} steps"]
         results = []
         for s in scores:
-            text = f"{s['metric']} {show(s['metric'], s['mean'])} ± {show(s['metric'], s['ci95'])}"
+            metric = _metric(s)
+            text = f"{metric.name} {metric.brief(s['mean'])} ± {metric.brief(s['ci95'])}"
             if s.get("diverged"):
                 lost = f"{s['diverged']} of {s['tasks']} tasks diverged"
-                text = f"{s['metric']} {show(s['metric'], s['median'])} (median), {lost}"
+                text = f"{metric.name} {metric.brief(s['median'])} (median), {lost}"
             results.append(text)
         return [known.name, *steps, *results]
 
@@ -258,6 +258,7 @@ class Summary(NamedTuple):
     metric: str | None
     mean: float  # over the tasks that did not diverge
     ci95: float
+    result: str | None  # metric, mean and ci95 as people read them
     diverged: int | None  # tasks
     protocol: str | None
     folder: str
@@ -269,7 +270,7 @@ def front_door(again: str) -> Iterator[None]:
     callers what to do.
     """
     from cluster.collector import Interrupted, WorkersLost
-    from metatrain.cli import OPTIONAL
+    from metatrain.console import OPTIONAL
     from metatrain.isolation import same_random_numbers
     from metatrain.learner import Diverged
 
@@ -331,10 +332,10 @@ def check_argument(name: str, given: Any, kind: Any, expected: str) -> None:
 
 def as_tree(given: Any, what: str) -> tuple[Tree, str]:
     """A recipe or a sweep as plain data of the caller's own, and what errors call it."""
-    from metatrain import recipe as recipes
+    from metatrain import schema
 
     if isinstance(given, str | PurePath):
-        return recipes.read(str(given)), str(given)
+        return schema.read(str(given)), str(given)
     if isinstance(given, Mapping) or (
         dataclasses.is_dataclass(given) and not isinstance(given, type)
     ):
@@ -365,11 +366,11 @@ def plain(value: Any) -> Any:
 
 def change(tree: Tree, overrides: Mapping[str, Any]) -> None:
     """Set dotted keys, and merge dicts into the groups that they are given for."""
-    from metatrain import recipe as recipes
+    from metatrain import schema
 
     for key, value in plain(overrides).items():
         if "." in key:
-            recipes.put(tree, key, value)
+            schema.put(tree, key, value)
         else:
             _merge(tree, {key: value})
 
@@ -388,7 +389,8 @@ def _merge(tree: Tree, changes: Tree) -> None:
 
 def _configured(recipe: Any, overrides: Mapping[str, Any], address: str | None) -> RunConfig:
     from cluster.config import RunConfig
-    from metatrain import recipe as recipes
+    from metatrain import schema
+    from metatrain.recipe import is_sweep
 
     try:
         tree, source = as_tree(recipe, "recipe")
@@ -397,9 +399,9 @@ def _configured(recipe: Any, overrides: Mapping[str, Any], address: str | None) 
         raise InputError(
             "the recipe holds itself", remedy="give a dict of keys and values"
         ) from None
-    if recipes.is_sweep(tree):
+    if is_sweep(tree):
         raise InputError(f"{source} is a sweep", remedy="metatrain.tune takes it")
-    found = recipes.parse(RunConfig, tree, source)
+    found = schema.parse(RunConfig, tree, source)
     workers = plain(overrides.get("workers"))
     asked = (
         address is not None
@@ -471,6 +473,7 @@ def _summary(place: str) -> Summary:
         rows = _rows((_read(f"{place}/metrics.jsonl") or b"")[-TAIL:])
         steps = max((int(row["step"]) for row in rows), default=0)
     score = _scores(result)[0] if result else {}
+    mean, ci95 = (float(score.get(name, math.nan)) for name in ("mean", "ci95"))
     return Summary(
         name,
         "sweep" if is_sweep else "run",
@@ -478,8 +481,9 @@ def _summary(place: str) -> Summary:
         steps,
         of,
         score.get("metric"),
-        float(score.get("mean", math.nan)),
-        float(score.get("ci95", math.nan)),
+        mean,
+        ci95,
+        f"{score['metric']} {_metric(score).interval(mean, ci95)}" if score else None,
         score.get("diverged"),
         score.get("protocol"),
         place,
@@ -510,11 +514,11 @@ def _read(uri: str) -> bytes | None:
 
 
 def _yaml(uri: str) -> Tree:
-    from metatrain import recipe as recipes
+    from metatrain import schema
 
     if not storage.is_file(uri):
         raise InputError(f"it holds no {uri.rpartition('/')[2]}")
-    return recipes.read(uri)
+    return schema.read(uri)
 
 
 def result_of(place: str) -> Tree:
@@ -541,6 +545,13 @@ def result_of(place: str) -> Tree:
 def _scores(result: Tree) -> list[Tree]:
     scores: list[Tree] = result["scores"]
     return scores
+
+
+def _metric(score: Tree) -> Metric:
+    """The metric of a recorded score; results of earlier versions do not say how it is shown."""
+    from metatrain.metrics import Metric
+
+    return Metric(score["metric"], score.get("better", "max"), score.get("shown", "linear"))
 
 
 def _nan_for_null(value: Any) -> Any:

@@ -17,8 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from cluster.config import RunConfig
 from cluster.workers.worker import Plan
-from metatrain import bundle, storage
-from metatrain import recipe as recipes
+from metatrain import bundle, schema, storage
 from metatrain.core import InputError
 from metatrain.learner import Learner
 
@@ -56,7 +55,7 @@ def save(
         ),
         "learner.json": json.dumps(scalars).encode(),
         "run.json": json.dumps({"plan": plan._asdict(), "notes": notes}).encode(),
-        "config.yaml": recipes.as_yaml(config).encode(),
+        "config.yaml": schema.as_yaml(config).encode(),
     }
     bundle.write_directory(uri, files)
     _remove(root, _complete(root)[:-keep])
@@ -89,7 +88,7 @@ def load(uri: str) -> Saved:
     run = json.loads(files["run.json"])
     return Saved(
         uri,
-        recipes.parse(RunConfig, yaml.safe_load(files["config.yaml"]), f"{uri}/config.yaml"),
+        schema.parse(RunConfig, yaml.safe_load(files["config.yaml"]), f"{uri}/config.yaml"),
         Plan(**run["plan"]),
         load_tensors(files["learner.safetensors"]),
         json.loads(files["learner.json"]),
@@ -109,8 +108,8 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
     So may its name, and where and how it is computed.
     """
     before, now = (
-        dict(recipes.flatten(recipes.dump(saved.config))),
-        dict(recipes.flatten(recipes.dump(config))),
+        dict(schema.flatten(schema.dump(saved.config))),
+        dict(schema.flatten(schema.dump(config))),
     )
     changed = []
     for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 import signal
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.jobs.job import JOB
-from metatrain import cli
+from metatrain import cli, console
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
@@ -38,7 +37,7 @@ Address = Annotated[
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(cli.version())
+        print(console.version())
         raise typer.Exit
 
 
@@ -121,7 +120,7 @@ def train(
         ):  # the folder does not hold the checkpoints, but says where they are
             way = ["--set", f"output={ended.run}", "--resume", "auto"]
         what = "continue" if ended.saved else "start again"
-        return f"\nto {what}: {cli.again(sys.argv[1:], *way)}"
+        return f"\nto {what}: {console.again(sys.argv[1:], *way)}"
 
     try:
         folder, scores = run.train(config, address, resume, source=str(recipe))
@@ -131,12 +130,12 @@ def train(
     except (Diverged, WorkersLost) as error:
         saved = "; the last whole step is saved" if error.saved else ""
         raise InputError(f"{error}{saved}{again(error)}") from error
-    cli.print_table(tables.of_scores(scores))
+    console.print_table(tables.of_scores(scores))
     print(f"folder: {folder}")
     print("pictures:", *folder.names("figures/*.png"))
     if (folder / "mlflow.json").exists():
         place = tracking.place_of(str(folder))
-        ui = shlex.join([cli.program(), "ui", str(folder)])
+        ui = shlex.join([console.program(), "ui", str(folder)])
         print(
             "compare runs: "
             f"{f'{place.address()}{place.page()}' if place.uri.startswith('http') else ui}"
@@ -152,7 +151,7 @@ def evaluate(
     ],
     set_: Set = None,
     address: Address = None,
-    json: cli.AsJson = False,
+    json: console.AsJson = False,
 ) -> None:
     """Measure a trained run on the tasks of its evaluation.
 
@@ -161,16 +160,16 @@ def evaluate(
     from cluster import run, tables
     from cluster.collector import Interrupted
 
-    with cli.printing_json(json) as show:
+    with console.printing_json(json) as show:
         try:
             scores = run.evaluate(trained, set_ or [], address)
         except Interrupted:
             print("stopped: an evaluation that does not end leaves no result", file=sys.stderr)
             raise typer.Exit(130) from None
         if json:
-            show({"scores": [dataclasses.asdict(score) for score in scores]})
+            show({"scores": [score.record() for score in scores]})
         else:
-            cli.print_table(tables.of_scores(scores))
+            console.print_table(tables.of_scores(scores))
         print_results(scores[:1])
 
 
@@ -238,7 +237,7 @@ def runs(
     folder: Annotated[
         str, typer.Argument(help="A folder, or an address such as s3://bucket/runs.")
     ] = "runs",
-    json: cli.AsJson = False,
+    json: console.AsJson = False,
 ) -> None:
     """List the runs and sweeps below a folder with their results, newest first. Example: metatrain
     runs
@@ -247,7 +246,7 @@ def runs(
     from metatrain import storage
     from metatrain.core import InputError
 
-    with cli.printing_json(json) as show:
+    with console.printing_json(json) as show:
         if storage.is_file(folder):
             raise InputError(f"{folder} is a file", remedy="give a folder")
         exists = storage.is_remote(folder) or Path(folder).is_dir()
@@ -262,9 +261,9 @@ def runs(
         if json:
             show([row | {"when": row["when"] and row["when"].isoformat()} for row in rows])
         elif rows:
-            cli.print_table(tables.of_runs(rows))
+            console.print_table(tables.of_runs(rows))
         else:
-            print(f"there are no runs in {folder}: train one with {cli.program()} train RECIPE")
+            print(f"there are no runs in {folder}: train one with {console.program()} train RECIPE")
 
 
 @app.command()
@@ -279,11 +278,11 @@ def config(
 
     Example: metatrain config recipes/demo.yaml --set outer.lr=0.01
     """
-    from metatrain import recipe as recipes
+    from metatrain import schema
 
     held = _held(recipe)
     file, origin = (f"{recipe}/{held[1]}", held[0]) if held else (recipe, "recipe")
-    print(recipes.explain(_recipe(file, set_ or []), file, set_ or [], origin))
+    print(schema.explain(_recipe(file, set_ or []), file, set_ or [], origin))
 
 
 @app.command()
@@ -347,29 +346,32 @@ def print_next(recipe: Recipe, folder: str) -> None:
     else:
         words, about = ["evaluate", folder, "--set", "evaluation.tasks=1000"], ""
     print(
-        f"next: {shlex.join([cli.program(), *words])}", *([f"  {about}"] if about else []), sep="\n"
+        f"next: {shlex.join([console.program(), *words])}",
+        *([f"  {about}"] if about else []),
+        sep="\n",
     )
 
 
 def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
     """Read a recipe. If it is something else, say which command takes it."""
     from cluster.config import RunConfig
-    from metatrain import recipe as recipes
+    from metatrain import schema
     from metatrain.core import InputError
+    from metatrain.recipe import is_sweep
 
     held, quoted = _held(path), shlex.quote(path)
     if held is not None:
         what, file = held
-        train = f"{cli.program()} train {shlex.quote(f'{path}/{file}')}"
+        train = f"{console.program()} train {shlex.quote(f'{path}/{file}')}"
         new = f"train its recipe again with {train} --set output=NEW"
         resumed = (
             f"continue it with {train} --resume {quoted}, or " if file == "config.yaml" else ""
         )
         raise InputError(f"{path} is a {what}", remedy=f"{resumed}{new}")
-    tree = recipes.read(path)
-    if recipes.is_sweep(tree):
-        raise InputError(f"{path} is a sweep", remedy=f"{cli.program()} tune {quoted}")
-    return recipes.parse(RunConfig, recipes.apply_overrides(tree, overrides), path)
+    tree = schema.read(path)
+    if is_sweep(tree):
+        raise InputError(f"{path} is a sweep", remedy=f"{console.program()} tune {quoted}")
+    return schema.parse(RunConfig, schema.apply_overrides(tree, overrides), path)
 
 
 def _held(path: str) -> tuple[str, str] | None:

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from cluster.progress import Line
 from cluster.workers.worker import Worker, choose_plan
-from metatrain import bundle
-from metatrain import recipe as recipes
+from metatrain import bundle, schema
 from metatrain.core import InputError, Meta, Norm, Scores
 from metatrain.isolation import isolated
 from metatrain.recipe import Recipe
@@ -97,7 +96,7 @@ def compare(first: str, second: str) -> Comparison:
     )
     _check_tasks(first, recipe, second, other)
     setting = recipe.setting("score")
-    norm, metric = setting.norm[0], setting.family.metric
+    norm, metric = setting.norm[0], setting.family.metric.name
     with isolated(THREADS), Line(2 * setting.tasks, 0) as line:
 
         def show(place: str, before: int) -> Callable[[int], None]:
@@ -144,7 +143,7 @@ def _drawn(recipe: Recipe) -> dict[str, Any]:
     """All that decides which tasks an evaluation draws."""
     setting = recipe.setting("score")
     family = {
-        f"family.{key}": value for key, value in recipes.flatten(recipes.dump(setting.family))
+        f"family.{key}": value for key, value in schema.flatten(schema.dump(setting.family))
     }
     return family | {f"evaluation.{key}": getattr(setting, key) for key in DRAWN_BY}
 
@@ -163,14 +162,14 @@ def _results(
     for ticket in setting.tickets("score"):
         found, _ = worker.compute(ticket)
         assert isinstance(found, Scores)
-        parts.append(found.curves[setting.family.metric][:, -1])
+        parts.append(found.curves[setting.family.metric.name][:, -1])
         show(sum(map(len, parts)))
     values = torch.cat(parts).double()
     bad = int((~values.isfinite()).sum())
     if bad:
         raise InputError(
             (
-                f"{place} has no finite {setting.family.metric} on {bad} of {len(values)} tasks, "
+                f"{place} has no finite {setting.family.metric.name} on {bad} of {len(values)} tasks, "
                 "so "
                 "the difference is not "
                 "known"

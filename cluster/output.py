@@ -21,8 +21,7 @@ from pyarrow import fs
 
 from cluster import checkpoint
 from cluster.config import RunConfig
-from metatrain import recipe as recipes
-from metatrain import storage
+from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.storage import Folder
 
@@ -80,7 +79,7 @@ def choose(
 def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list[Path]:
     """Write a run's config.yaml, and the source of modules of the user's own."""
     written = [folder / "config.yaml"]
-    storage.write(str(written[0]), recipes.as_yaml(config).encode())
+    storage.write(str(written[0]), schema.as_yaml(config).encode())
     for name, data in code.items():
         storage.write(str(folder / "code" / name), data)
     return [*written, folder / "code"] if code else written
@@ -105,7 +104,7 @@ class _Held(NamedTuple):
     """What a folder holds."""
 
     names: set[str]
-    config: recipes.Tree | None  # of the run whose folder it is
+    config: schema.Tree | None  # of the run whose folder it is
     step: int  # the last one in metrics.jsonl; -1 if there is none
     roots: list[str]  # where that run's checkpoints may be
 
@@ -143,7 +142,7 @@ def _look(folder: Folder) -> _Held:
     )
 
 
-def _recorded(uri: str) -> recipes.Tree | None:
+def _recorded(uri: str) -> schema.Tree | None:
     """The config.yaml of a run; None if it is something else's."""
     try:
         tree = yaml.safe_load(storage.read(f"{uri}/config.yaml").decode())

@@ -32,8 +32,7 @@ from cluster.tracking.tracker import Tracker
 from cluster.workers import usage
 from cluster.workers.usage import DRIVER_S, Meter
 from cluster.workers.worker import Plan, choose_plan, device_of
-from metatrain import bundle, custom, figures, inference
-from metatrain import recipe as recipes
+from metatrain import bundle, custom_source, figures, inference, schema
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Meta, to_device
 from metatrain.evaluate import Score
@@ -41,7 +40,7 @@ from metatrain.isolation import isolated
 from metatrain.learner import Diverged, Learner
 from metatrain.plain import finite, to_json
 from metatrain.problems.supervised import Supervised
-from metatrain.recipe import Recipe
+from metatrain.recipe import Recipe, own_classes, own_code
 from metatrain.start import check_data, check_fit, initial_meta, warm
 from metatrain.storage import Folder
 from metatrain.tasks.fewshot import FewShot
@@ -132,7 +131,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
 
     A sweep's `trial` may continue in its own folder from another trial's checkpoint.
     """
-    code = custom.source(recipes.own_classes(config.recipe()))
+    code = custom_source.texts(own_classes(config.recipe()))
     config = dataclasses.replace(config, family=config.family.standalone())
     check_data(config.recipe())
     recipe = config.recipe()
@@ -182,7 +181,7 @@ def tracked(
     run_id = None if tags else run.notes.get("mlflow_run_id")
     params = [
         (key, value)
-        for key, value in recipes.flatten(recipes.dump(config))
+        for key, value in schema.flatten(schema.dump(config))
         if key not in ("name", "output")
     ]
     tracker: Tracker = tracking.NoTracker()
@@ -311,13 +310,13 @@ def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
     tree: dict[str, Any]
     if where is not None and "recipe.yaml" in bundle.read_directory(where):
         recipe, meta = bundle.load(where)
-        tree, version = recipes.dump(recipe), recipe.outer.steps
+        tree, version = schema.dump(recipe), recipe.outer.steps
     else:
         saved = checkpoint.load(uri)
         learner = Learner(initial_meta(saved.config.recipe()), saved.config.outer)
         learner.load_state_dict(saved.tensors, saved.scalars)
-        tree, meta, version = recipes.dump(saved.config), learner.meta(), learner.version
-    return recipes.parse(RunConfig, recipes.apply_overrides(tree, overrides), uri), meta, version
+        tree, meta, version = schema.dump(saved.config), learner.meta(), learner.version
+    return schema.parse(RunConfig, schema.apply_overrides(tree, overrides), uri), meta, version
 
 
 @contextmanager
@@ -346,7 +345,7 @@ def pool_for(
             remedy=("pip install 'ray[default,tune,train]', or set workers.max to 0"),
         ) from error
     with ray_pool.connected(
-        address, recipes.own_code(config.recipe(), whole=address is not None)
+        address, own_code(config.recipe(), whole=address is not None)
     ) as local:
         pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local, group=group)
         try:
@@ -413,7 +412,7 @@ def _leave_results(run: Run, scores: list[Score]) -> None:
     """result.json and the pictures."""
     folder, recipe = run.folder, run.config.recipe()
     meta = to_device(run.learner.meta(), torch.device("cpu"))
-    result = {"scores": [dataclasses.asdict(score) for score in scores]}
+    result = {"scores": [score.record() for score in scores]}
     (folder / "result.json").write_text(to_json(result, indent=1))
     rows = read_metrics(folder / "metrics.jsonl")
     labels = [NORMALISED[score.norm] for score in scores]
@@ -455,7 +454,7 @@ def experiment_of(config: RunConfig) -> Tracking:
 
 def columns_of(config: RunConfig) -> list[str]:
     """The metrics that tell runs apart, the result first."""
-    metric = config.family.metric
+    metric = config.family.metric.name
     return [f"test/{metric}", f"test/{metric}_ci95", f"val/{metric}_after"]
 
 

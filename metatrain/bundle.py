@@ -24,10 +24,9 @@ import yaml
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from metatrain import custom, storage
-from metatrain import recipe as recipes
+from metatrain import custom, custom_source, schema, storage
 from metatrain.core import InputError, Meta
-from metatrain.recipe import Recipe
+from metatrain.recipe import Recipe, own_classes
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +90,11 @@ def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None 
     it is now.
     """
     recipe = dataclasses.replace(recipe, family=recipe.family.standalone())
-    tensors = {
-        f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()
-    }
-    text = recipes.as_yaml(recipe)
-    code = custom.source(recipes.own_classes(recipe)) if code is None else code
+    text = schema.as_yaml(recipe)
+    code = custom_source.texts(own_classes(recipe)) if code is None else code
     sources = {f"{CODE}{name}": data for name, data in code.items()}
     write_directory(
-        uri, {"meta.safetensors": save_tensors(tensors), "recipe.yaml": text.encode(), **sources}
+        uri, {"meta.safetensors": save_tensors(meta.flat()), "recipe.yaml": text.encode(), **sources}
     )
 
 
@@ -114,8 +110,8 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     tree = yaml.safe_load(files["recipe.yaml"])
     if code:
         _check_code(uri, tree, code)
-    recipe = recipes.parse(Recipe, tree, f"{uri}/recipe.yaml")
-    different = custom.changed(code)
+    recipe = schema.parse(Recipe, tree, f"{uri}/recipe.yaml")
+    different = custom_source.changed(code)
     if different:
         log.warning(
             "%s here differs from what %s was trained with, which its code/ holds: results may "
@@ -123,11 +119,7 @@ def load(uri: str) -> tuple[Recipe, Meta]:
             ", ".join(different),
             uri,
         )
-    meta = Meta({}, {}, {}, {})
-    for full, tensor in load_tensors(files["meta.safetensors"]).items():
-        part, _, name = full.partition(".")
-        getattr(meta, part)[name] = tensor
-    return recipe, meta
+    return recipe, Meta.unflat(load_tensors(files["meta.safetensors"]))
 
 
 def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
@@ -142,7 +134,7 @@ def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
     names = custom.own(part.get("name") for part in parts if isinstance(part, dict))
     if (
         not names
-        or sum(map(len, code.values())) > custom.MOST_BYTES
+        or sum(map(len, code.values())) > custom_source.MOST_BYTES
         or not all(name.endswith(".py") for name in code)
     ):
         raise InputError(

@@ -25,8 +25,7 @@ import torch
 import yaml
 
 from cluster.config import RunConfig
-from metatrain import cli
-from metatrain import recipe as recipes
+from metatrain import console, schema
 from metatrain.core import Context, Ticket, generator_for
 from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
@@ -424,10 +423,10 @@ PROBES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
 
 def config(base: dict[str, Any], **overrides: Any) -> RunConfig:
     """A run's configuration; overrides are dotted keys with __ for the dot."""
-    tree = recipes.dump(recipes.parse(RunConfig, base, "test"))
+    tree = schema.dump(schema.parse(RunConfig, base, "test"))
     for key, value in overrides.items():
-        recipes.put(tree, key.replace("__", "."), value)
-    return recipes.parse(RunConfig, tree, "test")
+        schema.put(tree, key.replace("__", "."), value)
+    return schema.parse(RunConfig, tree, "test")
 
 
 def context(seed: int = 0) -> Context:
@@ -454,7 +453,7 @@ def command(*arguments: str) -> Done:
         patch.setattr(sys, "argv", ["metatrain", *arguments])
         root.handlers.clear()
         try:
-            cli.main(app)
+            console.main(app)
         except SystemExit as ended:
             code = int(ended.code or 0)
         finally:

@@ -45,18 +45,18 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
     """A process killed without warning after its fifth step, and another one that resumes."""
     schedule = {"outer__steps": 10, "outer__schedule": "linear", "checkpoint__every_steps": 5}
     killed = tmp_path / "killed"
-    settings = json.dumps(checkpoint.recipes.dump(config(base, output=str(killed), **schedule)))
+    settings = json.dumps(checkpoint.schema.dump(config(base, output=str(killed), **schedule)))
     code = (
         "import json, os, signal, sys\n"
         "from cluster import checkpoint, run\n"
         "from cluster.config import RunConfig\n"
-        "from metatrain import recipe as recipes\n"
+        "from metatrain import schema\n"
         "save = checkpoint.save\n"
         "def save_and_die(*args):\n"
         "    save(*args)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoint.save = save_and_die\n"
-        "run.train(recipes.parse(RunConfig, json.loads(sys.argv[1]), 'test'))\n"
+        "run.train(schema.parse(RunConfig, json.loads(sys.argv[1]), 'test'))\n"
     )
     dying = subprocess.Popen([sys.executable, "-c", code, settings], stderr=subprocess.PIPE)
     straight, _ = run.train(

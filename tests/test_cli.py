@@ -27,8 +27,7 @@ from photos import album
 
 import metatrain
 from cluster import tables
-from metatrain import bundle, cli
-from metatrain import recipe as recipes
+from metatrain import bundle, console, schema
 from metatrain.core import InputError
 from metatrain.evaluate import Score
 from tuning.cli import app
@@ -43,7 +42,7 @@ def spawned(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
 
 
 def write(base: dict[str, Any], path: Path, **overrides: Any) -> str:
-    path.write_text(yaml.safe_dump(recipes.dump(config(base, **overrides))))
+    path.write_text(yaml.safe_dump(schema.dump(config(base, **overrides))))
     return str(path)
 
 
@@ -131,7 +130,7 @@ def test_config_prints_a_recipe_that_trains_the_same_and_where_each_value_is_fro
         "config", str(tmp_path / "s.yaml"), "--set", "outer.lr=0.5", "--set", "model={name: mlp}"
     )
     assert done.returncode == 0
-    assert yaml.safe_load(done.stdout) == recipes.dump(
+    assert yaml.safe_load(done.stdout) == schema.dump(
         config(SINUSOID | {"model": {"name": "mlp"}}, outer__lr=0.5)
     )
     groups = command(
@@ -513,7 +512,7 @@ def test_a_name_in_the_list_of_runs_does_not_move_the_cursor(
 ) -> None:
     row = dict.fromkeys(("when", "steps", "of", "metric", "diverged")) | {"kind": "run"}
     names = {"name": "a\x1b[31m", "folder": "runs/b\nc\u202e"}
-    cli.print_table(tables.of_runs([row | names]))
+    console.print_table(tables.of_runs([row | names]))
     _, line = capsys.readouterr().out.splitlines()
     assert line.split() == [r"a\x1b[31m", "run", r"runs/b\nc\u202e"]
 
@@ -627,21 +626,20 @@ def test_a_closed_stdout_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metric", "difference", "said"),
     [
-        ("accuracy", (0.4, 0.02), "40.00 ± 2.00 points better"),
-        ("mse", (0.4, 0.02), "0.4000 ± 0.0200 worse"),
-        ("mse", (-0.4, 0.02), "0.4000 ± 0.0200 better"),
-        ("return", (-0.4, 0.02), "0.4000 ± 0.0200 worse"),
-        (
-            "f1",
-            (0.4, 0.02),
-            "0.4000 ± 0.0200 higher",
-        ),  # of a family of one's own: nobody knows which is better
-        ("loss", (-0.01, 0.02), "no clear difference: -0.0100 ± 0.0200"),
-        ("mse", (math.nan, math.nan), ""),
+        (ACCURACY, (0.4, 0.02), "40.00 ± 2.00 points better"),
+        (MSE, (0.4, 0.02), "0.4000 ± 0.0200 worse"),
+        (MSE, (-0.4, 0.02), "0.4000 ± 0.0200 better"),
+        (RETURN, (-0.4, 0.02), "0.4000 ± 0.0200 worse"),
+        (Metric("f1", "max", "percent"), (0.4, 0.02), "40.00 ± 2.00 points better"),
+        (MSE, (-0.01, 0.02), "no clear difference: -0.0100 ± 0.0200"),
+        (MSE, (math.nan, math.nan), ""),
     ],
 )
 def test_the_closing_table_has_few_steps_and_says_what_is_better(
-    metric: str, difference: tuple[float, float], said: str, capsys: pytest.CaptureFixture[str]
+    metric: Metric,
+    difference: tuple[float, float],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     steps = [*range(11), 20, 24]
     values = [0.25] * len(steps)
@@ -665,7 +663,7 @@ def test_the_closing_table_has_few_steps_and_says_what_is_better(
         baselines={"support_mean": 0.5},
         differences={"support_mean": difference},
     )
-    cli.print_table(tables.of_scores([score]))
+    console.print_table(tables.of_scores([score]))
     head, *rows, last = capsys.readouterr().out.splitlines()
     assert re.split(" {2,}", head)[1:6] == ["mean", "95 %", "median", "quartiles", "diverged"]
     expected = [
@@ -677,5 +675,5 @@ def test_the_closing_table_has_few_steps_and_says_what_is_better(
     assert [re.split(" {2,}", row)[-1] for row in rows] == ["0"] * 5 + ["3"]
     assert last.startswith("support mean  ")
     assert last.endswith(said)
-    if metric == "accuracy":
+    if metric == ACCURACY:
         assert "25.00% to 75.00%" in rows[0]

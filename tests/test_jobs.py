@@ -25,8 +25,7 @@ from cluster import checkpoint, run
 from cluster.config import RunConfig
 from cluster.jobs import client as jobs
 from cluster.jobs.sent import is_sent, sent_files
-from metatrain import cli, storage
-from metatrain import recipe as recipes
+from metatrain import console, schema, storage
 from metatrain.core import InputError
 from metatrain.data import remote
 from metatrain.data.sources import open_data
@@ -198,12 +197,12 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
     assert recorded.info.status == "FINISHED"
     assert "test/mse" in recorded.data.metrics
 
-    local = recipes.parse(
+    local = schema.parse(
         RunConfig, LONG | {"workers": {"max": 0}, "tracking": {"uri": "none"}}, "test"
     )
-    tree = recipes.dump(local) | {"output": str(tmp_path / "alone")}
-    recipes.put(tree, "outer.steps", done + 50)
-    run.train(recipes.parse(RunConfig, tree, "test"))
+    tree = schema.dump(local) | {"output": str(tmp_path / "alone")}
+    schema.put(tree, "outer.steps", done + 50)
+    run.train(schema.parse(RunConfig, tree, "test"))
     expected, found = parameters(str(tmp_path / "alone")), parameters(where)
     assert all(torch.equal(t, found[name]) for name, t in expected.items())
 
@@ -240,7 +239,7 @@ def test_a_node_that_dies_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Pa
     assert "was lost" in out
     assert not re.search(r"\.py:\d+ --", out)  # as Ray logs
     tree |= {"workers": {"max": 0}, "tracking": {"uri": "none"}, "output": str(tmp_path / "alone")}
-    run.train(recipes.parse(RunConfig, tree, "test"))
+    run.train(schema.parse(RunConfig, tree, "test"))
     expected, found = parameters(str(tmp_path / "alone")), parameters(where)
     assert all(torch.equal(t, found[name]) for name, t in expected.items())
 
@@ -396,7 +395,7 @@ def test_each_node_fetches_a_data_set_once(nodes: Nodes, s3: S3, tmp_path: Path)
 def test_a_sweep_as_a_job_leaves_parent_and_children(nodes: Nodes, s3: S3, tmp_path: Path) -> None:
     where = "s3://bucket/sweeps/job"
     tree = LONG | {"validation": {"every_steps": 10, "tasks": 10}, "workers": {"min": 1, "max": 1}}
-    written(tmp_path / "recipe.yaml", recipes.dump(config(tree, tracking__experiment="sweep-job")))
+    written(tmp_path / "recipe.yaml", schema.dump(config(tree, tracking__experiment="sweep-job")))
     sweep = {
         "name": "rates",
         "recipe": "recipe.yaml",
@@ -594,7 +593,7 @@ def test_the_commands_that_are_printed_work_in_the_users_shell(
         "--name=k",
     ]
     assert (
-        cli.again(sent, "--resume", "auto")
+        console.again(sent, "--resume", "auto")
         == "metatrain submit 'my recipe.yaml' --set output=/runs/j --resume auto"
     )
 

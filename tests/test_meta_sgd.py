@@ -15,8 +15,7 @@ from test_maml import NETS, start, supervised, tasks
 
 from cluster import run
 from cluster.workers.worker import Worker, choose_plan
-from metatrain import bundle
-from metatrain import recipe as recipes
+from metatrain import bundle, schema
 from metatrain.algorithms import MAML, MetaSGD
 from metatrain.core import InputError, Meta, Ticket, Update
 from metatrain.learner import Learner
@@ -139,8 +138,8 @@ def test_a_run_goes_on_with_as_many_rates_as_it_has(steps: int, tmp_path: Path) 
     algorithm = {"name": "meta_sgd", "initial_lr": 0.01, "inner_steps": 2, "rates": "layer_step"}
     settings = config(SINUSOID, algorithm=algorithm, outer__steps=2, output=str(tmp_path / "run"))
     run.train(settings)
-    more = recipes.override(settings, {"algorithm": algorithm | {"inner_steps": steps}}, "test")
-    more = recipes.override(more, {"outer": recipes.dump(more.outer) | {"steps": 4}}, "test")
+    more = schema.override(settings, {"algorithm": algorithm | {"inner_steps": steps}}, "test")
+    more = schema.override(more, {"outer": schema.dump(more.outer) | {"steps": 4}}, "test")
     with pytest.raises(
         InputError, match=r"the checkpoint has other parameters than this run \(algorithm\.rate\."
     ):

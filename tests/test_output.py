@@ -14,8 +14,7 @@ import yaml
 from conftest import S3, SINUSOID, command, config
 
 from cluster import checkpoint, output, run
-from metatrain import recipe as recipes
-from metatrain import storage
+from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.data import remote
 from metatrain.data.sources import open_data
@@ -216,7 +215,7 @@ def test_what_an_early_end_leaves_is_no_hindrance(
     for name, text in (LEFT | BEFORE_THE_FIRST)[left].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(
-            yaml.safe_dump(recipes.dump(settings)) if text == "RECORD" else text
+            yaml.safe_dump(schema.dump(settings)) if text == "RECORD" else text
         )
     if resume is None and left in BEFORE_THE_FIRST:
         with pytest.raises(

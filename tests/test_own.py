@@ -24,9 +24,9 @@ from conftest import SINUSOID, command, config, store
 from cluster import run
 from cluster.config import RunConfig
 from cluster.jobs import client as jobs
-from metatrain import bundle, custom
-from metatrain import recipe as recipes
+from metatrain import bundle, custom_source, schema
 from metatrain.core import InputError
+from metatrain.recipe import own_classes, own_code
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 LESS = (
@@ -127,26 +127,26 @@ def test_a_ray_worker_is_sent_them_and_gives_the_same_result(
 
 
 def test_what_a_cluster_is_sent_is_the_package_and_nothing_that_is_installed(mine: Path) -> None:
-    config = recipes.load(RunConfig, mine / "mine.yaml")
-    assert recipes.own_code(config.recipe()) == [mine / "mine"]
-    assert recipes.own_code(recipes.load(RunConfig, RECIPES / "demo.yaml").recipe()) == []
+    config = schema.load(RunConfig, mine / "mine.yaml")
+    assert own_code(config.recipe()) == [mine / "mine"]
+    assert own_code(schema.load(RunConfig, RECIPES / "demo.yaml").recipe()) == []
 
 
 def test_overrides_of_an_evaluation_are_as_strict_as_the_recipe(mine: Path) -> None:
-    config = recipes.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.inner_stpes=1"])
+    config = schema.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.inner_stpes=1"])
     with pytest.raises(
         InputError,
         match=r"evaluation.algorithm: inner_stpes is not a key .* did you mean 'inner_steps'",
     ):
         config.setting("score")
-    config = recipes.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.name=maml"])
+    config = schema.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.name=maml"])
     with pytest.raises(InputError, match=r"evaluation\.algorithm cannot change the name"):
         config.setting("score")
 
 
 def test_dump_then_parse_is_identity(mine: Path) -> None:
-    config = recipes.load(RunConfig, mine / "mine.yaml")
-    assert recipes.parse(RunConfig, recipes.dump(config), "dumped") == config
+    config = schema.load(RunConfig, mine / "mine.yaml")
+    assert schema.parse(RunConfig, schema.dump(config), "dumped") == config
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ def test_dump_then_parse_is_identity(mine: Path) -> None:
 def test_what_is_wrong_is_one_sentence(mine: Path, key: str, value: Any, sentence: str) -> None:
     (mine / "mine" / "broken.py").write_text("def")
     (mine / "mine" / "others.py").write_text(OTHERS)
-    tree = recipes.read(mine / "mine.yaml")
+    tree = schema.read(mine / "mine.yaml")
     if value in ("mine.others:Nameless", "mine.others:Odd", "mine.classes:Parabolas"):
         tree["model"] = {}
-    recipes.put(tree, key, value)
+    schema.put(tree, key, value)
     with pytest.raises(InputError, match=sentence):
-        recipes.parse(RunConfig, tree, "mine.yaml")
+        schema.parse(RunConfig, tree, "mine.yaml")
 
 
 IMPORTS = {  # what a module says -> what goes along
@@ -249,7 +249,7 @@ def added(folder: Path, text: str) -> RunConfig:
     """The recipe, of which one of the modules says this as well."""
     with (folder / "mine" / "classes.py").open("a") as file:
         file.write(f"\nx = 1\n{text}\n")
-    return recipes.load(RunConfig, folder / "mine.yaml")
+    return schema.load(RunConfig, folder / "mine.yaml")
 
 
 @pytest.mark.parametrize("text", IMPORTS)
@@ -265,8 +265,8 @@ def test_what_an_own_module_imports_goes_along(mine: Path, text: str) -> None:
         mine / name.partition("/")[0]
         for name in IMPORTS[text if text in IMPORTS else "from .... import beyond"]
     }
-    assert set(recipes.own_code(settings.recipe(), whole=True)) == roots | {mine / "mine"}
-    files = custom.source(recipes.own_classes(settings.recipe()))
+    assert set(own_code(settings.recipe(), whole=True)) == roots | {mine / "mine"}
+    files = custom_source.texts(own_classes(settings.recipe()))
     assert set(files) == IMPORTS.get(text, set()) | {"mine/classes.py"}
     assert all((mine / name).read_bytes() == data for name, data in files.items())
 
@@ -280,11 +280,11 @@ def test_what_is_sent_runs_where_nothing_else_is(
         mine, "import chain\nfrom loose import inner\ndef later():\n    from beside import tools"
     )
     there = tmp_path_factory.mktemp("there")
-    files = {"recipe.yaml": yaml.safe_dump(recipes.dump(settings))}
-    jobs._pack(jobs.Job("j", [], files, recipes.own_code(settings.recipe(), whole=True), {}), there)
+    files = {"recipe.yaml": yaml.safe_dump(schema.dump(settings))}
+    jobs._pack(jobs.Job("j", [], files, own_code(settings.recipe(), whole=True), {}), there)
     code = (
-        "from cluster.config import RunConfig; from metatrain import recipe\n"
-        "kind = type(recipe.load(RunConfig, 'recipe.yaml').model)\n"
+        "from cluster.config import RunConfig; from metatrain import schema\n"
+        "kind = type(schema.load(RunConfig, 'recipe.yaml').model)\n"
         "import sys; sys.modules[kind.__module__].later(); "
         "print(sys.modules[kind.__module__].__file__)"
     )
@@ -339,8 +339,8 @@ def test_what_cannot_be_sent_is_named(
     with pytest.raises(
         InputError, match=rf"^helpers, which your own classes need, cannot be sent: {reason}$"
     ):
-        recipes.own_code(settings.recipe(), whole=True)
-    assert recipes.own_code(settings.recipe()) == [
+        own_code(settings.recipe(), whole=True)
+    assert own_code(settings.recipe()) == [
         mine / "mine"
     ]  # this machine's workers may have it
     assert "helpers, which your own classes need, is not sent to workers" in caplog.text
@@ -354,7 +354,7 @@ def test_a_class_of_the_program_itself_cannot_be_sent() -> None:
     with pytest.raises(
         InputError, match="__main__, which your own classes need, cannot be sent: it is the program"
     ):
-        custom.code(["__main__:Net"], whole=True)
+        custom_source.folders(["__main__:Net"], whole=True)
 
 
 RAISED = {
@@ -384,13 +384,13 @@ def test_whatever_an_own_module_raises_is_one_sentence(mine: Path, text: str) ->
         InputError,
         match=rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\): correct it, or",
     ):
-        recipes.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
+        schema.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
 
 
 def test_ctrl_c_while_an_own_module_is_imported_is_no_error_of_its(mine: Path) -> None:
     (mine / "mine" / "raising.py").write_text("raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
-        recipes.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
+        schema.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
 
 
 @pytest.mark.parametrize(
@@ -406,14 +406,14 @@ def test_whatever_an_own_class_raises_of_its_values_is_one_sentence(
     (mine / "mine" / "classes.py").write_text(
         text.replace("    width: int = 40", f"    width: int = 40{check}{raised}")
     )
-    assert recipes.load(RunConfig, mine / "mine.yaml").model.width == 40
+    assert schema.load(RunConfig, mine / "mine.yaml").model.width == 40
     sentence = (
         "not so"
         if "so" in raised
         else r"mine.classes:SineNet cannot be made of these values \(\w+: .*\): correct"
     )
     with pytest.raises(InputError, match=f"model: (Value error, )?{sentence}"):
-        recipes.load(RunConfig, mine / "mine.yaml", ["model.width=60"])
+        schema.load(RunConfig, mine / "mine.yaml", ["model.width=60"])
 
 
 @pytest.fixture
@@ -596,7 +596,7 @@ def test_source_is_recorded_as_it_was_when_training_started(
     mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (mine / "mine" / "classes.py").read_bytes()
-    settings = recipes.load(RunConfig, mine / "mine.yaml", [*LESS, "workers.max=0", "output=run"])
+    settings = schema.load(RunConfig, mine / "mine.yaml", [*LESS, "workers.max=0", "output=run"])
     save = bundle.save
 
     def edited(*arguments: Any) -> None:

@@ -18,7 +18,7 @@ import yaml
 from conftest import GLYPHS, SINUSOID, command, config
 
 from cluster import dry_run as probe
-from metatrain import recipe as recipes
+from metatrain import schema
 
 LINUX = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc"
@@ -135,13 +135,13 @@ PEAKS = """
 import json, runpy, sys
 from cluster.config import RunConfig
 from cluster.workers.worker import Worker, choose_plan
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.core import Ticket
 from metatrain.start import initial_meta
 
 peak_mb = runpy.run_path(sys.argv[1])["peak_mb"]
 for tree, work in json.load(sys.stdin):
-    recipe = recipes.parse(RunConfig, tree, "test").recipe()
+    recipe = schema.parse(RunConfig, tree, "test").recipe()
     worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
     worker.load(0, worker.layout.flatten(initial_meta(recipe)))
     ticket = Ticket(work, "train" if work == "update" else "test", 0, 0)
@@ -152,7 +152,7 @@ for tree, work in json.load(sys.stdin):
 def peaks(*asked: tuple[Any, str]) -> list[float]:
     """Megabytes that tickets add to a process of their own, in which they were computed before."""
     measure = Path(__file__).parent.parent / "benchmarks" / "measure.py"
-    trees = json.dumps([(recipes.dump(settings), work) for settings, work in asked])
+    trees = json.dumps([(schema.dump(settings), work) for settings, work in asked])
     full = [sys.executable, "-c", PEAKS, str(measure)]
     exact = {
         "MALLOC_MMAP_THRESHOLD_": "65536",

@@ -15,14 +15,13 @@ from torch.func import functional_call
 
 import metatrain
 from cluster import run
-from metatrain import core
-from metatrain import recipe as recipes
+from metatrain import core, schema
 from metatrain.algorithms import Prototypical, Recurrent
 from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket
 from metatrain.models import RNN, Conv4
 from metatrain.problems.supervised import Supervised, part
 from metatrain.tasks import open_data
-from metatrain.tasks.fewshot import accuracy, cross_entropy
+from metatrain.metrics import accuracy, cross_entropy
 
 WAYS, SHOTS = 3, 2
 
@@ -202,7 +201,7 @@ def test_every_algorithm_tracks_statistics(algorithm: dict[str, Any], tmp_path: 
     settings = config(
         GLYPHS, algorithm=algorithm, norm="running", outer__steps=2, output=str(tmp_path / "run")
     )
-    settings = recipes.override(settings, {"evaluation": {"tasks": 4, "norm": "running"}}, "test")
+    settings = schema.override(settings, {"evaluation": {"tasks": 4, "norm": "running"}}, "test")
     folder, (score,) = run.train(settings)
     assert score.norm == "running"
     learned = metatrain.load(folder)

@@ -13,7 +13,7 @@ import yaml
 from conftest import GLYPHS, REPTILE, SINUSOID, config
 
 from cluster.config import RunConfig
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.algorithms import BuiltIn
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
@@ -27,15 +27,15 @@ def test_every_recipe_loads_and_is_named_like_its_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(path.parent.parent)  # where own.yaml finds its classes
-    assert recipes.load(RunConfig, path).name == path.stem
+    assert schema.load(RunConfig, path).name == path.stem
 
 
 @pytest.mark.parametrize(
     "path", [p for p in RECIPES if p.stem.endswith("_short")], ids=lambda path: path.stem
 )
 def test_a_short_recipe_differs_from_its_full_one_only_in_training(path: Path) -> None:
-    short = recipes.load(RunConfig, path)
-    full = recipes.load(RunConfig, path.with_name(path.name.replace("_short", "")))
+    short = schema.load(RunConfig, path)
+    full = schema.load(RunConfig, path.with_name(path.name.replace("_short", "")))
     assert short.outer.steps < full.outer.steps
     assert short.family == full.family
     assert short.evaluation.norm == full.evaluation.norm
@@ -49,18 +49,18 @@ def test_there_are_recipes() -> None:
 @pytest.mark.parametrize("base", [SINUSOID, GLYPHS, REPTILE])
 def test_dump_then_parse_is_identity(base: dict[str, Any]) -> None:
     full = config(base)
-    text = yaml.safe_dump(recipes.dump(full))
-    assert recipes.parse(RunConfig, yaml.safe_load(text), "dumped") == full
-    assert recipes.parse(Recipe, recipes.dump(full.recipe()), "dumped") == full.recipe()
+    text = yaml.safe_dump(schema.dump(full))
+    assert schema.parse(RunConfig, yaml.safe_load(text), "dumped") == full
+    assert schema.parse(Recipe, schema.dump(full.recipe()), "dumped") == full.recipe()
 
 
 def test_flatten_names_the_keys_that_put_sets() -> None:
-    tree = recipes.dump(config(SINUSOID))
-    flat = dict(recipes.flatten(tree))
+    tree = schema.dump(config(SINUSOID))
+    flat = dict(schema.flatten(tree))
     assert flat["algorithm.inner_lr"] == 0.01
     again: dict[str, Any] = {}
     for key, value in flat.items():
-        recipes.put(again, key, value)
+        schema.put(again, key, value)
     assert again == tree
 
 
@@ -73,7 +73,7 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         "evaluation.family.shots=7",
         "model.hidden=[8, 8, 8]",
     ]
-    found = recipes.load(RunConfig, path, sets)
+    found = schema.load(RunConfig, path, sets)
     assert found.algorithm.inner_lr == 0.001  # YAML reads 1e-3 as text
     assert found.workers.max == 3
     assert found.setting("score").family.shots == 7
@@ -132,9 +132,9 @@ def test_what_is_wrong_is_named_with_its_path(key: str, value: Any, sentence: st
     tree = {name: dict(v) if isinstance(v, dict) else v for name, v in SINUSOID.items()} | {
         "workers": {}
     }
-    recipes.put(tree, key, value)
+    schema.put(tree, key, value)
     with pytest.raises(InputError) as caught:
-        recipes.parse(RunConfig, tree, "my.yaml")
+        schema.parse(RunConfig, tree, "my.yaml")
     assert str(caught.value).startswith(f"my.yaml: {sentence}")
     assert "\n" not in str(caught.value)
 
@@ -160,9 +160,9 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, sentence: str) 
     path = tmp_path / "r.yaml"
     path.write_text(content)
     with pytest.raises(InputError, match=sentence):
-        recipes.load(RunConfig, path)
+        schema.load(RunConfig, path)
     with pytest.raises(InputError, match="cannot read recipe"):
-        recipes.load(RunConfig, tmp_path / "absent.yaml")
+        schema.load(RunConfig, tmp_path / "absent.yaml")
 
 
 def test_what_a_notebook_cell_may_end_in_is_one_line() -> None:
@@ -183,6 +183,6 @@ def test_what_a_notebook_cell_may_end_in_is_one_line() -> None:
 def test_recipes_are_written_as_people_type_them(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(SINUSOID | {"name": "曲线"}), encoding="utf-8")
-    found = recipes.load(RunConfig, path)
-    assert "name: 曲线\n" in recipes.as_yaml(found)
-    assert "name: 曲线   " in recipes.explain(found, path, [])
+    found = schema.load(RunConfig, path)
+    assert "name: 曲线\n" in schema.as_yaml(found)
+    assert "name: 曲线   " in schema.explain(found, path, [])

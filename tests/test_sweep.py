@@ -26,8 +26,7 @@ from conftest import SINUSOID, command, store, until
 
 from cluster import checkpoint, run
 from cluster.config import JOB, JOB_CPUS, RunConfig
-from metatrain import recipe as recipes
-from metatrain import storage
+from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.storage import Folder
 from tuning import schedulers, space, sweep
@@ -67,9 +66,9 @@ RATES = {
 
 def load(folder: Path, **changes: Any) -> space.Search:
     """A sweep in `folder`, with changes of its keys, __ being the dot in those of its recipe."""
-    recipe = recipes.dump(recipes.parse(RunConfig, RECIPE, "test"))
+    recipe = schema.dump(schema.parse(RunConfig, RECIPE, "test"))
     for key in [key for key in changes if "__" in key]:
-        recipes.put(recipe, key.replace("__", "."), changes.pop(key))
+        schema.put(recipe, key.replace("__", "."), changes.pop(key))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     whole = {
         "name": "s",
@@ -119,8 +118,8 @@ def alone(folder: Path, number: int, to: Path, **changes: Any) -> dict[str, torc
         "tracking.uri": "none",
         **changes,
     }.items():
-        recipes.put(tree, key, value)
-    run.train(recipes.parse(RunConfig, tree, "the trial's"))
+        schema.put(tree, key, value)
+    run.train(schema.parse(RunConfig, tree, "the trial's"))
     return parameters(to)
 
 

@@ -19,8 +19,7 @@ import pytest
 import torch
 from conftest import S3, SINUSOID, command, config
 
-from metatrain import bundle, figures, storage
-from metatrain import recipe as recipes
+from metatrain import bundle, figures, schema, storage
 from metatrain.core import InputError
 from metatrain.data import columns
 from metatrain.models.mlp import MLP
@@ -619,7 +618,7 @@ def test_a_run_learns_and_its_bundle_needs_no_file(houses: pd.DataFrame) -> None
     assert isinstance(family, Table)
     assert family.features == ("rooms", "area")
     assert family.checksum is not None
-    assert recipes.parse(type(recipe), recipes.dump(recipe), "again") == recipe
+    assert schema.parse(type(recipe), schema.dump(recipe), "again") == recipe
     assert torch.equal(family.examples(houses), x)
     assert torch.equal(family.targets(houses["price"]), y)
     assert family.predictions(y).numpy() == pytest.approx(houses["price"].to_numpy(), rel=1e-6)

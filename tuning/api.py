@@ -87,7 +87,7 @@ def tune(
 
 
 def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Search:
-    from metatrain import recipe as recipes
+    from metatrain import schema
     from tuning import space
     from tuning.space import Sweep
 
@@ -106,7 +106,7 @@ def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Sea
         if isinstance(recipe, dict):
             keys, name = recipe, "its recipe"
             tree["recipe"] = "recipe.yaml"  # as which the sweep's folder has it
-        parsed = space.in_folder(recipes.parse(Sweep, tree, source), resume, overrides)
+        parsed = space.in_folder(schema.parse(Sweep, tree, source), resume, overrides)
         if not isinstance(recipe, dict):
             beside = [Path(source).parent / parsed.recipe] if isinstance(given, str | Path) else []
             places = [*beside, Path(parsed.recipe)]

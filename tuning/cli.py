@@ -14,7 +14,7 @@ import typer
 from cluster.cli import Address, Set, app, print_results
 from cluster.jobs import cli as jobs_cli
 from cluster.jobs.job import JOB
-from metatrain import cli
+from metatrain import console
 from metatrain.awaiting import awaiting
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def tune(
     except Interrupted as stopped:
         print(f"{stopped}; what they reported is kept", file=sys.stderr)
         if JOB not in os.environ:  # a job is continued by another one
-            again = cli.again(sys.argv[1:], "--resume", resume or "auto")
+            again = console.again(sys.argv[1:], "--resume", resume or "auto")
             print(f"to continue: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_outcome(search, outcome)
@@ -115,13 +115,14 @@ def submit(
     from cluster.config import RunConfig
     from cluster.jobs import client as jobs
     from cluster.jobs.sent import sent_files
-    from metatrain import recipe as recipes
+    from metatrain import schema
+    from metatrain.recipe import is_sweep, own_code
 
     base: RunConfig
     what: Sweep | RunConfig
     folder = resume if resume not in (None, "auto") else None
     ranges: Mapping[str, Any] = {}
-    if recipes.is_sweep(recipes.read(file)):
+    if is_sweep(schema.read(file)):
         jobs.find_token(address)
         from tuning import space
 
@@ -130,8 +131,8 @@ def submit(
         arguments, files = ["tune", "sweep.yaml"], space.standalone(what, base)
         output, ranges = what.output, dict(space.searched(what.space))
     else:
-        what = base = recipes.load(RunConfig, file, set_ or [])
-        arguments, files = ["train", "recipe.yaml"], {"recipe.yaml": recipes.as_yaml(base)}
+        what = base = schema.load(RunConfig, file, set_ or [])
+        arguments, files = ["train", "recipe.yaml"], {"recipe.yaml": schema.as_yaml(base)}
         output = what.output or (folder and re.sub(r"/checkpoints(/[^/]+)?/?$", "", folder))
     if base.checkpoint.uri is not None:
         jobs.check_place("checkpoint.uri", base.checkpoint.uri)
@@ -144,14 +145,14 @@ def submit(
         name or jobs.dated(what.name),
         [*arguments, *(["--resume", resume] if resume is not None else [])],
         files,
-        recipes.own_code(base, whole=True),
+        own_code(base, whole=True),
         jobs.environment(address, env or []),
         jobs.check_place("output", output),
         driver_cpus,
         driver_gpus,
         driver_memory,
         file,
-        cli.again(
+        console.again(
             sys.argv[1:], "--resume", folder if folder is not None and output == folder else "auto"
         ),
         sent,
@@ -163,7 +164,7 @@ def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The paths and addresses that a recipe reads, or one of a sweep's trials, with the key of
     each.
     """
-    from metatrain import recipe as recipes
+    from metatrain import schema
 
     families = [base.family, *(base.setting(work).family for work in ("validate", "score"))]
     data = [getattr(family, "data", None) for family in families]
@@ -178,7 +179,7 @@ def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [("family.data", place) for place in named]
     if ":" in base.family.name:  # what an own family calls a file of this folder
         given = [
-            (f"family.{key}", value) for key, value in recipes.flatten(recipes.dump(base.family))
+            (f"family.{key}", value) for key, value in schema.flatten(schema.dump(base.family))
         ]
         found += [
             (key, value) for key, value in given if isinstance(value, str) and Path(value).is_file()
@@ -223,7 +224,6 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cluster.progress import show
     from cluster.tracking.tracker import place_of
     from tuning.figures import text
     from tuning.sweep import trial_folder
@@ -245,7 +245,7 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     metric = search.base.family.metric
     for trial in outcome.trials[:SHOWN]:
         last = trial.last
-        found = (show(metric, last.value), f"± {show(metric, last.ci95)}") if last else ("none", "")
+        found = (metric.brief(last.value), f"± {metric.brief(last.ci95)}") if last else ("none", "")
         lost = [str(last.diverged_tasks) if last else "" for _ in diverged]
         values = [text(trial.values[key]) for key in search.space]
         table.add_row(str(trial.number), *found, *lost, str(trial.steps), trial.state, *values)
@@ -258,7 +258,7 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
     elif outcome.winner.state == "completed":
         again = f"{folder}-again-{outcome.winner.number:02d}"
         print(
-            f"to train the winner again: {cli.program()} train {winner}/config.yaml --set "
+            f"to train the winner again: {console.program()} train {winner}/config.yaml --set "
             f"output={again}"
         )
     if outcome.place is not None:
@@ -266,7 +266,7 @@ def _print_outcome(search: Search, outcome: Outcome) -> None:
         if place.uri.startswith("http"):
             print(f"side by side: {place.address()}{place.page()}")
         else:
-            print(f"side by side: {cli.program()} ui {folder}")
+            print(f"side by side: {console.program()} ui {folder}")
             print(f"  which opens http://127.0.0.1:5000{place.page()}")
     print(f"chosen by: {outcome.protocol}")
     print_results(outcome.scores, f"all else is in {folder}")
@@ -280,9 +280,9 @@ def _near(uri: str) -> str:
 def main() -> None:
     """Entry point of the console script, and of jobs."""
     if JOB in os.environ:
-        cli.main(_in_job, "%(asctime)s %(message)s")
+        console.main(_in_job, "%(asctime)s %(message)s")
     else:
-        cli.main(app)
+        console.main(app)
 
 
 def _in_job() -> None:

@@ -10,8 +10,8 @@ import ray
 from cluster.config import JOB, JOB_CPUS, JOB_GPUS, RunConfig
 from cluster.pools import ray_pool
 from cluster.workers.worker import Worker, choose_plan
-from metatrain import recipe as recipes
 from metatrain.core import InputError, Ticket
+from metatrain.recipe import own_code
 from metatrain.start import initial_meta
 from tuning.space import Search
 
@@ -100,7 +100,7 @@ def estimate(search: Search, address: str | None) -> Estimate:
         each[ticket.work] = worker.compute(ticket)[1].wall_s / min(
             setting.tasks_per_ticket, setting.tasks
         )
-    with ray_pool.connected(address, recipes.own_code(base)):
+    with ray_pool.connected(address, own_code(base)):
         check_resources(search)
         together = at_once(search)
         cores = ray.cluster_resources().get("CPU", 1.0)

@@ -21,11 +21,10 @@ from ray.tune.search.sample import Domain as TuneDomain
 
 from cluster.config import RunConfig
 from cluster.workers.worker import Layout
-from metatrain import cli, storage
-from metatrain import recipe as recipes
+from metatrain import console, schema, storage
 from metatrain.core import InputError
-from metatrain.evaluate import BETTER
 from metatrain.learner import Learner
+from metatrain.recipe import check_name
 from metatrain.start import check_data, check_fit, initial_meta
 from metatrain.storage import Folder
 
@@ -133,8 +132,7 @@ class Sweep:
     [low, high]}, {loguniform: [low, high]}, {quantised: [low, high, step]}, {integers: [low, high]}
     (both ends included), {choice: [...]} and {grid: [...]}.
 
-    Trials are compared by `metric`, which is validation's (val/accuracy_after and such), of which
-    `mode` says what is better (default: max of an accuracy or return, min of a mse). At most
+    Trials are compared by `metric`, which is validation's (val/accuracy_after and such). At most
     `at_once` run together (default: as many as fit), each with the resources that the recipe's
     `workers` asks for. `output` is its folder (default: runs/NAME).
     """
@@ -146,7 +144,6 @@ class Sweep:
     set: dict[str, Any] = field(default_factory=dict)
     space: dict[str, Any]
     metric: str | None = None
-    mode: Mode | None = None
     budget: Budget = Budget()
     search: Literal["random", "grid", "optuna"] = "random"
     scheduler: Annotated[InFull | ASHA | PBT, Field(discriminator="name")] = InFull()
@@ -155,7 +152,7 @@ class Sweep:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        recipes.check_name(self.name)
+        check_name(self.name)
         for name, least in (("at_once", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -237,29 +234,29 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
     """
     if path.is_dir():
         raise InputError(_of_folder(path))
-    tree = recipes.read(path)
+    tree = schema.read(path)
     if is_recipe(tree):
-        raise InputError(f"{path} is a recipe", remedy=f"{cli.program()} train {path}")
-    sweep = recipes.parse(Sweep, recipes.apply_overrides(tree, overrides), str(path))
+        raise InputError(f"{path} is a recipe", remedy=f"{console.program()} train {path}")
+    sweep = schema.parse(Sweep, schema.apply_overrides(tree, overrides), str(path))
     places = [path.parent / sweep.recipe, Path(sweep.recipe)]
     found = next((place for place in places if place.exists()), places[0])
-    return sweep, shared(sweep, recipes.read(found), str(path), str(found))
+    return sweep, shared(sweep, schema.read(found), str(path), str(found))
 
 
-def shared(sweep: Sweep, tree: recipes.Tree, path: str, found: str) -> RunConfig:
+def shared(sweep: Sweep, tree: schema.Tree, path: str, found: str) -> RunConfig:
     """What all trials of a sweep share, from its recipe's keys. Errors name the sweep `path` and
     the recipe `found`.
     """
-    for key, value in recipes.flatten(sweep.set):
-        recipes.put(tree, key, value)
+    for key, value in schema.flatten(sweep.set):
+        schema.put(tree, key, value)
     if sweep.budget.steps is not None:
-        recipes.put(tree, "outer.steps", sweep.budget.steps)
-    for key, _ in recipes.flatten(sweep.set):
+        schema.put(tree, "outer.steps", sweep.budget.steps)
+    for key, _ in schema.flatten(sweep.set):
         if key in dict(searched(sweep.space)):
             raise InputError(
                 f"{key} is in set and in space of {path}", remedy="it is either fixed or searched"
             )
-    base = recipes.parse(RunConfig, tree, f"{found} with `set` of {path}")
+    base = schema.parse(RunConfig, tree, f"{found} with `set` of {path}")
     every = base.validation.every_steps
     if not 0 < every <= base.outer.steps:
         raise InputError(
@@ -290,12 +287,12 @@ def standalone(sweep: Sweep, base: RunConfig) -> dict[str, str]:
     """Both as files that need no others."""
     whole = dataclasses.replace(sweep, recipe="recipe.yaml", set={})
     return {
-        f"{name}.yaml": recipes.as_yaml(content)
+        f"{name}.yaml": schema.as_yaml(content)
         for name, content in (("sweep", whole), ("recipe", base))
     }
 
 
-def is_recipe(tree: recipes.Tree) -> bool:
+def is_recipe(tree: schema.Tree) -> bool:
     """Whether the keys of a file are a recipe's, and no sweep's."""
     return (
         "space" not in tree
@@ -311,7 +308,7 @@ def _of_folder(path: Path) -> str:
         ("config.yaml", "a run's folder", "train"),
     ):
         if (path / mark).is_file():
-            return f"{path} is {what}: {cli.program()} {command} {path / mark} --resume {path}"
+            return f"{path} is {what}: {console.program()} {command} {path / mark} --resume {path}"
     return f"{path} is a folder: give a YAML file such as those in recipes/sweeps/"
 
 
@@ -458,21 +455,13 @@ def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
 
 
 def _metric(sweep: Sweep, base: RunConfig) -> tuple[str, Mode]:
-    metric = f"val/{base.family.metric}_after"
+    metric = f"val/{base.family.metric.name}_after"
     if sweep.metric not in (None, metric):
         raise InputError(
             f"metric is {sweep.metric!r}, expected {metric}, by which {base.family.name} is "
             "validated"
         )
-    known = BETTER.get(base.family.metric)
-    mode = sweep.mode or known
-    if known not in (None, mode):
-        raise InputError(
-            f"mode is {mode}, and of {metric} {known} is better", remedy="leave mode out"
-        )
-    if mode is None:
-        raise InputError(f"mode is missing; say whether min or max of {metric} is better")
-    return metric, mode
+    return metric, base.family.metric.better
 
 
 def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
@@ -563,10 +552,10 @@ def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: 
 
 
 def _with(base: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
-    tree = recipes.dump(base)
+    tree = schema.dump(base)
     for key, value in values.items():
-        recipes.put(tree, key, value)
-    return recipes.parse(RunConfig, tree, source)
+        schema.put(tree, key, value)
+    return schema.parse(RunConfig, tree, source)
 
 
 def fitting(seed: int) -> int:
@@ -592,9 +581,9 @@ def changed(before: Search, now: Search) -> str | None:
         sweep = dataclasses.replace(
             search.sweep, budget=Budget(), at_once=None, recipe="", set={}, output=None
         )
-        base = recipes.flatten(recipes.dump(search.base))
+        base = schema.flatten(schema.dump(search.base))
         free = [f"workers.{name}" for name in ("min", "max", "cpus", "threads", "wait_s")]
-        own = {f"its {key}": value for key, value in recipes.flatten(recipes.dump(sweep))}
+        own = {f"its {key}": value for key, value in schema.flatten(schema.dump(sweep))}
         return own | {f"its recipe's {key}": value for key, value in base if key not in free}
 
     old, new = tree(before), tree(now)

@@ -36,16 +36,16 @@ from cluster import checkpoint, run
 from cluster.collector import Interrupted
 from cluster.evaluation import protocol
 from cluster.pools import ray_pool
-from cluster.progress import Line, duration, show
+from cluster.progress import Line, duration
 from cluster.tracking import description, mlflow_tracker
 from cluster.tracking import tracker as tracking
 from cluster.tracking.tracker import Place, Tracker
-from metatrain import bundle, figures, storage
-from metatrain import recipe as recipes
+from metatrain import bundle, figures, schema, storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
+from metatrain.recipe import own_code
 from tuning import figures as pictures
 from tuning import schedulers, space
 from tuning import trial as one
@@ -199,7 +199,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             f"trials {len(ended)}/{self._search.trials} ended, {len(trials) - len(ended)} under way"
         )
         if best is not None:
-            value = show(self._search.base.family.metric, best[1].value)
+            value = self._search.base.family.metric.brief(best[1].value)
             text += (
                 f"  best {self._search.metric} on the way {value} (trial {best[0].number}, step "
                 f"{best[1].step})"
@@ -222,7 +222,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
     warnings.filterwarnings(
         "ignore", "Consider boosting PBT", UserWarning
     )  # by what the function API has not
-    code = recipes.own_code(search.base)
+    code = own_code(search.base)
     with run.interruptible() as should_stop, ray_pool.connected(address, code), _alone(search):
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said here
@@ -346,10 +346,10 @@ def _open(search: Search) -> Journal:
 
 def _described(search: Search) -> list[tuple[str, Any]]:
     """The sweep as MLflow's parameters of the parent run."""
-    sweep = recipes.dump(
+    sweep = schema.dump(
         dataclasses.replace(search.sweep, space={}, set={}, recipe=search.base.name)
     )
-    kept = [(key, value) for key, value in recipes.flatten(sweep) if value not in (None, {})]
+    kept = [(key, value) for key, value in schema.flatten(sweep) if value not in (None, {})]
     space = [(f"space.{key}", domain) for key, domain in search.space.items()]
     return [
         *kept,
@@ -398,7 +398,7 @@ def _tune(
     shared = Shared(
         sweep.name,
         str(folder),
-        recipes.dump(search.base),
+        schema.dump(search.base),
         search.metric,
         search.mode,
         isinstance(sweep.scheduler, PBT),

@@ -32,8 +32,7 @@ from cluster.jobs.sent import absent
 from cluster.pools.ray_pool import this_node
 from cluster.run import learn, pool_for, prepare, tracked
 from cluster.tracking.mlflow_tracker import PARENT
-from metatrain import bundle, storage
-from metatrain import recipe as recipes
+from metatrain import bundle, schema, storage
 from metatrain.core import InputError
 from metatrain.isolation import isolated
 from metatrain.learner import Diverged
@@ -53,7 +52,7 @@ class Shared(NamedTuple):
 
     name: str
     folder: str
-    base: recipes.Tree
+    base: schema.Tree
     metric: str
     mode: Mode
     exploits: bool  # whether trials go on from each other's checkpoints
@@ -66,8 +65,8 @@ class Shared(NamedTuple):
         tree = copy.deepcopy(self.base)
         own = {"name": name_of(self.name, number), "output": f"{self.folder}/trials/{number:02d}"}
         for key, value in {**values, **own}.items():
-            recipes.put(tree, key, value)
-        return recipes.parse(RunConfig, tree, f"trial {number}")
+            schema.put(tree, key, value)
+        return schema.parse(RunConfig, tree, f"trial {number}")
 
 
 def run(given: dict[str, Any], shared: Shared) -> None:

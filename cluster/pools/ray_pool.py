@@ -45,7 +45,7 @@ from cluster.pools import shortage
 from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
 from cluster.workers.usage import WORKER_S, Meter
 from cluster.workers.worker import Layout, Plan, Worker
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Scores, Ticket, Update
 from metatrain.isolation import same_random_numbers
@@ -117,13 +117,13 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
 class RayWorker:
     """The actor: a Worker, and numpy on the way in and out."""
 
-    def __init__(self, recipe: recipes.Tree, plan: Plan, shared: bool = False) -> None:
+    def __init__(self, recipe: schema.Tree, plan: Plan, shared: bool = False) -> None:
         """`shared`: other machines are in the cluster, and may have what this one lacks."""
         self._refusal: str | None = None
         self._shared = shared
         self._meter = Meter(WORKER_S, at_once=True)
         try:
-            self._worker = Worker(recipes.parse(Recipe, recipe, "the driver's recipe"), plan)
+            self._worker = Worker(schema.parse(Recipe, recipe, "the driver's recipe"), plan)
         except (InputError, OSError, ImportError) as error:
             self._refusal = (absent(error, this_node()) if shared else None) or str(error)
 
@@ -194,7 +194,7 @@ class RayPool:
             placed["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         self._options = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, **placed}
         shared = JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1
-        self._arguments = (recipes.dump(recipe), plan, shared)
+        self._arguments = (schema.dump(recipe), plan, shared)
         self._name, self._workers, self._placed = recipe.name, workers, group is not None
         self._told = ""  # who waits for a place
         self._ask_s = 0.0  # when to ask for it again

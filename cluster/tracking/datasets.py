@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from metatrain import recipe as recipes
+from metatrain import schema
 from metatrain.core import Split, TaskFamily, Work
 from metatrain.data import remote
 from metatrain.recipe import Recipe
@@ -64,7 +64,7 @@ def describe(family: TaskFamily, split: Split) -> Described:
         return _images(family, split)
     if isinstance(family, Table):
         return _rows(family, split)
-    tree = _cleaned(recipes.dump(family))
+    tree = _cleaned(schema.dump(family))
     text = json.dumps(tree, sort_keys=True)
     checksum = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     own = ":" in tree["name"]  # nobody knows what it draws from
