@@ -4,6 +4,7 @@ rows of numbers.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +19,9 @@ from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Norm
 from metatrain.data import columns
 from metatrain.data.folders import labelled_files
-from metatrain.inference import Adapted, Learned, Predictions, counted
-from metatrain.names import printable, shortened
+from metatrain.inference import Adapted, Learned, Predictions
+from metatrain.names import counted, few, printable, shortened
+from metatrain.plain import to_json
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 
@@ -50,6 +52,29 @@ def predict(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
     if isinstance(learned.recipe.family, FewShot):
         return _images(learned, support, query, norm)
     return _rows(learned, support, query, norm)
+
+
+def write(found: Predicted, folder: Path) -> list[Path]:
+    """Write predictions.json, .csv and .png into a folder in place of earlier predictions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("predictions.*"):
+        if path.suffix in (".json", ".csv", ".png"):
+            path.unlink()
+    written = [folder / "predictions.json"]
+    written[0].write_text(to_json(found.result, indent=1))
+    if found.rows:
+        written.append(folder / "predictions.csv")
+        names = [name for name in found.rows[0] if name != "probabilities"]
+        with written[-1].open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(found.rows)
+    if found.picture is not None:
+        from metatrain import figures
+
+        with awaiting("drawing predictions.png"):
+            written.append(figures.save(found.picture, folder / "predictions.png"))
+    return written
 
 
 def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
@@ -299,9 +324,8 @@ def _classified(
         {str(label) for label in labels if label is not None and label not in found.classes}
     )
     if others:
-        listed = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         notes.append(
-            f"not counted: {kind}s of classes that the support set does not have ({listed})"
+            f"not counted: {kind}s of classes that the support set does not have ({few(others)})"
         )
     return (
         shown,

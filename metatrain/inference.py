@@ -31,6 +31,7 @@ from metatrain.core import (
     generator_for,
 )
 from metatrain.isolation import isolated
+from metatrain.names import counted
 from metatrain.ops.build import Unavailable
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
@@ -463,11 +464,6 @@ def _classes(labels: list[Any]) -> list[Any]:
         raise InputError(
             f"labels must be numbers or strings, all of one kind ({error})", remedy="convert them"
         ) from error
-
-
-def counted(number: int, kind: str) -> str:
-    """So many of a kind, as in "1 row" and "2 rows"."""
-    return f"{number} {kind}{'s' * (number != 1)}"
 
 
 def _some(values: Sequence[Any]) -> str:

@@ -1,8 +1,8 @@
-"""Names of classes and files, short enough for a table's column or a picture's caption."""
+"""Names of classes and files, in tables, captions of pictures and sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 from rich.cells import cell_len
@@ -23,6 +23,16 @@ def shortened(names: Iterable[str], most: int) -> dict[str, str]:
         for number, name in enumerate(same, 1):
             found[name] = _cut(found[name], most - len(f"#{number}")) + f"#{number}"
     return found
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the first five names, for a sentence that cannot list them all."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def counted(number: int, kind: str) -> str:
+    """Return so many of a kind, as in "1 row" and "2 rows"."""
+    return f"{number} {kind}{'s' * (number != 1)}"
 
 
 def printable(name: str) -> str:

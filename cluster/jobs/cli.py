@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from metatrain import cli
+from metatrain import console
 
 app = typer.Typer()
 
@@ -24,7 +24,7 @@ Dashboard = Annotated[
 @app.command()
 def jobs(
     address: Dashboard,
-    json: cli.AsJson = False,
+    json: console.AsJson = False,
 ) -> None:
     """List the jobs of a Ray cluster, newest first. Example: metatrain jobs --address
     http://HEAD:8265
@@ -34,7 +34,7 @@ def jobs(
     from cluster.jobs import client as ray_jobs
     from metatrain.names import printable
 
-    with cli.printing_json(json) as show:
+    with console.printing_json(json) as show:
         found = ray_jobs.listed(ray_jobs.connect(address))
     if json:
         rows = [
@@ -58,7 +58,7 @@ def jobs(
         took = str(timedelta(seconds=int(job.took_s)))
         submitted = f"{_local(job.submitted_s):%Y-%m-%d %H:%M:%S}"
         table.add_row(printable(job.name), job.state, submitted, took, printable(job.output))
-    cli.print_table(table)
+    console.print_table(table)
 
 
 @app.command()

@@ -35,7 +35,7 @@ from cluster.config import JOB, JOB_CPUS, JOB_GPUS, PACKAGES
 from cluster.jobs.job import COMMIT, USER
 from cluster.jobs.sent import is_sent
 from cluster.tracking.description import commit, user
-from metatrain import cli, storage
+from metatrain import console, storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 
@@ -168,7 +168,7 @@ def find(client: JobSubmissionClient, name: str | None, *, under_way: bool = Fal
         instead = f"the nearest name is {near[0]}" if near else f"the newest is {found[0].name}"
         raise InputError(
             f"there is no job {name} on this cluster",
-            remedy=f"{instead}; `{cli.program()} jobs` lists all",
+            remedy=f"{instead}; `{console.program()} jobs` lists all",
         )
     return job
 
@@ -181,7 +181,7 @@ def stop(client: JobSubmissionClient, name: str | None) -> str:
     if not job.under_way:
         raise InputError(
             f"the job {job.name} {_ended(job)} already",
-            remedy=(f"`{cli.program()} jobs` lists those under way"),
+            remedy=(f"`{console.program()} jobs` lists those under way"),
         )
     client.stop_job(job.name)
     with awaiting(f"waiting for {job.name} to save and end"):
@@ -293,7 +293,7 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
                 f"the job {other.submission_id} writes to {job.output}",
                 remedy=(
                     "stop it with "
-                    f"`{cli.program()} stop "
+                    f"`{console.program()} stop "
                     f"{other.submission_id}`, let it end, or give another output"
                 ),
             )
@@ -354,7 +354,8 @@ def listen(client: JobSubmissionClient, name: str) -> int:
                             f"({_last_line(str(error))})"
                         ),
                         remedy=(
-                            f"the job {name} may keep running; see `{cli.program()} follow {name}`"
+                            f"the job {name} may keep running; see "
+                            f"`{console.program()} follow {name}`"
                         ),
                     ) from error
             time.sleep(POLL_S)
@@ -382,7 +383,7 @@ def commands(address: str, name: str, shell: Mapping[str, str]) -> str:
     there = "" if known else f" --address {shlex.quote(address)}"
     named = {"follow": f" {shlex.quote(name)}", "stop": f" {shlex.quote(name)}", "jobs": ""}
     return "\n".join(
-        f"{what + ':':7} {cli.program()} {what}{which}{there}" for what, which in named.items()
+        f"{what + ':':7} {console.program()} {what}{which}{there}" for what, which in named.items()
     )
 
 
@@ -571,7 +572,7 @@ def _to_go_on(info: JobDetails) -> str:
     output = metadata.get("output", "")
     again = (
         metadata.get("again")
-        or f"{cli.program()} submit ... --set output={shlex.quote(output)} --resume auto"
+        or f"{console.program()} submit ... --set output={shlex.quote(output)} --resume auto"
     )
     return f"to continue in {output}: {again}" if output else "send it again"
 

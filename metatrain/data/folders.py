@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from metatrain.core import InputError, Split
 from metatrain.data import pixels
 from metatrain.data.images import ImageStore, Rotations, Scheme, twins
 from metatrain.data.pixels import FORMATS, Depth
+from metatrain.names import few
 
 FEWEST_PIXELS, MOST_PIXELS = (
     16,
@@ -160,7 +161,7 @@ def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tupl
     found = [file for file in files if file.suffix.lower() in FORMATS]
     refused = [(file, NO_IMAGE) for file in files if file.suffix.lower() not in FORMATS]
     if not found:
-        others = f", but {_some([file.name for file, _ in refused])}" if refused else ""
+        others = f", but {few([file.name for file, _ in refused])}" if refused else ""
         raise InputError(
             f"{path} holds no images{others}",
             remedy=(f"give image files, or a folder of {', '.join(sorted(FORMATS))}"),
@@ -314,7 +315,7 @@ def _refuse_deeper_splits(source: Path, names: list[str]) -> None:
     (folder, splits), *_ = holders.items()
     where = (
         f"{', '.join(splits)} are splits by their names, but lie in "
-        f"{_some([f'{source / h}' for h in holders])}"
+        f"{few([f'{source / h}' for h in holders])}"
     )
     if all(name.startswith(f"{folder}/") for name in names):
         raise InputError(f"the folders {where}", remedy=f"give --source {source / folder}")
@@ -338,7 +339,7 @@ def _repeated_names(names: list[str]) -> list[str]:
     if not repeated:
         return []
     count = "1 class name is" if len(repeated) == 1 else f"{len(repeated)} class names are"
-    return [f"{count} in several folders, each a class of its own: {_some(repeated[0])}"]
+    return [f"{count} in several folders, each a class of its own: {few(repeated[0])}"]
 
 
 def _depth(source: Path, everything: list[_Found]) -> tuple[Depth | None, list[str]]:
@@ -365,13 +366,9 @@ def _depth(source: Path, everything: list[_Found]) -> tuple[Depth | None, list[s
     )
     if dark := [file for file, value in deep.items() if 0 < value < 1 << (bits - 8)]:
         notes.append(
-            f"{len(dark)} of them become all black, since their values are low: {_some(dark)}"
+            f"{len(dark)} of them become all black, since their values are low: {few(dark)}"
         )
     return bits, notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _is_coloured(image: Image.Image) -> bool:

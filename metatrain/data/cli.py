@@ -1,0 +1,243 @@
+"""The commands `metatrain data`: list, import, check and push data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metatrain.console import AsJson, print_table, program
+
+if TYPE_CHECKING:
+    from metatrain.data.folders import Report
+    from metatrain.data.images import ImageStore
+
+WAYS = 5  # of recipes/own_images.yaml, whose data set is "mine"
+
+app = typer.Typer(help="Data sets: list, import, check.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(json: AsJson = False) -> None:
+    """List the data sets that can be used. Example: metatrain data list"""
+    from rich.table import Table
+
+    from metatrain.data.sources import SOURCES
+    from metatrain.names import printable
+    from metatrain.plain import to_json
+    from metatrain.storage import cache
+
+    imported = {path.parent.name for path in cache().glob("*/manifest.json")}
+    rows = [
+        {"name": name} | (_facts(name) if name in imported else {"state": _absent(name)})
+        for name in sorted(imported | set(SOURCES))
+    ]
+    if json:
+        print(to_json(rows, indent=1))
+        return
+    table = Table.grid("name", "state", padding=(0, 2))
+    for row in rows:
+        table.add_row(printable(str(row["name"])), printable(str(row["state"])))
+    print_table(table)
+
+
+def _absent(name: str) -> str:
+    """Say how to get a known data set that is not imported."""
+    if name == "glyphs":
+        return "drawn at first use"
+    return f"not imported: {program()} data import {name}"
+
+
+def _facts(name: str) -> dict[str, object]:
+    """Return the row of an imported data set, or the reason why it cannot be used."""
+    from metatrain.core import InputError
+    from metatrain.data.images import ImageStore
+
+    try:
+        store = ImageStore.open(name)
+    except InputError as error:
+        return {"state": str(error)}
+    splits = [scheme.name for scheme in store.schemes]
+    classes, images = len(store.sizes), len(store.images)
+    state = f"{classes} classes, {images} images {_shape(store)}; splits {', '.join(splits)}"
+    counts = {"classes": classes, "images": images, "shape": store.shape, "splits": splits}
+    return {"state": state, **counts, "checksum": store.checksum}
+
+
+@app.command("import")
+def import_(
+    name: Annotated[
+        str, typer.Argument(help="glyphs, omniglot, or a new name for your own images.")
+    ],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with one folder of images per class, or the original files of a known "
+            "data set."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Width and height in pixels. Default: the median of the images, at most 84."
+        ),
+    ] = None,
+    least: Annotated[int, typer.Option(help="Leave out classes with fewer images.")] = 2,
+) -> None:
+    """Copy a data set into the cache: a known one, or your own folder of class folders.
+
+    Example: metatrain data import mine --source photos
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from metatrain.core import InputError
+    from metatrain.data.folders import read_folder
+    from metatrain.data.images import checksum_of, folder_of
+    from metatrain.data.sources import SOURCES, import_data
+
+    folder = folder_of(name)
+    if name in SOURCES:
+        if size is not None or least != 2:
+            raise InputError(
+                f"{name} comes in its published size",
+                remedy="--size and --least are for folders of your own",
+            )
+        store = import_data(name, source)
+        print(
+            f"imported {name}: {len(store.sizes)} classes, {len(store.images)} images "
+            f"{_shape(store)} into {folder}"
+        )
+        return
+    if source is None:
+        raise InputError(
+            f"{name!r} is none of {', '.join(SOURCES)}",
+            remedy="for images of your own give --source with a folder that holds a folder "
+            "for each class",
+        )
+    console = Console(stderr=True)
+
+    def watch(paths: list[Path]) -> Iterable[Path]:
+        return track(
+            paths, "reading", console=console, transient=True, disable=not console.is_terminal
+        )
+
+    store, report = read_folder(name, source, size, least, watch)
+    earlier = checksum_of(name)
+    store.save()
+    if earlier not in (None, checksum_of(name)):
+        print(
+            f"replaced the earlier data set {name}: runs that were trained on it cannot be resumed "
+            "with this one"
+        )
+    _print_report(report)
+    print(
+        f"imported {name}: {len(store.sizes)} classes, {report.taken} images ({report.resized} "
+        f"resized) {_shape(store)} into {folder}"
+    )
+    _print_next(store)
+
+
+def _print_report(report: Report) -> None:
+    for what, why in report.refused:
+        print(f"refused {what}: {why}")
+    for note in report.notes:
+        print(f"note: {note}")
+    if report.twins:
+        print(
+            f"note: {len(report.twins)} images have the pixels of an earlier one; a query may be "
+            "its support image:"
+        )
+    for later, earlier in report.twins:
+        print(f"  {later} = {earlier}")
+
+
+def _print_next(store: ImageStore) -> None:
+    """Print the splits of images of one's own, and the command that trains on them."""
+    from metatrain.names import few
+
+    splits = store.schemes[0].classes
+    for split, members in splits.items():
+        print(f"  {split} {len(members)} classes: {few([store.class_names[c] for c in members])}")
+    fewest = min(map(len, splits.values()))
+    sets = [f"family.data={store.name}"] if store.name != "mine" else []
+    sets += [f"family.ways={fewest}"] if fewest < WAYS else []
+    sets += ["validation.every_steps=0"] if "val" not in splits else []
+    print(f"next: {program()} train recipes/own_images.yaml", *(f"--set {item}" for item in sets))
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")],
+) -> None:
+    """Verify a data set: checksum, counts, sizes, splits, duplicates.
+
+    Example: metatrain data check glyphs
+    """
+    from metatrain.data.images import duplicates, twins
+    from metatrain.data.sources import open_data
+    from metatrain.names import few
+
+    def place(image: int) -> str:
+        c = store.class_of(image)
+        return f"{store.class_names[c]} image {1 + image - int(store.offsets[c])}"
+
+    store = open_data(name)
+    sizes = store.sizes
+    print(
+        f"{name}: the checksum is right; {len(sizes)} classes, {len(store.images)} images "
+        f"{_shape(store)}"
+    )
+    print(f"  {sizes.min()} to {sizes.max()} images a class, median {sizes.median()}")
+    pairs = twins(store)
+    for what, same in (("twice in their class", True), ("in two classes", False)):
+        equal = [
+            f"{place(a)} = {place(b)}"
+            for a, b in pairs
+            if (store.class_of(a) == store.class_of(b)) is same
+        ]
+        if equal:
+            print(f"  {len(equal)} images are {what}: {few(equal)}")
+    for scheme in store.schemes:
+        counts = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
+        shared = duplicates(store, scheme)
+        twice = (
+            f"{len(shared)} images are in two splits: {few(shared)}"
+            if shared
+            else "no image is in two of them"
+        )
+        print(f"  splits {scheme.name}: {counts} classes, disjoint; {twice}")
+
+
+@app.command()
+def push(
+    name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")],
+    uri: Annotated[
+        str, typer.Argument(help="A folder, or an address such as s3://bucket/omniglot.")
+    ],
+) -> None:
+    """Copy a data set to a place that all machines of a cluster can read.
+
+    Recipes name that place: family.data=URI.
+
+    Example: metatrain data push glyphs /mnt/data/glyphs
+    """
+    from metatrain.core import InputError
+    from metatrain.data import remote
+    from metatrain.data.sources import open_data
+
+    if not remote.is_elsewhere(uri):
+        raise InputError(
+            f"{uri!r} could be the name of a data set", remedy="give a path with a /, or an address"
+        )
+    store = open_data(name)
+    remote.push(store, uri)
+    print(f"pushed {name} (checksum {store.checksum}) to {uri}")
+    print(f"use it with --set family.data={uri}")
+
+
+def _shape(store: ImageStore) -> str:
+    channels, height, width = store.shape
+    return f"of {width}x{height} pixels, {'grey' if channels == 1 else 'RGB'}"
