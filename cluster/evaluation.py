@@ -35,8 +35,9 @@ def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) 
             say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
     found = []
     for i, norm in enumerate(parts[0].norms):
-        name = setting.family.metric + (f"[{norm}]" if i else "")
-        found.append(evaluate.summarise(parts, name, norm, protocol(recipe, work, version, norm)))
+        metric = setting.family.metric
+        metric = metric._replace(name=metric.name + (f"[{norm}]" if i else ""))
+        found.append(evaluate.summarise(parts, metric, norm, protocol(recipe, work, version, norm)))
     return found
 
 

@@ -103,7 +103,7 @@ def train(
 def _validate(recipe: Recipe, requests: Requests, version: int) -> Metrics:
     """The mean over the tasks that did not diverge, and how many did, if any."""
     score = evaluate_work(recipe, requests, "validate", version)[0]
-    name = f"val/{score.metric}"
+    name = f"val/{score.metric.name}"
     before = {
         f"{name}_before": value for value in score.curve[:-1][:1]
     }  # none if adapting is no step at all

@@ -5,7 +5,6 @@ then in a log.
 from __future__ import annotations
 
 import html
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from cluster.jobs.job import stamp
 from metatrain.awaiting import screen
+from metatrain.metrics import Metric
 
 PLAIN_EVERY_S = 10.0
 NOTEBOOK_EVERY_S = 0.25
@@ -92,16 +92,16 @@ class Line:
 class ProgressLine:
     """Shows a run's step, loss, metric, tasks/s and the time to go."""
 
-    def __init__(self, metric: str, first: int, steps: int, tasks_per_step: int) -> None:
+    def __init__(self, metric: Metric, first: int, steps: int, tasks_per_step: int) -> None:
         self._metric, self._steps, self._tasks = metric, steps, tasks_per_step
         self._first, self._started = first, time.monotonic()
         self._validation = ""
         self.line = Line(steps, first)
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        validated = metrics.get(f"val/{self._metric}_after")
+        validated = metrics.get(f"val/{self._metric.name}_after")
         if validated is not None:
-            self._validation = f"  val {show(self._metric, validated)}"
+            self._validation = f"  val {self._metric.brief(validated)}"
         if "train/loss_after" in metrics:
             self.line.show(
                 step,
@@ -113,26 +113,15 @@ class ProgressLine:
         seconds = time.monotonic() - self._started
         steps_per_s = (step - self._first) / max(seconds, 1e-9)
         eta_s = (self._steps - step) / max(steps_per_s, 1e-9)
-        name = f"train/{self._metric}_after"
-        value = f"  {self._metric} {show(self._metric, metrics[name])}" if name in metrics else ""
+        name = f"train/{self._metric.name}_after"
+        value = ""
+        if name in metrics:
+            value = f"  {self._metric.name} {self._metric.brief(metrics[name])}"
         return (
             f"step {step}/{self._steps}  loss "
             f"{metrics['train/loss_after']:.4f}{value}{self._validation}  "
             f"{steps_per_s * self._tasks:.1f} tasks/s  ETA {duration(eta_s)}"
         )
-
-
-def show(metric: str, value: float) -> str:
-    """A score as people read it."""
-    if not math.isfinite(value):
-        return "none"
-    return (
-        f"{100 * value:.1f}%"
-        if metric == "accuracy"
-        else f"{value:.3f}"
-        if abs(value) < 1e5
-        else f"{value:.3g}"
-    )
 
 
 def duration(seconds: float) -> str:

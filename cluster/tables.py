@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from metatrain.evaluate import Score, interval
+from metatrain.evaluate import Score
 from metatrain.names import printable
 
 
@@ -18,12 +18,12 @@ def of_scores(scores: Sequence[Score]) -> Table:
     """
     first = scores[0]
     diverged = any(any(score.curve_diverged) for score in scores)
-    table = Table(f"{first.metric} on {first.tasks} tasks")
+    table = Table(f"{first.metric.name} on {first.tasks} tasks")
     for name in ("mean", "95 %", *(("median", "quartiles", "diverged") if diverged else ())):
         table.add_column(name, justify="right")
     if first.baselines:
         table.add_column("the result is, on the same tasks")
-    for i in first.shown():
+    for i in first.table_steps():
         step, is_result = first.steps[i], i == len(first.steps) - 1
         name = _adapted(step, len(first.steps)) + (
             f", norm {first.norm}" if len(scores) > 1 else ""
@@ -36,7 +36,7 @@ def of_scores(scores: Sequence[Score]) -> Table:
     for baseline, value in first.baselines.items():
         empty = [""] * (len(table.columns) - 3)
         table.add_row(
-            baseline.replace("_", " "), first.text(value), *empty, first.difference(baseline)
+            baseline.replace("_", " "), first.metric.text(value), *empty, first.difference(baseline)
         )
     return table
 
@@ -48,11 +48,6 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, overflow="fold")
     for row in rows:
         steps = "" if row["steps"] is None else f"{row['steps']} of {row['of']}"
-        result = (
-            ""
-            if row["metric"] is None
-            else f"{row['metric']} {interval(row['metric'], row['mean'], row['ci95'])}"
-        )
         lost = f", {row['diverged']} tasks diverged" if row["diverged"] else ""
         when = "" if row["when"] is None else f"{row['when']:%Y-%m-%d %H:%M}"
         table.add_row(
@@ -60,7 +55,7 @@ def of_runs(rows: Sequence[Mapping[str, Any]]) -> Table:
             row["kind"],
             when,
             steps,
-            result + lost,
+            (row["result"] or "") + lost,
             printable(row["folder"]),
         )
     return table
@@ -74,11 +69,11 @@ def _adapted(step: int, steps: int) -> str:
 
 def _measured(score: Score, i: int, diverged: bool) -> list[str]:
     """What was measured after the ith of the score's steps."""
-    low, high = map(score.text, score.curve_quartiles[i])
+    text = score.metric.text
+    low, high = map(text, score.curve_quartiles[i])
     lost = (
-        [score.text(score.curve_median[i]), f"{low} to {high}", str(score.curve_diverged[i])]
+        [text(score.curve_median[i]), f"{low} to {high}", str(score.curve_diverged[i])]
         if diverged
         else []
     )
-    width = score.text(score.curve_ci95[i]).removesuffix("%")
-    return [score.text(score.curve[i]), f"± {width}", *lost]
+    return [text(score.curve[i]), f"± {score.metric.width(score.curve_ci95[i])}", *lost]

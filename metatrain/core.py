@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 import torch
 from torch import Tensor, nn
 
+from metatrain.metrics import Metric
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -77,6 +79,25 @@ class Meta(NamedTuple):
     # not descended: replaced by the weighted mean of the updates' state, such as running statistics
     state: Params
     frozen: Params = {}  # parameters that the network does not train: they stay as they are
+
+    def flat(self) -> Params:
+        """All tensors under one name each, "part.name", such as "model.head.bias"."""
+        return {
+            f"{part}.{name}": p
+            for part, params in self._asdict().items()
+            for name, p in params.items()
+        }
+
+    @classmethod
+    def unflat(cls, flat: Params) -> Meta:
+        """The meta-parameters that `flat` gave; InputError if a name is of no part."""
+        parts: dict[str, Params] = {part: {} for part in cls._fields}
+        for full, p in flat.items():
+            part, _, name = full.partition(".")
+            if part not in parts:
+                raise InputError("a tensor's name", got=full, expected=f"one of {', '.join(parts)}")
+            parts[part][name] = p
+        return cls(**parts)
 
     def __repr__(self) -> str:
         held = {
@@ -152,8 +173,8 @@ class TaskFamily(Protocol):
     """
 
     @property
-    def metric(self) -> str:
-        """The metric people read, such as "accuracy" or "mse"."""
+    def metric(self) -> Metric:
+        """The metric people read: one of those that the bound problem measures."""
         ...
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Any:

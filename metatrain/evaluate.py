@@ -6,22 +6,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores, chunks
+from metatrain.metrics import Metric
 
 FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
 SHOWN = (0, 1, 3, 5, 10)  # inner steps that a table of a score shows, besides the last one
-BETTER: dict[str, Literal["max", "min"]] = {
-    "accuracy": "max",
-    "return": "max",
-    "mse": "min",
-    "loss": "min",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +28,7 @@ class Score:
     nan. The same holds for each step of the curves.
     """
 
-    metric: str
+    metric: Metric
     mean: float
     ci95: float  # 1.96 * standard deviation / sqrt(tasks that did not diverge)
     tasks: int
@@ -60,11 +55,15 @@ class Score:
         """
         return 2 * self.diverged < self.tasks
 
-    def text(self, value: float) -> str:
-        """A value of the metric as people read it."""
-        return text(self.metric, value)
+    def record(self) -> dict[str, Any]:
+        """The score as result.json has it: `metric` is a name, `better` and `shown` follow last."""
+        return asdict(self) | {
+            "metric": self.metric.name,
+            "better": self.metric.better,
+            "shown": self.metric.shown,
+        }
 
-    def shown(self) -> list[int]:
+    def table_steps(self) -> list[int]:
         """The places in `steps` that a table shows, the result last."""
         return [i for i, step in enumerate(self.steps[:-1]) if step in SHOWN] + [
             len(self.steps) - 1
@@ -78,34 +77,29 @@ class Score:
         if not math.isfinite(value):
             return ""
         if not abs(value) > width:
-            return (
-                "no clear difference: "
-                f"{interval(self.metric, value, width).replace('%', ' points')}"
-            )
-        above, below = {"max": ("better", "worse"), "min": ("worse", "better")}.get(
-            BETTER.get(self.metric, ""), ("higher", "lower")
-        )
-        shown = interval(self.metric, abs(value), width).replace("%", " points")
-        return f"{shown} {above if value > 0 else below}"
+            return f"no clear difference: {self.metric.difference(value, width)}"
+        better = (value > 0) == (self.metric.better == "max")
+        return f"{self.metric.difference(abs(value), width)} {'better' if better else 'worse'}"
 
     def line(self) -> str:
         """The closing line of a command, for machines and people: with diverged tasks the others'
         median.
         """
         if not self.diverged:
-            width = self.text(self.ci95).removesuffix("%")
-            found = f"{self.text(self.mean)} ci95={width} tasks={self.tasks}"
+            width = self.metric.width(self.ci95)
+            found = f"{self.metric.text(self.mean)} ci95={width} tasks={self.tasks}"
         else:
-            low, high = map(self.text, self.quartiles)
+            low, high = map(self.metric.text, self.quartiles)
             found = (
-                f"{self.text(self.median)} statistic=median quartiles={low}..{high} "
+                f"{self.metric.text(self.median)} statistic=median quartiles={low}..{high} "
                 f"tasks={self.tasks} diverged={self.diverged}"
             )
-        return f'result: {self.metric}={found} protocol="{self.protocol}"'
+        return f'result: {self.metric.name}={found} protocol="{self.protocol}"'
 
     def warning(self) -> str | None:
         """A sentence about tasks that diverged, or are about to, if there are any."""
         low, high = self.quartiles
+        text = self.metric.text
         remedy = "lower the inner rate, or the number of inner steps, of the evaluation's algorithm"
         if self.diverged:
             lost = (
@@ -115,9 +109,9 @@ class Score:
             return f"{lost}: {remedy}"
         if low < high and max(low - self.mean, self.mean - high) > FAR * (high - low):
             return (
-                f"a few tasks decide the mean, {self.text(self.mean)}, as their adaptation is "
+                f"a few tasks decide the mean, {text(self.mean)}, as their adaptation is "
                 "about to diverge (median "
-                f"{self.text(self.median)}, quartiles {self.text(low)}..{self.text(high)}): "
+                f"{text(self.median)}, quartiles {text(low)}..{text(high)}): "
                 f"{remedy}"
             )
         return None
@@ -169,9 +163,9 @@ def _norm(name: str) -> str:
     return name[len(name.partition("[")[0]) :]
 
 
-def summarise(parts: Sequence[Scores], metric: str, norm: Norm, protocol: str) -> Score:
+def summarise(parts: Sequence[Scores], metric: Metric, norm: Norm, protocol: str) -> Score:
     """One score from the measurements of all tickets, in ticket order."""
-    curve = torch.cat([part.curves[metric] for part in parts]).double()  # [tasks, steps]
+    curve = torch.cat([part.curves[metric.name] for part in parts]).double()  # [tasks, steps]
     finite = curve.isfinite()
     means, widths = zip(*map(_mean, curve.mT), strict=True)
     quantiles = [_quartiles(values) for values in curve.mT]
@@ -180,7 +174,7 @@ def summarise(parts: Sequence[Scores], metric: str, norm: Norm, protocol: str) -
         for name in parts[0].baselines
     }
     return Score(
-        metric=metric.partition("[")[0],
+        metric=metric._replace(name=metric.name.partition("[")[0]),
         mean=means[-1],
         ci95=widths[-1],
         tasks=len(curve),
@@ -216,20 +210,3 @@ def _quartiles(values: Tensor) -> tuple[float, float, float]:
         torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
     ).tolist()
     return low, median, high
-
-
-def text(metric: str, value: float) -> str:
-    """A value of a metric as people read it."""
-    if not math.isfinite(value):
-        return "none"
-    if metric == "accuracy":
-        return f"{100 * value:.2f}%"
-    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
-
-
-def interval(metric: str, value: float, width: float) -> str:
-    """A value with half the width of its interval, such as "91.03 ± 1.12%"."""
-    unit = "%" if metric == "accuracy" and math.isfinite(value) else ""
-    return (
-        f"{text(metric, value).removesuffix('%')} ± {text(metric, width).removesuffix('%')}{unit}"
-    )

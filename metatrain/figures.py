@@ -31,6 +31,7 @@ from torch import Tensor
 
 from metatrain.core import Task
 from metatrain.evaluate import Score
+from metatrain.metrics import Metric
 from metatrain.names import shortened
 
 log = logging.getLogger(__name__)
@@ -75,26 +76,26 @@ def as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 @as_written
-def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
+def learning_curve(rows: Sequence[Row], metric: Metric, title: str) -> Figure:
     """The metric against outer steps on training and on validation tasks, before and after
     adaptation.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for when, colour in (("before", "tab:gray"), ("after", "tab:blue")):
-        steps, means, widths = _blocks(rows, f"train/{metric}_{when}")
+        steps, means, widths = _blocks(rows, f"train/{metric.name}_{when}")
         if steps:
             _band(
                 axes, steps, means, widths, color=colour, label=f"training tasks, {when} adaptation"
             )
-    validated = [row for row in rows if f"val/{metric}_after" in row]
+    validated = [row for row in rows if f"val/{metric.name}_after" in row]
     if validated:
         steps = [row["step"] for row in validated]
         after, width = (
-            [row.get(f"val/{metric}_{name}", 0.0) for row in validated]
+            [row.get(f"val/{metric.name}_{name}", 0.0) for row in validated]
             for name in ("after", "after_ci95")
         )
-        before = [row.get(f"val/{metric}_before", math.nan) for row in validated]
+        before = [row.get(f"val/{metric.name}_before", math.nan) for row in validated]
         if not all(map(math.isnan, before)):
             axes.plot(
                 steps,
@@ -112,7 +113,7 @@ def learning_curve(rows: Sequence[Row], metric: str, title: str) -> Figure:
             marker="o",
             label="validation tasks, after adaptation",
         )
-    axes.set(xlabel="outer step", ylabel=f"{metric} (shaded: 95 % interval)", title=title)
+    axes.set(xlabel="outer step", ylabel=f"{metric.name} (shaded: 95 % interval)", title=title)
     scale(axes, metric)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")
@@ -147,7 +148,7 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
             f"{title}; {max(score.diverged for _, score in scores)} of {score.tasks} tasks diverged"
         )
         shown = "median and quartiles of the others"
-    axes.set(xlabel="adaptation step", ylabel=f"{score.metric} ({shown})", title=title)
+    axes.set(xlabel="adaptation step", ylabel=f"{score.metric.name} ({shown})", title=title)
     axes.title.set_fontsize("medium")
     scale(axes, score.metric)
     axes.legend(fontsize="small")
@@ -600,10 +601,10 @@ def logarithmic(axis: Axis) -> None:
     axis.set_minor_formatter(_Plain(minor_thresholds=(1, 0.4)))
 
 
-def scale(axes: Axes, metric: str) -> None:
+def scale(axes: Axes, metric: Metric) -> None:
     """The vertical axis that a metric is looked at on."""
-    if metric == "accuracy":
+    if metric.shown == "percent":
         axes.set_ylim(0, 1.02)
-    elif metric == "mse" and math.isfinite(axes.dataLim.minposy):  # else there is no number to show
+    elif metric.shown == "log" and math.isfinite(axes.dataLim.minposy):  # else nothing is shown
         axes.set_yscale("log")
         logarithmic(axes.yaxis)

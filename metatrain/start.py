@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metatrain import bundle, storage
 from metatrain.core import InputError, Meta, Params, Path, Ticket, Work, generator_for
+from metatrain.metrics import Metric
 from metatrain.problems.functional import trying
 from metatrain.recipe import Recipe
 
@@ -143,6 +144,13 @@ def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
     setting = recipe.setting(work)
     family, ticket = setting.family, Ticket(work, setting.split, 0, 0)
     who = f"{type(family).__name__} of family.name {recipe.family.name!r}"
+    if not isinstance(family.metric, Metric):
+        raise InputError(
+            f"{who}: its metric",
+            got=family.metric,
+            expected="a metatrain.metrics.Metric",
+            remedy='such as Metric("f1", "max", "percent")',
+        )
     with trying(f"{who}: `sample`", f"for {TASKS} tasks of the {setting.split} split", "it"):
         tasks, again = (
             family.sample(generator_for(setting.seed, ticket, "tasks"), TASKS, setting.split)
@@ -193,10 +201,11 @@ def check_sample(recipe: Recipe, work: Work, path: Path) -> None:
     if path == "reference" and not any(_is_own(part) for part in (family, recipe.model)):
         return
     measured = problem.try_out(tasks)
-    if family.metric not in measured:
+    if family.metric.name not in measured:
         raise InputError(
-            f"{who}: its metric is {family.metric!r}, and `bind` measures {', '.join(measured)}",
-            remedy="name one",
+            f"{who}: its metric's name",
+            got=family.metric.name,
+            expected=f"one that `bind` measures: {', '.join(measured)}",
         )
 
 

@@ -31,15 +31,15 @@ from metatrain.core import (
     Task,
     Update,
 )
+from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.sinusoid import mean_squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parabolas:
     """y = a (x - b)^2, a ~ U[-1, 1], b ~ U[-1, 1], x ~ U[-2, 2]."""
 
-    metric: ClassVar[str] = "mse"
+    metric: ClassVar[Metric] = MSE
 
     name: str = "recipes.own:Parabolas"
     shots: int = 5

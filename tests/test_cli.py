@@ -30,6 +30,7 @@ from cluster import tables
 from metatrain import bundle, console, schema
 from metatrain.core import InputError
 from metatrain.evaluate import Score
+from metatrain.metrics import ACCURACY, MSE, RETURN, Metric
 from tuning.cli import app
 
 
@@ -510,7 +511,7 @@ def test_where_checkpoints_lie_elsewhere_the_command_names_the_output(tmp_path: 
 def test_a_name_in_the_list_of_runs_does_not_move_the_cursor(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    row = dict.fromkeys(("when", "steps", "of", "metric", "diverged")) | {"kind": "run"}
+    row = dict.fromkeys(("when", "steps", "of", "result", "diverged")) | {"kind": "run"}
     names = {"name": "a\x1b[31m", "folder": "runs/b\nc\u202e"}
     console.print_table(tables.of_runs([row | names]))
     _, line = capsys.readouterr().out.splitlines()

@@ -19,13 +19,14 @@ from cluster.config import Tracking
 from cluster.jobs.job import COMMIT, JOB, USER
 from cluster.tracking import description, mlflow_tracker
 from metatrain.evaluate import Score
+from metatrain.metrics import ACCURACY
 
 ROOT = Path(__file__).parent.parent
 
 
 def score(norm: str = "transductive", **changes: Any) -> Score:
     values: dict[str, Any] = {
-        "metric": "accuracy",
+        "metric": ACCURACY,
         "mean": 0.75,
         "ci95": 0.02,
         "tasks": 40,

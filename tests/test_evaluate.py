@@ -17,6 +17,7 @@ from cluster.workers.worker import choose_plan
 from metatrain.algorithms import MAML
 from metatrain.core import TRAINING_ONLY, InputError, Meta, Scores
 from metatrain.evaluate import scores, summarise
+from metatrain.metrics import ACCURACY, Metric
 from metatrain.models import MLP
 from metatrain.start import initial_meta
 from metatrain.tasks import Sinusoid
@@ -32,7 +33,7 @@ def test_summary_is_the_mean_with_1_96_standard_errors() -> None:
     second = Scores(
         [0, 1], {"accuracy": torch.tensor([[0.5, 0.8]])}, {"nn": torch.tensor([0.1])}, ("none",)
     )
-    score = summarise([first, second], "accuracy", "none", "a protocol")
+    score = summarise([first, second], ACCURACY, "none", "a protocol")
     assert score.tasks == 3
     assert score.curve == pytest.approx([0.3, 0.6])
     assert score.mean == pytest.approx(0.6)
@@ -207,3 +208,21 @@ def test_an_evaluation_does_not_take_what_would_change_nothing(base: Any, algori
             recipe.setting("score" if group == "evaluation" else "validate")
     line = protocol(config(SINUSOID, algorithm=base).recipe(), "score", 1)
     assert line.count("initial_lr") == (base["name"] == "meta_sgd")  # of the training only
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "brief", "interval"),
+    [
+        (Metric("f1", "max", "percent"), "91.03%", "91.0%", "91.03 ± 1.12%"),
+        (Metric("accuracy", "max"), "0.9103", "0.910", "0.9103 ± 0.0112"),
+        (Metric("error", "min", "log"), "0.9103", "0.910", "0.9103 ± 0.0112"),
+    ],
+)
+def test_a_metric_is_read_as_it_says_and_not_as_it_is_called(
+    metric: Metric, text: str, brief: str, interval: str
+) -> None:
+    assert (metric.text(0.9103), metric.brief(0.9103)) == (text, brief)
+    assert metric.interval(0.9103, 0.0112) == interval
+    assert metric.text(math.nan) == metric.brief(math.inf) == "none"
+    assert metric.interval(math.nan, math.nan) == "none ± none"
+    assert Metric("mse", "min").text(123456.7) == "1.235e+05"

@@ -24,6 +24,7 @@ from matplotlib.text import Text
 from metatrain import figures, inference
 from metatrain.core import Task, Ticket, generator_for
 from metatrain.evaluate import Score
+from metatrain.metrics import ACCURACY, MSE
 from metatrain.start import initial_meta
 
 
@@ -136,7 +137,7 @@ def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_pat
         "val/accuracy_after": 0.6,
         "val/accuracy_after_ci95": 0.05,
     }
-    figure = figures.learning_curve(rows, "accuracy", "a title")
+    figure = figures.learning_curve(rows, ACCURACY, "a title")
     (axes,) = figure.axes
     assert axes.get_title() == "a title"
     assert axes.get_ylabel() == "accuracy (shaded: 95 % interval)"
@@ -156,7 +157,7 @@ def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_pat
 
 def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
     score = Score(
-        metric="accuracy",
+        metric=ACCURACY,
         mean=0.9,
         ci95=0.02,
         tasks=600,
@@ -305,12 +306,12 @@ def test_the_last_block_of_a_curve_has_the_last_step() -> None:
         {"step": i, "train/mse_before": 1.0, "train/mse_after": float(i)} for i in range(1, 1200)
     ]
     steps, means = line(
-        figures.learning_curve(rows, "mse", "t").axes[0], "training tasks, after adaptation"
+        figures.learning_curve(rows, MSE, "t").axes[0], "training tasks, after adaptation"
     )
     assert steps[-1] == 1199
     assert means[-1] == pytest.approx(sum(range(1179, 1200)) / 21)
     (point,) = line(
-        figures.learning_curve(rows[:1], "mse", "t").axes[0], "training tasks, after adaptation"
+        figures.learning_curve(rows[:1], MSE, "t").axes[0], "training tasks, after adaptation"
     )[0]
     assert point == 1
 

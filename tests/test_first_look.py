@@ -332,7 +332,7 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
     for changed, sentence in (
         (
             {"metrics": {"f1": per_task}},
-            "Changed .*: its metric is 'mse', and `bind` measures f1",
+            "Changed .*: its metric's name is 'mse', expected one that `bind` measures: f1",
         ),
         (
             {"metrics": {"mse": broken}},

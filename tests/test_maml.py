@@ -13,9 +13,9 @@ from torch import Tensor
 
 from metatrain.algorithms import MAML
 from metatrain.core import Context, Meta, Norm, Params, Path, Task
+from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import Conv4
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 NETS = {
     "maml": Conv4(filters=4, pool="stride", features="mean", norm_scale=False),

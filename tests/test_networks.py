@@ -24,13 +24,13 @@ from cluster import run
 from metatrain import bundle
 from metatrain.core import InputError, Meta, Norm, Task
 from metatrain.isolation import isolated
+from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import MLP
 from metatrain.models.conv import Conv4
 from metatrain.models.normalisation import BatchStatistics, converted
 from metatrain.problems.functional import fresh
 from metatrain.problems.supervised import Supervised
 from metatrain.start import initial_meta, warm
-from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)

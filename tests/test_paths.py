@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from metatrain.algorithms import MAML, MetaSGD, Prototypical, Reptile
 from metatrain.core import Meta, Norm, Params, Path, Task, Update
+from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import Conv4
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 NETS = {
     "max-pool": Conv4(filters=16),

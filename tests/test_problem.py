@@ -7,9 +7,9 @@ import torch
 from conftest import context
 
 from metatrain.core import InputError, Norm, Path, Task
+from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import MLP, Conv4
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 
 def problem(

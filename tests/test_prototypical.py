@@ -18,10 +18,10 @@ from cluster import run
 from metatrain import core, schema
 from metatrain.algorithms import Prototypical, Recurrent
 from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket
+from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import RNN, Conv4
 from metatrain.problems.supervised import Supervised, part
 from metatrain.tasks import open_data
-from metatrain.metrics import accuracy, cross_entropy
 
 WAYS, SHOTS = 3, 2
 

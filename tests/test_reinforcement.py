@@ -14,6 +14,7 @@ from cluster import run
 from cluster.workers.worker import Worker, choose_plan
 from metatrain.algorithms import MAML, Recurrent, Reptile
 from metatrain.core import InputError, Meta, Params, Path, Scores, Ticket, Update
+from metatrain.metrics import RETURN
 from metatrain.models import MLP, RNN
 from metatrain.problems.episodes import Episodes, Rollout
 from metatrain.start import initial_meta
@@ -280,7 +281,7 @@ def test_what_cannot_be_is_one_sentence() -> None:
 @pytest.mark.parametrize("probe", ["rl2", "maml-navigation"])
 def test_a_run_leaves_its_pictures(probe: str, tmp_path: Any) -> None:
     folder, (score,) = run.train(config(PROBES[probe], output=str(tmp_path / "run")))
-    assert score.metric == "return"
+    assert score.metric == RETURN
     assert {path.stem for path in (folder / "figures").glob("*.png")} >= {
         "learning_curve",
         "adaptation_curve",

@@ -307,12 +307,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from metatrain.core import Task
+from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.fewshot import accuracy, cross_entropy
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    metric: ClassVar[str] = "accuracy"
+    metric: ClassVar[Metric] = ACCURACY
     name: str
     shots: int = 3
     queries: int = 3

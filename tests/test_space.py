@@ -209,7 +209,6 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
             r"integers takes \[low, high\], got",
         ),
         ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"mode": "max"}, "mode is max, and of val/mse_after min is better"),
         ({"set": {"outer.lr": 0.1}}, "outer.lr is in set and in space of"),
         ({"space": {"algorithm.inner_steps": {"uniform": [1, 3]}}}, "expected a valid integer"),
         ({"set": {"workers.cpus": 0}}, "all trials would start at once"),

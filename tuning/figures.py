@@ -144,7 +144,7 @@ def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) ->
     bound = worst(untrained or [_last(trials[0])])
     of = clip([bound if _lost(trial) else _last(trial) for trial in trials], bound)
     colours = colormaps["viridis_r" if search.mode == "min" else "viridis"]
-    norm = LogNorm() if search.base.family.metric == "mse" else None
+    norm = LogNorm() if search.base.family.metric.shown == "log" else None
     drawn = axes.scatter(x, y, c=of, norm=norm, cmap=colours, s=90, edgecolors="0.3")
     axes.scatter(
         x[:1], y[:1], marker="*", s=420, facecolors="none", edgecolors="tab:red", linewidths=1.5

@@ -151,19 +151,19 @@ def merged(note: str, known: str) -> str:
 
 def _result(score: Score) -> str:
     """A score as a table: before adaptation, after it, and what learns nothing."""
-    value = f"{score.text(score.mean)} ± {score.text(score.ci95).removesuffix('%')}"
+    value = f"{score.metric.text(score.mean)} ± {score.metric.width(score.ci95)}"
     if score.diverged:
         value = (
-            f"median {score.text(score.median)}, {score.diverged} of {score.tasks} tasks diverged"
+            f"median {score.metric.text(score.median)}, {score.diverged} of {score.tasks} tasks diverged"
         )
     names = {0: "before adaptation"}
-    on_the_way = [(score.steps[i], score.curve[i]) for i in score.shown()[:-1]]
-    rows = [(names.get(step, f"after step {step}"), score.text(mean)) for step, mean in on_the_way]
+    on_the_way = [(score.steps[i], score.curve[i]) for i in score.table_steps()[:-1]]
+    rows = [(names.get(step, f"after step {step}"), score.metric.text(mean)) for step, mean in on_the_way]
     rows.append((f"**result**, {score.tasks} tasks", f"**{value}**"))
-    rows += [(name.replace("_", " "), score.text(mean)) for name, mean in score.baselines.items()]
+    rows += [(name.replace("_", " "), score.metric.text(mean)) for name, mean in score.baselines.items()]
     lines = [f"| {label} | {shown} |" for label, shown in rows]
     norm = "" if score.norm == "none" else f" (norm {score.norm})"
-    return "\n".join([f"| {score.metric}{norm} | |", "|---|---|", *lines])
+    return "\n".join([f"| {score.metric.name}{norm} | |", "|---|---|", *lines])
 
 
 def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
@@ -172,7 +172,7 @@ def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for prefix, score in _named(scores):
-        name = f"test/{prefix}{score.metric}"
+        name = f"test/{prefix}{score.metric.name}"
         found |= {name: score.mean, f"{name}_ci95": score.ci95}
         found |= {f"{name}_before": value for value in score.curve[:-1][:1]}
         if score.diverged:
@@ -186,7 +186,7 @@ def adaptation(scores: Sequence[Score]) -> dict[int, dict[str, float]]:
     found: dict[int, dict[str, float]] = {}
     for prefix, score in _named(scores):
         for step, mean in zip(score.steps, score.curve, strict=True):
-            found.setdefault(step, {})[f"adaptation/{prefix}{score.metric}"] = mean
+            found.setdefault(step, {})[f"adaptation/{prefix}{score.metric.name}"] = mean
     return {step: finite(metrics) for step, metrics in found.items()} if len(found) > 1 else {}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split
+from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Bandit:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    metric: ClassVar[str] = "return"
+    metric: ClassVar[Metric] = RETURN
     observations: ClassVar[int] = 1
     discrete: ClassVar[bool] = True
 

@@ -8,28 +8,17 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
 from metatrain.data.sources import open_data
+from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[T, N, ways], [T, N] -> [T], mean over the N examples."""
-    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return each.view(labels.shape).mean(1)
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[T, N, ways], [T, N] -> [T] in 0..1."""
-    return (logits.argmax(-1) == labels).float().mean(1)
 
 
 def nearest_neighbour(task: Task) -> Tensor:
@@ -71,7 +60,7 @@ class FewShot:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    metric: ClassVar[str] = "accuracy"
+    metric: ClassVar[Metric] = ACCURACY
 
     name: Literal["fewshot"] = "fewshot"
     data: str = "glyphs"

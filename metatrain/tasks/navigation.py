@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split
+from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Navigation:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    metric: ClassVar[str] = "return"
+    metric: ClassVar[Metric] = RETURN
     observations: ClassVar[int] = 2
     actions: ClassVar[int] = 2
     discrete: ClassVar[bool] = False

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
+from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.sinusoid import mean_squared_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ class Series:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    metric: ClassVar[str] = "mse"
+    metric: ClassVar[Metric] = MSE
 
     name: Literal["series"] = "series"
     shots: int = 10

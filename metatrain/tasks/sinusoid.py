@@ -8,18 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
+from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """[T, N, 1], [T, N, 1] -> [T]."""
-    return (prediction - target).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +25,7 @@ class Sinusoid:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    metric: ClassVar[str] = "mse"
+    metric: ClassVar[Metric] = MSE
 
     name: Literal["sinusoid"] = "sinusoid"
     shots: int = 10

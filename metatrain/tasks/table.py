@@ -18,9 +18,9 @@ from torch import Tensor
 from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
 from metatrain.data import columns
 from metatrain.data.columns import Numbers, quoted
+from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.fewshot import choose
-from metatrain.tasks.sinusoid import mean_squared_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ class Table:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    metric: ClassVar[str] = "mse"
+    metric: ClassVar[Metric] = MSE
 
     name: Literal["table"] = "table"
     data: str
