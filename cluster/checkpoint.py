@@ -29,6 +29,7 @@ NOT_LEARNT = {
     "output",
     "evaluation",
 }  # keys that change nothing learnt
+FORMAT = 2  # of the names in learner.safetensors: those of Meta.flat()
 FILES = {"learner.safetensors", "learner.json", "run.json", "config.yaml"}
 
 
@@ -54,7 +55,7 @@ def save(
             {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         ),
         "learner.json": json.dumps(scalars).encode(),
-        "run.json": json.dumps({"plan": plan._asdict(), "notes": notes}).encode(),
+        "run.json": json.dumps({"format": FORMAT, "plan": plan._asdict(), "notes": notes}).encode(),
         "config.yaml": schema.as_yaml(config).encode(),
     }
     bundle.write_directory(uri, files)
@@ -86,6 +87,11 @@ def load(uri: str) -> Saved:
             remedy=("give one of checkpoints/step-*"),
         )
     run = json.loads(files["run.json"])
+    if run.get("format") != FORMAT:
+        raise InputError(
+            f"{uri} was saved by another version of ray-metatrain",
+            remedy="resume it with that version, or start a new run",
+        )
     return Saved(
         uri,
         schema.parse(RunConfig, yaml.safe_load(files["config.yaml"]), f"{uri}/config.yaml"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from metatrain.core import InputError, Meta, Params, Sentence, Update
 
 Number = bool | int | float | tuple[float, ...]
+DESCENDED = ("model.", "algorithm.")  # the meta-parameters that an optimizer moves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +89,10 @@ class Learner:
     def __init__(self, meta: Meta, outer: Outer) -> None:
         self.version = 0  # outer steps applied
         self._outer = outer
-        self._params = {f"model.{k}": p.detach().clone() for k, p in meta.model.items()}
-        self._params |= {f"algorithm.{k}": p.detach().clone() for k, p in meta.algorithm.items()}
-        self._state = {k: p.detach().clone() for k, p in meta.state.items()}
-        self._frozen = {k: p.detach().clone() for k, p in meta.frozen.items()}
+        own = {name: p.detach().clone() for name, p in meta.flat().items()}
+        self._params = {name: p for name, p in own.items() if name.startswith(DESCENDED)}
+        self._state = {name: p for name, p in own.items() if name.startswith("state.")}
+        self._frozen = {name: p for name, p in own.items() if name.startswith("frozen.")}
         groups = self._groups()
         try:
             self._optimizer = getattr(torch.optim, outer.optimizer)(
@@ -127,7 +128,7 @@ class Learner:
         """
         total = sum(update.tasks for update in updates)
         mean = _weighted_mean(
-            [(_named(update.direction), update.tasks / total) for update in updates]
+            [(update.direction.flat(), update.tasks / total) for update in updates]
         )
         norm = torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(mean[name]) for name in self._params])
@@ -150,7 +151,7 @@ class Learner:
         for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * rate
         self._optimizer.step()
-        self._state = {name: mean[f"state.{name}"] for name in self._state}
+        self._state = {name: mean[name] for name in self._state}
         self.version += 1
         metrics = {
             name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
@@ -162,21 +163,11 @@ class Learner:
         """The meta-parameters now. The tensors are the learner's own: read them before the next
         step.
         """
-        model = {
-            k.removeprefix("model."): p for k, p in self._params.items() if k.startswith("model.")
-        }
-        algorithm = {
-            k.removeprefix("algorithm."): p
-            for k, p in self._params.items()
-            if k.startswith("algorithm.")
-        }
-        return Meta(model, algorithm, dict(self._state), self._frozen)
+        return Meta.unflat(self._params | self._state | self._frozen)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and scalars, flat, from which an equal learner continues exactly."""
-        tensors = {f"params.{k}": p for k, p in self._params.items()}
-        tensors |= {f"state.{k}": p for k, p in self._state.items()}
-        tensors |= {f"frozen.{k}": p for k, p in self._frozen.items()}
+        tensors = self._params | self._state | self._frozen
         scalars: dict[str, Any] = {"version": self.version}
         for name, p in self._params.items():
             for key, value in self._optimizer.state.get(p, {}).items():
@@ -190,27 +181,22 @@ class Learner:
         """Continue from a state_dict of a learner with the same parameters and optimizer;
         InputError for others.
         """
-        held = {f"params.{k}": p.shape for k, p in self._params.items()}
-        held |= {f"state.{k}": p.shape for k, p in self._state.items()}
-        held |= {f"frozen.{k}": p.shape for k, p in self._frozen.items()}
-        saved = {
-            k: p.shape for k, p in tensors.items() if k.startswith(("params.", "state.", "frozen."))
-        }
+        own = self._params | self._state | self._frozen
+        held = {name: p.shape for name, p in own.items()}
+        saved = {name: p.shape for name, p in tensors.items() if not name.startswith("optimizer.")}
         if held != saved:
             other = next(
-                k for k in sorted(held.keys() | saved.keys()) if held.get(k) != saved.get(k)
+                name
+                for name in sorted(held.keys() | saved.keys())
+                if held.get(name) != saved.get(name)
             )
             raise InputError(
-                f"the checkpoint has other parameters than this run ({other.partition('.')[2]})",
+                f"the checkpoint has other parameters than this run ({other})",
                 remedy="resume with the model and algorithm that it was trained with",
             )
         with torch.no_grad():
-            for name, p in self._params.items():
-                p.copy_(tensors[f"params.{name}"])
-            for name, p in self._state.items():
-                p.copy_(tensors[f"state.{name}"])
-            for name, p in self._frozen.items():
-                p.copy_(tensors[f"frozen.{name}"])
+            for name, p in own.items():
+                p.copy_(tensors[name])
         self._optimizer.state.clear()
         for full, value in (tensors | scalars).items():
             if full.startswith("optimizer."):
@@ -246,12 +232,6 @@ class Learner:
             for pattern in members
             if members[pattern]
         ]
-
-
-def _named(meta: Meta) -> Params:
-    return {
-        f"{part}.{name}": p for part, params in meta._asdict().items() for name, p in params.items()
-    }
 
 
 def _weighted_mean(parts: Sequence[tuple[Params, float]]) -> Params:

@@ -220,3 +220,16 @@ def test_a_bundle_is_read_back_and_evaluates_like_its_run(tmp_path: Path) -> Non
     for uri in (str(folder), str(folder / "bundle"), str(folder / "checkpoints" / "step-00000003")):
         (again,) = run.evaluate(uri, local)
         assert again == trained
+
+
+def test_a_checkpoint_of_another_format_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [1])
+    files = bundle.read_directory(f"{tmp_path}/step-00000001")
+    run_json = json.loads(files["run.json"])
+    del run_json["format"]  # as it was before names were those of Meta.flat()
+    bundle.write_directory(
+        f"{tmp_path}/step-00000001", files | {"run.json": json.dumps(run_json).encode()}
+    )
+    with pytest.raises(InputError) as error:
+        checkpoint.load(str(tmp_path))
+    assert error.value.what.endswith("was saved by another version of ray-metatrain")

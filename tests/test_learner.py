@@ -30,6 +30,18 @@ def update(value: float, tasks: int = 1) -> Update:
     return Update(meta(value), tasks, {"loss": value})
 
 
+def test_meta_parameters_are_flat_under_one_name_each_and_come_back() -> None:
+    given = Meta(
+        {"head.bias": torch.ones(2)}, {"rate.head.bias": torch.ones(1)}, {"n": torch.ones(3)}
+    )
+    flat = given.flat()
+    assert [*flat] == ["model.head.bias", "algorithm.rate.head.bias", "state.n"]
+    assert Meta.unflat(flat) == given
+    with pytest.raises(InputError) as error:
+        Meta.unflat({"flat.n": torch.ones(1)})
+    assert error.value.got == "flat.n"
+
+
 def test_updates_one_and_zero_under_sgd_three_give_minus_one_and_a_half() -> None:
     learner = Learner(meta(), outer())
     metrics = learner.apply([update(1.0), update(0.0)])
