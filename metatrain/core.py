@@ -54,18 +54,38 @@ class Sentence(Exception):
 
 
 class InputError(Sentence, ValueError):
-    """Something the user gave is wrong, in one sentence: "WHAT is GOT, expected EXPECTED: REMEDY".
+    """Refuse what the user gave, in one sentence: "WHAT is GOT, expected EXPECTED: REMEDY".
 
-    Without `got`, `what` is a clause of its own, such as "a label is missing".
+    what: the key or the file that is wrong. Without `got` it is a clause, such as "a label is
+        missing".
+    got: the wrong value itself; None is a value, too.
+    expected: the values that are right, such as "at least 1".
+    remedy: what to do next, such as "give a folder".
     """
 
     def __init__(
-        self, what: str, *, got: object = None, expected: str = "", remedy: str = ""
+        self, what: str, *, got: object = ..., expected: str = "", remedy: str = ""
     ) -> None:
         self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
-        is_got = "" if got is None else f" is {got!r}"
+        is_got = "" if got is ... else f" is {got!r}"
         wanted = f", expected {expected}" if expected else ""
         super().__init__(f"{what}{is_got}{wanted}" + (f": {remedy}" if remedy else ""))
+
+    @classmethod
+    def at(cls, place: str, error: Exception) -> InputError:
+        """Put a place, such as a file, before an error about something in it."""
+        if not isinstance(error, InputError):
+            return cls(f"{place}: {error}")
+        what = f"{place}: {error.what}"
+        return cls(what, got=error.got, expected=error.expected, remedy=error.remedy)
+
+
+def at_least(config: object, **least: float) -> None:
+    """Refuse fields that are too small. Example: at_least(self, shots=1, queries=1)"""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if not value >= bound:  # so that nan is refused, too
+            raise InputError(name, got=value, expected=f"at least {bound}")
 
 
 class Meta(NamedTuple):
