@@ -204,18 +204,20 @@ def doctor(
     from cluster import doctor as look
 
     if address is not None and address.startswith("http"):
-        from cluster.jobs import client as jobs
+        from cluster.jobs import follow
+        from cluster.jobs.package import Job, dated, environment
+        from cluster.jobs.places import check_written
 
         if output is not None:
-            jobs.check_place("output", output)
-        job = jobs.Job(
-            jobs.dated("doctor"),
+            check_written("output", output)
+        job = Job(
+            dated("doctor"),
             ["doctor", "--address", "auto", *(["--output", output] if output else [])],
             {},
             [],
-            jobs.environment(address, env or []),
+            environment(address, env or []),
         )
-        sys.exit(jobs.run(address, job))
+        sys.exit(follow.run(address, job))
     lines = look.grouped(look.examine(address, output))
     table = Table(title="What a run would find")
     for name in ("where", "what", "found", "what to do"):
@@ -273,6 +275,9 @@ def config(
         typer.Argument(help="A YAML file such as those in recipes/, a run's folder or a bundle."),
     ],
     set_: Set = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print above each key what it means.")
+    ] = False,
 ) -> None:
     """Print a recipe with all its values, and where each comes from: default, recipe or --set.
 
@@ -282,7 +287,8 @@ def config(
 
     held = _held(recipe)
     file, origin = (f"{recipe}/{held[1]}", held[0]) if held else (recipe, "recipe")
-    print(schema.explain(_recipe(file, set_ or []), file, set_ or [], origin))
+    sources = schema.origins(file, set_ or [], origin)
+    print(schema.explain(_recipe(file, set_ or []), sources, explain))
 
 
 @app.command()

@@ -7,112 +7,101 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.jobs.job import JOB as JOB
-from cluster.jobs.job import JOB_CPUS as JOB_CPUS
-from cluster.jobs.job import JOB_GPUS as JOB_GPUS
-from metatrain.core import InputError
+from metatrain.core import InputError, at_least
 from metatrain.recipe import Recipe
 
-PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
+OUR_PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
 
 
-def _refuse_secret(key: str, uri: str | None, instead: str) -> None:
-    """Recipes go to checkpoints, to MLflow and to colleagues."""
+def _refuse_secret(uri: str | None, remedy: str) -> None:
+    """Refuse a password: recipes go to checkpoints, to MLflow and to colleagues."""
     if uri is not None and urlsplit(uri).password is not None:
         raise InputError(
-            f"{key} holds a password, which would be written into every checkpoint",
-            remedy=f"{instead}",
+            "uri holds a password, which would be written into every checkpoint", remedy=remedy
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who computes tickets. None of this changes what is learnt on CPUs.
-
-    Up to `max` Ray actors of `cpus` and `gpus` each; training starts once `min` of them are there,
-    which on a cluster may take `wait_s`. With `max` 0 the driver's own process computes, without
-    Ray. `threads` is what torch uses.
-    """
+    """The workers that compute tickets; on CPUs none of this changes the parameters."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
     min: int = 1
+    """number of workers with which training starts"""
     max: int = 2
+    """largest number of workers, each a Ray actor; 0: the driver's process computes, without Ray"""
     cpus: float = 1.0
+    """CPUs of each worker"""
     gpus: float = 0.0
+    """GPUs of each worker"""
     threads: int = 1
+    """threads of torch in each process"""
     wait_s: float = 60.0
+    """seconds to wait for the first `min` workers of a cluster"""
 
     def __post_init__(self) -> None:
-        if self.max < 0 or self.threads < 1 or self.cpus < 0 or self.gpus < 0:
-            raise InputError(
-                "workers.max, cpus and gpus cannot be negative, and threads must be at least 1"
-            )
+        at_least(self, max=0, cpus=0, gpus=0, threads=1)
         if self.max and not 1 <= self.min <= self.max:
-            raise InputError(
-                f"workers.min must be between 1 and workers.max = {self.max}, got {self.min}"
-            )
+            raise InputError("min", got=self.min, expected=f"1 to max, which is {self.max}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint each `every_steps` outer steps, of which the last `keep` stay.
-
-    They lie under the output, or in `uri`: a folder or anything pyarrow knows, such as
-    s3://bucket/run.
-    """
+    """When and where checkpoints are saved."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
     every_steps: int = 500
+    """outer steps between checkpoints; there is one at the end as well"""
     keep: int = 2
+    """number of checkpoints that stay"""
     uri: str | None = None
+    """folder or address such as s3://bucket/run; default: `checkpoints` in the output"""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1 or self.keep < 1:
-            raise InputError("checkpoint.every_steps and checkpoint.keep must be at least 1")
-        _refuse_secret("checkpoint.uri", self.uri, "give storage keys in the environment")
+        at_least(self, every_steps=1, keep=1)
+        _refuse_secret(self.uri, "give storage keys in the environment")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """MLflow. `uri` is a server or store (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db
-    here), or "none".
-
-    `experiment` is by default the family and its data, such as "fewshot omniglot". Metrics are
-    logged each `every_steps` outer steps.
-    """
+    """Where and how often a run is recorded in MLflow."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
     uri: str | None = None
+    """server, store or none; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"""
     experiment: str | None = None
+    """name of the experiment; default: the family and its data, such as fewshot omniglot"""
     every_steps: int = 1
+    """outer steps between the metrics that are sent"""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1:
-            raise InputError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
+        at_least(self, every_steps=1)
         if self.experiment is not None and not self.experiment.strip():
             raise InputError(
-                "tracking.experiment is empty",
-                remedy=("give a name, or leave it out to get one for the family"),
+                "experiment is empty",
+                remedy="give a name, or leave it out to get the family's",
             )
-        _refuse_secret(
-            "tracking.uri", self.uri, "give it in MLFLOW_TRACKING_URI or MLFLOW_TRACKING_PASSWORD"
-        )
+        _refuse_secret(self.uri, "give it in MLFLOW_TRACKING_URI or MLFLOW_TRACKING_PASSWORD")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RunConfig(Recipe):
-    """A recipe file. `output` is the run's folder (default: runs/NAME/DATE-TIME)."""
+    """A recipe file: the recipe, and where and how it is computed."""
 
     workers: Workers = Workers()
+    """the workers that compute tickets"""
     checkpoint: Checkpoint = Checkpoint()
+    """when and where checkpoints are saved"""
     tracking: Tracking = Tracking()
+    """where and how often the run is recorded in MLflow"""
     output: str | None = None
+    """the run's folder or address; default: runs/NAME/DATE-TIME"""
 
     def recipe(self) -> Recipe:
-        """What is learnt, without where and how: what workers and bundles get."""
+        """Return the recipe alone, which workers and bundles get."""
         return Recipe(
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
         )

@@ -23,7 +23,9 @@ from conftest import GLYPHS, S3, SINUSOID, Nodes, command, config, free_port, un
 
 from cluster import checkpoint, run
 from cluster.config import RunConfig
-from cluster.jobs import client as jobs
+from cluster.jobs import package
+from cluster.jobs.follow import commands
+from cluster.jobs.package import Job
 from cluster.jobs.sent import is_sent, sent_files
 from metatrain import console, schema, storage
 from metatrain.core import InputError
@@ -176,7 +178,7 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
     )
     assert last(followed.stderr) == to_continue
     assert last(unknown.stderr).startswith(
-        "error: there is no job lang on this cluster: the nearest name is long;"
+        "error: there is no job lang on this cluster; the nearest name is long: "
     )
     holds = f"{where} already holds a run: pass --resume auto to continue it, or another output"
     assert last(refused.stderr).endswith(holds)
@@ -461,7 +463,7 @@ def test_who_cannot_send_a_job_is_told_why(nodes: Nodes, tmp_path: Path) -> None
             "",
             "",
         ),
-        f"the cluster at {here} does not take the token that is set here: {hint}": (
+        f"the cluster at {here} refuses the token that is set here: {hint}": (
             here,
             wrong,
             "",
@@ -524,10 +526,10 @@ def test_nothing_else_is_sent(tmp_path: Path) -> None:
     (tmp_path / "package" / "__pycache__").mkdir()
     (tmp_path / "package" / "__pycache__" / "inner.pyc").write_text("z")
     code = [tmp_path / "mine.py", tmp_path / "package"]
-    job = jobs.Job("j", ["train", "recipe.yaml"], {"recipe.yaml": "name: j"}, code, {})
+    job = Job("j", ["train", "recipe.yaml"], {"recipe.yaml": "name: j"}, code, {})
     packed = tmp_path / "packed"
     packed.mkdir()
-    jobs._pack(job, packed)
+    package.pack(job, packed)
     assert {path.name for path in packed.iterdir()} == {
         "metatrain", "cluster", "tuning", "recipe.yaml", "mine.py", "package"
     }  # fmt: skip
@@ -539,34 +541,35 @@ def test_nothing_else_is_sent(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="tuning has the name of a package that every job gets: rename it"
     ):
-        jobs._pack(job._replace(code=[tmp_path / "tuning"]), tmp_path / "clash")
+        package.pack(job._replace(code=[tmp_path / "tuning"]), tmp_path / "clash")
     (tmp_path / "package" / "large.bin").write_bytes(bytes(1 << 20))
     packed = tmp_path / "again"
     packed.mkdir()
     with pytest.raises(
-        InputError, match=r"the job would be 1\.\d MiB, at most 1 is sent, and package/large.bin is"
+        InputError,
+        match=r"code has 1\.\d MiB, and at most 1 is sent; its largest file is package/large.bin",
     ):
-        jobs._pack(job, packed)
+        package.pack(job, packed)
 
 
 def test_a_job_gets_what_is_named_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     monkeypatch.setenv("WANTED", "yes")
     there = "http://head:8265"
-    assert jobs.environment(there, ["WANTED"]) == {"WANTED": "yes"}
+    assert package.environment(there, ["WANTED"]) == {"WANTED": "yes"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert jobs.environment(there, []) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert package.environment(there, []) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
-    assert jobs.environment(there, []) == {}  # a file of this machine
+    assert package.environment(there, []) == {}  # a file of this machine
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:word@mlflow:5000")
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI holds a password") as refused:
-        jobs.environment(there, [])
+        package.environment(there, [])
     assert "word@" not in str(refused.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     with pytest.raises(InputError, match="is this machine's own, which the cluster cannot reach"):
-        jobs.environment(there, [])
+        package.environment(there, [])
     with pytest.raises(InputError, match="--env NOWHERE names a variable that is not set here"):
-        jobs.environment(there, ["NOWHERE"])
+        package.environment(there, ["NOWHERE"])
 
 
 def test_the_commands_that_are_printed_work_in_the_users_shell(
@@ -574,12 +577,12 @@ def test_the_commands_that_are_printed_work_in_the_users_shell(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["metatrain"])
     here = "http://head:8265"
-    assert jobs.commands(f"{here}/", "j", {"RAY_API_SERVER_ADDRESS": here}).splitlines() == [
+    assert commands(f"{here}/", "j", {"RAY_API_SERVER_ADDRESS": here}).splitlines() == [
         "follow: metatrain follow j", "stop:   metatrain stop j", "jobs:   metatrain jobs"
     ]  # fmt: skip
     for other in ({}, {"RAY_API_SERVER_ADDRESS": "http://elsewhere:1"}):
         assert (
-            jobs.commands(here, "j", other).splitlines()[1]
+            commands(here, "j", other).splitlines()[1]
             == f"stop:   metatrain stop j --address {here}"
         )
     sent = [
@@ -618,7 +621,7 @@ def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
     assert not is_sent("dat", found)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "x.py").write_text("x = 1")
-    job = jobs.Job(
+    job = Job(
         "j",
         [],
         {"recipe.yaml": "name: j"},
@@ -628,7 +631,7 @@ def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
     )
     packed = tmp_path / "packed"
     packed.mkdir()
-    jobs._pack(job, packed)
+    package.pack(job, packed)
     assert (packed / "data" / "deep" / "b.csv").read_text() == "data/deep/b.csv"
     assert (packed / "single.csv").stat().st_mtime > 1e9
     (tmp_path / "own" / "x.py").write_text("x = 2")
@@ -638,12 +641,12 @@ def test_files_go_along_below_their_own_paths(tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match=f"--send {name} has the name of what every job gets, {name[:6]}"
         ):
-            jobs._pack(job._replace(sent={name: tmp_path / "single.csv"}), clash)
+            package.pack(job._replace(sent={name: tmp_path / "single.csv"}), clash)
     (tmp_path / "clash").mkdir()
     with pytest.raises(
         InputError, match=r"--send own/x\.py has the name of one of your own modules: rename it"
     ):
-        jobs._pack(job._replace(sent={"own/x.py": tmp_path / "single.csv"}), tmp_path / "clash")
+        package.pack(job._replace(sent={"own/x.py": tmp_path / "single.csv"}), tmp_path / "clash")
 
 
 def test_the_command_in_a_jobs_description_has_no_password() -> None:
@@ -651,8 +654,8 @@ def test_the_command_in_a_jobs_description_has_no_password() -> None:
         "metatrain submit a.yaml --set family.a=postgres://me:hunter2@db/x --set "
         "'family.b=https://u:p@ss@h/y z'"
     )
-    job = jobs.Job("j", [], {}, [], {}, again=again)
-    assert jobs._described(job)["again"] == (
+    job = Job("j", [], {}, [], {}, again=again)
+    assert job.metadata()["again"] == (
         "metatrain submit a.yaml --set family.a=postgres://me:***@db/x --set "
         "'family.b=https://u:***@h/y z'"
     )
@@ -660,7 +663,7 @@ def test_the_command_in_a_jobs_description_has_no_password() -> None:
         "metatrain submit a.yaml --address http://head:8265 --set "
         "output=s3://bucket/a@b --resume auto"
     )
-    assert jobs._described(job._replace(again=plain))["again"] == plain
+    assert job._replace(again=plain).metadata()["again"] == plain
 
 
 def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -697,7 +700,7 @@ def test_what_cannot_go_along_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         "empty": "holds no files",
         "pipe": "pipe is neither a file nor a folder",
         "large.bin": (
-            r"51\.0 MiB, at most 50 are sent, and large.bin is the largest: push images "
+            r"51\.0 MiB, and at most 50 are sent; the largest file is large.bin: push images "
             r"with `metatrain data"
         ),
     }

@@ -23,7 +23,7 @@ from conftest import SINUSOID, command, config, store
 
 from cluster import run
 from cluster.config import RunConfig
-from cluster.jobs import client as jobs
+from cluster.jobs.package import Job, pack
 from metatrain import bundle, custom_source, schema
 from metatrain.core import InputError
 from metatrain.recipe import own_classes, own_code
@@ -281,7 +281,7 @@ def test_what_is_sent_runs_where_nothing_else_is(
     )
     there = tmp_path_factory.mktemp("there")
     files = {"recipe.yaml": yaml.safe_dump(schema.dump(settings))}
-    jobs._pack(jobs.Job("j", [], files, own_code(settings.recipe(), whole=True), {}), there)
+    pack(Job("j", [], files, own_code(settings.recipe(), whole=True), {}), there)
     code = (
         "from cluster.config import RunConfig; from metatrain import schema\n"
         "kind = type(schema.load(RunConfig, 'recipe.yaml').model)\n"

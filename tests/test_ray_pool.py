@@ -17,7 +17,8 @@ from conftest import GLYPHS, PROBES, SINUSOID, config, until
 
 from cluster import loop
 from cluster.collector import Requests, WorkersLost
-from cluster.config import JOB_CPUS, RunConfig
+from cluster.config import RunConfig
+from cluster.jobs.job import JOB_CPUS
 from cluster.pools.pool import Contribution, LocalPool, Pool, Snapshot
 from cluster.workers.worker import Layout, choose_plan
 from metatrain.core import InputError, Ticket

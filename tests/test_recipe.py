@@ -125,7 +125,7 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
             "model.body.filtres is not a key of a recipe; did you mean 'filters'?",
         ),
         ("evaluation.tasks", 1, "evaluation: an evaluation needs at least 2 tasks"),
-        ("workers.min", 5, "workers: workers.min must be between 1 and workers.max = 2, got 5"),
+        ("workers.min", 5, "workers.min is 5, expected 1 to max, which is 2"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_path(key: str, value: Any, sentence: str) -> None:

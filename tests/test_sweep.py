@@ -25,7 +25,8 @@ import yaml
 from conftest import SINUSOID, command, store, until
 
 from cluster import checkpoint, run
-from cluster.config import JOB, JOB_CPUS, RunConfig
+from cluster.config import RunConfig
+from cluster.jobs.job import JOB, JOB_CPUS
 from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.storage import Folder

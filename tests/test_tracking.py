@@ -560,10 +560,10 @@ def test_metrics_of_an_outage_arrive_once_it_is_over(
 
 
 def test_passwords_are_not_shown_and_not_recorded() -> None:
-    with pytest.raises(InputError, match=r"tracking\.uri holds a password") as caught:
+    with pytest.raises(InputError, match=r"uri holds a password") as caught:
         config(SINUSOID, tracking__uri="https://me:hunter2@mlflow.example")
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(InputError, match=r"checkpoint\.uri holds a password"):
+    with pytest.raises(InputError, match=r"uri holds a password"):
         config(SINUSOID, checkpoint__uri="s3://key:hunter2@bucket/run")
     assert mlflow_store.shown("https://me:hunter2@host/x") == "https://me:***@host/x"
     assert mlflow_store.shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"

@@ -19,7 +19,8 @@ from metatrain.awaiting import awaiting
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
-    from tuning.space import Search, Sweep
+    from tuning.config import Sweep
+    from tuning.search import Search
     from tuning.sweep import Outcome
 
 SHOWN = 10  # trials in the table
@@ -50,10 +51,10 @@ def tune(
     Example: metatrain tune recipes/sweeps/sinusoid_rates.yaml --set budget.trials=4
     """
     from cluster.collector import Interrupted
-    from tuning import space
+    from tuning import search as searches
     from tuning import sweep as sweeps
 
-    search = space.load(sweep, set_ or [], resume)
+    search = searches.load(sweep, set_ or [], resume)
     if dry_run:
         _print_plan(search, address)
         return
@@ -113,7 +114,10 @@ def submit(
     output=s3://bucket/runs/demo
     """
     from cluster.config import RunConfig
-    from cluster.jobs import client as jobs
+    from cluster.jobs import follow as following
+    from cluster.jobs.dashboard import use_token
+    from cluster.jobs.package import Job, dated, environment
+    from cluster.jobs.places import check_read, check_written
     from cluster.jobs.sent import sent_files
     from metatrain import schema
     from metatrain.recipe import is_sweep, own_code
@@ -123,31 +127,31 @@ def submit(
     folder = resume if resume not in (None, "auto") else None
     ranges: Mapping[str, Any] = {}
     if is_sweep(schema.read(file)):
-        jobs.find_token(address)
-        from tuning import space
+        use_token(address)
+        from tuning import config
 
-        what, base = space.read(Path(file), set_ or [])
-        what = space.in_folder(what, resume, set_ or [])
-        arguments, files = ["tune", "sweep.yaml"], space.standalone(what, base)
-        output, ranges = what.output, dict(space.searched(what.space))
+        what, base = config.read(Path(file), set_ or [])
+        what = config.in_folder(what, resume, set_ or [])
+        arguments, files = ["tune", "sweep.yaml"], config.as_files(what, base)
+        output, ranges = what.output, dict(config.searched(what.space))
     else:
         what = base = schema.load(RunConfig, file, set_ or [])
         arguments, files = ["train", "recipe.yaml"], {"recipe.yaml": schema.as_yaml(base)}
         output = what.output or (folder and re.sub(r"/checkpoints(/[^/]+)?/?$", "", folder))
     if base.checkpoint.uri is not None:
-        jobs.check_place("checkpoint.uri", base.checkpoint.uri)
+        check_written("checkpoint.uri", base.checkpoint.uri)
     if folder is not None:
-        jobs.check_place("--resume", folder)
+        check_written("--resume", folder)
     sent = sent_files(send or [])
     for key, place in _read(base, ranges):
-        jobs.check_read(key, place, sent)
-    job = jobs.Job(
-        name or jobs.dated(what.name),
+        check_read(key, place, sent)
+    job = Job(
+        name or dated(what.name),
         [*arguments, *(["--resume", resume] if resume is not None else [])],
         files,
         own_code(base, whole=True),
-        jobs.environment(address, env or []),
-        jobs.check_place("output", output),
+        environment(address, env or []),
+        check_written("output", output),
         driver_cpus,
         driver_gpus,
         driver_memory,
@@ -157,7 +161,7 @@ def submit(
         ),
         sent,
     )
-    sys.exit(jobs.run(address, job, follow=follow))
+    sys.exit(following.run(address, job, follow=follow))
 
 
 def _read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -292,7 +296,7 @@ def _in_job() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        from cluster.jobs.sent import absent
+        from cluster.jobs.places import absent
         from metatrain.core import InputError
 
         lacks = absent(error, "the driver's node")

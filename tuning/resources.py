@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import ray
 
-from cluster.config import JOB, JOB_CPUS, JOB_GPUS, RunConfig
+from cluster.config import RunConfig
+from cluster.jobs.job import JOB, JOB_CPUS, JOB_GPUS
 from cluster.pools import ray_pool
 from cluster.workers.worker import Worker, choose_plan
 from metatrain.core import InputError, Ticket

@@ -28,7 +28,7 @@ from ray.util import get_current_placement_group
 from cluster import loop
 from cluster.collector import Requests
 from cluster.config import RunConfig
-from cluster.jobs.sent import absent
+from cluster.jobs.places import absent
 from cluster.pools.ray_pool import this_node
 from cluster.run import learn, pool_for, prepare, tracked
 from cluster.tracking.mlflow_tracker import PARENT

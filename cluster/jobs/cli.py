@@ -26,16 +26,17 @@ def jobs(
     address: Dashboard,
     json: console.AsJson = False,
 ) -> None:
-    """List the jobs of a Ray cluster, newest first. Example: metatrain jobs --address
-    http://HEAD:8265
+    """List the jobs of a Ray cluster, newest first.
+
+    Example: metatrain jobs --address http://HEAD:8265
     """
     from rich.table import Table
 
-    from cluster.jobs import client as ray_jobs
+    from cluster.jobs import client, dashboard
     from metatrain.names import printable
 
     with console.printing_json(json) as show:
-        found = ray_jobs.listed(ray_jobs.connect(address))
+        found = client.listed(dashboard.connect(address))
     if json:
         rows = [
             {
@@ -68,19 +69,21 @@ def follow(
         str | None, typer.Argument(help="A job's name. Default: the newest job.")
     ] = None,
 ) -> None:
-    """Show a job's log until it ends, and exit as the job does. Ctrl-C stops following; the job
-    keeps running.
+    """Show a job's log until it ends, and exit as the job does.
+
+    Ctrl-C stops following the log; the job keeps running.
 
     Example: metatrain follow demo-20260101-120000 --address http://HEAD:8265
     """
-    from cluster.jobs import client as ray_jobs
+    from cluster.jobs import client, dashboard
+    from cluster.jobs.follow import commands, watch
 
     before = dict(os.environ)
-    client = ray_jobs.connect(address)
-    job = ray_jobs.find(client, name)
+    connected = dashboard.connect(address)
+    job = client.find(connected, name)
     if name is None:
         print(f"following {job.name}", file=sys.stderr)
-    sys.exit(ray_jobs.watch(client, job.name, ray_jobs.commands(address, job.name, before)))
+    sys.exit(watch(connected, job.name, commands(address, job.name, before)))
 
 
 @app.command()
@@ -90,13 +93,13 @@ def stop(
         str | None, typer.Argument(help="A job's name. Default: the newest job under way.")
     ] = None,
 ) -> None:
-    """Stop a job: it saves first. Waits until it has ended.
+    """Stop a job, which saves first, and wait until it has ended.
 
     Example: metatrain stop demo-20260101-120000 --address http://HEAD:8265
     """
-    from cluster.jobs import client as ray_jobs
+    from cluster.jobs import client, dashboard
 
-    print(ray_jobs.stop(ray_jobs.connect(address), name))
+    print(client.stop(dashboard.connect(address), name))
 
 
 def _local(seconds: float) -> datetime:

@@ -1,21 +1,15 @@
-"""The process of a Ray job: its environment variables, and the time of day before what it says."""
+"""The environment of a Ray job's process, and the time of day before the lines of its log."""
 
 from __future__ import annotations
 
 import os
 import time
 
-JOB, JOB_CPUS, JOB_GPUS = (
-    "METATRAIN_JOB",
-    "METATRAIN_JOB_CPUS",
-    "METATRAIN_JOB_GPUS",
-)  # its name; what its driver holds
-COMMIT, USER = (
-    "METATRAIN_COMMIT",
-    "METATRAIN_USER",
-)  # of the checkout that was sent, and who sent it
+JOB = "METATRAIN_JOB"  # the job's name
+JOB_CPUS, JOB_GPUS = "METATRAIN_JOB_CPUS", "METATRAIN_JOB_GPUS"  # what its driver holds
+COMMIT, USER = "METATRAIN_COMMIT", "METATRAIN_USER"  # of the checkout that was sent, and its sender
 
 
 def stamp() -> str:
-    """The time of day in a job, whose log is read later; else nothing."""
+    """Return the time of day in a job, whose log is read later; elsewhere an empty string."""
     return time.strftime("%H:%M:%S ") if JOB in os.environ else ""

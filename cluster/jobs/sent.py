@@ -1,24 +1,21 @@
-"""Files that go along with a job: what a user's own families read, at the same relative paths; and
-what did not.
-"""
+"""Files that are sent with a job: what a user's own families read, at the same relative paths."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from metatrain.core import InputError
 
 MOST_BYTES = 50 << 20  # of all of them: Ray takes jobs of up to 100 MiB
-ELSEWHERE = "push images with `metatrain data push`, or put the file where all nodes see it"
 
 
 def sent_files(given: Sequence[str]) -> dict[str, Path]:
-    """The files that these paths below this folder name, by relative path. Folders go without their
-    hidden files.
+    """Return the files at and below these paths, by path relative to this folder.
+
+    Hidden files in folders are left out. Raises InputError if a path names no file, if it leads out
+    of this folder, or if the files are too large.
     """
     here = Path.cwd().resolve()
     found: dict[str, Path] = {}
@@ -33,7 +30,7 @@ def sent_files(given: Sequence[str]) -> dict[str, Path]:
         if not place.is_relative_to(here):
             raise InputError(
                 f"--send {path} lies outside of this folder, {here}",
-                remedy=("send the job from a folder above it"),
+                remedy="send the job from a folder above it",
             )
         files = {
             file.relative_to(here).as_posix(): file
@@ -49,36 +46,13 @@ def sent_files(given: Sequence[str]) -> dict[str, Path]:
 
 
 def is_sent(place: str, sent: Mapping[str, Path]) -> bool:
-    """Whether a relative path is that of a file that goes along, or of a folder with such files."""
+    """Whether a relative path is that of a sent file, or of a folder with sent files."""
     name = Path(os.path.normpath(place)).as_posix()
     return name in sent or any(other.startswith(f"{name}/") for other in sent)
 
 
-def absent(error: BaseException, node: str) -> str | None:
-    """Which file or module a node lacks, if that is where an exception comes from."""
-    found: BaseException | None = error
-    while found is not None:
-        module = re.search(r"No module named '([\w.]+)'", str(found))
-        if module:
-            return f"{node} has no module {module[1]!r}: install it there"
-        if isinstance(found, FileNotFoundError) and found.errno == errno.ENOENT:
-            file = found.filename if isinstance(found.filename, str) else ""
-            what = (
-                f"has no file {file}"
-                if file
-                else f"lacks a file ({str(found).partition(chr(10))[0][:200]})"
-            )
-            named = file if file and not Path(file).is_absolute() else "FILE"
-            return (
-                f"{node} {what}: send it with `metatrain submit --send {named}`, or give a path "
-                "that all nodes see"
-            )
-        found = found.__cause__
-    return None
-
-
 def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """The files at and below a place, `above` being the folders that hold it."""
+    """Yield the files at and below a place, of which `above` are the folders that hold it."""
     shown = given if not above else place.relative_to(here).as_posix()
     real = _real(given, place)
     if not real.is_relative_to(here):
@@ -97,11 +71,8 @@ def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Itera
     elif place.is_file():
         yield place
     elif not place.exists():
-        missing = (
-            "does not exist"
-            if not place.is_symlink()
-            else f"is a link to {real}, which does not exist"
-        )
+        link = f"is a link to {real}, which does not exist"
+        missing = link if place.is_symlink() else "does not exist"
         raise InputError(f"--send {given}: {shown} {missing}", remedy="correct the path")
     else:
         raise InputError(
@@ -110,7 +81,7 @@ def _files(given: str, place: Path, here: Path, above: frozenset[Path]) -> Itera
 
 
 def _real(given: str, place: Path) -> Path:
-    """Where a path leads to in the end."""
+    """Return the path at the end of all links."""
     try:
         return place.resolve()
     except RuntimeError:  # of Python before 3.13
@@ -125,9 +96,8 @@ def _check_size(files: Mapping[str, Path]) -> None:
     if total > MOST_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            (
-                f"--send names {total / 2**20:.1f} MiB, at most {MOST_BYTES >> 20} are sent, and "
-                f"{largest} is the largest"
-            ),
-            remedy=f"{ELSEWHERE}",
+            f"--send names {total / 2**20:.1f} MiB, and at most {MOST_BYTES >> 20} are sent; the "
+            f"largest file is {largest}",
+            remedy="push images with `metatrain data push`, or put the file on a disk that all "
+            "nodes see",
         )

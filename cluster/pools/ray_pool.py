@@ -39,8 +39,9 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.config import JOB, PACKAGES, Workers
-from cluster.jobs.sent import absent
+from cluster.config import OUR_PACKAGES, Workers
+from cluster.jobs.job import JOB
+from cluster.jobs.places import absent
 from cluster.pools import shortage
 from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
 from cluster.workers.usage import WORKER_S, Meter
@@ -88,7 +89,7 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
             f"{address} is a dashboard's address, which takes jobs", remedy="use `metatrain submit`"
         )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    sent = [*code, *(PACKAGES if address else [])] if JOB not in os.environ else []
+    sent = [*code, *(OUR_PACKAGES if address else [])] if JOB not in os.environ else []
     if sent:
         quiet["runtime_env"] = {"py_modules": [str(path) for path in sent]}
     on_sigterm = signal.getsignal(signal.SIGTERM)

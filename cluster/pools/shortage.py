@@ -6,7 +6,8 @@ import os
 
 import ray
 
-from cluster.config import JOB_CPUS, JOB_GPUS, Workers
+from cluster.config import Workers
+from cluster.jobs.job import JOB_CPUS, JOB_GPUS
 
 HELD = {"CPU": JOB_CPUS, "GPU": JOB_GPUS}  # by a job's driver: the variables that say how many
 

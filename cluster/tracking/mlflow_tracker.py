@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.config import JOB, Tracking
+from cluster.config import Tracking
+from cluster.jobs.job import JOB
 from cluster.tracking import description
 from cluster.tracking.mlflow_store import (
     be_brief,

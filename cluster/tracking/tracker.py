@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
-from cluster.config import JOB, Tracking
+from cluster.config import Tracking
+from cluster.jobs.job import JOB
 from cluster.tracking.mlflow_store import database, sqlite_uri
 from metatrain import storage
 from metatrain.core import InputError
