@@ -20,7 +20,8 @@ from statistics import mean, median
 
 import yaml
 
-from tuning import space, sweep
+from tuning import search as searches
+from tuning import sweep
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 AT_ONCE = 3 * (1, 4)
@@ -43,7 +44,7 @@ def per_task_ms(folder: Path, trials: int, steps: int) -> float:
         "output": str(folder / "sweep"),
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(described))
-    search = space.load(folder / "sweep.yaml")
+    search = searches.load(folder / "sweep.yaml")
     sweep.start(search)
     found = []
     for path in sorted(search.folder.glob("trials/*/metrics.jsonl")):

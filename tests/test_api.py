@@ -26,7 +26,7 @@ from test_without_ray import HIDE
 import metatrain
 from cluster.config import RunConfig, Workers
 from metatrain.recipe import Recipe
-from tuning.space import Sweep
+from tuning.config import Sweep
 
 SHORT = SINUSOID | {"outer": SINUSOID["outer"] | {"steps": 3}}
 
@@ -116,17 +116,17 @@ HOLDS_ITSELF["outer"] = HOLDS_ITSELF
         (
             SHORT,
             {"outer": {"stepz": 3}},
-            "outer.stepz is not a key of a recipe; did you mean 'steps'",
+            "outer.stepz is not a key of a recipe: did you mean 'steps'",
         ),
         (SHORT, {"outer.steps": "many"}, "outer.steps is 'many', expected a valid integer"),
         (SHORT, {"outer.lr": math.nan}, "nan"),
-        (SHORT, {"name.first": "x"}, "'name.first' cannot be set"),
+        (SHORT, {"name.first": "x"}, "name.first cannot be set"),
         ({"name": "x"}, {}, "family is missing"),
         (HOLDS_ITSELF, {}, "the recipe holds itself"),
         (5, {}, "the recipe is 5, expected a YAML file's path, a dict or the dataclass"),
         (None, {}, "the recipe is None, expected"),
         ([SHORT], {}, "expected a YAML file's path, a dict or the dataclass"),
-        ("no.yaml", {}, "cannot read recipe no.yaml"),
+        ("no.yaml", {}, "cannot read no.yaml"),
         ([SHORT] * 50, {}, "expected a YAML file's path, a dict or the dataclass"),
         (SHORT, {"outer": 5}, "outer is 5, expected"),
         (SHORT, {"workers": 5}, "workers is 5, expected"),
@@ -486,14 +486,14 @@ SWEEP: dict[str, Any] = {
         (
             SWEEP,
             {"budget": {"trialz": 3}},
-            "budget.trialz is not a key of a sweep; did you mean 'trials'",
+            "budget.trialz is not a key of a sweep: did you mean 'trials'",
         ),
         (
             SWEEP,
             {"recipe": {"outer": {"stepz": 1}}},
             "its recipe with `set` of the sweep: outer.stepz is not a key",
         ),
-        (SWEEP, {"recipe": "no.yaml"}, "cannot read recipe no.yaml"),
+        (SWEEP, {"recipe": "no.yaml"}, "cannot read no.yaml"),
         (SWEEP, {"recipe": 5}, "recipe is 5, expected a valid string"),
         (
             SWEEP,

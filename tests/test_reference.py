@@ -14,12 +14,13 @@ from pydantic import TypeAdapter
 from cluster.config import Checkpoint, Tracking, Workers
 from metatrain import algorithms, models, tasks
 from metatrain.learner import Outer
+from metatrain.models import heads
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Validation
-from tuning.space import ASHA, PBT, Sweep
+from tuning.config import ASHA, PBT, Sweep
 
 COMPONENTS = [
     kind
-    for union in (algorithms.BuiltIn, tasks.BuiltIn, models.BuiltIn)
+    for union in (algorithms.BuiltIn, tasks.BuiltIn, models.BuiltIn, get_args(heads.Head)[0])
     for kind in get_args(union)
 ]
 GROUPS = [Outer, Validation, Evaluation, Workers, Checkpoint, Tracking]

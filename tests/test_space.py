@@ -14,7 +14,8 @@ from conftest import GLYPHS, SINUSOID, command
 
 from metatrain.core import InputError
 from metatrain.isolation import same_random_numbers
-from tuning import schedulers, space, sweep
+from tuning import config, schedulers, space, sweep
+from tuning import search as searches
 from tuning.journal import Journal
 
 ROOT = Path(__file__).parent.parent
@@ -34,10 +35,10 @@ PBT = {"name": "pbt", "every_steps": 10}
 
 def load(
     folder: Path, changes: dict[str, Any] | None = None, recipe: dict[str, Any] = RECIPE
-) -> space.Search:
+) -> searches.Search:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP | (changes or {})))
-    return space.load(folder / "sweep.yaml")
+    return searches.load(folder / "sweep.yaml")
 
 
 def test_what_is_left_open_is_resolved(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"spce": {}}, "spce is not a key of a sweep; did you mean 'space'"),
+        ({"spce": {}}, "spce is not a key of a sweep: did you mean 'space'"),
         ({"space": {}}, "searches nothing: name keys in space"),
         (
             {"space": {"algorithm.inner_rl": {"uniform": [0, 1]}}},
@@ -163,20 +164,23 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
         ),
         (
             {"space": {"outer.lr": {"unifrom": [0, 1]}}},
-            "space.outer.lr is .*, expected one of uniform, loguniform",
+            r"space.outer.lr is .*, expected one of uniform, .* such as {uniform: \[0, 1\]}$",
         ),
         ({"space": {"outer.lr": 0.1}}, "space.outer.lr is 0.1, expected one of uniform"),
         (
             {"space": {"outer.lr": {"uniform": [0.1]}}},
-            r"space.outer.lr: uniform takes \[low, high\], got \[0.1\]",
+            r"space.outer.lr.uniform is \[0.1\], expected \[low, high\]$",
         ),
-        ({"space": {"outer.lr": {"uniform": [1, 0.1]}}}, "with low < high, got"),
+        ({"space": {"outer.lr": {"uniform": [1, 0.1]}}}, r"with low < high$"),
         (
             {"space": {"outer.lr": {"uniform": [0.1, math.inf]}}},
-            r"uniform takes \[low, high\], got",
+            r"uniform is \[0.1, inf\], expected \[low, high\]$",
         ),
-        ({"space": {"outer.lr": {"loguniform": [0, 1]}}}, "with low < high above 0"),
-        ({"space": {"outer.lr": {"quantised": [0, 1, 0]}}}, r"quantised takes \[low, high, step\]"),
+        ({"space": {"outer.lr": {"loguniform": [0, 1]}}}, "with low above 0"),
+        (
+            {"space": {"outer.lr": {"quantised": [0, 1, 0]}}},
+            r"quantised is \[0, 1, 0\], expected \[low, high, step\] with step above 0",
+        ),
         ({"space": {"outer.lr": {"uniform": [-1, 1]}}}, "space.outer.lr at -1"),
         (
             {"space": {"outer.steps": {"integers": [5, 9]}}},
@@ -188,38 +192,38 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
         ),
         (
             {"space": {"family.shots": {"integers": [1, 5]}}},
-            r"changes the validation tasks.*evaluation.family.shots",
+            r"changes the validation .*: fix them with set: {evaluation.family.shots: \.\.\.}$",
         ),
         ({"budget": {}}, "budget.trials is missing"),
-        ({"budget": {"trials": 0}}, "budget.trials must be above 0"),
+        ({"budget": {"trials": 0}}, "budget.trials is 0, expected a number above 0"),
         (
             {"metric": "val/accuracy_after"},
             "metric is 'val/accuracy_after', expected val/mse_after",
         ),
         (
             {"space": {"outer.lr": {"quantised": [0.5, 2.0, 0.4]}}},
-            "takes low and high that are multiples of step",
+            "with low and high that are multiples of step",
         ),
         (
             {"space": {"outer.clip_norm": {"integers": [1.5, 3.9]}}},
-            r"integers takes \[low, high\], got \[1.5, 3.9\]",
+            r"integers is \[1.5, 3.9\], expected \[low, high\] of whole numbers",
         ),
         (
             {"space": {"outer.clip_norm": {"integers": [1, math.inf]}}},
-            r"integers takes \[low, high\], got",
+            r"integers is \[1, inf\], expected \[low, high\]$",
         ),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"set": {"outer.lr": 0.1}}, "outer.lr is in set and in space of"),
         ({"space": {"algorithm.inner_steps": {"uniform": [1, 3]}}}, "expected a valid integer"),
         ({"set": {"workers.cpus": 0}}, "all trials would start at once"),
         ({"set": {"checkpoint.uri": "runs/x"}}, "checkpoint.uri would be the same for all trials"),
         (
             {"scheduler": ASHA | {"first_rung": 7}},
-            "first_rung must be a multiple of validation.every_steps = 5",
+            "first_rung is 7, expected a multiple of validation.every_steps = 5",
         ),
         (
             {"scheduler": PBT, "at_once": 2},
-            "at_once is 2 of 3 trials, and those of pbt learn from each other",
+            "at_once is 2 of 3 trials, and trials of pbt learn from each other",
         ),
         (
             {"scheduler": {"name": "hyperband"}},
@@ -227,30 +231,36 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
         ),
         (
             {"scheduler": ASHA | {"first_rung": 20}},
-            "first_rung = 20 must be below the 20 outer steps",
+            "first_rung is 20, expected below the 20 outer steps",
         ),
-        ({"scheduler": ASHA | {"reduction": 1}}, "scheduler.reduction above 1"),
+        ({"scheduler": ASHA | {"reduction": 1}}, "scheduler.reduction is 1.0, expected above 1"),
         (
             {"scheduler": PBT | {"every_steps": 7}},
-            "must be a multiple of validation.every_steps = 5",
+            "every_steps is 7, expected a multiple of validation.every_steps = 5",
         ),
         ({"scheduler": PBT, "search": "optuna"}, "scheduler pbt draws its own values"),
         (
             {"scheduler": PBT, "space": {"seed": {"integers": [0, 9]}}},
             "space.seed cannot change in a running training",
         ),
-        ({"search": "grid", "budget": {}}, "is loguniform, and search: grid takes grids only"),
-        ({"space": {"outer.lr": {"grid": [0.1, 0.2]}}}, "is a grid, which needs search: grid"),
+        (
+            {"search": "grid", "budget": {}},
+            "search is grid, and space.algorithm.inner_lr is loguniform: list its values",
+        ),
+        (
+            {"space": {"outer.lr": {"grid": [0.1, 0.2]}}},
+            "is a grid, and search is random: set search to grid",
+        ),
         (
             {"search": "grid", "space": {"outer.lr": {"grid": [1, 2]}}},
-            "budget.trials is 3 and the grid has 2 points",
+            "budget.trials is 3, and the grid has 2 points",
         ),
         (
             {"set": {"validation.every_steps": 0}},
-            "validation.every_steps is 0 of 20 outer steps: pass --set set.validation",
+            "validation.every_steps is 0, expected 1 to 20, .*: pass --set set.validation",
         ),
-        ({"recipe": "nowhere.yaml"}, "cannot read recipe .*nowhere.yaml"),
-        ({"at_once": 0}, "at_once must be at least 1"),
+        ({"recipe": "nowhere.yaml"}, "cannot read .*nowhere.yaml"),
+        ({"at_once": 0}, "at_once is 0, expected at least 1"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(
@@ -292,18 +302,18 @@ def test_pbt_cannot_change_what_a_training_starts_from(tmp_path: Path) -> None:
 
 def test_another_sweep_is_told_from_the_same_with_more_trials(tmp_path: Path) -> None:
     one = load(tmp_path)
-    assert space.changed(one, load(tmp_path, {"budget": {"trials": 9}, "at_once": 2})) is None
-    assert space.changed(one, load(tmp_path, {"set": {"workers.max": 1}})) is None
+    assert searches.changed(one, load(tmp_path, {"budget": {"trials": 9}, "at_once": 2})) is None
+    assert searches.changed(one, load(tmp_path, {"set": {"workers.max": 1}})) is None
     assert (
-        space.changed(one, load(tmp_path, {"set": {"tracking.experiment": "x"}}))
+        searches.changed(one, load(tmp_path, {"set": {"tracking.experiment": "x"}}))
         == "its recipe's tracking.experiment"
     )
     assert (
-        space.changed(one, load(tmp_path, {"set": {"outer.clip_norm": 0.5}}))
+        searches.changed(one, load(tmp_path, {"set": {"outer.clip_norm": 0.5}}))
         == "its recipe's outer.clip_norm"
     )
-    assert space.changed(one, load(tmp_path, {"seed": 4})) == "its seed"
-    assert space.changed(one, load(tmp_path, {"search": "optuna"})) == "its search"
+    assert searches.changed(one, load(tmp_path, {"seed": 4})) == "its seed"
+    assert searches.changed(one, load(tmp_path, {"search": "optuna"})) == "its search"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +324,7 @@ def test_every_sweep_of_the_project_can_be_searched(
 ) -> None:
     if "omniglot" in path.stem:
         request.getfixturevalue("omniglot")
-    search = space.load(path)
+    search = searches.load(path)
     assert search.sweep.name == path.stem
     assert search.trials >= 4
 
@@ -334,7 +344,7 @@ def test_a_space_may_be_nested_as_a_recipe_is() -> None:
         "algorithm.inner_lr": {"choice": [1, 2]},
         "seed": {"grid": [1]},
     }
-    assert dict(space.searched(nested)) == {
+    assert dict(config.searched(nested)) == {
         "outer.lr": {"uniform": [0, 1]},
         "algorithm.inner_lr": {"choice": [1, 2]},
         "seed": {"grid": [1]},

@@ -30,7 +30,8 @@ from cluster.jobs.job import JOB, JOB_CPUS
 from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.storage import Folder
-from tuning import schedulers, space, sweep
+from tuning import schedulers, sweep
+from tuning import search as searches
 from tuning.resources import at_once, check_resources
 
 pytestmark = pytest.mark.ray
@@ -65,7 +66,7 @@ RATES = {
 }
 
 
-def load(folder: Path, **changes: Any) -> space.Search:
+def load(folder: Path, **changes: Any) -> searches.Search:
     """A sweep in `folder`, with changes of its keys, __ being the dot in those of its recipe."""
     recipe = schema.dump(schema.parse(RunConfig, RECIPE, "test"))
     for key in [key for key in changes if "__" in key]:
@@ -78,7 +79,7 @@ def load(folder: Path, **changes: Any) -> space.Search:
         "budget": {"trials": 2},
     } | changes
     (folder / "sweep.yaml").write_text(yaml.safe_dump(whole))
-    return space.load(folder / "sweep.yaml")
+    return searches.load(folder / "sweep.yaml")
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:

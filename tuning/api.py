@@ -12,7 +12,8 @@ from metatrain.core import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tuning.space import Search, Sweep
+    from tuning.config import Sweep
+    from tuning.search import Search
 
 
 class SweepRun(Run):
@@ -88,12 +89,13 @@ def tune(
 
 def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Search:
     from metatrain import schema
-    from tuning import space
-    from tuning.space import Sweep
+    from tuning import config
+    from tuning.config import Sweep
+    from tuning.search import resolve
 
     try:
         tree, source = as_tree(given, "sweep")
-        if space.is_recipe(tree):
+        if config.is_recipe(tree):
             raise InputError(f"{source} is a recipe", remedy="give it to metatrain.train")
         changes = dict(overrides)
         ranges = plain(changes.pop("space", {}))
@@ -106,7 +108,7 @@ def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Sea
         if isinstance(recipe, dict):
             keys, name = recipe, "its recipe"
             tree["recipe"] = "recipe.yaml"  # as which the sweep's folder has it
-        parsed = space.in_folder(schema.parse(Sweep, tree, source), resume, overrides)
+        parsed = config.in_folder(schema.parse(Sweep, tree, source), resume, overrides)
         if not isinstance(recipe, dict):
             beside = [Path(source).parent / parsed.recipe] if isinstance(given, str | Path) else []
             places = [*beside, Path(parsed.recipe)]
@@ -117,4 +119,4 @@ def _search(given: Any, overrides: Mapping[str, Any], resume: str | None) -> Sea
         raise InputError(
             "the sweep holds itself", remedy="give a dict of keys and values"
         ) from None
-    return space.resolve(parsed, space.shared(parsed, keys, source, name), source)
+    return resolve(parsed, config.shared(parsed, keys, source, name), source)

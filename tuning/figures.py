@@ -15,8 +15,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from metatrain.figures import as_written, logarithmic, scale
+from tuning.config import PBT
 from tuning.journal import Trial
-from tuning.space import PBT, Domain, Search
+from tuning.search import Search
+from tuning.space import Domain
 
 log = logging.getLogger(__name__)
 
@@ -273,23 +275,17 @@ def _lost(trial: Trial) -> int:
 
 
 def _place(domain: Domain, value: Any) -> Any:
-    return str(value) if domain.kind in ("choice", "grid") and not _numbers(domain) else value
-
-
-def _numbers(domain: Domain) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in domain.values)
+    return str(value) if domain.is_listed and not domain.is_numeric else value
 
 
 def _axis(axes: Axes, which: str, domain: Domain) -> None:
     """The whole range; logarithmic where values were drawn so, or are listed so."""
-    numbers = domain.values if _numbers(domain) else (0,)
-    wide = (
-        domain.kind in ("choice", "grid") and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
-    )
+    numbers = domain.values if domain.is_numeric else (0,)
+    wide = domain.is_listed and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
     if domain.kind == "loguniform" or wide:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         logarithmic(axes.xaxis if which == "x" else axes.yaxis)
-    if domain.kind not in ("choice", "grid"):
+    if not domain.is_listed:
         low, high = domain.values[:2]
         margin = (high / low) ** 0.05 if domain.kind == "loguniform" else 0.05 * (high - low)
         limits = (

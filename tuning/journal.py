@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from metatrain.metrics import Better
 from metatrain.plain import to_json
-from tuning.space import Mode, Search, Values
+from tuning.search import Search
+from tuning.space import Values
 
 
 class Report(NamedTuple):
@@ -26,7 +28,7 @@ class Report(NamedTuple):
     diverged: str = ""  # why it cannot go on
     diverged_tasks: int = 0  # of validation
 
-    def compared(self, mode: Mode) -> float:
+    def compared(self, mode: Better) -> float:
         """What trials are compared by: with a task that diverged, the mean over all is as bad as
         can be.
         """

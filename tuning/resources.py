@@ -9,12 +9,13 @@ import ray
 
 from cluster.config import RunConfig
 from cluster.jobs.job import JOB, JOB_CPUS, JOB_GPUS
-from cluster.pools import ray_pool
-from cluster.workers.worker import Worker, choose_plan
+from cluster.pools.ray_connection import connected
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain.core import InputError, Ticket
 from metatrain.recipe import own_code
 from metatrain.start import initial_meta
-from tuning.space import Search
+from tuning.search import Search
 
 START_S = 8.0  # for a trial's processes to start, about
 
@@ -101,7 +102,7 @@ def estimate(search: Search, address: str | None) -> Estimate:
         each[ticket.work] = worker.compute(ticket)[1].wall_s / min(
             setting.tasks_per_ticket, setting.tasks
         )
-    with ray_pool.connected(address, own_code(base)):
+    with connected(address, own_code(base)):
         check_resources(search)
         together = at_once(search)
         cores = ray.cluster_resources().get("CPU", 1.0)

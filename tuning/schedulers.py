@@ -18,8 +18,11 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search.optuna import OptunaSearch
 
+from metatrain.metrics import Better
+from tuning.config import ASHA, PBT
 from tuning.journal import Journal
-from tuning.space import ASHA, PBT, Domain, Mode, Search, Values, fitting
+from tuning.search import Search
+from tuning.space import Domain, Values, fitted
 
 
 class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
@@ -27,7 +30,7 @@ class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
     again.
     """
 
-    def __init__(self, journal: Journal, mode: Mode, **options: Any) -> None:
+    def __init__(self, journal: Journal, mode: Better, **options: Any) -> None:
         super().__init__(mode=mode, **options)
         self._searched = mode
         self._known = {str(trial.number): list(trial.reports) for trial in journal.trials.values()}
@@ -99,7 +102,7 @@ def optuna_search(search: Search, journal: Journal, again: list[Values]) -> Optu
         metric="compared",
         mode=search.mode,
         points_to_evaluate=[named(values) for values in again] or None,
-        seed=fitting(
+        seed=fitted(
             search.sweep.seed + len(journal.trials)
         ),  # or it would draw the same points again
     )

@@ -35,7 +35,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from cluster import checkpoint, run
 from cluster.collector import Interrupted
 from cluster.evaluation import protocol
-from cluster.pools import ray_pool
+from cluster.pools.ray_connection import connected
 from cluster.progress import Line, duration
 from cluster.tracking import description, mlflow_tracker
 from cluster.tracking import tracker as tracking
@@ -47,11 +47,14 @@ from metatrain.evaluate import Score
 from metatrain.plain import to_json
 from metatrain.recipe import own_code
 from tuning import figures as pictures
-from tuning import schedulers, space
+from tuning import schedulers
+from tuning import search as searches
 from tuning import trial as one
+from tuning.config import PBT, as_files
 from tuning.journal import Journal, Report, Trial, ranked
 from tuning.resources import check_resources, trial_resources
-from tuning.space import PBT, Search
+from tuning.search import Search
+from tuning.space import fitted
 from tuning.trial import Shared
 
 log = logging.getLogger(__name__)
@@ -223,7 +226,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
         "ignore", "Consider boosting PBT", UserWarning
     )  # by what the function API has not
     code = own_code(search.base)
-    with run.interruptible() as should_stop, ray_pool.connected(address, code), _alone(search):
+    with run.interruptible() as should_stop, connected(address, code), _alone(search):
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said here
         with awaiting("starting the sweep"):
@@ -288,7 +291,7 @@ def _check_folder(search: Search, resume: str | None) -> None:
                 f"{folder} already holds a sweep",
                 remedy=("pass --resume auto to continue it, or another output"),
             )
-        other = space.changed(space.load(folder / "sweep.yaml"), search)
+        other = searches.changed(searches.load(folder / "sweep.yaml"), search)
         if other is not None:
             raise InputError(
                 f"{folder} holds another sweep",
@@ -339,7 +342,7 @@ def _open(search: Search) -> Journal:
     folder = search.folder
     folder.create()
     storage.remove(f"{folder}/tune")
-    for name, text in space.standalone(search.sweep, search.base).items():
+    for name, text in as_files(search.sweep, search.base).items():
         (folder / name).write_text(text)
     return Journal(folder / "journal.jsonl")
 
@@ -406,8 +409,8 @@ def _tune(
         tracking.store(search.base.tracking),
         sweep.recipe,
     )
-    random.seed(space.fitting(sweep.seed + len(journal.trials)))  # of PBT's perturbations
-    np.random.seed(space.fitting(sweep.seed + len(journal.trials)))
+    random.seed(fitted(sweep.seed + len(journal.trials)))  # of PBT's perturbations
+    np.random.seed(fitted(sweep.seed + len(journal.trials)))
     if sweep.search == "optuna":
         algorithm: Any = schedulers.optuna_search(search, journal, list(again.values()))
         given: dict[str, Any] = {}

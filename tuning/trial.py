@@ -29,15 +29,16 @@ from cluster import loop
 from cluster.collector import Requests
 from cluster.config import RunConfig
 from cluster.jobs.places import absent
-from cluster.pools.ray_pool import this_node
+from cluster.pools.ray_connection import this_node
 from cluster.run import learn, pool_for, prepare, tracked
 from cluster.tracking.mlflow_tracker import PARENT
 from metatrain import bundle, schema, storage
 from metatrain.core import InputError
 from metatrain.isolation import isolated
 from metatrain.learner import Diverged
+from metatrain.metrics import Better
 from tuning.journal import Report
-from tuning.space import Mode, Values
+from tuning.space import Values
 
 TRIAL = "metatrain.trial"  # the tag of MLflow runs that holds a trial's number
 
@@ -54,7 +55,7 @@ class Shared(NamedTuple):
     folder: str
     base: schema.Tree
     metric: str
-    mode: Mode
+    mode: Better
     exploits: bool  # whether trials go on from each other's checkpoints
     parent: str | None  # the sweep's run in MLflow
     store: str  # where MLflow is
