@@ -26,7 +26,7 @@ import yaml
 
 from cluster.config import RunConfig
 from metatrain import console, schema
-from metatrain.core import Context, Ticket, generator_for
+from metatrain.core import Context, Ticket, Work, generator_for
 from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
 from tuning.cli import app
@@ -393,23 +393,26 @@ PROBES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     | {
         "family": {"name": "series", "shots": 4, "queries": 3},
         "model": {
-            "name": "rnn",
-            "cell": "lstm",
-            "hidden": 8,
-            "body": {"name": "mlp", "hidden": [8]},
+            "name": "mlp",
+            "hidden": [8],
+            "head": {"name": "memory", "cell": "lstm", "hidden": 8},
         },
         "algorithm": {"name": "recurrent"},
     },
     "recurrent-conv4": GLYPHS
     | {
-        "model": {"name": "rnn", "cell": "gru", "hidden": 8, "body": GLYPHS["model"]},
+        "model": GLYPHS["model"] | {"head": {"name": "memory", "cell": "gru", "hidden": 8}},
         "algorithm": {"name": "recurrent"},
         "outer": SHORT,
     },
     "rl2": SINUSOID
     | {
         "family": {"name": "bandit", "pulls": 4, "episodes": 3},
-        "model": {"name": "rnn", "cell": "gru", "hidden": 8, "body": {"name": "mlp", "hidden": []}},
+        "model": {
+            "name": "mlp",
+            "hidden": [],
+            "head": {"name": "memory", "cell": "gru", "hidden": 8},
+        },
         "algorithm": {"name": "recurrent"},
     },
     "maml-navigation": SINUSOID
@@ -429,8 +432,8 @@ def config(base: dict[str, Any], **overrides: Any) -> RunConfig:
     return schema.parse(RunConfig, tree, "test")
 
 
-def context(seed: int = 0) -> Context:
-    ticket = Ticket("update", "train", 0, 0)
+def context(seed: int = 0, work: Work = "update") -> Context:
+    ticket = Ticket(work, "train", 0, 0)
     return Context(ticket, generator_for(seed, ticket, "adaptation"))
 
 

@@ -14,7 +14,8 @@ from conftest import GLYPHS, SINUSOID, config, context
 from test_maml import NETS, start, supervised, tasks
 
 from cluster import run
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain import bundle, schema
 from metatrain.algorithms import MAML, MetaSGD
 from metatrain.core import InputError, Meta, Ticket, Update
@@ -161,7 +162,8 @@ def test_anil_leaves_the_body_and_boil_the_head_untouched() -> None:
 
 def test_a_parameter_that_the_loss_does_not_depend_on_stays(tmp_path: Path) -> None:
     """Of a network without a memory's cell, what it starts from."""
-    model = {"name": "rnn", "cell": "none", "hidden": 4, "body": {"name": "mlp", "hidden": [4]}}
+    head = {"name": "memory", "cell": "none", "hidden": 4}
+    model = {"name": "mlp", "hidden": [4], "head": head}
     run.train(config(SINUSOID, model=model, outer__steps=2, output=str(tmp_path / "run")))
     saved = bundle.load(str(tmp_path / "run" / "bundle"))[1].model["head.hidden"]
     assert torch.equal(saved, torch.zeros(4))

@@ -297,7 +297,7 @@ def test_transductive_statistics_are_those_that_torch_takes_in_training() -> Non
     task = Task(*(leaf[:1] for leaf in episode()))
     expected = net.train()(task.query_x[0])
     torch.testing.assert_close(
-        problem.predict({k: p[None] for k, p in params.items()}, task)[0], expected
+        problem.predict({k: p[None] for k, p in params.items()}, task, context())[0], expected
     )
 
 
@@ -503,8 +503,3 @@ def test_weights_of_a_network_with_torchs_batch_normalisation_keep_their_names(
     found = warm(recipe, meta)
     assert torch.equal(found.model["body.1.scale"], net.body[1].weight)
     assert found.state["body.1.mean"].tolist() == [0.25] * 4
-
-
-def test_weights_of_a_body_alone_are_refused() -> None:
-    with pytest.raises(InputError, match=r"body\.weights would not be read"):
-        config(GLYPHS, model={"name": "rnn", "body": {"name": "mlp", "weights": "w.safetensors"}})

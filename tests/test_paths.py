@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from metatrain.algorithms import MAML, MetaSGD, Prototypical, Reptile
 from metatrain.core import Meta, Norm, Params, Path, Task, Update
 from metatrain.metrics import accuracy, cross_entropy
-from metatrain.models import Conv4
+from metatrain.models import Conv4, heads
 from metatrain.problems.supervised import Supervised
 
 NETS = {
     "max-pool": Conv4(filters=16),
     "strided": Conv4(filters=16, pool="stride", features="mean", norm_scale=False),
-    "cosine": Conv4(filters=16, pool="stride", classifier="cosine"),
+    "cosine": Conv4(filters=16, pool="stride", head=heads.Cosine()),
     "32 filters": Conv4(filters=32, pool="stride"),
 }
 ALGORITHMS: dict[str, Any] = {
@@ -128,8 +128,8 @@ def test_predictions_agree_whoever_the_statistics_are_of(path: Path, norm: Norm)
     )
     params = {name: p.double() + 0.1 for name, p in (meta.model | meta.state).items()}
     phi = {name: torch.stack([p, 1.1 * p]) for name, p in params.items()}
-    expected = problem(model, "reference", norm=norm).predict(phi, tasks)
-    found = problem(model, path, norm=norm).predict(phi, tasks)
+    expected = problem(model, "reference", norm=norm).predict(phi, tasks, context(work="score"))
+    found = problem(model, path, norm=norm).predict(phi, tasks, context(work="score"))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -255,7 +255,7 @@ def test_an_error_in_a_forward_pass_leaves_the_network_as_it_was(path: Path) -> 
     params: Params = {name: p[None] for name, p in bound.init(torch.Generator()).items()}
     wrong = draw(1)._replace(query_x=torch.rand(1, 4, 3, 28, 28))
     with pytest.raises(RuntimeError):
-        bound.predict(params, wrong)
+        bound.predict(params, wrong, context(work="score"))
     assert {name: p.data_ptr() for name, p in bound.module.named_parameters()} == own
 
 

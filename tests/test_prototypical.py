@@ -19,18 +19,19 @@ from metatrain import core, schema
 from metatrain.algorithms import Prototypical, Recurrent
 from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket
 from metatrain.metrics import accuracy, cross_entropy
-from metatrain.models import RNN, Conv4
+from metatrain.models import Conv4, heads
 from metatrain.problems.supervised import Supervised, part
 from metatrain.tasks import open_data
 
 WAYS, SHOTS = 3, 2
+LINEAR = heads.Linear()
 
 
 def supervised(
-    norm: Norm = "transductive", path: core.Path = "reference", classifier: str = "linear"
+    norm: Norm = "transductive", path: core.Path = "reference", head: heads.Head = LINEAR
 ) -> Supervised:
     return Supervised(
-        model=Conv4(filters=4, classifier=classifier),
+        model=Conv4(filters=4, head=head),
         inputs=(1, 28, 28),
         outputs=WAYS,
         loss=cross_entropy,
@@ -59,7 +60,7 @@ def scoring() -> Context:
 
 def predictions(problem: Supervised, meta: Meta, task: Task) -> torch.Tensor:
     *_, phi = Prototypical().adapt(problem, meta, task, scoring())
-    return problem.predict(phi, task)
+    return problem.predict(phi, task, context(work="score"))
 
 
 def features(problem: Supervised, model: Params, x: torch.Tensor) -> torch.Tensor:
@@ -67,9 +68,9 @@ def features(problem: Supervised, model: Params, x: torch.Tensor) -> torch.Tenso
 
 
 @pytest.mark.parametrize("path", ["reference", "batched"])
-@pytest.mark.parametrize("classifier", ["linear", "cosine"])
-def test_loss_and_gradient_are_the_papers_equations(classifier: str, path: core.Path) -> None:
-    problem, task = supervised(path=path, classifier=classifier), tasks()
+@pytest.mark.parametrize("head", [LINEAR, heads.Cosine()])
+def test_loss_and_gradient_are_the_papers_equations(head: heads.Head, path: core.Path) -> None:
+    problem, task = supervised(path=path, head=head), tasks()
     meta = start(problem)
     update = Prototypical().update(problem, meta, task, context())
     leaves = {name: p.clone().requires_grad_() for name, p in meta.model.items()}
@@ -77,7 +78,7 @@ def test_loss_and_gradient_are_the_papers_equations(classifier: str, path: core.
     for t in range(2):
         support, query = (features(problem, leaves, x[t]) for x in (task.support_x, task.query_x))
         c = torch.stack([support[task.support_y[t] == k].mean(0) for k in range(WAYS)])
-        if classifier == "linear":
+        if head is LINEAR:
             logits = -(query[:, None] - c).square().sum(-1)
         else:
             logits = leaves["head.scale"] * F.cosine_similarity(query[:, None], c, dim=-1)
@@ -156,7 +157,7 @@ def test_a_run_is_tested_on_other_ways_than_it_is_trained_on_and_adapts_to_any(
 
 
 def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
-    net = RNN(hidden=4, body=Conv4(filters=4))
+    net = Conv4(filters=4, head=heads.Memory(hidden=4))
     bound = config(GLYPHS).family.bind(net, ("transductive",), "reference")
     with pytest.raises(
         InputError, match="prototypical needs a network that ends in a head of weights"

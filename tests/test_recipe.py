@@ -86,19 +86,19 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         (
             "algorithm.inner_rl",
             0.1,
-            "algorithm.inner_rl is not a key of a recipe; did you mean 'inner_lr'?",
+            "algorithm.inner_rl is not a key of a recipe: did you mean 'inner_lr'?",
         ),
         ("algorithm.inner_lr", "nan", "algorithm.inner_lr is nan, expected a finite number"),
-        ("outer.lr", -1, "outer: lr cannot be negative, got -1"),
+        ("outer.lr", -1, "outer.lr is -1.0, expected at least 0"),
         ("name", "../x", "name is '../x', expected one that a folder can have"),
-        ("sed", 1, "sed is not a key of a recipe; did you mean 'seed'?"),
-        ("outer.step", 1, "outer.step is not a key of a recipe; did you mean 'steps'?"),
+        ("sed", 1, "sed is not a key of a recipe: did you mean 'seed'?"),
+        ("outer.step", 1, "outer.step is not a key of a recipe: did you mean 'steps'?"),
         (
             "algorithm.name",
             "mamml",
             "algorithm.name is 'mamml', expected one of "
             f"{', '.join(kind.name for kind in get_args(BuiltIn))}, "
-            "or a class of yours as \"package.module:Class\"; did you mean 'maml'?",
+            "or a class of yours as \"package.module:Class\": did you mean 'maml'?",
         ),
         ("family.shots", "five", "family.shots is 'five', expected a valid integer"),
         ("family.shots", 0, "family: shots must be at least 1, got 0"),
@@ -111,20 +111,19 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         (
             "outer.optimizer",
             "Adm",
-            "outer: optimizer must be a class of torch.optim such as Adam or SGD, got 'Adm'",
-        ),
-        ("model", {"name": "rnn"}, "model.body is missing; give it a value"),
-        (
-            "model",
-            {"name": "rnn", "body": {"name": "conv5"}},
-            "model.body.name is 'conv5', expected one of mlp, conv4",
+            "outer.optimizer is 'Adm', expected a class of torch.optim such as Adam or SGD",
         ),
         (
             "model",
-            {"name": "rnn", "body": {"name": "conv4", "filtres": 3}},
-            "model.body.filtres is not a key of a recipe; did you mean 'filters'?",
+            {"name": "mlp", "head": {"name": "lineal"}},
+            "model.head.name is 'lineal', expected one of linear, cosine, attention, memory",
         ),
-        ("evaluation.tasks", 1, "evaluation: an evaluation needs at least 2 tasks"),
+        (
+            "model",
+            {"name": "mlp", "head": {"name": "memory", "hiden": 3}},
+            "model.head.hiden is not a key of a recipe: did you mean 'hidden'?",
+        ),
+        ("evaluation.tasks", 1, "evaluation.tasks is 1, expected at least 2"),
         ("workers.min", 5, "workers.min is 5, expected 1 to max, which is 2"),
     ],
 )
@@ -150,9 +149,9 @@ def test_overrides_of_the_evaluation_are_validated_too() -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("[1, 2]", "must hold keys and values"),
+        ("[1, 2]", "has no keys"),
         ("a: [", "is not YAML"),
-        ("a: 1\na: 2", "a is there twice"),
+        ("a: 1\na: 2", "duplicate key 'a'"),
         ("name: x", "family is missing"),
     ],
 )
@@ -161,7 +160,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, sentence: str) 
     path.write_text(content)
     with pytest.raises(InputError, match=sentence):
         schema.load(RunConfig, path)
-    with pytest.raises(InputError, match="cannot read recipe"):
+    with pytest.raises(InputError, match="cannot read .*absent.yaml"):
         schema.load(RunConfig, tmp_path / "absent.yaml")
 
 
@@ -185,4 +184,4 @@ def test_recipes_are_written_as_people_type_them(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(SINUSOID | {"name": "曲线"}), encoding="utf-8")
     found = schema.load(RunConfig, path)
     assert "name: 曲线\n" in schema.as_yaml(found)
-    assert "name: 曲线   " in schema.explain(found, path, [])
+    assert "name: 曲线   " in schema.explain(found, schema.origins(path, []))

@@ -11,11 +11,12 @@ import torch
 from conftest import PROBES, SINUSOID, config, context
 from torch import nn
 
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Recurrent
 from metatrain.core import Meta, Params, Path, Ticket
-from metatrain.models import MLP, RNN
-from metatrain.models.rnn import Memory
+from metatrain.models import MLP, heads
+from metatrain.models.memory import Memory
 from metatrain.problems.supervised import Supervised
 from metatrain.start import initial_meta
 from metatrain.tasks import FewShot, Series, Sinusoid
@@ -46,7 +47,7 @@ def test_a_cell_is_that_of_torch(kind: str) -> None:
 def bound(cell: Any, path: Path = "batched", family: Any = None) -> tuple[Supervised, Meta]:
     """On sinusoids, in float64."""
     problem = (family or Sinusoid(shots=4, queries=3)).bind(
-        RNN(cell=cell, hidden=6, body=MLP(hidden=(5,))), ("none",), path
+        MLP(hidden=(5,), head=heads.Memory(cell=cell, hidden=6)), ("none",), path
     )
     meta = Recurrent().init(problem, torch.Generator().manual_seed(0))
     g = torch.Generator().manual_seed(3)
@@ -116,7 +117,10 @@ def test_what_is_read_later_changes_nothing_earlier_and_something_after(cell: st
     changed = task.support_y.clone()
     changed[:, 2] += 1.0
     found = [
-        [problem.predict(phi, t) for phi in Recurrent().adapt(problem, meta, t, context())]
+        [
+            problem.predict(phi, t, context())
+            for phi in Recurrent().adapt(problem, meta, t, context())
+        ]
         for t in (task, task._replace(support_y=changed))
     ]
     assert len(found[0]) == 5
@@ -128,10 +132,9 @@ def test_each_query_example_is_predicted_from_the_same_memory() -> None:
     problem, meta = bound("lstm")
     task = draw(Sinusoid(shots=4, queries=3))
     *_, phi = Recurrent().adapt(problem, meta, task, context())
-    alone = torch.cat(
-        [problem.predict(phi, task._replace(query_x=x)) for x in task.query_x.split(1, 1)], 1
-    )
-    torch.testing.assert_close(problem.predict(phi, task), alone)
+    queries = [task._replace(query_x=x) for x in task.query_x.split(1, 1)]
+    alone = torch.cat([problem.predict(phi, each, context()) for each in queries], 1)
+    torch.testing.assert_close(problem.predict(phi, task, context()), alone)
 
 
 def test_without_a_cell_nothing_is_kept_but_the_last_target() -> None:
@@ -148,7 +151,8 @@ def test_without_a_cell_nothing_is_kept_but_the_last_target() -> None:
 def test_examples_are_read_in_an_order_of_their_own_and_series_in_time() -> None:
     """Episodes list their support examples class by class, which must not tell them apart."""
     family = FewShot(ways=5, shots=2)
-    problem = family.bind(RNN(cell="gru", hidden=4, body=MLP(hidden=(4,))), ("none",), "batched")
+    model = MLP(hidden=(4,), head=heads.Memory(cell="gru", hidden=4))
+    problem = family.bind(model, ("none",), "batched")
     meta = Recurrent().init(problem, torch.Generator().manual_seed(0))
     task = family.sample(torch.Generator().manual_seed(1), 3, "train")
 
@@ -193,10 +197,9 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
             SINUSOID,
             family={"name": "sinusoid", "shots": 10, "queries": 10},
             model={
-                "name": "rnn",
-                "cell": cell,
-                "hidden": 32,
-                "body": {"name": "mlp", "hidden": [32]},
+                "name": "mlp",
+                "hidden": [32],
+                "head": {"name": "memory", "cell": cell, "hidden": 32},
             },
             algorithm={"name": "recurrent"},
             outer={"steps": 200, "tasks_per_step": 25, "tasks_per_ticket": 25, "lr": 0.01},
@@ -210,7 +213,7 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
             worker.load(step, worker.layout.flatten(learner.meta()))
             learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
         worker.load(recipe.outer.steps, worker.layout.flatten(learner.meta()))
-        return worker.compute(Ticket("score", "test", 0, 0))[0].curves["mse"].mean(0)
+        return worker.compute(Ticket("score", "test", 0, 0))[0].curves["none"]["mse"].mean(0)
 
     lstm, none = error("lstm"), error("none")
     assert lstm[10] < 0.75 * lstm[0]

@@ -11,12 +11,13 @@ import torch
 from conftest import PROBES, SINUSOID, config, context
 
 from cluster import run
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Recurrent, Reptile
 from metatrain.core import InputError, Meta, Params, Path, Scores, Ticket, Update
 from metatrain.metrics import RETURN
-from metatrain.models import MLP, RNN
-from metatrain.problems.episodes import Episodes, Rollout
+from metatrain.models import MLP, heads
+from metatrain.problems.episodes import Episodes, Played, Rollout
 from metatrain.start import initial_meta
 from metatrain.tasks import Bandit, Navigation
 from metatrain.tasks.bandit import Arms
@@ -94,7 +95,7 @@ def test_the_surrogates_gradient_is_that_of_the_expected_reward() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [MLP(hidden=(8,)), RNN(cell="gru", hidden=8, body=MLP(hidden=()))]
+    "model", [MLP(hidden=(8,)), MLP(hidden=(), head=heads.Memory(cell="gru", hidden=8))]
 )
 @pytest.mark.parametrize("family", [Bandit(pulls=5, episodes=4), Navigation(horizon=5, episodes=4)])
 def test_log_probabilities_are_those_that_acted(family: Any, model: Any) -> None:
@@ -147,7 +148,10 @@ def test_an_inner_step_does_not_depend_on_the_size_of_rewards(scale: float) -> N
     rollout = problem.rollout(each(params, 1), task, torch.Generator().manual_seed(0))
     scaled = rollout._replace(rewards=scale * rollout.rewards)
     inner, outer = (
-        [problem.surrogate(each(params, 1), r, normalise) for r in (rollout, scaled)]
+        [
+            problem.surrogate(Played(r, problem.log_probs(each(params, 1), r)), normalise)
+            for r in (rollout, scaled)
+        ]
         for normalise in (True, False)
     )
     torch.testing.assert_close(inner[1], inner[0], rtol=1e-3, atol=1e-5)
@@ -214,7 +218,7 @@ def test_a_ticket_computed_again_gives_the_same_update_and_scores(probe: str) ->
         scores, _ = worker.compute(Ticket("score", "test", 0, 0))
         assert isinstance(update, Update)
         assert isinstance(scores, Scores)
-        found.append((worker.layout.flatten(update.direction), scores.curves["return"]))
+        found.append((worker.layout.flatten(update.direction), scores.curves["none"]["return"]))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
 
@@ -244,7 +248,11 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
     recipe = config(
         SINUSOID,
         family={"name": "bandit", "arms": 2, "pulls": 10, "episodes": 10},
-        model={"name": "rnn", "cell": "gru", "hidden": 16, "body": {"name": "mlp", "hidden": []}},
+        model={
+            "name": "mlp",
+            "hidden": [],
+            "head": {"name": "memory", "cell": "gru", "hidden": 16},
+        },
         algorithm={"name": "recurrent"},
         outer={"steps": 120, "tasks_per_step": 50, "tasks_per_ticket": 50, "lr": 0.01},
         evaluation={"tasks": 400, "tasks_per_ticket": 400},
@@ -258,7 +266,7 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
         learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
     worker.load(recipe.outer.steps, worker.layout.flatten(learner.meta()))
     found = worker.compute(Ticket("score", "test", 0, 0))[0]
-    assert found.curves["return"].mean() > found.baselines["random"].mean() + 0.5
+    assert found.curves["none"]["return"].mean() > found.baselines["random"].mean() + 0.5
 
 
 def test_what_cannot_be_is_one_sentence() -> None:

@@ -21,7 +21,8 @@ from pyarrow import parquet
 
 import metatrain
 from cluster import run
-from cluster.workers.worker import Plan, Worker
+from cluster.workers.plan import Plan
+from cluster.workers.worker import Worker
 from metatrain import bundle
 from metatrain.core import InputError, Ticket, generator_for
 
@@ -40,7 +41,8 @@ def sinusoid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("series") / "run"
-    recurrent = {"model": {"name": "rnn", "hidden": 8, "body": {"name": "mlp", "hidden": [8]}}}
+    head = {"name": "memory", "hidden": 8}
+    recurrent = {"model": {"name": "mlp", "hidden": [8], "head": head}}
     recurrent |= {
         "family": {"name": "series", "shots": 4, "queries": 3},
         "algorithm": {"name": "recurrent"},
@@ -98,7 +100,7 @@ def test_python_gives_what_the_evaluation_gives(sinusoid: Path) -> None:
     values = adapted.predict(tasks.query_x[0]).values
     assert values.shape == (5,)
     mse = (values - tasks.query_y[0, :, 0]).square().mean()
-    torch.testing.assert_close(mse, found.curves["mse"][0, -1])
+    torch.testing.assert_close(mse, found.curves["none"]["mse"][0, -1])
 
 
 def test_examples_may_be_lists_arrays_tensors_series_or_generators(sinusoid: Path) -> None:
@@ -332,7 +334,7 @@ class Lines:
     def check(self, split): pass
     def standalone(self): return self
     def describe(self): return "lines"
-    def picture(self, problem, adapt, generator, split):
+    def picture(self, problem, adapt, context):
         from matplotlib.figure import Figure
         return Figure()
 '''

@@ -10,8 +10,7 @@ import torch
 
 from metatrain.algorithms import inner_loop
 from metatrain.core import Context, InputError, Meta, Params, Problem, Update
-
-CLASSES = ("head.weight", "head.bias")  # what each task's classes decide
+from metatrain.models.heads import BIAS, WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,8 @@ class Prototypical:
         (equation 2, section 2.4)
 
     so that adapting is computing the head: only the network's body is learned, and tasks of any
-    number of ways can be trained and tested on. A model with `classifier: cosine` compares by scale
-    * cos(f(x), c_k) instead.
+    number of ways can be trained and tested on. A model with `head: {name: cosine}` compares by
+    scale * cos(f(x), c_k) instead.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -38,20 +37,19 @@ class Prototypical:
                 remedy=("choose another algorithm"),
             )
         model = problem.init(generator)
-        if "head.weight" not in model:
+        if WEIGHT not in model:
             raise InputError(
                 "prototypical needs a network that ends in a head of weights, such as conv4 or mlp"
             )
-        return Meta(
-            {name: p for name, p in model.items() if name not in CLASSES}, {}, problem.state()
-        )
+        learned = {name: p for name, p in model.items() if name not in (WEIGHT, BIAS)}
+        return Meta(learned, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         """Before adaptation all classes are equally probable."""
         phi = inner_loop.start(meta, task)
         features, classes = problem.embed(phi, task, context)  # [T, S, F], [T, S, ways] one-hot
         prototypes = classes.mT @ features / classes.sum(1)[..., None]  # [T, ways, F]
-        head = dict(zip(CLASSES, (2 * prototypes, -prototypes.square().sum(-1)), strict=True))
+        head = {WEIGHT: 2 * prototypes, BIAS: -prototypes.square().sum(-1)}
         yield phi | {name: torch.zeros_like(p) for name, p in head.items()}
         yield phi | head
 

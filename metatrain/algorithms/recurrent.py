@@ -12,6 +12,7 @@ import torch
 
 from metatrain.algorithms import inner_loop
 from metatrain.core import Context, InputError, Meta, Params, Problem, Update
+from metatrain.models.heads import HIDDEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Recurrent:
 
     and no weight changes. What is learned is to predict the query examples, each on its own, after
     any number of them: the loss is the mean over t = 0, ..., S. The model must have a memory
-    (`name: rnn`).
+    (`head: {name: memory}`).
 
     In a reinforcement problem this is RL2 (Duan et al. 2016, arXiv 1611.02779): an episode is a
     whole trial, in which the memory gets each action and its reward, and the policy gradient goes
@@ -37,9 +38,9 @@ class Recurrent:
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
-        if "head.hidden" not in model:
+        if HIDDEN not in model:
             raise InputError(
-                "recurrent needs a network with a memory: give the model as name", remedy="rnn"
+                "recurrent needs a network with a memory", remedy="set model.head.name to memory"
             )
         return Meta(model, {}, problem.state())
 

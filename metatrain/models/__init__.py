@@ -2,6 +2,5 @@
 
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
-from metatrain.models.rnn import RNN
 
-BuiltIn = MLP | Conv4 | RNN  # what a recipe chooses from by `model.name`
+BuiltIn = MLP | Conv4  # what a recipe chooses from by `model.name`

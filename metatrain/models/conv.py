@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metatrain.core import InputError
-from metatrain.models.mlp import Linear
+from metatrain.models import heads
+from metatrain.models.layers import Linear
 from metatrain.models.normalisation import BatchStatistics
 from metatrain.ops.block import CHANNELS, KERNELS, Shape, block
 from metatrain.ops.build import Unavailable, library
@@ -105,54 +106,10 @@ def fuse(module: nn.Module) -> None:
         b.fused = True
 
 
-class Cosine(nn.Module):
-    """scale * cos(x, weight_k) for each class k (Gidaris and Komodakis 2018, arXiv 1804.09458,
-    section 3.2).
-    """
-
-    takes_tasks = True
-
-    def __init__(self, features: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, features))
-        self.scale = nn.Parameter(torch.tensor(10.0))
-        nn.init.xavier_uniform_(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (
-            self.scale[..., None, None]
-            * F.normalize(x, dim=-1)
-            @ F.normalize(self.weight, dim=-1).mT
-        )
-
-
-class ConvNet(nn.Module):
-    """A body of blocks, and a head."""
-
-    takes_tasks = True
-
-    def __init__(self, body: Blocks, head: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        self.head = head
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Conv4:
     """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a head; Glorot-uniform
     weights.
-
-    `features` says how the last images become features, `classifier` whether classes are linear
-    functions of them or cosines with a learned scale. `weights` is where the initial weights are: a
-    safetensors file, or a run's folder.
 
     MAML's Omniglot net (Finn et al. 2017): pool="stride", features="mean", norm_scale=False, and
     shifts that are not adapted (MAML(adapts=("*.conv.*", "head.*"))). Reptile's (Nichol et al.
@@ -164,34 +121,51 @@ class Conv4:
 
     name: Literal["conv4"] = "conv4"
     filters: int = 64
+    """Channels of each block."""
     pool: Literal["max", "stride"] = "max"
+    """Halve images by `max` pooling, or by a `stride` of 2."""
     features: Literal["flatten", "mean"] = "flatten"
+    """`flatten` the last images into features, or take their spatial `mean`."""
     norm: Literal["batch", "none"] = "batch"
+    """Normalise by `batch` statistics, or by `none`."""
     norm_scale: bool = True
-    classifier: Literal["linear", "cosine"] = "linear"
+    """Learn a scale as well as a shift after each normalisation."""
+    head: heads.Head = heads.LINEAR
+    """What turns features into outputs."""
     weights: str | None = None
+    """Where the initial weights are: a safetensors file, or the folder of a run."""
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, C, H, W] -> [N, outputs]."""
         if len(inputs) != 3:
             raise InputError(
-                "conv4 needs images of shape [channels, height, width], got examples of "
-                f"{list(inputs)}"
+                "the shape of examples for conv4",
+                got=list(inputs),
+                expected="that of images, [channels, height, width]",
+                remedy="choose another model",
             )
         channels, height, width = inputs
         for _ in range(4):
-            height, width = (
-                (height // 2, width // 2)
-                if self.pool == "max"
-                else ((height + 1) // 2, (width + 1) // 2)
-            )
+            height, width = self._halved(height), self._halved(width)
         if min(height, width) < 1:
             raise InputError(
-                "conv4 halves images four times and needs 16 pixels a side, got "
-                f"{inputs[1]}x{inputs[2]}"
+                "the size of images for conv4",
+                got=list(inputs[1:]),
+                expected="at least [16, 16], since it halves them four times",
+                remedy="give larger images, or set model.pool to stride",
             )
         widths = [channels, *[self.filters] * 4]
         blocks = [Block(*pair, self.pool, self.norm, self.norm_scale) for pair in pairwise(widths)]
         features = self.filters * (1 if self.features == "mean" else height * width)
-        classifier = Linear if self.classifier == "linear" else Cosine
-        return ConvNet(Blocks(blocks, self.features == "mean"), classifier(features, outputs))
+        body, linear = Blocks(blocks, self.features == "mean"), Linear(features, outputs)
+        # A linear head is drawn in any case, so that bodies are alike whatever their head.
+        for layer in (*body.modules(), linear):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        return heads.Net(body, self.head.module(linear, feedback))
+
+    def _halved(self, side: int) -> int:
+        """Pixels of a side after one block."""
+        return side // 2 if self.pool == "max" else (side + 1) // 2

@@ -1,0 +1,95 @@
+"""Heads: what turns a body's features into outputs, for any backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from metatrain.models import layers, memory
+
+# Parameters of heads that an algorithm gives values of each task, as a network names them:
+WEIGHT, BIAS = "head.weight", "head.bias"  # [T, outputs, F], [T, outputs]
+SUPPORT, TARGETS = "head.support", "head.targets"  # [T, S, F], [T, S, outputs]
+HIDDEN, PREVIOUS = "head.hidden", "head.previous"  # [T, H], [T, feedback]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A linear map of the features."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["linear"] = "linear"
+
+    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
+        """The head in place of a linear one; `feedback` numbers follow each example it reads."""
+        return linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """scale * cos(features, weight of the class), with a learned scale.
+
+    Gidaris and Komodakis 2018, arXiv 1804.09458, section 3.2.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["cosine"] = "cosine"
+
+    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
+        return layers.Cosine(linear.in_features, linear.out_features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """The classes of the support examples, weighted by softmax(scale * cosine of the features).
+
+    Vinyals et al. 2016, arXiv 1606.04080, section 2.1.1. The scale is learned and starts at 10;
+    the paper has none.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["attention"] = "attention"
+
+    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
+        return layers.Attention(linear.in_features, linear.out_features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """A recurrent cell, which keeps what it read, and a linear map of its output."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["memory"] = "memory"
+    cell: memory.Cell = "lstm"
+    """`rnn`, `gru`, `lstm`, or `none`: a layer that keeps only the last target."""
+    hidden: int = 64
+    """Units of the cell."""
+
+    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
+        sizes = linear.in_features, linear.out_features, feedback
+        return memory.Memory(*sizes, self.cell, self.hidden)
+
+
+LINEAR = Linear()
+Head = Annotated[Linear | Cosine | Attention | Memory, Field(discriminator="name")]
+
+
+class Net(nn.Module):
+    """A body that gives features [N, F], and a head on them."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+        self.takes_tasks = all(getattr(part, "takes_tasks", False) for part in (body, head))
+
+    def forward(self, x: Tensor) -> Tensor:
+        predicted: Tensor = self.head(self.body(x))
+        return predicted

@@ -1,0 +1,74 @@
+"""Heads are components: any body takes any of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GLYPHS, config, context
+
+from metatrain.core import InputError
+from metatrain.models import MLP, Conv4, heads
+from metatrain.models.layers import Attention
+
+BODIES: dict[str, Any] = {"mlp": MLP(hidden=(6,)), "conv4": Conv4(filters=4, pool="stride")}
+HEADS: dict[str, heads.Head] = {
+    "linear": heads.Linear(),
+    "cosine": heads.Cosine(),
+    "attention": heads.Attention(),
+    "memory": heads.Memory(hidden=5),
+}
+
+
+def bound(body: str, head: str) -> Any:
+    family = config(GLYPHS).family
+    model = type(BODIES[body])(**{**vars(BODIES[body]), "head": HEADS[head]})
+    return family.bind(model, ("transductive",), "batched" if body == "conv4" else "reference")
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_body_starts_alike_whatever_its_head_and_predicts_with_each(body: str) -> None:
+    task = config(GLYPHS).family.sample(torch.Generator().manual_seed(0), 2, "train")
+    started = []
+    for head in HEADS:
+        problem = bound(body, head)
+        params = problem.init(torch.Generator().manual_seed(3))
+        each = {name: p.expand(2, *p.shape) for name, p in params.items()}
+        assert problem.predict(each, task, context()).shape == (2, 5, 5)
+        started.append({name: p for name, p in params.items() if name.startswith("body.")})
+    for other in started[1:]:
+        assert other.keys() == started[0].keys() != set()
+        assert all(torch.equal(other[name], p) for name, p in started[0].items())
+
+
+def test_attention_is_the_papers_equation_for_one_task_and_for_several() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, support = (torch.randn(2, n, 7, generator=g, dtype=torch.float64) for n in (4, 6))
+    targets = F.one_hot(torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]]), 3).double()
+    attention = Attention(7, 3)
+    params = {"support": support, "targets": targets, "scale": torch.tensor([3.0, 0.5]).double()}
+    found = torch.func.functional_call(attention, params, (x,))
+    for t in range(2):
+        cosine = F.cosine_similarity(x[t][:, None], support[t], dim=-1)
+        expected = (params["scale"][t] * cosine).softmax(-1) @ targets[t]
+        torch.testing.assert_close(found[t].exp(), expected, rtol=1e-12, atol=1e-14)
+        one = {name: p[t] for name, p in params.items()}
+        alone = torch.func.functional_call(attention, one, (x[t],))
+        torch.testing.assert_close(alone, found[t], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "got", "remedy"),
+    [
+        ((2,), [2], "choose another model"),
+        ((1, 15, 28), [15, 28], "give larger images, or set model.pool to stride"),
+    ],
+)
+def test_conv4_refuses_what_is_no_image_or_too_small(
+    shape: tuple[int, ...], got: list[int], remedy: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        Conv4().module(shape, 2, 2)
+    assert (error.value.got, error.value.remedy) == (got, remedy)
