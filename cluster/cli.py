@@ -86,7 +86,7 @@ def train(
     """
     from cluster import run, tables
     from cluster.collector import Interrupted, WorkersLost
-    from cluster.tracking import tracker as tracking
+    from cluster.tracking.place import place_of
     from metatrain.core import InputError
     from metatrain.learner import Diverged
     from metatrain.start import check_data
@@ -134,7 +134,7 @@ def train(
     print(f"folder: {folder}")
     print("pictures:", *folder.names("figures/*.png"))
     if (folder / "mlflow.json").exists():
-        place = tracking.place_of(str(folder))
+        place = place_of(str(folder))
         ui = shlex.join([console.program(), "ui", str(folder)])
         print(
             "compare runs: "
@@ -303,13 +303,13 @@ def ui(
     ] = 5000,
 ) -> None:
     """Open MLflow's pages of a run. Example: metatrain ui runs/first"""
-    from cluster.tracking import tracker as tracking
+    from cluster.tracking.place import place_of
     from cluster.ui import served
 
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # either way the server ends with this command
-    with suppress(KeyboardInterrupt), served(tracking.place_of(run), port) as (page, wait):
+    with suppress(KeyboardInterrupt), served(place_of(run), port) as (page, wait):
         print(f"MLflow: {page}", flush=True)
         if sys.stdout.isatty() and (
             sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")

@@ -16,23 +16,24 @@ from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic.errors import PydanticUserError
 from pydantic_core import CoreSchema, core_schema
 
+from metatrain.core import InputError
+
 C = TypeVar("C")
 
 
-class NotImported(ValueError):
-    """A class that cannot be imported here."""
+class NotImported(InputError):
+    """Say that a class cannot be imported here, and why."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(
-            f"cannot import {name!r} ({reason}): correct it, or run in the folder that holds it"
+            f"cannot import {name!r} ({reason})",
+            remedy="fix it, or run in the folder that holds it",
         )
         self.reason = reason
 
 
 class OwnClass:
-    """Lets a name be "package.module:Class": a class of the user's that does what `protocol`
-    says.
-    """
+    """Let the name of a component be "package.module:Class": a class with `protocol`'s methods."""
 
     def __init__(self, protocol: type) -> None:
         self._protocol = protocol
@@ -48,9 +49,42 @@ class OwnClass:
 
     def _validate(self, value: Any, built_in: Callable[[Any], Any]) -> Any:
         name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-        if not isinstance(name, str) or ":" not in name:
+        if not isinstance(name, str) or not own([name]):
             return built_in(value)
         return construct(_own(name, self._protocol), value) if isinstance(value, dict) else value
+
+
+def own(names: Iterable[Any]) -> list[str]:
+    """Return those of the names that are of a user's own classes."""
+    return [name for name in names if isinstance(name, str) and ":" in name]
+
+
+def imported(name: str) -> Any:
+    """Import "package.module:Class" from this folder or from the installed packages."""
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # a console script does not look here
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module may raise anything, such as SystemExit
+        raise NotImported(name, _reason(error)) from error
+
+
+@contextmanager
+def guarded(name: str) -> Iterator[None]:
+    """Turn whatever a class of the user's raises into an InputError. It may even exit."""
+    try:
+        yield
+    except (KeyboardInterrupt, ValueError):
+        raise
+    except BaseException as error:
+        raise InputError(
+            f"{name} cannot be built with these values ({_reason(error)})",
+            remedy="fix the values or the class",
+        ) from error
 
 
 def adapter(kind: Any) -> TypeAdapter[Any]:
@@ -60,89 +94,62 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Make it once: that takes ten milliseconds."""
+    """Build an adapter once: that takes ten milliseconds."""
     return TypeAdapter(kind)
 
 
-def _dump(config: Any) -> Any:
-    return adapter(type(config)).dump_python(config, mode="json")
-
-
 def construct(kind: type[C], tree: dict[str, Any]) -> C:
-    """A dataclass from its fields; ValueError where one is unknown, which a class of the user's
-    might let pass.
+    """Build a component from its fields.
+
+    Raises InputError if a field is unknown, which a class of the user's might accept, and
+    pydantic's ValidationError if a value does not fit.
     """
+    name = str(tree.get("name", kind.__name__))
     fields = [field.name for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
     for key in tree.keys() - fields:
-        near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(fields))}"
-        )
-        raise ValueError(f"{key} is not a key of {tree.get('name', kind.__name__)}; {hint}")
-    name = str(tree.get("name"))
-    with guarded(name) if ":" in name else nullcontext():
+        raise no_key(str(key), name, fields)
+    with guarded(name) if own([name]) else nullcontext():
         try:
-            found: C = adapter(kind).validate_python(tree)
-            return found
+            component: C = adapter(kind).validate_python(tree)
+            return component
         except PydanticUserError as error:
             reason = str(error).splitlines()[0]
-            sentence = (
-                f"{tree['name']} has a field that cannot be read from YAML ({reason}): correct it"
-            )
-            raise ValueError(sentence) from error
+            raise InputError(
+                f"{name} has a field that cannot be read from YAML ({reason})", remedy="fix it"
+            ) from error
 
 
-def imported(name: str) -> Any:
-    """What "package.module:Class" names, imported from this folder or from what is installed."""
-    module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # a console script does not look here
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever the user's module raises, sys.exit among it
-        raise NotImported(name, _reason(error)) from error
+def no_key(key: str, owner: str, keys: Iterable[str]) -> InputError:
+    """Refuse a key that `owner` does not have, with the nearest one that it has."""
+    near = difflib.get_close_matches(key.rpartition(".")[2], keys, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(keys))}"
+    return InputError(f"{key} is not a key of {owner}", remedy=remedy)
 
 
-@contextmanager
-def guarded(name: str) -> Iterator[None]:
-    """Whatever a class of the user's raises as ValueError; it may even exit."""
-    try:
-        yield
-    except (KeyboardInterrupt, ValueError):
-        raise
-    except BaseException as error:
-        raise ValueError(
-            f"{name} cannot be made of these values ({_reason(error)}): correct them, or it"
-        ) from error
-
-
-def own(names: Iterable[Any]) -> list[str]:
-    """Those of the names that are of a user's own classes."""
-    return [name for name in names if isinstance(name, str) and ":" in name]
+def _dump(component: Any) -> Any:
+    return adapter(type(component)).dump_python(component, mode="json")
 
 
 def _own(name: str, protocol: type) -> type[Any]:
-    """The class of the user's that "package.module:Class" names."""
+    """Import a class of the user's, and refuse it if it cannot be a component."""
     kind = imported(name)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ValueError(
-            f"{name!r} is no dataclass: decorate it with @dataclass(frozen=True, kw_only=True)"
+        raise InputError(
+            f"{name!r} is not a dataclass",
+            remedy="decorate it with @dataclass(frozen=True, kw_only=True)",
         )
     fields = {field.name for field in dataclasses.fields(kind)}
     if "name" not in fields:
-        raise ValueError(f"{name!r} has no field for its name: give it one, `name: str`")
+        raise InputError(f"{name!r} has no field for its name", remedy="add `name: str`")
     lacking = [
-        n
-        for n in vars(protocol)
-        if not n.startswith("_") and n not in fields and not hasattr(kind, n)
+        method
+        for method in vars(protocol)
+        if not method.startswith("_") and method not in fields and not hasattr(kind, method)
     ]
     if lacking:
-        raise ValueError(
-            f"{name!r} is no {protocol.__name__}, it lacks {', '.join(lacking)}: see "
-            "metatrain/core.py"
+        raise InputError(
+            f"{name!r} lacks {', '.join(lacking)}",
+            remedy=f"metatrain/core.py says what a {protocol.__name__} has",
         )
     return kind
 

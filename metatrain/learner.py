@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import InputError, Meta, Params, Sentence, Update
+from metatrain.core import InputError, Meta, Params, Sentence, Update, at_least
 
 Number = bool | int | float | tuple[float, ...]
 DESCENDED = ("model.", "algorithm.")  # the meta-parameters that an optimizer moves
@@ -23,46 +23,43 @@ DESCENDED = ("model.", "algorithm.")  # the meta-parameters that an optimizer mo
 class Outer:
     """The outer loop: how updates become steps.
 
-    `optimizer` is a class of torch.optim, with `lr` and further `options`; `groups` gives
-    parameters whose names match a pattern (such as "algorithm.*") options of their own. The rate is
-    held, or falls to zero over `steps` linearly or as half a cosine. `clip_norm` bounds the norm of
-    the meta-gradient, `clip_value` each of its entries.
-
-    A step takes `tasks_per_step` tasks, computed in tickets of `tasks_per_ticket`, which decides
-    how sums are grouped: the number of workers does not. With `max_staleness` 0 an update always
-    belongs to the newest parameters.
+    A step takes `tasks_per_step` tasks, computed in tickets of `tasks_per_ticket`. The number of
+    workers does not change how sums are grouped.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     steps: int
+    """Outer steps."""
     tasks_per_step: int
+    """Tasks of an outer step."""
     tasks_per_ticket: int
+    """Tasks that a worker computes at once; it decides how sums are grouped."""
     optimizer: str = "Adam"
+    """A class of `torch.optim`."""
     lr: float
+    """Outer learning rate."""
     options: dict[str, Number] = field(default_factory=dict)
+    """Further options of the optimizer."""
     groups: dict[str, dict[str, Number]] = field(default_factory=dict)
+    """Options for parameters that match a pattern, such as `"algorithm.*": {lr: 0.1}`."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """`constant`, or to zero over `steps` as `linear` or `cosine`."""
     clip_norm: float | None = None
+    """Bound of the meta-gradient's norm."""
     clip_value: float | None = None
+    """Bound of each of its entries."""
     max_staleness: int = 0
+    """Outer steps by which an update may be old; above 0 two runs differ."""
 
     def __post_init__(self) -> None:
-        if not self.lr >= 0:
-            raise InputError(f"lr cannot be negative, got {self.lr}")
-        for name, least in (
-            ("steps", 1),
-            ("tasks_per_step", 1),
-            ("tasks_per_ticket", 1),
-            ("max_staleness", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, lr=0, steps=1, tasks_per_step=1, tasks_per_ticket=1, max_staleness=0)
         found = getattr(torch.optim, self.optimizer, None)
         if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
             raise InputError(
-                "optimizer must be a class of torch.optim such as Adam or SGD, got "
-                f"{self.optimizer!r}"
+                "optimizer",
+                got=self.optimizer,
+                expected="a class of torch.optim such as Adam or SGD",
             )
 
     def tickets(self) -> int:

@@ -10,7 +10,17 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from metatrain import algorithms, custom, custom_source, models, schema, tasks
-from metatrain.core import Algorithm, InputError, Model, Norm, Split, TaskFamily, Ticket, Work
+from metatrain.core import (
+    Algorithm,
+    InputError,
+    Model,
+    Norm,
+    Split,
+    TaskFamily,
+    Ticket,
+    Work,
+    at_least,
+)
 from metatrain.custom import OwnClass
 from metatrain.learner import Outer
 
@@ -21,61 +31,56 @@ AnyAlgorithm = Annotated[algorithms.BuiltIn, Field(discriminator="name"), OwnCla
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured after training, and how that differs from training.
-
-    `family` and `algorithm` override keys of the recipe's, such as {queries: 15} and {inner_steps:
-    10}. `norm` may list several modes; the first is the result. The tasks are a fixed list that
-    `seed` determines.
-    """
+    """Measure the trained parameters on a fixed list of tasks."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
     tasks: int = 600
+    """Tasks of the evaluation."""
     seed: int = 1
+    """Seed that draws these tasks."""
     split: Literal["val", "test"] = "test"
+    """`test` or `val`."""
     tasks_per_ticket: int = 20
+    """Tasks that a worker computes at once."""
     norm: Norm | tuple[Norm, ...] = "transductive"
+    """One norm or several; the first is the result."""
     family: dict[str, Any] = field(default_factory=dict)
+    """Changed keys of the family, such as `{shots: 5}`."""
     algorithm: dict[str, Any] = field(default_factory=dict)
+    """Changed keys of the algorithm, such as `{inner_steps: 10}`."""
 
     def __post_init__(self) -> None:
         norms = (self.norm,) if isinstance(self.norm, str) else self.norm
         if not norms or len(set(norms)) < len(norms):
-            raise InputError(
-                f"evaluation.norm must name one or more modes, each once, got {list(norms)}"
-            )
-        if self.tasks < 2 or self.tasks_per_ticket < 1:
-            raise InputError(
-                "an evaluation needs at least 2 tasks and 1 task a ticket, "
-                f"got tasks {self.tasks} and tasks_per_ticket {self.tasks_per_ticket}"
-            )
+            raise InputError("norm", got=list(norms), expected="one mode or more, each once")
+        at_least(self, tasks=2, tasks_per_ticket=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What is measured on the val split in training, each `every_steps` outer steps (never if it is
-    0).
+    """Measure the parameters on the val split during training.
 
-    `family` and `algorithm` override keys of the recipe's, and `norm` is one mode. Each follows the
-    evaluation's if it is None: what chooses among trials is then measured like the result.
+    What is not given follows the evaluation, so that trials are chosen by what the result measures.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     every_steps: int = 0
+    """Outer steps between validations; 0: none."""
     tasks: int = 100
+    """Tasks of a validation."""
     seed: int = 2
+    """Seed that draws these tasks."""
     norm: Norm | None = None
+    """Norm of the query examples; `null`: the evaluation's first."""
     family: dict[str, Any] | None = None
+    """Changed keys of the family; `null`: the evaluation's."""
     algorithm: dict[str, Any] | None = None
+    """Changed keys of the algorithm; `null`: the evaluation's."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 0 or self.tasks < 1:
-            raise InputError(
-                "validation.every_steps cannot be negative and validation.tasks must be at least "
-                "1, "
-                f"got {self.every_steps} and {self.tasks}"
-            )
+        at_least(self, every_steps=0, tasks=1)
 
 
 class Setting(NamedTuple):
@@ -103,14 +108,23 @@ class Recipe:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: str
+    """Name of the run."""
     seed: int = 0
+    """Seed of the initial weights and of all training tasks."""
     family: AnyFamily
+    """The tasks."""
     model: AnyModel
+    """The network."""
     algorithm: AnyAlgorithm
+    """How the network learns a task, and how it learns to learn."""
     norm: Norm = "transductive"
+    """The examples whose batch statistics normalise a query example in training."""
     outer: Outer
+    """The outer loop."""
     validation: Validation = Validation()
+    """What is measured during training."""
     evaluation: Evaluation = Evaluation()
+    """What is measured after training."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -160,33 +174,32 @@ class Recipe:
 
 
 def check_name(name: str) -> None:
-    """Refuse names that are no folder's."""
+    """Refuse a name that a folder cannot have."""
     if not name or name.startswith(".") or any(character in name for character in "/\\"):
         raise InputError(
             "name",
             got=name,
             expected="one that a folder can have",
-            remedy="without / and no dot first",
+            remedy="leave out / and a dot at its start",
         )
 
 
 def is_sweep(tree: schema.Tree) -> bool:
-    """Whether the keys of a file are those of a sweep, which names its recipe."""
+    """Tell whether the keys of a file are those of a sweep, which names its recipe."""
     return bool({"space", "recipe"} & tree.keys()) and "family" not in tree
 
 
 def own_classes(recipe: Recipe) -> list[str]:
-    """The names of the user's own classes in a recipe."""
+    """Return the names of the user's own classes in a recipe."""
     return custom.own(
         component.name for component in (recipe.family, recipe.model, recipe.algorithm)
     )
 
 
 def own_code(recipe: Recipe, *, whole: bool = False) -> list[Path]:
-    """The files and package folders that the user's own classes in a recipe need, if they are not
-    installed.
+    """Return the files and package folders that the user's own classes in a recipe need.
 
-    If some cannot be sent, that is an InputError if it has to be the `whole` of them, and otherwise
-    a warning.
+    What is installed is not among them. If some cannot be sent, that is an InputError if it has to
+    be the `whole` of them, and otherwise a warning.
     """
     return custom_source.folders(own_classes(recipe), whole=whole)

@@ -11,17 +11,17 @@ from typing import Annotated, Any
 from pydantic import ValidationError
 
 from metatrain.core import InputError
-from metatrain.custom import OwnClass
+from metatrain.custom import OwnClass, no_key
 
 
 def refusal(kind: Any, error: ValidationError, source: str) -> InputError:
+    """Say the first thing that is wrong in a file, called `source`, that is read as `kind`."""
     # A misspelt key is also a missing one: name the one that is there.
-    found = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
-    return InputError(f"{source}", remedy=f"{_sentence(kind, found[0])}")
+    first = min(error.errors(), key=lambda found: found["type"] != "unexpected_keyword_argument")
+    return InputError.at(source, _refusal(kind, first))
 
 
-def _sentence(kind: Any, error: Any) -> str:
-    """What is wrong, what was expected, what to do: from the first of pydantic's errors."""
+def _refusal(kind: Any, error: Any) -> InputError:
     path: list[str] = []
     here: Any = kind
     for part in error["loc"]:
@@ -36,31 +36,39 @@ def _sentence(kind: Any, error: Any) -> str:
         fields = typing.get_type_hints(options[0], include_extras=True) if len(options) == 1 else {}
         here = fields.get(part)
         if here is None and error["type"] == "unexpected_keyword_argument":
-            near = difflib.get_close_matches(str(part), fields, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"choose one of {', '.join(sorted(fields))}"
-            )
             file = getattr(kind, "FILE", kind.__name__.lower())
-            return f"{'.'.join(path)} is not a key of a {file}; {hint}"
-    where = ".".join(path) or "the file"
+            return no_key(".".join(path), f"a {file}", fields)
+    key = ".".join(path) or "the file"
     value = error["input"]
-    if error["type"] == "missing":
-        return f"{where} is missing; give it a value"
-    if error["type"] == "union_tag_not_found":
-        return f"{where} needs a name: one of {_names(here)}"
-    if error["type"] == "union_tag_invalid":
-        given = value.get("name") if isinstance(value, dict) else value
-        near = difflib.get_close_matches(str(given), _names(here).split(", "), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        open_ = any(isinstance(mark, OwnClass) for mark in getattr(here, "__metadata__", ()))
-        own = ', or a class of yours as "package.module:Class"' if open_ else ""
-        return f"{where}.name is {given!r}, expected one of {_names(here)}{own}{hint}"
-    if error["type"] == "value_error":
-        return f"{where}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
+    match error["type"]:
+        case "missing":
+            return InputError(f"{key} is missing", remedy="give it a value")
+        case "union_tag_not_found":
+            return InputError(f"{key}.name is missing", expected=f"one of {_names(here)}")
+        case "union_tag_invalid":
+            given = value.get("name") if isinstance(value, dict) else value
+            near = difflib.get_close_matches(str(given), _names(here).split(", "), n=1)
+            is_open = any(isinstance(mark, OwnClass) for mark in getattr(here, "__metadata__", ()))
+            own = ', or a class of yours as "package.module:Class"' if is_open else ""
+            return InputError(
+                f"{key}.name",
+                got=given,
+                expected=f"one of {_names(here)}{own}",
+                remedy=f"did you mean {near[0]!r}?" if near else "",
+            )
+        case "value_error":
+            return _inside(".".join(path), error["ctx"]["error"])
     expected = error["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
-    return f"{where} is {value!r}, expected {expected}"
+    return InputError(key, got=value, expected=expected)
+
+
+def _inside(path: str, error: Exception) -> InputError:
+    """Put the path of a component before an error about it or about one of its fields."""
+    if not isinstance(error, InputError):
+        return InputError.at(path, error) if path else InputError(str(error))
+    is_field = error.got is not ...
+    what = (f"{path}." if is_field else f"{path}: ") + error.what if path else error.what
+    return InputError(what, got=error.got, expected=error.expected, remedy=error.remedy)
 
 
 def _dataclasses_of(hint: Any) -> list[Any]:

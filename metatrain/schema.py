@@ -1,10 +1,14 @@
-"""YAML files as trees of dataclasses: strict loading, dotted overrides, dumping and explaining."""
+"""YAML files as trees of dataclasses: strict loading, dotted overrides, dumping, explaining."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,145 +25,159 @@ C = TypeVar("C")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that says a key once."""
+    """Read YAML in which no key is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice} is there twice", node.start_mark
-            )
+            problem = f"duplicate key {twice!r}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
-    """Read a YAML file as a dataclass tree, after overrides such as "algorithm.inner_lr=0.1"."""
+    """Read a YAML file as a dataclass, after overrides such as "algorithm.inner_lr=0.1"."""
     return parse(kind, apply_overrides(read(path), overrides), str(path))
 
 
 def read(path: Path | str) -> Tree:
-    """A YAML file of keys and values, not yet validated; that of a run may lie in a storage, as its
-    output does.
-    """
+    """Read the keys and values of a YAML file, here or in a storage, without validating them."""
     try:
-        tree = yaml.load(
-            storage.read(str(path)).decode()
-            if storage.is_remote(str(path))
-            else Path(path).read_text(),
-            _Loader,
-        )
+        remote = storage.is_remote(str(path))
+        text = storage.read(str(path)).decode() if remote else Path(path).read_text()
+        tree = yaml.load(text, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot read recipe {path}",
-            remedy=f"{reason}; give a YAML file such as those in recipes/",
+            f"cannot read {path} ({reason})", remedy="give a YAML file such as those in recipes/"
         ) from error
     except yaml.YAMLError as error:
-        raise InputError(
-            f"{path} is not YAML", remedy=f"{' '.join(str(error).split())}; correct it there"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not YAML ({reason})", remedy="fix it there") from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold keys and values, such as `name", remedy="my-run`")
+        raise InputError(f"{path} has no keys", remedy="give some, such as `name: my-run`")
     return tree
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
-    """Set each "dotted.key=value" in the tree, the value being YAML."""
+    """Set each "dotted.key=value" in the tree. The value is YAML."""
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
-            raise InputError(f"--set takes key=value, such as algorithm.inner_lr=0.1; got {item!r}")
+            expected = "key=value, such as algorithm.inner_lr=0.1"
+            raise InputError("--set", got=item, expected=expected)
         try:
             put(tree, key.strip(), yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise InputError(
                 f"the value of --set {item!r} is not YAML",
-                remedy=("write it like --set 'model.hidden=[40, 40]'"),
+                remedy="write it like --set 'model.hidden=[40, 40]'",
             ) from error
     return tree
 
 
 def parse(kind: type[C], tree: Any, source: str) -> C:
-    """Validate plain data as a dataclass; the first thing wrong is the error's sentence."""
+    """Validate plain data as a dataclass. An InputError says the first thing that is wrong."""
     try:
-        found: C = adapter(kind).validate_python(tree)
+        config: C = adapter(kind).validate_python(tree)
     except ValidationError as error:
         raise refusal(kind, error, source) from error
-    for key, value in flatten(adapter(kind).dump_python(found)):  # as JSON, nan would be null
+    for key, value in flatten(adapter(kind).dump_python(config)):  # as JSON, nan would be null
         if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{source}", remedy=f"{key} is {value}, expected a finite number")
-    return found
+            raise InputError(f"{source}: {key}", got=value, expected="a finite number")
+    return config
 
 
 def dump(config: Any) -> Tree:
-    """The dataclass tree as plain data that `parse` reads back."""
-    found: Tree = adapter(type(config)).dump_python(config, mode="json")
-    return found
+    """Turn a dataclass into the plain data that `parse` reads back."""
+    tree: Tree = adapter(type(config)).dump_python(config, mode="json")
+    return tree
 
 
 def as_yaml(config: Any) -> str:
-    """A configuration as the text of a YAML file."""
+    """Write a configuration as the text of a YAML file."""
     return yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True)
 
 
-def explain(config: Any, path: Path | str, overrides: Sequence[str], origin: str = "recipe") -> str:
-    """The configuration as YAML, with a comment for each value: default, --set, or the file, called
-    `origin`.
-    """
-    given = {key for key, _ in flatten(apply_overrides(read(path), overrides))}
-    prefixes = [item.partition("=")[0].strip() for item in overrides]
+def explain(config: Any, sources: Mapping[str, str], meanings: bool = False) -> str:
+    """Write a configuration as YAML that says where each value comes from.
 
-    def source(key: str) -> str:
-        if key not in given:
-            return "default"
-        return "--set" if any(key == p or key.startswith(f"{p}.") for p in prefixes) else origin
+    sources: dotted key -> the comment after its value, as `origins` gives it; else "default".
+    meanings: whether a comment above each key says what the key means.
+    """
 
     def text(value: Any) -> str:
         flow = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
         return flow.removesuffix("\n...\n").strip()
 
-    def lines(tree: Tree, prefix: str, indent: str) -> Iterator[str]:
+    def lines(tree: Tree, node: Any, prefix: str, indent: str) -> Iterator[str]:
+        about = fields_explained(type(node)) if meanings else {}
         for key, value in tree.items():
+            if key in about:
+                yield f"{indent}# {about[key]}"
             if isinstance(value, dict) and value:
+                below = node.get(key) if isinstance(node, dict) else getattr(node, key)
                 yield f"{indent}{text(key)}:"
-                yield from lines(value, f"{prefix}{key}.", f"{indent}  ")
+                yield from lines(value, below, f"{prefix}{key}.", f"{indent}  ")
             else:
-                yield f"{f'{indent}{text(key)}: {text(value)}':<48}  # {source(f'{prefix}{key}')}"
+                source = sources.get(f"{prefix}{key}", "default")
+                yield f"{f'{indent}{text(key)}: {text(value)}':<48}  # {source}"
 
-    return "\n".join(lines(dump(config), "", ""))
+    return "\n".join(lines(dump(config), config, "", ""))
+
+
+def origins(path: Path | str, overrides: Sequence[str], file: str = "recipe") -> dict[str, str]:
+    """Say of each dotted key that is not a default whether `file` or --set gave its value."""
+    given = dict(flatten(apply_overrides(read(path), overrides)))
+    prefixes = [item.partition("=")[0].strip() for item in overrides]
+
+    def is_set(key: str) -> bool:
+        return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+    return {key: "--set" if is_set(key) else file for key in given}
+
+
+def fields_explained(kind: type) -> dict[str, str]:
+    """Return the docstring below each field of a dataclass and of those it inherits from."""
+    found: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
+        try:
+            node = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError):  # a class that was typed, not read from a file
+            continue
+        for line, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
+            match line, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    found[name] = " ".join(text.split())
+    return found
 
 
 def override(component: C, changes: Mapping[str, Any], source: str) -> C:
-    """A component with some of its fields changed, validated again."""
+    """Change some fields of a component and validate it again."""
     if not changes:
         return component
     tree = dump(component)
-    if changes.get("name", tree.get("name")) != tree.get("name"):
-        raise InputError(
-            f"{source} cannot change the name from {tree['name']!r}",
-            remedy="train another run for that",
-        )
+    name = tree.get("name")
+    if changes.get("name", name) != name:
+        remedy = "train another run for that"
+        raise InputError(f"{source} cannot change the name from {name!r}", remedy=remedy)
     for item in dataclasses.fields(component):  # type: ignore[arg-type]
-        if (
-            item.name in changes
-            and item.metadata.get("training_only")
-            and changes[item.name] != tree[item.name]
-        ):
+        changed = item.name in changes and changes[item.name] != tree[item.name]
+        if changed and item.metadata.get("training_only"):
             raise InputError(
-                f"{source}.{item.name} would change nothing",
-                remedy=(
-                    f"{tree['name']} uses it in training "
-                    "only; leave it out, or "
-                    "train another run with it"
-                ),
+                f"{source}.{item.name} would change nothing: {name} uses it in training only",
+                remedy="leave it out, or train another run with it",
             )
     try:
         return construct(type(component), tree | dict(changes))
     except ValidationError as error:
         raise refusal(type(component), error, source) from error
     except ValueError as error:
-        raise InputError(f"{source}", remedy=f"{error}") from error
+        raise InputError.at(source, error) from error
 
 
 def put(tree: Tree, key: str, value: Any) -> None:
@@ -169,14 +187,14 @@ def put(tree: Tree, key: str, value: Any) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise InputError(
-                f"{key!r} cannot be set",
-                remedy=(f"{parent!r} is a value, not a group; `metatrain config` shows the keys"),
+                f"{key} cannot be set: {parent} is a value, not a group",
+                remedy="`metatrain config` shows the keys",
             )
     tree[last] = value
 
 
 def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) for each leaf: the keys that `put` sets."""
+    """Yield (dotted key, value) for each leaf: the keys that `put` sets."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")

@@ -132,7 +132,7 @@ def test_what_is_wrong_is_one_sentence_in_a_notebook(
     messages = run(client, f"import metatrain\nmetatrain.train({SINUSOID!r}, outer={{'stepz': 3}})")
     (error,) = of(messages, "error")
     assert error["traceback"] == [
-        "InputError: the recipe: outer.stepz is not a key of a recipe; did you mean 'steps'?"
+        "InputError: the recipe: outer.stepz is not a key of a recipe: did you mean 'steps'?"
     ]
 
 

@@ -165,11 +165,11 @@ def test_dump_then_parse_is_identity(mine: Path) -> None:
         ("model.name", ".classes:SineNet", r"model: cannot import '.classes:SineNet' \(TypeError"),
         ("model.name", "mine.broken:Net", r"model: cannot import 'mine.broken:Net' \(SyntaxError"),
         ("model.name", "mine.classes.SineNet", r'or a class of yours as "package.module:Class"'),
-        ("model.name", "os:system", "model: 'os:system' is no dataclass"),
+        ("model.name", "os:system", "model: 'os:system' is not a dataclass"),
         (
             "model.name",
             "mine.others:Nameless",
-            "model: 'mine.others:Nameless' has no field for its name: give it one",
+            "model: 'mine.others:Nameless' has no field for its name: add `name: str`",
         ),
         (
             "model.name",
@@ -179,12 +179,12 @@ def test_dump_then_parse_is_identity(mine: Path) -> None:
         (
             "model.name",
             "mine.classes:Parabolas",
-            "model: 'mine.classes:Parabolas' is no Model, it lacks module: see",
+            "model: 'mine.classes:Parabolas' lacks module: metatrain/core.py",
         ),
         (
             "algorithm.inner_rl",
             0.1,
-            "algorithm: inner_rl is not a key of .*; did you mean 'inner_lr'",
+            "algorithm: inner_rl is not a key of .*: did you mean 'inner_lr'",
         ),
         ("family.shots", "five", "family.shots is 'five', expected a valid integer"),
     ],
@@ -382,7 +382,7 @@ def test_whatever_an_own_module_raises_is_one_sentence(mine: Path, text: str) ->
     assert line.startswith("error: ")
     with pytest.raises(
         InputError,
-        match=rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\): correct it, or",
+        match=rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\): fix it, or",
     ):
         schema.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
 
@@ -410,7 +410,7 @@ def test_whatever_an_own_class_raises_of_its_values_is_one_sentence(
     sentence = (
         "not so"
         if "so" in raised
-        else r"mine.classes:SineNet cannot be made of these values \(\w+: .*\): correct"
+        else r"mine.classes:SineNet cannot be built with these values \(\w+: .*\): fix"
     )
     with pytest.raises(InputError, match=f"model: (Value error, )?{sentence}"):
         schema.load(RunConfig, mine / "mine.yaml", ["model.width=60"])

@@ -4,6 +4,7 @@ sentence.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -160,7 +161,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str, sentence: str) 
     path.write_text(content)
     with pytest.raises(InputError, match=sentence):
         schema.load(RunConfig, path)
-    with pytest.raises(InputError, match="cannot read .*absent.yaml"):
+    with pytest.raises(InputError, match=r"cannot read .*absent\.yaml"):
         schema.load(RunConfig, tmp_path / "absent.yaml")
 
 
@@ -185,3 +186,49 @@ def test_recipes_are_written_as_people_type_them(tmp_path: Path) -> None:
     found = schema.load(RunConfig, path)
     assert "name: 曲线\n" in schema.as_yaml(found)
     assert "name: 曲线   " in schema.explain(found, schema.origins(path, []))
+
+
+def test_explain_says_where_each_value_comes_from_and_what_its_key_means(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(SINUSOID))
+    sets = ["algorithm.inner_lr=0.2", "evaluation.family.shots=3"]
+    found = schema.load(RunConfig, path, sets)
+    sources = schema.origins(path, sets, "run")
+    brief = schema.explain(found, sources).splitlines()
+    values = {line.split("#")[0].strip(): line.split("# ")[1] for line in brief if "#" in line}
+    assert values["inner_lr: 0.2"] == values["shots: 3"] == "--set"
+    assert values["name: sinusoid"] == "run"
+    assert values["max_staleness: 0"] == "default"
+    long = schema.explain(found, sources, meanings=True)
+    assert yaml.safe_load(long) == schema.dump(found)
+    lines = long.splitlines()
+    assert [line for line in lines if line in brief] == brief
+    at = next(i for i, line in enumerate(lines) if "tasks_per_step" in line and "#" in line[30:])
+    assert lines[at - 1] == "  # Tasks of an outer step."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    first: int = 1
+    """What a subclass keeps."""
+    second: int = 2
+    """What a subclass says anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(Base):
+    second: int = 3
+    """What it says itself, in more
+    than one line."""
+    third: int = 4
+    fourth: int = 5
+    """Not of the third."""
+
+
+def test_the_docstring_below_a_field_is_its_meaning() -> None:
+    assert schema.fields_explained(Derived) == {
+        "first": "What a subclass keeps.",
+        "second": "What it says itself, in more than one line.",
+        "fourth": "Not of the third.",
+    }
+    assert schema.fields_explained(make_dataclass("Typed", [("x", int)])) == {}
