@@ -31,7 +31,8 @@ from workloads import TICKET, WORKLOADS, Workload
 from cluster import run
 from cluster.collector import Interrupted
 from cluster.config import RunConfig
-from cluster.workers.worker import Plan, Worker
+from cluster.workers.plan import Plan
+from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.core import Context, generator_for, to_device
 from metatrain.start import initial_meta

@@ -33,7 +33,8 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from workloads import TICKET, WORKLOADS, Workload
 
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Prototypical, Reptile, inner_loop
 from metatrain.core import Context, Meta, Task, generator_for, take
 from metatrain.models.conv import Conv4

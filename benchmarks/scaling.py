@@ -25,8 +25,11 @@ from cluster import loop
 from cluster.collector import Requests
 from cluster.config import Workers
 from cluster.pools import ray_pool
-from cluster.pools.pool import LocalPool, Pool
-from cluster.workers.worker import Plan, Worker, choose_plan
+from cluster.pools.local_pool import LocalPool
+from cluster.pools.pool import Pool
+from cluster.pools.ray_connection import connected
+from cluster.workers.plan import Plan, choose_plan
+from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
@@ -113,7 +116,7 @@ def main() -> None:
     bare_times = measure.in_turns(
         {"one bare process": one, "two bare processes": two}, arguments.rounds
     )
-    with ray_pool.connected(None):
+    with connected(None):
         pools = {
             n: ray_pool.RayPool(recipe, plan, Workers(min=n, max=n, cpus=0.5), local=True)
             for n in (1, 2)

@@ -22,8 +22,11 @@ from cluster import loop
 from cluster.collector import Requests
 from cluster.config import Workers
 from cluster.pools import ray_pool
-from cluster.pools.pool import Contribution, LocalPool, Pool
-from cluster.workers.worker import Layout, choose_plan
+from cluster.pools.local_pool import LocalPool
+from cluster.pools.pool import Contribution, Pool
+from cluster.pools.ray_connection import connected
+from cluster.workers.layout import Layout
+from cluster.workers.plan import choose_plan
 from metatrain import schema
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
@@ -86,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    with ray_pool.connected(None):
+    with connected(None):
         for width in WIDTHS:
             for workers in (1, 2):
                 recipe = recipe_of(width, workers, arguments.steps)

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cluster.config import RunConfig
-from cluster.workers.worker import Plan
+from cluster.workers.plan import Plan
 from metatrain import bundle, schema, storage
 from metatrain.core import InputError
 from metatrain.learner import Learner

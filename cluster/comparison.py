@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from cluster.progress import Line
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain import bundle, schema
 from metatrain.core import InputError, Meta, Norm, Scores
 from metatrain.isolation import isolated
@@ -162,7 +163,8 @@ def _results(
     for ticket in setting.tickets("score"):
         found, _ = worker.compute(ticket)
         assert isinstance(found, Scores)
-        parts.append(found.curves[setting.family.metric.name][:, -1])
+        (measured,) = found.curves.values()
+        parts.append(measured[setting.family.metric.name][:, -1])
         show(sum(map(len, parts)))
     values = torch.cat(parts).double()
     bad = int((~values.isfinite()).sum())

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from cluster.config import Tracking
-from cluster.tracking import mlflow_store
-from cluster.tracking import tracker as tracking
+from cluster.tracking import mlflow_errors
+from cluster.tracking.place import store_uri
 from metatrain import storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
@@ -77,15 +77,15 @@ def collect_facts(output: str | None, server: str | None) -> Facts:
 
 def examine(address: str | None, output: str | None) -> list[Finding]:
     """This process's findings, and those of each node of the cluster at `address`."""
-    uri = tracking.store(Tracking())
+    uri = store_uri(Tracking())
     server = uri if uri.startswith("http") else None
     with awaiting("looking at this machine"):
         here = collect_facts(output, server)
     if address is None:
         return evaluate_facts(DRIVER, here, here, output, server, None)
-    from cluster.pools import ray_pool
+    from cluster.pools.ray_connection import connected
 
-    with ray_pool.connected(address):
+    with connected(address):
         import ray
 
         findings = evaluate_facts(DRIVER, here, here, output, server, None)
@@ -173,7 +173,7 @@ def evaluate_facts(
             )
         )
     mlflow = facts.not_tracked or (
-        f"answers at {mlflow_store.shown(server)}" if server else "no server is set"
+        f"answers at {mlflow_errors.redact(server)}" if server else "no server is set"
     )
     findings.append(Finding(place, "MLflow", mlflow, _mlflow_remedy(facts.not_tracked, server)))
     if resources is not None:
@@ -255,14 +255,14 @@ def _writable(uri: str) -> str:
 
 def _tracked(server: str) -> str:
     """Why MLflow does not answer here; empty if it does."""
-    mlflow_store.be_brief()
+    mlflow_errors.limit_retries()
     try:
         from mlflow.tracking import MlflowClient
 
         MlflowClient(server).search_experiments(max_results=1)
         return ""
     except Exception as error:  # MLflow raises what requests raise
-        return mlflow_store.reason(error, server)
+        return mlflow_errors.short_error(error, server)
 
 
 def _mlflow_remedy(why: str, server: str | None) -> str:
@@ -273,7 +273,7 @@ def _mlflow_remedy(why: str, server: str | None) -> str:
         return f"start MLflow's server with --allowed-hosts {parts.netloc.rpartition('@')[2]}"
     if "401" in why or "Unauthorized" in why:
         return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
-    where = mlflow_store.shown(server)
+    where = mlflow_errors.redact(server)
     return (
         f"start MLflow at {where}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
     )

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from cluster.config import RunConfig
-from cluster.workers.worker import Plan, Worker, choose_plan, device_of, glibc
+from cluster.workers.memory import available, peak
+from cluster.workers.plan import Plan, choose_plan, device_of
+from cluster.workers.worker import Worker
 from metatrain.core import InputError, Ticket, Update, to_device
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
@@ -96,7 +96,7 @@ def estimate(config: RunConfig) -> Estimate:
         step_s=step_s,
         total_s=outer.steps * step_s + score_s,
         workers=workers,
-        available=_available(plan),
+        available=available(plan.device),
     )
 
 
@@ -165,33 +165,7 @@ def _measured(recipe: Recipe, plan: Plan, ticket: Ticket, tasks: int) -> Cost:
     for _ in range(2):
         worker.compute(ticket)
     _, spent = worker.compute(ticket)
-    return Cost(spent.wall_s, _peak(plan, lambda: worker.compute(ticket)))
-
-
-def _peak(plan: Plan, run: Callable[[], object]) -> float:
-    """Bytes that this process, or its GPU, holds at most while it runs; 0 where nobody says."""
-    if plan.device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return float(torch.cuda.max_memory_reserved())
-    glibc("malloc_trim", 0)  # what the process keeps without using it
-    mark = Path("/proc/self/clear_refs")
-    if mark.exists():
-        mark.write_text("5")  # forget the highest so far
-    run()
-    return _kilobytes(Path("/proc/self/status"), "VmHWM") or 0.0
-
-
-def _available(plan: Plan) -> float | None:
-    if plan.device == "cuda":
-        return float(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable")
-
-
-def _kilobytes(path: Path, key: str) -> float | None:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((1024 * float(line.split()[1]) for line in lines if line.startswith(key)), None)
+    return Cost(spent.wall_s, peak(plan.device, lambda: worker.compute(ticket)))
 
 
 def _duration(seconds: float) -> str:

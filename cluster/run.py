@@ -24,14 +24,14 @@ from cluster.config import RunConfig, Tracking
 from cluster.evaluation import evaluate_work, protocol
 from cluster.jobs.job import stamp
 from cluster.output import choose, record, whole_lines
-from cluster.pools.pool import LocalPool, Pool, Snapshot
+from cluster.pools.local_pool import LocalPool
+from cluster.pools.pool import Pool, Snapshot
 from cluster.progress import ProgressLine
-from cluster.tracking import description
-from cluster.tracking import tracker as tracking
-from cluster.tracking.tracker import Tracker
+from cluster.tracking import description, provenance
+from cluster.tracking.tracker import NoTracker, Tracker, start_tracker
 from cluster.workers import usage
+from cluster.workers.plan import Plan, choose_plan, device_of
 from cluster.workers.usage import DRIVER_S, Meter
-from cluster.workers.worker import Plan, choose_plan, device_of
 from metatrain import bundle, custom_source, figures, inference, schema
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Meta, to_device
@@ -184,16 +184,16 @@ def tracked(
         for key, value in schema.flatten(schema.dump(config))
         if key not in ("name", "output")
     ]
-    tracker: Tracker = tracking.NoTracker()
+    tracker: Tracker = NoTracker()
     try:
-        tracker = tracking.start(
+        tracker = start_tracker(
             experiment_of(config),
-            config.name if tags else description.dated(config.name),
+            config.name if tags else provenance.dated(config.name),
             params,
             run_id,
             tags,
             run.learner.version,
-            description.tags(str(run.folder), config.name, source),
+            provenance.tags(str(run.folder), config.name, source),
             columns_of(config),
         )
     except InputError as error:
@@ -339,12 +339,13 @@ def pool_for(
         return
     try:
         from cluster.pools import ray_pool
+        from cluster.pools.ray_connection import connected
     except ModuleNotFoundError as error:
         raise InputError(
             f"{error.name} is not installed",
             remedy=("pip install 'ray[default,tune,train]', or set workers.max to 0"),
         ) from error
-    with ray_pool.connected(
+    with connected(
         address, own_code(config.recipe(), whole=address is not None)
     ) as local:
         pool = ray_pool.RayPool(config.recipe(), plan, config.workers, local=local, group=group)
@@ -448,7 +449,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def experiment_of(config: RunConfig) -> Tracking:
     """Where a run is recorded, with the experiment that it gets if it names none."""
-    name = config.tracking.experiment or description.experiment(config.family)
+    name = config.tracking.experiment or provenance.experiment(config.family)
     return dataclasses.replace(config.tracking, experiment=name)
 
 
@@ -460,7 +461,7 @@ def columns_of(config: RunConfig) -> list[str]:
 
 def how_to_load(recipe: Recipe, folder: Folder, model: str = "") -> list[str]:
     """Code that puts to use what a run learned, of which MLflow may have a `model`."""
-    setting, where = recipe.setting("score"), description.whole(str(folder))
+    setting, where = recipe.setting("score"), provenance.absolute(str(folder))
     problem = setting.family.bind(recipe.model, setting.norm, "reference")
     if not isinstance(problem, Supervised):
         return [f"bash\nmetatrain evaluate {shlex.quote(where)}"]

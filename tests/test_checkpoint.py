@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, PROBES, REPTILE, SINUSOID, config
+from cases import CASES, GLYPHS, REPTILE, SINUSOID, config
 from pyarrow import fs
 
 from cluster import checkpoint, run
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain import bundle, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
@@ -79,9 +80,9 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
     ]
 
 
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("probe", CASES)
 def test_what_every_kind_learns_and_tracks_goes_on_exactly(probe: str, tmp_path: Path) -> None:
-    settings = config(PROBES[probe])
+    settings = config(CASES[probe])
     recipe, (plan, _) = settings.recipe(), choose_plan(settings.recipe(), 0, 1)
     worker = Worker(recipe, plan)
 
@@ -113,7 +114,7 @@ def test_a_run_goes_on_by_the_path_that_it_began_with(
     def unavailable(name: str) -> None:
         raise Unavailable("there is no compiler")
 
-    base = PROBES["maml-conv4-fused"] | {"output": str(tmp_path / "run")}
+    base = CASES["maml-conv4-fused"] | {"output": str(tmp_path / "run")}
     with monkeypatch.context() as patch:
         patch.setattr("metatrain.models.conv.library", unavailable)
         run.train(config(base, outer__steps=2))

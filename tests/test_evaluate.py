@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, SINUSOID, config, context
+from cases import GLYPHS, SINUSOID, config, context
 
 from cluster.collector import Requests
 from cluster.evaluation import described, evaluate_work, protocol

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import SINUSOID, config, context
+from cases import SINUSOID, config, context
 from torch import Tensor, nn
 
 from cluster import run
-from cluster.workers.worker import Layout, choose_plan
+from cluster.workers.layout import Layout
+from cluster.workers.plan import choose_plan
 from metatrain import bundle
 from metatrain.core import InputError, Meta, Task
 from metatrain.models import MLP
@@ -346,7 +347,7 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
             {"metrics": {"mse": lambda p, y: 1.0}},
             "mse is float for 2 tasks, expected real numbers",
         ),
-        ({"metrics": {"loss": per_task}}, "a metric is called 'loss': call it otherwise"),
+        ({"metrics": {"loss": per_task}}, "the name of a metric is 'loss', expected letters, digits"),
         ({"loss": lambda p, y: (p - y).square().mean()}, r"loss is torch.float32 \[\] for 2 tasks"),
         (
             {"loss": lambda p, y: per_task(p.detach(), y)},

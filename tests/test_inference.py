@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import GLYPHS, REPTILE, SINUSOID, Done, cache_in, command, config
+from cases import GLYPHS, REPTILE, SINUSOID, config
 from PIL import Image
 from rich.cells import cell_len
+from services import Done, cache_in, command
 from torch import Tensor
 
 import metatrain
 from cluster import run
-from cluster.workers.worker import Plan, Worker
+from cluster.workers.plan import Plan
+from cluster.workers.worker import Worker
 from metatrain import bundle, cli, figures, inference
 from metatrain.core import InputError, Ticket, generator_for
 from metatrain.files import Predicted, _classified

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import GLYPHS, command, config
+from cases import GLYPHS, config
+from services import command
 
-from cluster.pools import ray_pool
-from cluster.workers.worker import Plan, Worker, choose_plan
+from cluster.pools import ray_worker
+from cluster.workers.plan import Plan, choose_plan
+from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.core import InputError
 from metatrain.data.sources import import_data
@@ -231,7 +233,7 @@ def test_without_a_compiler_the_reference_runs_and_a_worker_that_should_not_refu
         InputError, match=f"the driver chose the compute path 'fused', .*{sentence}"
     ):
         Worker(recipe, Plan("fused", "cpu", 1))
-    refusal = ray_pool.RayWorker(schema.dump(recipe), Plan("fused", "cpu", 1)).ready()
+    refusal = ray_worker.RayWorker(schema.dump(recipe), Plan("fused", "cpu", 1)).ready()
     assert refusal is not None
     assert "the driver chose" in refusal
     build.library.cache_clear()

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SINUSOID, config
+from cases import SINUSOID, config
 
 from cluster import loop
 from cluster.collector import MOST_LOSSES, Interrupted, Requests, WorkersLost, decide
-from cluster.pools.pool import Contribution, Failure, LocalPool, PoolStatus, Snapshot
-from cluster.workers.worker import Layout, choose_plan
+from cluster.pools.local_pool import LocalPool
+from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
+from cluster.workers.layout import Layout
+from cluster.workers.plan import choose_plan
 from metatrain.core import Ticket
 from metatrain.learner import Diverged, Learner
 from metatrain.start import initial_meta

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, SINUSOID, config, context
+from cases import GLYPHS, SINUSOID, config, context
 from test_maml import NETS, start, supervised, tasks
 
 from cluster import run

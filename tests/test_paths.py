@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import context
+from cases import context
 from torch import Tensor, nn
 
 from metatrain.algorithms import MAML, MetaSGD, Prototypical, Reptile
@@ -261,7 +261,7 @@ def test_an_error_in_a_forward_pass_leaves_the_network_as_it_was(path: Path) -> 
 
 def test_betas_of_an_integer_and_a_fraction_are_taken() -> None:
     """Adam refuses (0, 0.999): YAML's 0 becomes 0.0, and so it is written in Reptile."""
-    from conftest import SINUSOID, config
+    from cases import SINUSOID, config
 
     from metatrain.learner import Learner
 

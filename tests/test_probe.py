@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import GLYPHS, SINUSOID, command, config
+from cases import GLYPHS, SINUSOID, config
+from services import command
 
 from cluster import dry_run as probe
 from metatrain import schema
@@ -134,7 +135,8 @@ def test_too_little_memory_is_one_sentence_and_the_last_step_is_saved(tmp_path: 
 PEAKS = """
 import json, runpy, sys
 from cluster.config import RunConfig
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.core import Ticket
 from metatrain.start import initial_meta
@@ -214,8 +216,9 @@ KEPT = """
 import resource
 from pathlib import Path
 import torch
-from conftest import SINUSOID, config
-from cluster.workers.worker import Worker, choose_plan
+from cases import SINUSOID, config
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -243,7 +246,7 @@ def test_a_worker_keeps_the_memory_that_it_frees() -> None:
 
 def test_an_update_that_draws_at_random_is_not_replayed() -> None:
     """What a CUDA graph repeats it would repeat with the same numbers; the first call tells."""
-    from conftest import context
+    from cases import context
 
     from cluster.workers.cuda import Replayed
     from metatrain.core import Meta, Update

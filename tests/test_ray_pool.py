@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, PROBES, SINUSOID, config, until
+from cases import CASES, GLYPHS, SINUSOID, config
+from services import until
 
 from cluster import loop
 from cluster.collector import Requests, WorkersLost
 from cluster.config import RunConfig
 from cluster.jobs.job import JOB_CPUS
-from cluster.pools.pool import Contribution, LocalPool, Pool, Snapshot
-from cluster.workers.worker import Layout, choose_plan
+from cluster.pools.local_pool import LocalPool
+from cluster.pools.pool import Contribution, Pool, Snapshot
+from cluster.workers.layout import Layout
+from cluster.workers.plan import choose_plan
 from metatrain.core import InputError, Ticket
 from metatrain.learner import Learner
 from metatrain.start import initial_meta
@@ -68,9 +71,9 @@ def pid_of(actor: Any) -> int:
     return found
 
 
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("probe", CASES)
 def test_training_gives_the_same_bits_in_process_and_on_one_and_three_actors(probe: str) -> None:
-    settings = config(PROBES[probe])
+    settings = config(CASES[probe])
     expected = train(settings, local(settings))
     assert torch.equal(train(settings, ray_pool(settings, min=1, max=1)), expected)
     assert torch.equal(train(settings, ray_pool(settings, min=3, max=3)), expected)
@@ -349,13 +352,15 @@ def test_scores_travel_like_updates() -> None:
         pool.close()
     for here, there in zip(*results, strict=True):
         assert isinstance(there, Contribution)
-        assert (here.result.steps, here.result.norms) == (there.result.steps, there.result.norms)
-        for part in (1, 2):
-            assert here.result[part].keys() == there.result[part].keys()
-            assert all(
-                torch.equal(values, there.result[part][name])
-                for name, values in here.result[part].items()
-            )
+        assert here.result.steps == there.result.steps
+        assert [*here.result.curves] == [*there.result.curves] == ["transductive", "support+1"]
+        pairs = [
+            (here.result.baselines, there.result.baselines),
+            *((here.result.curves[norm], found) for norm, found in there.result.curves.items()),
+        ]
+        for mine, other in pairs:
+            assert mine.keys() == other.keys()
+            assert all(torch.equal(values, other[name]) for name, values in mine.items())
 
 
 def test_who_waits_for_a_place_is_told(

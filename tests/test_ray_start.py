@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ray
 STARTS = """
 import json, os, random, sys
 import numpy as np
-from cluster.pools.ray_pool import connected
+from cluster.pools.ray_connection import connected
 from metatrain.core import InputError
 
 for variables in json.loads(sys.argv[1]):

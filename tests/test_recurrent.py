@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PROBES, SINUSOID, config, context
+from cases import CASES, SINUSOID, config, context
 from torch import nn
 
 from cluster.workers.plan import choose_plan
@@ -221,7 +221,7 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
 
 
 def test_evaluation_measures_after_each_example_that_was_read() -> None:
-    recipe = config(PROBES["recurrent-conv4"]).recipe()
+    recipe = config(CASES["recurrent-conv4"]).recipe()
     worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
     worker.load(0, worker.layout.flatten(initial_meta(recipe)))
     assert worker.compute(Ticket("score", "test", 0, 0))[0].steps == [0, 1, 2, 3, 4, 5]

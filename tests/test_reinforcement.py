@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PROBES, SINUSOID, config, context
+from cases import CASES, SINUSOID, config, context
 
 from cluster import run
 from cluster.workers.plan import choose_plan
@@ -104,7 +104,7 @@ def test_log_probabilities_are_those_that_acted(family: Any, model: Any) -> None
     task = family.sample(torch.Generator().manual_seed(1), 2, "train")
     phi = each(params, 2)
     rollout = problem.rollout(phi, task, torch.Generator().manual_seed(2))
-    found = problem._log_probs(phi, rollout)
+    found = problem.log_probs(phi, rollout)
     memory, expected = problem._memory(phi), []
     for t in range(5):
         outputs, hidden = problem._act(phi, rollout.observations[:, :, t], memory)
@@ -208,7 +208,7 @@ def test_the_meta_gradient_goes_through_the_inner_policy_gradient(
 
 @pytest.mark.parametrize("probe", ["rl2", "maml-navigation"])
 def test_a_ticket_computed_again_gives_the_same_update_and_scores(probe: str) -> None:
-    recipe = config(PROBES[probe]).recipe()
+    recipe = config(CASES[probe]).recipe()
     found = []
     for _ in range(2):
         worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
@@ -288,7 +288,7 @@ def test_what_cannot_be_is_one_sentence() -> None:
 
 @pytest.mark.parametrize("probe", ["rl2", "maml-navigation"])
 def test_a_run_leaves_its_pictures(probe: str, tmp_path: Any) -> None:
-    folder, (score,) = run.train(config(PROBES[probe], output=str(tmp_path / "run")))
+    folder, (score,) = run.train(config(CASES[probe], output=str(tmp_path / "run")))
     assert score.metric == RETURN
     assert {path.stem for path in (folder / "figures").glob("*.png")} >= {
         "learning_curve",

@@ -16,8 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import SINUSOID, Done, command, config
+from cases import SINUSOID, config
 from pyarrow import parquet
+from services import Done, command
 
 import metatrain
 from cluster import run

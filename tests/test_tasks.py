@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, SINUSOID, config
+from cases import GLYPHS, SINUSOID, config
 
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain.core import InputError, Ticket, generator_for
 from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour

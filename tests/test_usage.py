@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SINUSOID, config, store
+from cases import SINUSOID, config
+from services import store
 
 from cluster import run
 from cluster.workers.usage import Meter, Usage, metrics

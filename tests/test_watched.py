@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, PROBES, config, context
+from cases import CASES, GLYPHS, config, context
 
 from cluster.workers.cuda import Replayed
+from cluster.workers.plan import choose_plan
 from cluster.workers.watched import Watched
-from cluster.workers.worker import Worker, choose_plan
+from cluster.workers.worker import Worker
 from metatrain.core import Context, Meta, Ticket, Update, generator_for
 from metatrain.start import initial_meta
 
@@ -178,12 +179,12 @@ RECOMPUTED = GLYPHS | {
 DRAW = {"reptile-conv4", "recurrent-conv4", "rl2", "maml-navigation"}
 
 
-@pytest.mark.parametrize("probe", [*PROBES, "recomputed"])
+@pytest.mark.parametrize("probe", [*CASES, "recomputed"])
 def test_updates_of_this_project_are_replayed_if_they_draw_nothing(
     probe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under watch each gives the same bits."""
-    recipe = config(PROBES.get(probe, RECOMPUTED)).recipe()
+    recipe = config(CASES.get(probe, RECOMPUTED)).recipe()
     worker, ticket = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Ticket("update", "train", 0, 0)
     worker.load(0, worker.layout.flatten(initial_meta(recipe)))
     plain, _ = worker.compute(ticket)

@@ -31,7 +31,7 @@ from cluster.config import RunConfig
 from cluster.jobs.places import absent
 from cluster.pools.ray_connection import this_node
 from cluster.run import learn, pool_for, prepare, tracked
-from cluster.tracking.mlflow_tracker import PARENT
+from cluster.tracking.mlflow_run import PARENT
 from metatrain import bundle, schema, storage
 from metatrain.core import InputError
 from metatrain.isolation import isolated
@@ -44,8 +44,13 @@ TRIAL = "metatrain.trial"  # the tag of MLflow runs that holds a trial's number
 
 
 def name_of(sweep: str, number: int) -> str:
-    """What a trial is called."""
+    """Return the name of a trial's run."""
     return f"{sweep}-{number:02d}"
+
+
+def folder_of(sweep: object, number: int) -> str:
+    """Return the folder of a trial, which is a run's, in the folder of its sweep."""
+    return f"{sweep}/trials/{number:02d}"
 
 
 class Shared(NamedTuple):
@@ -64,7 +69,7 @@ class Shared(NamedTuple):
     def config(self, values: Mapping[str, Any], number: int) -> RunConfig:
         """The run that a trial is: `metatrain train` repeats it."""
         tree = copy.deepcopy(self.base)
-        own = {"name": name_of(self.name, number), "output": f"{self.folder}/trials/{number:02d}"}
+        own = {"name": name_of(self.name, number), "output": folder_of(self.folder, number)}
         for key, value in {**values, **own}.items():
             schema.put(tree, key, value)
         return schema.parse(RunConfig, tree, f"trial {number}")

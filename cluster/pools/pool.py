@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from typing import Literal, NamedTuple, Protocol
 
-from cluster.workers.worker import Plan, Spent, Worker
+from cluster.workers.usage import Usage
 from metatrain.core import Meta, Scores, Ticket, Update
-from metatrain.recipe import Recipe
+
+
+class Spent(NamedTuple):
+    """What a ticket cost its worker.
+
+    If several workers share a core, more seconds pass than the processor works.
+    """
+
+    wall_s: float
+    cpu_s: float
+    usage: Usage | None = None  # of the process that is the worker alone, now and then
 
 
 class Snapshot(NamedTuple):
@@ -54,40 +62,9 @@ class Pool(Protocol):
         ...
 
     def next(self, timeout_s: float) -> Contribution | Failure | None:
-        """What came in next; None where nothing did in time."""
+        """What came in next; None if nothing did in time."""
         ...
 
     def status(self) -> PoolStatus: ...
 
     def close(self) -> None: ...
-
-
-class LocalPool:
-    """One worker in this process: for debugging, for machines without Ray, and what other pools
-    must equal.
-    """
-
-    def __init__(self, recipe: Recipe, plan: Plan) -> None:
-        self._worker = Worker(recipe, plan)
-        self._requested: deque[tuple[Ticket, float]] = deque()
-
-    def publish(self, snapshot: Snapshot) -> None:
-        self._worker.load(snapshot.version, self._worker.layout.flatten(snapshot.meta))
-
-    def request(self, ticket: Ticket) -> None:
-        self._requested.append((ticket, time.monotonic()))
-
-    def next(self, timeout_s: float) -> Contribution | Failure | None:
-        """Computes the oldest request; an error in it is raised as it is."""
-        if not self._requested:
-            return None
-        ticket, _ = self._requested.popleft()
-        result, spent = self._worker.compute(ticket)
-        return Contribution(ticket, self._worker.version, "local", spent, result)
-
-    def status(self) -> PoolStatus:
-        oldest, since = self._requested[0] if self._requested else (None, time.monotonic())
-        return PoolStatus(1, 0 if oldest else 1, oldest, time.monotonic() - since)
-
-    def close(self) -> None:
-        self._requested.clear()

@@ -1,9 +1,8 @@
 """A pool of Ray actors, one Worker each.
 
-    driver  --- compute(ticket, version, flat parameters) --->  actor      one call per ticket, at
-    most DEPTH an actor
-            --- draw(the same ticket of the next step) ------>             computed while the actor
-            would wait <-- flat direction, tasks, metrics, its cost ------
+    driver -- compute(ticket, version, flat parameters) -> actor   a call a ticket, at most DEPTH
+           -- draw(the same ticket of the next step) ---->         done while the actor would wait
+           <- wire.Answer --------------------------------
 
 Parameters go out as one float32 numpy array, put into the object store once a version; the actor
 copies what it receives, because all actors of a node read the same memory. An actor that dies is
@@ -17,39 +16,28 @@ import logging
 import math
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-import torch
-from numpy.typing import NDArray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.config import OUR_PACKAGES, Workers
+from cluster.config import Workers
 from cluster.jobs.job import JOB
-from cluster.jobs.places import absent
-from cluster.pools import shortage
+from cluster.pools import shortage, wire
 from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
-from cluster.workers.usage import WORKER_S, Meter
-from cluster.workers.worker import Layout, Plan, Worker
+from cluster.pools.ray_worker import RayWorker
+from cluster.workers.layout import Layout
+from cluster.workers.plan import Plan
 from metatrain import schema
 from metatrain.awaiting import awaiting
-from metatrain.core import InputError, Scores, Ticket, Update
-from metatrain.isolation import same_random_numbers
+from metatrain.core import InputError, Ticket
 from metatrain.recipe import Recipe
 from metatrain.start import initial_meta
 
@@ -60,104 +48,8 @@ LOW = (
     "or workers.max lower"
 )
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
-PROBE_S = 15.0  # for a cluster to say that it is there
 ROOM_S = 5.0  # for a worker to find its place, before the cluster is asked why it has not
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
-
-
-@contextmanager
-def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
-    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it
-    was started here.
-
-    Workers get `code`, files and package folders to import from, and on a cluster these packages,
-    so that they compute what this process would; those of a surrounding job have what that job was
-    sent with. The caller's random numbers do not depend on Ray's.
-    """
-    with same_random_numbers(), _connected(address, code) as local:
-        yield local
-
-
-@contextmanager
-def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
-    if ray.is_initialized():
-        yield False
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is not None and address.startswith("http"):
-        raise InputError(
-            f"{address} is a dashboard's address, which takes jobs", remedy="use `metatrain submit`"
-        )
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    sent = [*code, *(OUR_PACKAGES if address else [])] if JOB not in os.environ else []
-    if sent:
-        quiet["runtime_env"] = {"py_modules": [str(path) for path in sent]}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        with awaiting("starting Ray"):
-            _start_local(quiet)
-    else:
-        try:
-            with awaiting("joining the Ray cluster"):
-                _probe(address)
-                ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"no Ray cluster answers at {address} ({reason})", remedy="check --address"
-            ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends at once
-    try:
-        yield address is None
-    finally:
-        ray.shutdown()
-
-
-class RayWorker:
-    """The actor: a Worker, and numpy on the way in and out."""
-
-    def __init__(self, recipe: schema.Tree, plan: Plan, shared: bool = False) -> None:
-        """`shared`: other machines are in the cluster, and may have what this one lacks."""
-        self._refusal: str | None = None
-        self._shared = shared
-        self._meter = Meter(WORKER_S, at_once=True)
-        try:
-            self._worker = Worker(schema.parse(Recipe, recipe, "the driver's recipe"), plan)
-        except (InputError, OSError, ImportError) as error:
-            self._refusal = (absent(error, this_node()) if shared else None) or str(error)
-
-    def ready(self) -> str | None:
-        """Why this worker cannot work; None where it can."""
-        return self._refusal
-
-    def draw(self, ticket: Ticket) -> None:
-        with suppress(Exception):  # `compute` draws them again, and its error is collected
-            self._worker.draw(ticket)
-
-    def compute(self, ticket: Ticket, version: int, flat: NDArray[np.float32]) -> Any:
-        # torch writes through read-only numpy arrays without a word; load() copies and nothing else
-        # touches it.
-        if version != self._worker.version:
-            flat = flat if flat.flags.writeable else flat.copy()
-            self._worker.load(version, torch.from_numpy(flat))
-        try:
-            result, spent = self._worker.compute(ticket)
-        except Exception as error:  # of a family of the user's, too
-            lacks = absent(error, this_node()) if self._shared else None
-            if lacks is None:
-                raise
-            raise InputError(lacks) from error
-        spent = spent._replace(usage=self._meter.read())
-        if isinstance(result, Update):
-            flat_direction = self._worker.layout.flatten(result.direction).cpu().numpy()
-            return flat_direction, result.tasks, result.metrics, spent
-        curves, baselines = (
-            {name: values.numpy() for name, values in part.items()}
-            for part in (result.curves, result.baselines)
-        )
-        return result.steps, curves, baselines, result.norms, spent
 
 
 @dataclass
@@ -254,7 +146,8 @@ class RayPool:
             return None
         self._since.pop(ticket, None)  # a ticket that was asked twice may be answered twice
         self._dispatch()
-        return self._contribution(actor, ticket, version, answer)
+        result = wire.unpacked(answer.result, self._layout)
+        return Contribution(ticket, version, actor.name, answer.spent, result)
 
     def status(self) -> PoolStatus:
         oldest = min(self._since, key=self._since.__getitem__, default=None)
@@ -357,27 +250,6 @@ class RayPool:
                     other.drawn.discard(kind)
                 actor.drawn.add(kind)
 
-    def _contribution(
-        self, actor: _Actor, ticket: Ticket, version: int, answer: Any
-    ) -> Contribution:
-        result: Update | Scores
-        if ticket.work == "update":
-            flat, tasks, metrics, spent = answer
-            result = Update(self._layout.unflatten(torch.from_numpy(flat.copy())), tasks, metrics)
-        else:
-            steps, curves, baselines, norms, spent = answer
-            curves, baselines = (
-                {name: torch.from_numpy(values.copy()) for name, values in part.items()}
-                for part in (curves, baselines)
-            )
-            result = Scores(steps, curves, baselines, norms)
-        return Contribution(ticket, version, actor.name, spent, result)
-
-
-def this_node() -> str:
-    """The node of this process, as people tell it from others."""
-    return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:6]})"
-
 
 def _where(error: RayTaskError) -> str:
     """What went wrong in a worker, and at which line."""
@@ -386,59 +258,6 @@ def _where(error: RayTaskError) -> str:
     lines = re.findall(r'File "(.+?)", line (\d+), in (\w+)', str(error))
     place = f" ({Path(lines[-1][0]).name} line {lines[-1][1]}, in {lines[-1][2]})" if lines else ""
     return f"{type(error.cause).__name__}: {error.cause}{place}"
-
-
-def _start_local(options: dict[str, Any]) -> None:
-    """Start Ray on this machine; InputError if it cannot, such as for a temporary folder that it
-    cannot use.
-    """
-    names = [name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ]  # Ray takes the first
-    folder = os.environ[names[0]] if names else "/tmp"
-    reason = (
-        "" if Path(folder).is_absolute() else "it is no absolute path"
-    )  # Ray would try for half a minute
-    reason = reason if folder.isascii() else "Ray takes ASCII letters only"
-    if not reason:
-        try:
-            ray.init(address="local", include_dashboard=False, **options)
-            return
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
-            limit = re.search(r"AF_UNIX path length cannot exceed .*", first)  # of its sockets
-            file = str(getattr(error, "filename", None))
-            if not (limit or file.startswith(folder) or folder.startswith(file)):
-                logs = f"{folder}/ray/session_latest/logs"
-                raise InputError(
-                    f"Ray cannot start on this machine ({first})", remedy=f"its logs are in {logs}"
-                ) from error
-            reason = limit[0] if limit else first
-    source = f"{names[0]}={folder}" if names else folder
-    raise InputError(
-        f"Ray cannot have its files in {source} ({reason})",
-        remedy=("set RAY_TMPDIR to a short folder that can be written, such as /tmp"),
-    )
-
-
-def _probe(address: str) -> None:
-    """Raise ConnectionError where no Ray answers at HOST:PORT; ray.init would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal() or "/" in host:
-        return  # "auto" and ray:// end soon by themselves
-    try:
-        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
-        command = [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "health-check",
-            "--address",
-            address,
-        ]
-        subprocess.run(command, capture_output=True, check=True, timeout=PROBE_S)
-    except (OSError, subprocess.SubprocessError) as error:
-        what = "something else listens there, or it asks for a token: set RAY_AUTH_MODE=token"
-        reason = error if isinstance(error, OSError) else what
-        raise ConnectionError(str(reason)) from error
 
 
 def _check_capacity(workers: Workers) -> None:

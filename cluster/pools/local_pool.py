@@ -1,0 +1,44 @@
+"""A pool of one worker in this process."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
+from cluster.workers.plan import Plan
+from cluster.workers.worker import Worker
+from metatrain.core import Ticket
+from metatrain.recipe import Recipe
+
+
+class LocalPool:
+    """Implements cluster.pools.pool.Pool in this process.
+
+    It is for debugging, for machines without Ray, and what other pools must equal.
+    """
+
+    def __init__(self, recipe: Recipe, plan: Plan) -> None:
+        self._worker = Worker(recipe, plan)
+        self._requested: deque[tuple[Ticket, float]] = deque()
+
+    def publish(self, snapshot: Snapshot) -> None:
+        self._worker.load(snapshot.version, self._worker.layout.flatten(snapshot.meta))
+
+    def request(self, ticket: Ticket) -> None:
+        self._requested.append((ticket, time.monotonic()))
+
+    def next(self, timeout_s: float) -> Contribution | Failure | None:
+        """Compute the oldest request; an error in it is raised as it is."""
+        if not self._requested:
+            return None
+        ticket, _ = self._requested.popleft()
+        result, spent = self._worker.compute(ticket)
+        return Contribution(ticket, self._worker.version, "local", spent, result)
+
+    def status(self) -> PoolStatus:
+        oldest, since = self._requested[0] if self._requested else (None, time.monotonic())
+        return PoolStatus(1, 0 if oldest else 1, oldest, time.monotonic() - since)
+
+    def close(self) -> None:
+        self._requested.clear()

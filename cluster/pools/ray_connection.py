@@ -1,0 +1,134 @@
+"""Ray, joined: a cluster that is there, a surrounding job's, or one that is started here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.config import OUR_PACKAGES
+from cluster.jobs.job import JOB
+from metatrain.awaiting import awaiting
+from metatrain.core import InputError
+from metatrain.isolation import same_random_numbers
+
+PROBE_S = 15.0  # for a cluster to say that it is there
+
+
+@contextmanager
+def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
+    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it
+    was started here.
+
+    Workers get `code`, files and package folders to import from, and on a cluster these packages,
+    so that they compute what this process would; those of a surrounding job have what that job was
+    sent with. The caller's random numbers do not depend on Ray's.
+    """
+    with same_random_numbers(), _connected(address, code) as local:
+        yield local
+
+
+@contextmanager
+def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
+    if ray.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None and address.startswith("http"):
+        raise InputError(
+            f"{address} is a dashboard's address, which takes jobs", remedy="use `metatrain submit`"
+        )
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    sent = [*code, *(OUR_PACKAGES if address else [])] if JOB not in os.environ else []
+    if sent:
+        quiet["runtime_env"] = {"py_modules": [str(path) for path in sent]}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        with awaiting("starting Ray"):
+            _start_local(quiet)
+    else:
+        try:
+            with awaiting("joining the Ray cluster"):
+                _probe(address)
+                ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"no Ray cluster answers at {address} ({reason})", remedy="check --address"
+            ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends at once
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+def this_node() -> str:
+    """The node of this process, as people tell it from others."""
+    return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:6]})"
+
+
+def _start_local(options: dict[str, Any]) -> None:
+    """Start Ray on this machine; InputError if it cannot, such as for a temporary folder that it
+    cannot use.
+    """
+    names = [name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ]  # Ray takes the first
+    folder = os.environ[names[0]] if names else "/tmp"
+    reason = (
+        "" if Path(folder).is_absolute() else "it is no absolute path"
+    )  # Ray would try for half a minute
+    reason = reason if folder.isascii() else "Ray takes ASCII letters only"
+    if not reason:
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            first = str(error).strip().partition("\n")[0]
+            limit = re.search(r"AF_UNIX path length cannot exceed .*", first)  # of its sockets
+            file = str(getattr(error, "filename", None))
+            if not (limit or file.startswith(folder) or folder.startswith(file)):
+                logs = f"{folder}/ray/session_latest/logs"
+                raise InputError(
+                    f"Ray cannot start on this machine ({first})", remedy=f"its logs are in {logs}"
+                ) from error
+            reason = limit[0] if limit else first
+    source = f"{names[0]}={folder}" if names else folder
+    raise InputError(
+        f"Ray cannot have its files in {source} ({reason})",
+        remedy=("set RAY_TMPDIR to a short folder that can be written, such as /tmp"),
+    )
+
+
+def _probe(address: str) -> None:
+    """Raise ConnectionError where no Ray answers at HOST:PORT; ray.init would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return  # "auto" and ray:// end soon by themselves
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "health-check",
+            "--address",
+            address,
+        ]
+        subprocess.run(command, capture_output=True, check=True, timeout=PROBE_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        what = "something else listens there, or it asks for a token: set RAY_AUTH_MODE=token"
+        reason = error if isinstance(error, OSError) else what
+        raise ConnectionError(str(reason)) from error

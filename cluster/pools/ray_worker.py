@@ -1,0 +1,56 @@
+"""The actor of a pool: a Worker, and numpy arrays on the way in and out."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.jobs.places import absent
+from cluster.pools import wire
+from cluster.pools.ray_connection import this_node
+from cluster.workers.plan import Plan
+from cluster.workers.usage import WORKER_S, Meter
+from cluster.workers.worker import Worker
+from metatrain import schema
+from metatrain.core import InputError, Ticket
+from metatrain.recipe import Recipe
+
+
+class RayWorker:
+    """Implements no more than a Worker; refusals are told in `ready`."""
+
+    def __init__(self, recipe: schema.Tree, plan: Plan, shared: bool = False) -> None:
+        """`shared`: other machines are in the cluster, and may have what this one lacks."""
+        self._refusal: str | None = None
+        self._shared = shared
+        self._meter = Meter(WORKER_S, at_once=True)
+        try:
+            self._worker = Worker(schema.parse(Recipe, recipe, "the driver's recipe"), plan)
+        except (InputError, OSError, ImportError) as error:
+            self._refusal = (absent(error, this_node()) if shared else None) or str(error)
+
+    def ready(self) -> str | None:
+        """Why this worker cannot work; None where it can."""
+        return self._refusal
+
+    def draw(self, ticket: Ticket) -> None:
+        with suppress(Exception):  # `compute` draws them again, and its error is collected
+            self._worker.draw(ticket)
+
+    def compute(self, ticket: Ticket, version: int, flat: NDArray[np.float32]) -> wire.Answer:
+        # torch writes through read-only numpy arrays without a word; load() copies and nothing else
+        # touches it.
+        if version != self._worker.version:
+            flat = flat if flat.flags.writeable else flat.copy()
+            self._worker.load(version, torch.from_numpy(flat))
+        try:
+            result, spent = self._worker.compute(ticket)
+        except Exception as error:  # of a family of the user's, too
+            lacks = absent(error, this_node()) if self._shared else None
+            if lacks is None:
+                raise
+            raise InputError(lacks) from error
+        return wire.packed(result, spent._replace(usage=self._meter.read()), self._worker.layout)

@@ -1,0 +1,58 @@
+"""How tickets are computed: on which path, by which device, decided once by the driver."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from metatrain.core import InputError, Path
+from metatrain.ops.build import Unavailable
+from metatrain.recipe import Recipe
+from metatrain.start import check_sample, initial_meta
+
+
+class Plan(NamedTuple):
+    """How tickets are computed: decided once by the driver, and part of a checkpoint."""
+
+    path: Path
+    device: str
+    threads: int
+
+
+def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
+    """The compute path for a recipe, and why."""
+    device = "cuda" if gpus > 0 else "cpu"
+    start = initial_meta(recipe)
+    if gpus > 0 or all(p.dim() <= 2 for p in (start.model | start.frozen).values()):
+        try:
+            check_sample(recipe, "update", "batched")
+        except InputError as reason:  # on the reference path it was not refused
+            why = (
+                "one task after the other: this network cannot be computed for several tasks "
+                f"at once ({reason})"
+            )
+            return Plan("reference", device, threads), why
+        together = "a GPU computes" if gpus > 0 else "a CPU computes a small net faster for"
+        return Plan("batched", device, threads), f"{together} a ticket's tasks together"
+    setting = recipe.setting("update")
+    try:
+        setting.family.bind(recipe.model, setting.norm, "fused")
+    except Unavailable as reason:
+        slower = (
+            "one task after the other; the fused kernels, which take about half the time, "
+            f"cannot be used: {reason}"
+        )
+        return Plan("reference", "cpu", threads), slower
+    return Plan(
+        "fused", "cpu", threads
+    ), "a CPU computes convolutions faster one task after the other, fused"
+
+
+def device_of(plan: Plan) -> torch.device:
+    """Where it computes; InputError where that is not here."""
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "workers.gpus asks for a GPU, but torch sees none here", remedy="set workers.gpus to 0"
+        )
+    return torch.device(plan.device)
