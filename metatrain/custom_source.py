@@ -1,7 +1,7 @@
 """The source that classes of the user's own need.
 
-That is their modules and all that these import, but for the standard library, what is installed,
-and this project. It goes where they are imported elsewhere, and is recorded with what was trained.
+These are their modules and all that the modules import, except for the standard library, what is
+installed, and this project. Workers get the source, and it is recorded with what was trained.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from metatrain.custom import own
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = (
-    1 << 20
-)  # of recorded source, and of a module that goes along because another one imports it
+# Of recorded source, and of a module that is sent because another one imports it.
+MOST_BYTES = 1 << 20
 OURS = ("metatrain", "cluster", "tuning")
 IMPORTS = ("import_module", "__import__")
 
@@ -35,7 +34,7 @@ class Sources(NamedTuple):
 
     roots: dict[str, Path]  # top-level module -> its file, or its package's folder
     files: dict[str, Path]  # name below such a place -> file, of each module that is imported
-    missing: dict[str, str]  # what cannot be sent, and why
+    missing: dict[str, InputError]  # top-level module -> why it cannot be sent
 
 
 def find(names: Iterable[str]) -> Sources:
@@ -52,7 +51,7 @@ def find(names: Iterable[str]) -> Sources:
         try:
             root = found.roots.get(top) or _root(top, limited=top not in first)
         except InputError as error:
-            found.missing[top] = str(error)
+            found.missing[top] = error
             continue
         if root is None:
             continue
@@ -68,28 +67,29 @@ def find(names: Iterable[str]) -> Sources:
 
 
 def folders(names: Iterable[str], *, whole: bool) -> list[Path]:
-    """The files and package folders that own classes need and that are not installed.
+    """Return the files and package folders that own classes need and that are not installed.
 
     If some cannot be sent, that is an InputError if it has to be the `whole` of them, and otherwise
     a warning.
     """
     found = find(names)
-    for module, reason in found.missing.items():
+    for module, error in found.missing.items():
         if whole:
             raise InputError(
-                f"{module}, which your own classes need, cannot be sent", remedy=f"{reason}"
+                f"{module}, which your own classes need, cannot be sent ({error.what})",
+                remedy=error.remedy,
             )
-        log.warning("%s, which your own classes need, is not sent to workers: %s", module, reason)
+        log.warning("%s, which your own classes need, is not sent to workers: %s", module, error)
     return sorted(found.roots.values())
 
 
 def texts(names: Iterable[str]) -> dict[str, bytes]:
-    """The text of all modules that own classes need, by name below a folder to import them from."""
+    """Read all modules that own classes need, by name below a folder to import them from."""
     files = {name: file.read_bytes() for name, file in sorted(find(names).files.items())}
     size = sum(map(len, files.values()))
     if size > MOST_BYTES:
         log.warning(
-            "the source of your own modules is not recorded: it is %.1f MiB, at most 1 is",
+            "the source of your own modules is not recorded: it is %.1f MiB, the limit is 1",
             size / MOST_BYTES,
         )
         return {}
@@ -97,7 +97,7 @@ def texts(names: Iterable[str]) -> dict[str, bytes]:
 
 
 def changed(recorded: Mapping[str, bytes]) -> list[str]:
-    """The files of recorded source that are not the same here."""
+    """Name the files of recorded source that are not the same here."""
     return [name for name, data in recorded.items() if data not in _here(name)]
 
 
@@ -115,29 +115,29 @@ def _top(module: str) -> str:
 
 
 def _root(top: str, *, limited: bool) -> Path | None:
-    """A top-level module's file or folder; None if it need not be sent, InputError with the reason
-    if it cannot be.
+    """Return a top-level module's file or folder, or None if it need not be sent.
+
+    Raises InputError if it cannot be sent.
     """
     if top in OURS or top in sys.stdlib_module_names:
         return None
     if top == "__main__":
-        raise InputError("it is the program itself; put its classes into a module")
+        raise InputError("it is the program itself", remedy="put its classes into a module")
     places = _places(top)
     if all(map(_is_installed, places)):
         return None
     if len(places) > 1:
-        raise InputError(
-            f"it lies in several folders ({', '.join(map(str, places))}); put it into one"
-        )
+        among = ", ".join(map(str, places))
+        raise InputError(f"it lies in several folders: {among}", remedy="put it into one")
     root = places[0]
     if not root.exists() or (root.is_file() and root.suffix not in SOURCE_SUFFIXES):
-        raise InputError(f"{root} is no source; install it on the nodes")
+        raise InputError(f"{root} is not source", remedy="install it on the nodes")
     if root.name.removesuffix(".py") != top:
-        raise InputError(f"{root} has another name; install it on the nodes, or rename it")
+        remedy = "install it on the nodes, or rename it"
+        raise InputError(f"{root} has another name", remedy=remedy)
     if limited and _is_large(root):
-        raise InputError(
-            f"{root} has more than 1 MiB; install it on the nodes, or move its data away"
-        )
+        remedy = "install it on the nodes, or move its data away"
+        raise InputError(f"{root} has more than 1 MiB", remedy=remedy)
     return root
 
 
@@ -165,7 +165,7 @@ def _is_installed(place: Path) -> bool:
 
 
 def _places(top: str) -> list[Path]:
-    """The file or the folders of a top-level module; none if it is unknown or built in."""
+    """Return the file or the folders of a top-level module, none if it is unknown or built in."""
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):
@@ -174,53 +174,44 @@ def _places(top: str) -> list[Path]:
         return []
     if spec.submodule_search_locations is not None:
         places = [Path(place) for place in spec.submodule_search_locations]
-        return list({place.resolve(): place for place in reversed(places)}.values())[
-            ::-1
-        ]  # paths may come twice
+        first = {place.resolve(): place for place in reversed(places)}  # a place may be there twice
+        return list(first.values())[::-1]
     return [Path(spec.origin)] if spec.has_location and spec.origin is not None else []
 
 
 def _file(root: Path, module: str) -> Path | None:
-    """The text of a module below a file or a package's folder; None if it is not one of its
-    modules.
-    """
+    """Return the file of a module below a root, or None if it is not one of the root's modules."""
     place = root.joinpath(*module.split(".")[1:])
-    files = (
-        [root]
-        if root.is_file() and place == root
-        else [place / "__init__.py", place.with_name(f"{place.name}.py")]
-    )
+    if root.is_file() and place == root:
+        return root
+    files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
     return next((file for file in files if file.is_file() and file.is_relative_to(root)), None)
 
 
 def _imports(file: Path, module: str) -> Iterator[str]:
-    """The modules that a file may import, at its top or later."""
+    """Yield the modules that a file may import, at its top or later."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes())))
     except (SyntaxError, ValueError, RecursionError):
         return
     for node in nodes:
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            names = [
-                base,
-                *(f"{base}{'' if base.endswith('.') else '.'}{alias.name}" for alias in node.names),
-            ]
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = (
-                node.func.attr
-                if isinstance(node.func, ast.Attribute)
-                else getattr(node.func, "id", None)
-            )
-            names = (
-                [node.args[0].value]
-                if called in IMPORTS and isinstance(node.args[0].value, str)
-                else []
-            )
+        match node:
+            case ast.Import():
+                names = [alias.name for alias in node.names]
+            case ast.ImportFrom():
+                base = "." * node.level + (node.module or "")
+                dot = "" if base.endswith(".") else "."
+                names = [base, *(f"{base}{dot}{alias.name}" for alias in node.names)]
+            case (
+                ast.Call(func=ast.Name(id=called), args=[ast.Constant(value=str(name)), *_])
+                | ast.Call(
+                    func=ast.Attribute(attr=called), args=[ast.Constant(value=str(name)), *_]
+                )
+            ) if called in IMPORTS:
+                names = [name]
+            case _:
+                names = []
         for name in names:
             try:
                 yield importlib.util.resolve_name(name, package)

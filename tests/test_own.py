@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SINUSOID, command, config, store
+from cases import SINUSOID, config
+from services import command, store
 
 from cluster import run
 from cluster.config import RunConfig
@@ -320,40 +321,42 @@ def parted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("made", "reason", "remedy"),
     [
-        (compiled, r"\S+/helpers.pyc is no source; install it on the nodes"),
-        (archived, r"\S+/archive.zip/helpers.py is no source; install it on the nodes"),
-        (large, r"\S+/helpers has more than 1 MiB; install it on the nodes, or move its data away"),
+        (compiled, r"\S+/helpers.pyc is not source", "install it on the nodes"),
+        (archived, r"\S+/archive.zip/helpers.py is not source", "install it on the nodes"),
+        (
+            large,
+            r"\S+/helpers has more than 1 MiB",
+            "install it on the nodes, or move its data away",
+        ),
         (
             parted,
-            r"it lies in several folders \(\S+/one/helpers, \S+/two/helpers\); put it into one",
+            r"it lies in several folders: \S+/one/helpers, \S+/two/helpers",
+            "put it into one",
         ),
     ],
 )
 def test_what_cannot_be_sent_is_named(
-    mine: Path, made: Any, reason: str, caplog: pytest.LogCaptureFixture
+    mine: Path, made: Any, reason: str, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made(mine)
     settings = added(mine, "import helpers")
-    with pytest.raises(
-        InputError, match=rf"^helpers, which your own classes need, cannot be sent: {reason}$"
-    ):
+    what = rf"^helpers, which your own classes need, cannot be sent \({reason}\)"
+    with pytest.raises(InputError, match=what) as error:
         own_code(settings.recipe(), whole=True)
-    assert own_code(settings.recipe()) == [
-        mine / "mine"
-    ]  # this machine's workers may have it
+    assert error.value.remedy == remedy
+    # This machine's workers may have it.
+    assert own_code(settings.recipe()) == [mine / "mine"]
     assert "helpers, which your own classes need, is not sent to workers" in caplog.text
     to = ["--address", "http://127.0.0.1:1", "--set", f"output={mine}/out"]
     done = command("submit", str(mine / "mine.yaml"), *to)
     assert done.returncode == 2
-    assert "error: helpers, which your own classes need, cannot be sent: " in done.stderr
+    assert "error: helpers, which your own classes need, cannot be sent (" in done.stderr
 
 
 def test_a_class_of_the_program_itself_cannot_be_sent() -> None:
-    with pytest.raises(
-        InputError, match="__main__, which your own classes need, cannot be sent: it is the program"
-    ):
+    with pytest.raises(InputError, match=r"__main__, .* cannot be sent \(it is the program itself"):
         custom_source.folders(["__main__:Net"], whole=True)
 
 
@@ -587,7 +590,7 @@ def test_source_that_is_too_large_is_not_recorded(
     ready = run.prepare(settings)
     assert ready.code == {}
     assert (
-        "the source of your own modules is not recorded: it is 1.0 MiB, at most 1 is"
+        "the source of your own modules is not recorded: it is 1.0 MiB, the limit is 1"
         in caplog.messages
     )
 
