@@ -33,12 +33,12 @@ def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) 
                 if isinstance(c.result, Scores)
             ]
             say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
-    found = []
-    for i, norm in enumerate(parts[0].norms):
-        metric = setting.family.metric
-        metric = metric._replace(name=metric.name + (f"[{norm}]" if i else ""))
-        found.append(evaluate.summarise(parts, metric, norm, protocol(recipe, work, version, norm)))
-    return found
+    return [
+        evaluate.summarise(
+            parts, setting.family.metric, norm, protocol(recipe, work, version, norm)
+        )
+        for norm in parts[0].curves
+    ]
 
 
 def protocol(recipe: Recipe, work: Work, version: int, norm: Norm | None = None) -> str:
@@ -71,10 +71,9 @@ def described(component: Any, *, adapts: bool = False) -> str:
         value = getattr(component, item.name)
         off = value is None or value is False or value in ((), ("*",))
         if item.name != "name" and not off and not (adapts and item.metadata.get("training_only")):
-            text = (
-                f"({described(value)})"
-                if dataclasses.is_dataclass(value)
-                else f"{value}".replace(" ", "")
-            )
+            text = f"{value}".replace(" ", "")
+            if dataclasses.is_dataclass(value):
+                inner = described(value)
+                text = f"({inner})" if " " in inner else inner
             said.append(f"{item.name}={text}")
     return " ".join(said)

@@ -145,6 +145,13 @@ class Task(NamedTuple):
         )
 
 
+class Purpose(NamedTuple):
+    """What tickets are for: a kind of work, and of a recipe's further evaluations which one."""
+
+    work: Work
+    variant: str = ""  # the name of an evaluation, if it has one
+
+
 class Ticket(NamedTuple):
     """Names a chunk of tasks; together with a seed it determines them."""
 
@@ -152,6 +159,30 @@ class Ticket(NamedTuple):
     split: Split
     step: int  # outer step; 0 for scores and validation, whose tasks are a fixed list
     part: int  # which chunk of the step's tasks
+    variant: str = ""  # the name of an evaluation, if it has one
+
+    @property
+    def purpose(self) -> Purpose:
+        return Purpose(self.work, self.variant)
+
+
+class Setting(NamedTuple):
+    """What tickets of one purpose are computed with."""
+
+    purpose: Purpose
+    split: Split
+    family: TaskFamily
+    algorithm: Algorithm
+    norm: tuple[Norm, ...]
+    seed: int
+    tasks: int  # a step's, or an evaluation's
+    tasks_per_ticket: int
+
+    def tickets(self, step: int = 0) -> list[Ticket]:
+        """All tickets of this purpose, in the order in which their answers are added."""
+        parts = -(-self.tasks // self.tasks_per_ticket)
+        work, variant = self.purpose
+        return [Ticket(work, self.split, step, part, variant) for part in range(parts)]
 
 
 class Context(NamedTuple):
@@ -177,11 +208,8 @@ class Scores(NamedTuple):
     """What a worker measures on a ticket's tasks."""
 
     steps: list[int]  # the inner steps measured; 0 is before adaptation, the last is the result
-    curves: dict[str, Tensor]  # metric -> [T, len(steps)]
-    baselines: dict[
-        str, Tensor
-    ]  # name -> [T]: what needs no meta-learning, such as nearest neighbour
-    norms: tuple[Norm, ...]  # the problem's; the metrics of all but the first carry its name
+    curves: dict[Norm, dict[str, Tensor]]  # of each norm of the problem: metric -> [T, len(steps)]
+    baselines: dict[str, Tensor]  # of what does not learn, such as nearest neighbour: name -> [T]
 
 
 class TaskFamily(Protocol):
@@ -213,10 +241,11 @@ class TaskFamily(Protocol):
         """The family as a bundle records it: able to `bind` where its data is not at hand."""
         ...
 
-    def picture(
-        self, problem: Any, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
-        """Show what adaptation does on tasks of its own drawing; `problem` is one that it bound."""
+    def picture(self, problem: Any, adapt: Adapt, context: Context) -> Figure:
+        """Show what adaptation does on tasks that the family draws with the context's generator.
+
+        problem: one that the family bound.
+        """
         ...
 
     def describe(self) -> str:
@@ -319,8 +348,23 @@ class Problem(Protocol):
         """S, from which mini-batches are drawn where there are examples."""
         ...
 
+    def predict(
+        self, params: Params, task: Any, context: Context, norm: Norm | None = None
+    ) -> Any:
+        """Predict the query set: [T, Q, *out], or of a policy the episodes that it plays.
+
+        norm: whose statistics normalise the query examples; the first of `self.norm` by default.
+        """
+        ...
+
+    def judge(self, prediction: Any, task: Any) -> dict[str, Tensor]:
+        """Measure a prediction, [T] each: "loss", which can be differentiated, and the family's
+        metrics, which cannot.
+        """
+        ...
+
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
-        """[T] each: "loss", which can be differentiated, and the family's metrics, which cannot."""
+        """Predict the query set, then judge the prediction."""
         ...
 
     def check(self, task: Any) -> None:
@@ -376,6 +420,7 @@ def generator_for(seed: int, ticket: Ticket, purpose: str) -> torch.Generator:
     """
     work = "score" if ticket.work == "validate" else ticket.work
     key = f"{seed}/{work}/{ticket.split}/{ticket.step}/{ticket.part}/{purpose}"
+    key += f"/{ticket.variant}" if ticket.variant else ""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -398,9 +443,11 @@ def chunks(problem: Problem, tasks: Any) -> list[Any]:
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
-    """A NamedTuple of tensors or of Params on another device."""
-    moved = (
-        {k: v.to(device) for k, v in leaf.items()} if isinstance(leaf, dict) else leaf.to(device)
-        for leaf in tree
-    )
-    return type(tree)(*moved)
+    """A NamedTuple of tensors, or of dicts of them, on another device."""
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, dict):
+            return {key: moved(value) for key, value in leaf.items()}
+        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+    return type(tree)(*map(moved, tree))

@@ -125,21 +125,26 @@ def scores(
     """
     parts = [_curves(problem, algorithm, meta, chunk, context) for chunk in chunks(problem, tasks)]
     steps, curves = parts[0]
-    whole = {name: torch.cat([part[name] for _, part in parts]) for name in curves}
-    return Scores(steps, whole, problem.baselines(tasks), tuple(problem.norm))
+    whole = {
+        norm: {name: torch.cat([part[norm][name] for _, part in parts]) for name in found}
+        for norm, found in curves.items()
+    }
+    return Scores(steps, whole, problem.baselines(tasks))
 
 
 def _curves(
     problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context
-) -> tuple[list[int], dict[str, Tensor]]:
-    """The inner steps that are measured, and each metric [T, len(steps)]."""
+) -> tuple[list[int], dict[Norm, dict[str, Tensor]]]:
+    """The inner steps that are measured, and by norm each metric [T, len(steps)]."""
     steps: list[int] = []
-    found: list[dict[str, Tensor]] = []
+    found: dict[Norm, list[dict[str, Tensor]]] = {norm: [] for norm in problem.norm}
 
+    @torch.no_grad()
     def measure(step: int, params: Params) -> None:
-        with torch.no_grad():
-            steps.append(step)
-            found.append(_without_diverged(problem.query(params, task, context)))
+        steps.append(step)
+        for norm, measured in found.items():
+            prediction = problem.predict(params, task, context, norm)
+            measured.append(_without_diverged(problem.judge(prediction, task)))
 
     step, params = 0, meta.model
     for step, params in enumerate(algorithm.adapt(problem, meta, task, context)):
@@ -147,25 +152,23 @@ def _curves(
             measure(step, params)
     if steps[-1] != step:
         measure(step, params)
-    return steps, {name: torch.stack([f[name] for f in found], dim=1) for name in found[0]}
+    return steps, {
+        norm: {name: torch.stack([m[name] for m in measured], dim=1) for name in measured[0]}
+        for norm, measured in found.items()
+    }
 
 
 def _without_diverged(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Metrics [T], nan for tasks whose loss is not finite: an accuracy of predictions that are nan
     looks like one.
     """
-    lost = {norm: ~found[f"loss{norm}"].isfinite() for norm in {_norm(name) for name in found}}
-    return {name: value.masked_fill(lost[_norm(name)], math.nan) for name, value in found.items()}
-
-
-def _norm(name: str) -> str:
-    """Of "accuracy[support+1]" the part in brackets, with them."""
-    return name[len(name.partition("[")[0]) :]
+    lost = ~found["loss"].isfinite()
+    return {name: value.masked_fill(lost, math.nan) for name, value in found.items()}
 
 
 def summarise(parts: Sequence[Scores], metric: Metric, norm: Norm, protocol: str) -> Score:
     """One score from the measurements of all tickets, in ticket order."""
-    curve = torch.cat([part.curves[metric.name] for part in parts]).double()  # [tasks, steps]
+    curve = torch.cat([part.curves[norm][metric.name] for part in parts]).double()  # [tasks, steps]
     finite = curve.isfinite()
     means, widths = zip(*map(_mean, curve.mT), strict=True)
     quantiles = [_quartiles(values) for values in curve.mT]
@@ -174,7 +177,7 @@ def summarise(parts: Sequence[Scores], metric: Metric, norm: Norm, protocol: str
         for name in parts[0].baselines
     }
     return Score(
-        metric=metric._replace(name=metric.name.partition("[")[0]),
+        metric=metric,
         mean=means[-1],
         ci95=widths[-1],
         tasks=len(curve),

@@ -116,6 +116,7 @@ class Adapted:
     problem: Supervised
     family: TaskFamily
     support: Task  # T = 1
+    context: Context  # of an evaluation
     before: Params  # of the one task, before and after the inner loop
     after: Params
 
@@ -146,8 +147,11 @@ class Adapted:
             raise InputError("there is nothing to predict", remedy="give at least one example")
         at_once = len(x) if self.norm == "transductive" else CHUNK
         with isolated(self.threads), torch.no_grad():
-            tasks = [self.support._replace(query_x=part[None]) for part in x.split(at_once)]
-            return torch.cat([self.problem.predict(params, task)[0] for task in tasks])
+            parts = [
+                self.problem.predict(params, self.support._replace(query_x=part[None]), self.context)
+                for part in x.split(at_once)
+            ]
+            return torch.cat(parts, dim=1)[0]
 
     def picture(
         self,
@@ -294,6 +298,7 @@ class Learned:
             problem=problem,
             family=family,
             support=support,
+            context=context,
             before=before,
             after=after,
         )
@@ -360,14 +365,15 @@ def illustrate(recipe: Recipe, meta: Meta) -> Figure:
     setting = recipe.setting("score")
     problem = setting.family.bind(recipe.model, setting.norm[:1], "reference")
     ticket = Ticket("score", setting.split, 0, 0)
-    context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
+    adaptation, picture = (
+        Context(ticket, generator_for(setting.seed, ticket, purpose))
+        for purpose in ("adaptation", "picture")
+    )
 
     def adapt(task: Any) -> list[tuple[int, Params]]:
-        return list(enumerate(setting.algorithm.adapt(problem, meta, task, context)))
+        return list(enumerate(setting.algorithm.adapt(problem, meta, task, adaptation)))
 
-    return setting.family.picture(
-        problem, adapt, generator_for(setting.seed, ticket, "picture"), setting.split
-    )
+    return setting.family.picture(problem, adapt, picture)
 
 
 def load(path: str | Path, threads: int = 1) -> Learned:

@@ -68,16 +68,16 @@ class Parabolas:
     def standalone(self) -> Parabolas:
         return self
 
-    def picture(
-        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
-        task = self.sample(generator, 3, split)
+    def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
+        task = self.sample(context.generator, 3, context.ticket.split)
         order = task.query_x.argsort(1)
         task = task._replace(
             query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order)
         )
         steps = adapt(task)
-        shown = [(step, problem.predict(params, task)) for step, params in (steps[0], steps[-1])]
+        shown = [
+            (step, problem.predict(params, task, context)) for step, params in (steps[0], steps[-1])
+        ]
         return figures.fits(task, shown, f"Parabolas fitted to {self.shots} points")
 
     def describe(self) -> str:

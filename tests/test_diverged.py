@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GLYPHS, SINUSOID, command, config
+from cases import GLYPHS, SINUSOID, config
+from services import command
 
 import metatrain
 from cluster import run
@@ -19,6 +20,7 @@ from metatrain import figures, inference
 from metatrain.core import InputError, Scores
 from metatrain.evaluate import summarise
 from metatrain.figures import adaptation_curve
+from metatrain.metrics import MSE
 from metatrain.plain import to_json
 from metatrain.tasks import Sinusoid
 from tuning.journal import Journal, Report, Trial, ranked
@@ -38,10 +40,10 @@ def strict(text: str) -> Any:
 def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others() -> None:
     curve = torch.tensor([[4.0, 1.0], [4.0, math.inf], [4.0, 2.0], [4.0, NAN], [4.0, 6.0]])
     parts = [
-        Scores([0, 1], {"mse": part}, {"nothing": torch.full((len(part),), 5.0)}, ("none",))
+        Scores([0, 1], {"none": {"mse": part}}, {"nothing": torch.full((len(part),), 5.0)})
         for part in curve.split(2)
     ]
-    score = summarise(parts, "mse", "none", "a protocol")
+    score = summarise(parts, MSE, "none", "a protocol")
     assert (score.tasks, score.diverged, score.curve_diverged) == (5, 2, [0, 2])
     assert score.mean == pytest.approx(3.0)
     assert score.ci95 == pytest.approx(1.96 * math.sqrt(7) / math.sqrt(3))
@@ -59,21 +61,21 @@ def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others
 def test_a_mean_that_few_tasks_decide_is_said_to_be() -> None:
     """Their adaptation is on its way to overflow: the mean is finite, and says nothing."""
     curve = torch.tensor([[1.0]] * 50 + [[2.0]] * 50 + [[1e9]])
-    score = summarise([Scores([0], {"mse": curve}, {}, ("none",))], "mse", "none", "")
+    score = summarise([Scores([0], {"none": {"mse": curve}}, {})], MSE, "none", "")
     assert "a few tasks decide the mean, 9.901e+06, as their adaptation is about to diverge" in (
         score.warning() or ""
     )
-    even = summarise([Scores([0], {"mse": curve[:100]}, {}, ("none",))], "mse", "none", "")
+    even = summarise([Scores([0], {"none": {"mse": curve[:100]}}, {})], MSE, "none", "")
     assert even.warning() is None
 
 
 def test_with_half_of_the_tasks_lost_there_is_no_result() -> None:
     lost = summarise(
-        [Scores([0], {"mse": torch.tensor([[1.0], [NAN]])}, {}, ("none",))], "mse", "none", ""
+        [Scores([0], {"none": {"mse": torch.tensor([[1.0], [NAN]])}}, {})], MSE, "none", ""
     )
     assert not lost.usable
     none = summarise(
-        [Scores([0], {"mse": torch.tensor([[NAN], [NAN]])}, {}, ("none",))], "mse", "none", ""
+        [Scores([0], {"none": {"mse": torch.tensor([[NAN], [NAN]])}}, {})], MSE, "none", ""
     )
     assert math.isnan(none.mean)
     assert none.line().startswith(
@@ -208,7 +210,7 @@ def test_a_picture_that_fails_costs_no_result(
 
 def test_the_picture_of_diverged_tasks_shows_medians_and_says_how_many_are_missing() -> None:
     curve = torch.tensor([[4.0, 1.0], [4.0, NAN], [4.0, 3.0]])
-    score = summarise([Scores([0, 1], {"mse": curve}, {}, ("none",))], "mse", "none", "")
+    score = summarise([Scores([0, 1], {"none": {"mse": curve}}, {})], MSE, "none", "")
     axes = adaptation_curve([("all", score)], "Title").axes[0]
     assert axes.lines[0].get_ydata().tolist() == [4.0, 2.0]
     assert axes.get_title() == "Title; 1 of 3 tasks diverged"

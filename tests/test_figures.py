@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GLYPHS, SINUSOID, config, context
+from cases import GLYPHS, SINUSOID, config, context
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -329,7 +329,7 @@ def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predic
     expected = []
     for y, *predictions in zip(
         task.query_y[0],
-        *(problem.predict(p, task)[0].softmax(-1) for p in (before, after)),
+        *(problem.predict(p, task, context())[0].softmax(-1) for p in (before, after)),
         strict=True,
     ):
         for when, p in zip(("before", "after"), predictions, strict=True):
@@ -354,7 +354,7 @@ def test_a_sinusoids_example_shows_what_was_fitted() -> None:
         (1, "after 1 adaptation step"),
         (4, "after 4 adaptation steps"),
     ):
-        y = problem.predict(phi[step], task)
+        y = problem.predict(phi[step], task, context())
         for t, axes in enumerate(figure.axes):
             x, drawn = line(axes, label)
             by_x = sorted(zip(task.query_x[t, :, 0].tolist(), y[t, :, 0].tolist(), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import context
+from cases import context
 
 from metatrain.core import InputError, Norm, Path, Task
 from metatrain.metrics import accuracy, cross_entropy
@@ -38,13 +38,13 @@ def setup(bound: Supervised) -> tuple[dict[str, torch.Tensor], Task]:
 def test_support_plus_one_is_one_forward_pass_per_query_example(path: Path) -> None:
     bound = problem(("support+1",), path)
     params, task = setup(bound)
-    found = bound.predict(params, task)
+    found = bound.predict(params, task, context())
     transductive = problem(("transductive",))
     for t in range(2):
         one = {name: p[t : t + 1] for name, p in params.items()}
         for q in range(6):
             x = torch.cat([task.support_x[t], task.query_x[t, q : q + 1]])[None]
-            expected = transductive.predict(one, Task(x, x, x, x))[0, -1]
+            expected = transductive.predict(one, Task(x, x, x, x), context())[0, -1]
             torch.testing.assert_close(found[t, q], expected, rtol=1e-9, atol=1e-12)
 
 
@@ -52,12 +52,13 @@ def test_support_plus_one_is_one_forward_pass_per_query_example(path: Path) -> N
 def test_support_statistics_make_query_predictions_independent_of_each_other(path: Path) -> None:
     bound = problem(("support",), path)
     params, task = setup(bound)
-    everyone = bound.predict(params, task)
-    alone = bound.predict(params, task._replace(query_x=task.query_x[:, 2:3]))
+    everyone = bound.predict(params, task, context())
+    alone = bound.predict(params, task._replace(query_x=task.query_x[:, 2:3]), context())
     torch.testing.assert_close(everyone[:, 2:3], alone, rtol=1e-9, atol=1e-12)
     # and on the support set itself they are what adaptation saw
-    same = bound.predict(params, task._replace(query_x=task.support_x))
-    adapted = problem(("transductive",)).predict(params, task._replace(query_x=task.support_x))
+    same = bound.predict(params, task._replace(query_x=task.support_x), context())
+    as_adapted = task._replace(query_x=task.support_x)
+    adapted = problem(("transductive",)).predict(params, as_adapted, context())
     torch.testing.assert_close(same, adapted, rtol=1e-9, atol=1e-12)
 
 
@@ -67,25 +68,30 @@ def test_transductive_statistics_are_those_of_the_query_set() -> None:
     changed = task.query_x.clone()
     changed[:, 0] += 1.0
     moved = (
-        bound.predict(params, task._replace(query_x=changed))[:, 1:]
-        - bound.predict(params, task)[:, 1:]
+        bound.predict(params, task._replace(query_x=changed), context())[:, 1:]
+        - bound.predict(params, task, context())[:, 1:]
     )
     assert moved.abs().max() > 1e-6
 
 
-def test_each_further_norm_adds_metrics_of_its_name() -> None:
+def test_a_problem_predicts_with_each_of_its_norms_and_learns_with_the_first() -> None:
     bound = problem(("transductive", "support+1"))
     params, task = setup(bound)
-    found = bound.query(params, task, context())
-    assert set(found) == {"loss", "accuracy", "loss[support+1]", "accuracy[support+1]"}
-    alone = problem(("support+1",)).query(params, task, context())
-    assert torch.equal(found["accuracy[support+1]"], alone["accuracy"])
+    learned = bound.query(params, task, context())
+    assert set(learned) == {"loss", "accuracy"}
+    for norm in ("transductive", "support+1"):
+        found = bound.judge(bound.predict(params, task, context(), norm), task)
+        alone = problem((norm,)).query(params, task, context())
+        assert torch.equal(found["loss"], alone["loss"])
+        assert torch.equal(found["accuracy"], alone["accuracy"])
+        assert torch.equal(found["loss"], learned["loss"]) == (norm == "transductive")
 
 
 def test_paths_agree() -> None:
     params, task = setup(problem(("transductive",)))
     predictions = [
-        problem(("transductive",), path).predict(params, task) for path in ("reference", "batched")
+        problem(("transductive",), path).predict(params, task, context())
+        for path in ("reference", "batched")
     ]
     torch.testing.assert_close(*predictions, rtol=1e-10, atol=1e-12)
 

@@ -17,10 +17,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import S3, SINUSOID, command, config
+from cases import SINUSOID, config
+from services import S3, command
 
 from metatrain import bundle, figures, schema, storage
-from metatrain.core import InputError
+from metatrain.core import Context, InputError, Ticket
 from metatrain.data import columns
 from metatrain.models.mlp import MLP
 from metatrain.tasks import Table
@@ -670,7 +671,7 @@ def test_the_picture_is_of_different_groups_in_raw_units(houses: pd.DataFrame) -
         }
         return [(0, params), (1, params)]
 
-    figure = family.picture(problem, adapt, generator(), "test")
+    figure = family.picture(problem, adapt, Context(Ticket("score", "test", 0, 0), generator()))
     names = [axes.get_title() for axes in figure.axes]
     assert len(set(names)) == 3
     for name, axes in zip(names, figure.axes, strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets
+from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import converted
 from metatrain.problems.functional import Network, call, fresh, part, trying
 
@@ -76,6 +77,13 @@ class Rollout(NamedTuple):
     actions: Tensor  # [T, N, H, actions]
     rewards: Tensor  # [T, N, H]
     alive: Tensor  # [T, N, H] 1 until the episode ends, its last step included; then 0
+
+
+class Played(NamedTuple):
+    """Episodes, and how probable the policy that plays them finds its actions."""
+
+    rollout: Rollout
+    log_probs: Tensor  # [T, N, H], which can be differentiated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,17 +186,25 @@ class Episodes:
     def support_loss(
         self, params: Params, task: Any, context: Context, batch: Tensor | None = None
     ) -> Tensor:
-        return self.surrogate(params, self.rollout(params, task, context.generator), normalise=True)
+        return self.surrogate(self.predict(params, task, context), normalise=True)
 
     def support_size(self, task: Any) -> int:
         return self.environment.episodes
 
-    def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
+    def predict(
+        self, params: Params, task: Any, context: Context, norm: Norm | None = None
+    ) -> Played:
         rollout = self.rollout(params, task, context.generator)
+        return Played(rollout, self.log_probs(params, rollout))
+
+    def judge(self, prediction: Played, task: Any) -> dict[str, Tensor]:
         return {
-            "loss": self.surrogate(params, rollout, normalise=False),
-            "return": rollout.rewards.sum(2).mean(1),
+            "loss": self.surrogate(prediction, normalise=False),
+            "return": prediction.rollout.rewards.sum(2).mean(1),
         }
+
+    def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
+        return self.judge(self.predict(params, task, context), task)
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
         raise InputError(
@@ -226,19 +242,16 @@ class Episodes:
             observation, alive = following, alive * ~ended
         return Rollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
 
-    def surrogate(self, params: Params, rollout: Rollout, normalise: bool) -> Tensor:
-        """[T] whose gradient is the policy gradient, negated, where the policy of `params` made the
-        rollout.
-        """
-        advantages, steps = (
-            self.advantages(rollout),
-            torch.full_like(rollout.alive[:, 0, 0], rollout.alive[0].numel()),
-        )
+    def surrogate(self, played: Played, normalise: bool) -> Tensor:
+        """[T] whose gradient is the policy gradient, negated."""
+        rollout = played.rollout
+        advantages = self.advantages(rollout)
+        steps = torch.full_like(rollout.alive[:, 0, 0], rollout.alive[0].numel())
         if normalise:
             steps = rollout.alive.sum((1, 2))
             deviation = (advantages.square().sum((1, 2)) / steps).sqrt()
             advantages = advantages / (deviation + 1e-8)[:, None, None]
-        return -(self._log_probs(params, rollout) * advantages).sum((1, 2)) / steps
+        return -(played.log_probs * advantages).sum((1, 2)) / steps
 
     def advantages(self, rollout: Rollout) -> Tensor:
         """[T, N, H]"""
@@ -264,8 +277,8 @@ class Episodes:
         centred = (advantage - (advantage * alive).sum((1, 2), keepdim=True) / total) * alive
         return centred.to(rollout.rewards.dtype)
 
-    def _log_probs(self, params: Params, rollout: Rollout) -> Tensor:
-        """[T, N, H]"""
+    def log_probs(self, params: Params, rollout: Rollout) -> Tensor:
+        """[T, N, H] of the rollout's actions, by the policy of `params`."""
         memory = self._memory(params)
         if not memory:
             outputs, _ = self._act(params, rollout.observations.flatten(1, 2), ())
@@ -303,7 +316,7 @@ class Episodes:
         """Of every episode at its start: state and what it was told last; nothing of a network that
         has no memory.
         """
-        names = [name for name in ("head.hidden", "head.previous") if name in params]
+        names = [name for name in (HIDDEN, PREVIOUS) if name in params]
         return tuple(
             params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names
         )

@@ -4,6 +4,7 @@ tasks' parameters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import one_hot
 
-from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets, Task, take
+from metatrain.core import (
+    Context,
+    InputError,
+    Model,
+    Norm,
+    Params,
+    Path,
+    Targets,
+    Task,
+    Ticket,
+    generator_for,
+    take,
+)
 from metatrain.models.conv import fuse
+from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import BatchStatistics, converted, moments, normalised_by
 from metatrain.problems.functional import Network, buffers, call, fresh, part, same, trying
 
@@ -30,10 +44,9 @@ class Supervised:
     those of the whole query set ("transductive"), of the support set ("support"), of the support
     set and that one example ("support+1"; Nichol et al. 2018, section 6.1), or moving averages of
     those of training tasks ("running"; Ioffe and Szegedy 2015). These are of the network before
-    adaptation, normalise the support set, too, and are not used in training itself, which is
-    transductive: right for prototypes, and known to hurt where the inner loop changes the network.
-    The first norm is used in training; metrics under a further one carry its name, as in
-    "accuracy[support+1]".
+    adaptation, normalise the support set also, and are not used in training itself, which is
+    transductive: right for prototypes, and known to hurt if the inner loop changes the network.
+    Training uses the first norm.
 
     A network with a memory reads the support set in an order that is drawn for each task, or as it
     is where it is `ordered`. Classes, of which there are `outputs`, are told to it as one-hot
@@ -81,9 +94,11 @@ class Supervised:
                 remedy="set norm to running, or leave them as they are in a new layer",
             )
         for name in self.metrics:
-            if name == "loss" or "[" in name:
+            if name == "loss" or not re.fullmatch(r"[\w.-]+", name):
                 raise InputError(
-                    f"a metric is called {name!r}", remedy="call it otherwise, without a bracket"
+                    "the name of a metric",
+                    got=name,
+                    expected="letters, digits, '_', '.' and '-', and not 'loss'",
                 )
         object.__setattr__(self, "norm", tuple(self.norm) if normalises else ("none",))
 
@@ -157,22 +172,40 @@ class Supervised:
     def support_size(self, task: Task) -> int:
         return int(task.support_y.shape[1])
 
-    def query(self, params: Params, task: Task, context: Context) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for i, norm in enumerate(self.norm):
-            training = norm == "running" and context.ticket.work == "update"
-            prediction = self._predict(params, task, "transductive" if training else norm)
-            suffix = f"[{norm}]" if i else ""
-            loss = _of_tasks("loss", self.loss(prediction, task.query_y), len(prediction))
-            found[f"loss{suffix}"] = loss
-            for name, metric in self.metrics.items():
-                value = (
-                    loss.detach()
-                    if metric is self.loss
-                    else metric(prediction.detach(), task.query_y)
-                )
-                found[f"{name}{suffix}"] = _of_tasks(name, value, len(prediction))
+    def predict(
+        self, params: Params, task: Task, context: Context, norm: Norm | None = None
+    ) -> Tensor:
+        """[T, Q, *out] predictions for the query examples."""
+        norm = norm or self.norm[0]
+        query = self.to_float(task.query_x)
+        if norm == "running" and context.ticket.work != "update":
+            return self._forward(params, query, RUNNING)
+        if norm in ("transductive", "running", "none"):
+            return self._forward(params, query)
+        support = self.to_float(task.support_x)
+        shots = support.shape[1]
+        if norm == "support":
+            return self._forward(params, torch.cat([support, query], dim=1), shots)[:, shots:]
+        # support+1: each query example makes a batch of its own with the support set
+        tasks, queries = query.shape[:2]
+        each = {name: p.repeat_interleave(queries, dim=0) for name, p in params.items()}
+        x = torch.cat(
+            [support.repeat_interleave(queries, dim=0), query.flatten(0, 1)[:, None]], dim=1
+        )
+        return self._forward(each, x)[:, -1].unflatten(0, (tasks, queries))
+
+    def judge(self, prediction: Tensor, task: Task) -> dict[str, Tensor]:
+        tasks = len(prediction)
+        loss = _of_tasks("loss", self.loss(prediction, task.query_y), tasks)
+        found = {"loss": loss}
+        for name, metric in self.metrics.items():
+            same = metric is self.loss
+            value = loss.detach() if same else metric(prediction.detach(), task.query_y)
+            found[name] = _of_tasks(name, value, tasks)
         return found
+
+    def query(self, params: Params, task: Task, context: Context) -> dict[str, Tensor]:
+        return self.judge(self.predict(params, task, context), task)
 
     def check(self, task: Task) -> None:
         support, query = (self.to_float(x) for x in (task.support_x, task.query_x))
@@ -235,6 +268,8 @@ class Supervised:
                 remedy="leave requires_grad of some as it is",
             )
         two = type(task)(*(leaf[:2] for leaf in task))
+        ticket = Ticket("score", "test", 0, 0)
+        context = Context(ticket, generator_for(0, ticket, "first look"))
         leaves = {
             name: p.expand(2, *p.shape).clone().requires_grad_() for name, p in params.items()
         }
@@ -243,7 +278,7 @@ class Supervised:
             torch.enable_grad(),
         ):
             first, second, other = (
-                problem.predict(leaves, two) for problem in (self, self, replace(self))
+                problem.predict(leaves, two, context) for problem in (self, self, replace(self))
             )
         for prediction, why in (
             (
@@ -307,15 +342,11 @@ class Supervised:
             )
             features, targets = features.take_along_dim(order, 1), targets.take_along_dim(order, 1)
         head = part(params, "head.")
-        module, memory = self._part("head"), (params["head.hidden"], params["head.previous"])
+        module, memory = self._part("head"), (params[HIDDEN], params[PREVIOUS])
         for x, y in zip(features.split(1, dim=1), targets.split(1, dim=1), strict=True):
             _, hidden = call(module, self.path, head, x, *(m[:, None] for m in memory))
             memory = hidden[:, 0], y[:, 0]
-            yield params | {"head.hidden": memory[0], "head.previous": memory[1]}
-
-    def predict(self, params: Params, task: Task) -> Tensor:
-        """[T, Q, *out] predictions for the query examples."""
-        return self._predict(params, task, self.norm[0])
+            yield params | {HIDDEN: memory[0], PREVIOUS: memory[1]}
 
     def baselines(self, task: Task) -> dict[str, Tensor]:
         return {name: baseline(task) for name, baseline in self.baseline_metrics.items()}
@@ -352,24 +383,6 @@ class Supervised:
 
     def _support_statistics(self, context: Context) -> int | None:
         return RUNNING if self.norm[0] == "running" and context.ticket.work != "update" else None
-
-    def _predict(self, params: Params, task: Task, norm: Norm) -> Tensor:
-        query = self.to_float(task.query_x)
-        if norm in ("transductive", "none"):
-            return self._forward(params, query)
-        if norm == "running":
-            return self._forward(params, query, RUNNING)
-        support = self.to_float(task.support_x)
-        shots = support.shape[1]
-        if norm == "support":
-            return self._forward(params, torch.cat([support, query], dim=1), shots)[:, shots:]
-        # support+1: each query example makes a batch of its own with the support set
-        tasks, queries = query.shape[:2]
-        each = {name: p.repeat_interleave(queries, dim=0) for name, p in params.items()}
-        x = torch.cat(
-            [support.repeat_interleave(queries, dim=0), query.flatten(0, 1)[:, None]], dim=1
-        )
-        return self._forward(each, x)[:, -1].unflatten(0, (tasks, queries))
 
     def _forward(self, params: Params, x: Tensor, statistics_from: int | None = None) -> Tensor:
         """params [T, *shape], x [T, N, *in] -> [T, N, outputs]; statistics over the first

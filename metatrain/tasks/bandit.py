@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Split
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 
@@ -86,17 +86,15 @@ class Bandit:
         """Needs nothing else."""
         return self
 
-    def picture(
-        self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
+    def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
         """The mean reward of each pull over many bandits."""
         from metatrain import figures
 
-        task = self.sample(generator, 500, split)
+        task = self.sample(context.generator, 500, context.ticket.split)
         adapted = adapt(task)
         shown = [adapted[0], adapted[-1]] if len(adapted) > 1 else adapted
         lines = [
-            (step, problem.rollout(params, task, generator).rewards.mean((0, 1)))
+            (step, problem.rollout(params, task, context.generator).rewards.mean((0, 1)))
             for step, params in shown
         ]
         levels = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
 from metatrain.data.sources import open_data
@@ -161,16 +161,16 @@ class FewShot:
         shape, bits = (self.shape, self.bits) if self.shape else (self.store.shape, self.store.bits)
         return stack(listed(pictures, shape[0]), shape, bits)
 
-    def picture(
-        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
+    def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         """One episode: its images, and each query's predictions before and after adaptation."""
         from metatrain import figures
 
-        task = self.sample(generator, 1, split)
+        split = context.ticket.split
+        task = self.sample(context.generator, 1, split)
         adapted = adapt(task)
         before, after = (
-            problem.predict(params, task)[0].softmax(-1) for _, params in (adapted[0], adapted[-1])
+            problem.predict(params, task, context)[0].softmax(-1)
+            for _, params in (adapted[0], adapted[-1])
         )
         last, _ = adapted[-1]
         names = [chr(ord("A") + i) if self.ways <= 26 else str(i) for i in range(self.ways)]

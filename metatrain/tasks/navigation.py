@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Split
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 
@@ -78,16 +78,14 @@ class Navigation:
         """Needs nothing else."""
         return self
 
-    def picture(
-        self, problem: Episodes, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
+    def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
         """Walks to three goals, before and after adaptation."""
         from metatrain import figures
 
-        task = self.sample(generator, 3, split)
+        task = self.sample(context.generator, 3, context.ticket.split)
         adapted = adapt(task)
         shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]] if len(adapted) > 1 else adapted
-        walks = [(step, problem.rollout(params, task, generator)) for step, params in shown]
+        walks = [(step, problem.rollout(params, task, context.generator)) for step, params in shown]
         return figures.walks(
             task.places,
             [(step, w.observations, w.alive) for step, w in walks],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 
@@ -87,17 +87,18 @@ class Series:
         """Needs nothing else."""
         return self
 
-    def picture(
-        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
+    def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         """Three series and their one-step forecasts, before and after adaptation."""
         from metatrain import figures
 
-        task = self.sample(generator, 3, split)
+        task = self.sample(context.generator, 3, context.ticket.split)
         adapted = adapt(task)
         return figures.forecasts(
             task,
-            [(step, problem.predict(params, task)) for step, params in (adapted[0], adapted[-1])],
+            [
+                (step, problem.predict(params, task, context))
+                for step, params in (adapted[0], adapted[-1])
+            ],
             f"Series forecast one step ahead, from {self.shots} steps of each",
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 
@@ -61,13 +61,11 @@ class Sinusoid:
         """Needs nothing else."""
         return self
 
-    def picture(
-        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
+    def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         """Three sinusoids and the curves that are fitted to them, inner step by inner step."""
         from metatrain import figures
 
-        task = replace(self, queries=400).sample(generator, 3, split)
+        task = replace(self, queries=400).sample(context.generator, 3, context.ticket.split)
         order = task.query_x.argsort(1)
         task = task._replace(
             query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order)
@@ -76,7 +74,7 @@ class Sinusoid:
         shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]]
         return figures.fits(
             task,
-            [(step, problem.predict(params, task)) for step, params in shown],
+            [(step, problem.predict(params, task, context)) for step, params in shown],
             f"Sinusoids fitted to {self.shots} points",
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, InputError, Model, Norm, Path, Split, Task
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task
 from metatrain.data import columns
 from metatrain.data.columns import Numbers, quoted
 from metatrain.metrics import MSE, Metric, mean_squared_error
@@ -376,12 +376,11 @@ class Table:
         means, deviations = (scale[-1].to(standardised.device) for scale in self._scale)
         return standardised.detach().double() * deviations + means
 
-    def picture(
-        self, problem: Supervised, adapt: Adapt, generator: torch.Generator, split: Split
-    ) -> Figure:
+    def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         """A few groups: predicted against true target, before and after adaptation."""
         from metatrain import figures
 
+        split, generator = context.ticket.split, context.generator
         groups = self._groups(split)
         shown = groups[choose(generator, torch.tensor(len(groups)), min(PICTURED, len(groups)))]
         task = self._draw(shown, generator)
@@ -389,7 +388,7 @@ class Table:
         return figures.agreement(
             self._raw_target(task.query_y)[..., 0],
             [
-                (step, self._raw_target(problem.predict(params, task))[..., 0])
+                (step, self._raw_target(problem.predict(params, task, context))[..., 0])
                 for step, params in (adapted[0], adapted[-1])
             ],
             [f"{self.group} {self._rows.names[i]}" for i in shown.tolist()],
