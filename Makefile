@@ -1,4 +1,4 @@
-# make demo: from nothing to a meta-trained model.  make test: everything.  make check: what needs no Ray, in two to three minutes.
+# make demo: from nothing to a meta-trained model.  make test: everything.  make check: what needs no Ray, in about a minute.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
@@ -11,9 +11,10 @@ ifneq ($(TORCH),cpu)
 $(error TORCH is $(TORCH): leave it out, or set it to cpu)
 endif
 endif
+PYTEST = $(BIN)/pytest --numprocesses 2 --dist loadgroup
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check lint first second format
+.PHONY: demo test check lint fast all format
 .DEFAULT_GOAL := demo
 
 # Remade when a dependency changes.
@@ -27,23 +28,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/metatrain train recipes/demo.yaml --set output=runs/first --resume auto $(ARGS)
 
-# On two cores: half of the test files on each.
+# On two cores: tests in two processes, and linting beside them.
 check: $(VENV)/.installed
-	$(MAKE) --no-print-directory -j2 lint first second
+	$(MAKE) --no-print-directory -j2 lint fast
+
+test: $(VENV)/.installed
+	$(MAKE) --no-print-directory -j2 lint all
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-first: $(VENV)/.installed
-	$(BIN)/pytest -m 'not ray' tests/test_[a-o]*.py
+fast: $(VENV)/.installed
+	$(PYTEST) -m 'not ray'
 
-second: $(VENV)/.installed
-	$(BIN)/pytest -m 'not ray' tests/test_[p-z]*.py
-
-test: $(VENV)/.installed lint
-	$(BIN)/pytest
+all: $(VENV)/.installed
+	$(PYTEST)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from conftest import cache_in
 from photos import album
+from services import cache_in
 
 ROOT = Path(__file__).parent.parent
 LESS = (

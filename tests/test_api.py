@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import GLYPHS, S3, SINUSOID, config
+from cases import GLYPHS, SINUSOID, config
+from services import S3
 from test_without_ray import HIDE
 
 import metatrain

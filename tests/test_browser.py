@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml
-from conftest import GLYPHS, SINUSOID, command, mlflow_in
+from cases import GLYPHS, SINUSOID
+from services import command, mlflow_in
 
-from cluster.tracking.tracker import Place, place_of
+from cluster.tracking.place import Place, place_of
 from cluster.ui import served
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ import pytest
 import torch
 import typer
 import yaml
-from conftest import GLYPHS, REPTILE, SINUSOID, Done, command, config
+from cases import GLYPHS, REPTILE, SINUSOID, config
 from photos import album
+from services import Done, command
 
 import metatrain
 from cluster import tables

@@ -7,7 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
-from conftest import SINUSOID, config
+from cases import SINUSOID, config
 
 from cluster import run
 from metatrain.core import InputError

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import GLYPHS, PROBES, SINUSOID, config, store
+from cases import CASES, GLYPHS, SINUSOID, config
+from services import store
 
 from cluster import run
 from cluster.tracking import datasets
@@ -72,10 +73,10 @@ def test_a_table_is_named_by_its_file_with_its_checksum_groups_and_rows(
 
 @pytest.mark.parametrize("name", ["sinusoid", "recurrent", "rl2", "maml-navigation"])
 def test_what_is_generated_has_a_digest_of_what_it_is_generated_by(name: str) -> None:
-    first, again = entities(PROBES[name]), entities(PROBES[name])
-    size = "episodes" if "episodes" in PROBES[name]["family"] else "shots"
-    other = entities(PROBES[name], **{f"family__{size}": 7})
-    family = PROBES[name]["family"]["name"]
+    first, again = entities(CASES[name]), entities(CASES[name])
+    size = "episodes" if "episodes" in CASES[name]["family"] else "shots"
+    other = entities(CASES[name], **{f"family__{size}": 7})
+    family = CASES[name]["family"]["name"]
     assert [each.name for each in first.values()] == [f"{family} train", f"{family} test"]
     assert {each.source_type for each in first.values()} == {"generated"}
     assert first["training"].digest == again["training"].digest != other["training"].digest

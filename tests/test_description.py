@@ -12,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import GLYPHS, PROBES, SINUSOID, config, store
+from cases import CASES, GLYPHS, SINUSOID, config
+from services import store
 
 from cluster import run
 from cluster.config import Tracking
 from cluster.jobs.job import COMMIT, JOB, USER
-from cluster.tracking import description, mlflow_tracker
+from cluster.tracking import description, mlflow_run, mlflow_tracker, provenance
 from metatrain.evaluate import Score
 from metatrain.metrics import ACCURACY
 
@@ -51,12 +52,12 @@ def test_each_family_and_its_data_have_an_experiment() -> None:
     for family, name in (
         (config(GLYPHS).family, "fewshot glyphs"),
         (config(SINUSOID).family, "sinusoid"),
-        (config(PROBES["rl2"]).family, "bandit"),
+        (config(CASES["rl2"]).family, "bandit"),
         (SimpleNamespace(name="fewshot", data="/data/my.images/"), "fewshot my"),
         (SimpleNamespace(name="table", data="s3://bucket/houses.csv"), "table houses"),
         (SimpleNamespace(name="recipes.own:Parabolas", data="x"), "Parabolas"),
     ):
-        assert description.experiment(family) == name
+        assert provenance.experiment(family) == name
     assert run.experiment_of(config(SINUSOID)).experiment == "sinusoid"
     assert (
         run.experiment_of(config(SINUSOID, tracking__experiment="metatrain")).experiment
@@ -74,47 +75,47 @@ def test_a_commit_says_whether_the_checkout_has_changes(
         )
         return done.stdout.strip()
 
-    module = tmp_path / "cluster" / "tracking" / "description.py"
+    module = tmp_path / "cluster" / "tracking" / "provenance.py"
     module.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "cluster" / "tracking" / "description.py", module)
-    monkeypatch.setattr(description, "__file__", str(module))
-    assert description.commit() == ""
+    shutil.copy(ROOT / "cluster" / "tracking" / "provenance.py", module)
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    assert provenance.commit() == ""
     git("init", "-q")
     git("add", "cluster")
     git("commit", "-q", "-m", "first")
     git("tag", "v1")
-    assert description.commit() == git("rev-parse", "HEAD")
+    assert provenance.commit() == git("rev-parse", "HEAD")
     module.write_text("# changed\n")
-    assert description.commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert provenance.commit() == git("rev-parse", "HEAD") + "-dirty"
     # Installed in a folder of somebody else's checkout.
-    inside = tmp_path / "site-packages" / "cluster" / "tracking" / "description.py"
+    inside = tmp_path / "site-packages" / "cluster" / "tracking" / "provenance.py"
     inside.parent.mkdir(parents=True)
-    monkeypatch.setattr(description, "__file__", str(inside))
-    assert description.commit() == ""
+    monkeypatch.setattr(provenance, "__file__", str(inside))
+    assert provenance.commit() == ""
 
 
 def test_a_job_tells_who_sent_it_and_from_which_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = description.tags("runs/a", "demo", "recipes/demo.yaml")
+    here = provenance.tags("runs/a", "demo", "recipes/demo.yaml")
     assert here["metatrain.recipe"] == here["mlflow.source.name"] == "recipes/demo.yaml"
     assert here["metatrain.output"] == str(Path("runs/a").absolute())
     assert (here["mlflow.source.type"], "metatrain.job" in here) == ("LOCAL", False)
     for name, value in ((JOB, "demo-1"), (COMMIT, "abc-dirty"), (USER, "somebody")):
         monkeypatch.setenv(name, value)
-    sent = description.tags("s3://bucket/a", "demo", "recipe.yaml")
+    sent = provenance.tags("s3://bucket/a", "demo", "recipe.yaml")
     assert sent["metatrain.recipe"] == "demo"  # the file is a copy, which has another name there
     assert sent["metatrain.output"] == "s3://bucket/a"
     assert (sent["mlflow.user"], sent["mlflow.source.git.commit"]) == ("somebody", "abc-dirty")
     assert (sent["mlflow.source.type"], sent["metatrain.job"]) == ("JOB", "demo-1")
     monkeypatch.setenv(COMMIT, "")  # what was sent was no checkout
-    assert "mlflow.source.git.commit" not in description.tags("s3://bucket/a", "demo", None)
+    assert "mlflow.source.git.commit" not in provenance.tags("s3://bucket/a", "demo", None)
 
 
 def test_who_has_no_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def nameless() -> str:
         raise KeyError("getpwuid(): uid not found: 1234")
 
-    monkeypatch.setattr(description.getpass, "getuser", nameless)
-    assert "mlflow.user" not in description.tags("a", "b", None)
+    monkeypatch.setattr(provenance.getpass, "getuser", nameless)
+    assert "mlflow.user" not in provenance.tags("a", "b", None)
 
 
 def test_the_columns_of_an_experiment_are_those_of_all_its_runs() -> None:
@@ -202,7 +203,7 @@ def test_a_metric_that_is_zero_all_along_is_not_sent_and_a_result_of_zero_is(
     assert history(parent, "adaptation/accuracy") == [(0, 0.0), (1, 0.5)]
 
     other = Tracking(uri=store(tmp_path), experiment="another")
-    child = mlflow_tracker.MLflowTracker(other, "t", [], None, {mlflow_tracker.PARENT: parent})
+    child = mlflow_tracker.MLflowTracker(other, "t", [], None, {mlflow_run.PARENT: parent})
     child.log(
         1,
         {

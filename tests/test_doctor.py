@@ -10,10 +10,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import S3, Nodes, command, free_port, mlflow_in, until
+from services import S3, Nodes, command, free_port, mlflow_in, until
 
-from cluster import doctor
-from cluster.doctor import Facts, Finding
+from cluster.doctor.facts import Facts
+from cluster.doctor.findings import Finding, evaluate_facts, grouped
 
 HERE = Facts(
     {"Python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, 50.0, "/cache", "", "", "", True
@@ -64,7 +64,7 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
     bad = [line for line in awaited if line.startswith(("driver", "third"))]
     assert "waiting for 3 nodes to answer" in awaited
     assert last == f"error: {len(bad)} problems found (see above)"
-    address = f"{server}, or set MLFLOW_TRACKING_URI to where it can be reached from there"
+    address = f"{server}, or set MLFLOW_TRACKING_URI to an address that can be reached from there"
     for sentence in (
         r"third \(\w{6}\): versions: torch 9\.9: install torch==\S+, as the driver has",
         r"third \(\w{6}\): output: .*ACCESS_DENIED.*: create it, let this machine's user or keys "
@@ -73,7 +73,7 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
         r"third \(\w{6}\): data cache: .*: make /proc/cache writable, or set METATRAIN_CACHE to a "
         r"folder that is",
         rf"driver, all 3 nodes: MLflow: Connection refused: start MLflow at {address}",
-        r"third \(\w{6}\): free disk: 0 GB at /proc/cache: make room: at least 2 GB, .*",
+        r"third \(\w{6}\): free disk: 0 GB at /proc/cache: free some space: at least 2 GB, .*",
     ):
         assert any(re.fullmatch(sentence, line) for line in bad), ill.stderr
     assert len(bad) == 5
@@ -118,7 +118,7 @@ def test_without_a_cluster_it_looks_at_this_machine(
             HERE._replace(free_gb=0.5),
             {},
             "free disk",
-            "make room: at least 2 GB, or set METATRAIN_CACHE to another disk",
+            "free some space: at least 2 GB, or set METATRAIN_CACHE to another disk",
         ),
         (HERE._replace(token=False), {}, "token", "start Ray with RAY_AUTH_MODE=token and a token"),
         (
@@ -150,7 +150,7 @@ def test_without_a_cluster_it_looks_at_this_machine(
 def test_each_finding_says_what_to_do(
     facts: Facts, resources: dict[str, float], what: str, remedy: str
 ) -> None:
-    findings = doctor.evaluate_facts(
+    findings = evaluate_facts(
         "node", facts, HERE, "s3://bucket", "http://me:word@mlflow:5000", resources
     )
     (found,) = [finding for finding in findings if finding.what == what]
@@ -161,7 +161,7 @@ def test_each_finding_says_what_to_do(
 def test_nodes_that_are_alike_share_a_line() -> None:
     findings = [Finding(place, "disk", "50 GB") for place in ("driver", "a", "b")]
     findings += [Finding("a", "cache", "writable"), Finding("b", "cache", "full", "make room")]
-    assert doctor.grouped(findings) == [
+    assert grouped(findings) == [
         Finding("driver, all 2 nodes", "disk", "50 GB"),
         Finding("a", "cache", "writable"),
         Finding("b", "cache", "full", "make room"),

@@ -15,9 +15,9 @@ import pandas
 import pyarrow
 import pytest
 import torch
-from conftest import command
 from photos import album, exif, photo, png16, save, tiff
 from PIL import Image, PngImagePlugin
+from services import command
 
 from metatrain.core import InputError
 from metatrain.data import pixels

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SINUSOID, config
+from cases import SINUSOID, config
 
 from cluster import run
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GLYPHS, config, context
+from cases import GLYPHS, config, context
 
 from metatrain.core import InputError
 from metatrain.models import MLP, Conv4, heads

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import S3, Nodes, free_port
 from packaging.requirements import Requirement
 from pages import LESS, ROOT, Home, commands, end
+from services import S3, Nodes, free_port
 
 from cluster import checkpoint
 

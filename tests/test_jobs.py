@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import GLYPHS, S3, SINUSOID, Nodes, command, config, free_port, until
+from cases import GLYPHS, SINUSOID, config
+from services import S3, Nodes, command, free_port, until
 
 from cluster import checkpoint, run
 from cluster.config import RunConfig

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import GLYPHS, PROBES, SINUSOID, config, store
+from cases import CASES, GLYPHS, SINUSOID, config
 from PIL import Image
+from services import store
 
 import metatrain
 from cluster.config import Tracking
@@ -37,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "images": GLYPHS,
     "table": SINUSOID | {"family": HOUSES},
     "numbers": SINUSOID,
-    "series": PROBES["recurrent"],
+    "series": CASES["recurrent"],
 }
 
 
@@ -203,7 +204,7 @@ def test_classes_of_ones_own_come_along(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["rl2", "maml-navigation"])
 def test_what_has_no_labelled_examples_is_no_model(name: str, tmp_path: Path) -> None:
-    recipe = config(PROBES[name]).recipe()
+    recipe = config(CASES[name]).recipe()
     bundle.save(str(tmp_path / "kept"), recipe, initial_meta(recipe))
     assert logged_model.record(None, "1", "run", tmp_path / "kept", 4) is None  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import context
+from cases import context
 from torch import Tensor
 
 from metatrain.algorithms import MAML

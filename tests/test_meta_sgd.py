@@ -175,7 +175,7 @@ def test_a_pattern_that_nothing_matches_is_refused_before_anything_starts(tmp_pa
     settings = config(SINUSOID, algorithm__adapts=["haed.*"], output=str(tmp_path / "run"))
     with pytest.raises(
         InputError,
-        match=r"adapts has a pattern 'haed\.\*' that matches no parameter: choose among body",
+        match=r"a pattern of adapts is 'haed\.\*', expected one that matches a parameter: body",
     ):
         run.train(settings)
     assert not (tmp_path / "run").exists()

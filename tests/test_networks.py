@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GLYPHS, SINUSOID, config, context
+from cases import GLYPHS, SINUSOID, config, context
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

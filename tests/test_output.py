@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import S3, SINUSOID, command, config
+from cases import SINUSOID, config
+from services import S3, command
 
 from cluster import checkpoint, output, run
 from metatrain import schema, storage

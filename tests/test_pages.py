@@ -11,8 +11,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 import yaml
-from conftest import Nodes
 from pages import FEWER, LESS, ROOT, Home, blocks, commands, end, fenced
+from services import Nodes
 
 # In an order in which their commands work. tests/test_infra.py runs the commands of
 # docs/cluster.md.

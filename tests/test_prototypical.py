@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GLYPHS, PROBES, config, context
+from cases import CASES, GLYPHS, config, context
 from torch.func import functional_call
 
 import metatrain
@@ -141,7 +141,7 @@ def test_with_running_statistics_each_prediction_stands_for_itself() -> None:
 def test_a_run_is_tested_on_other_ways_than_it_is_trained_on_and_adapts_to_any(
     tmp_path: Path,
 ) -> None:
-    folder, (score,) = run.train(config(PROBES["prototypical"], output=str(tmp_path / "run")))
+    folder, (score,) = run.train(config(CASES["prototypical"], output=str(tmp_path / "run")))
     tested, trained = score.protocol.split("; trained")
     assert "3-way 1-shot" in tested
     assert "bn=running" in tested
@@ -160,7 +160,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     net = Conv4(filters=4, head=heads.Memory(hidden=4))
     bound = config(GLYPHS).family.bind(net, ("transductive",), "reference")
     with pytest.raises(
-        InputError, match="prototypical needs a network that ends in a head of weights"
+        InputError, match="prototypical needs a head of weights"
     ):
         Prototypical().init(bound, torch.Generator())
     with pytest.raises(InputError, match="recurrent needs a network with a memory"):
@@ -169,7 +169,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
         config(GLYPHS).family.bind(Conv4(), ("transductive", "running"), "reference")
     for probe in ("maml-navigation", "sinusoid"):
         settings = config(
-            PROBES[probe], algorithm={"name": "prototypical"}, output=str(tmp_path / "run")
+            CASES[probe], algorithm={"name": "prototypical"}, output=str(tmp_path / "run")
         )
         with pytest.raises(
             InputError, match="prototypical tells classes apart, and these tasks have none"

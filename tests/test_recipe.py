@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
-from conftest import GLYPHS, REPTILE, SINUSOID, config
+from cases import GLYPHS, REPTILE, SINUSOID, config
 
 from cluster.config import RunConfig
 from metatrain import schema

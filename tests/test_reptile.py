@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import context
+from cases import context
 from torch.func import functional_call
 
 from metatrain.algorithms import Reptile

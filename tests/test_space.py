@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import GLYPHS, SINUSOID, command
+from cases import GLYPHS, SINUSOID
+from services import command
 
 from metatrain.core import InputError
 from metatrain.isolation import same_random_numbers

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import GLYPHS, S3, SINUSOID, command, config
+from cases import GLYPHS, SINUSOID, config
 from photos import album
 from pyarrow import fs
+from services import S3, command
 
 from cluster import checkpoint, run
 from metatrain import bundle, storage

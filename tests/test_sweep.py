@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SINUSOID, command, store, until
+from cases import SINUSOID
+from services import command, store, until
 
 from cluster import checkpoint, run
 from cluster.config import RunConfig

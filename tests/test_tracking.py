@@ -18,12 +18,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import GLYPHS, PROBES, SINUSOID, config, free_port, store, until
+from cases import CASES, GLYPHS, SINUSOID, config
+from services import free_port, store, until
 
 from cluster import run
 from cluster.config import RunConfig, Tracking
-from cluster.tracking import description, mlflow_store, mlflow_tracker
-from cluster.tracking import tracker as tracking
+from cluster.tracking import (
+    description,
+    mlflow_errors,
+    mlflow_run,
+    mlflow_store,
+    mlflow_tracker,
+    parameters,
+    provenance,
+)
+from cluster.tracking.place import place_of, store_uri
+from cluster.tracking.tracker import NoTracker
 from cluster.ui import served
 from metatrain.core import InputError
 from metatrain.tasks import open_data
@@ -34,7 +44,7 @@ pytestmark = pytest.mark.ray
 TOGETHER = """
 import os, sys, time
 from pathlib import Path
-from cluster import tracking
+from cluster.tracking.tracker import start_tracker
 from cluster.config import Tracking
 import mlflow.tracking
 
@@ -47,7 +57,7 @@ for number in range(rounds):
     folder = top / f"round-{number}"
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
-    tracker = tracking.start(Tracking(), name, [("seed", name)])
+    tracker = start_tracker(Tracking(), name, [("seed", name)])
     tracker.log(1, {"loss": 1.0})
     tracker.finish("FINISHED")
     assert tracker.errors == 0
@@ -85,7 +95,7 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
     assert found.data.tags["metatrain.output"] == str(tmp_path / "g")
     assert found.data.tags["metatrain.recipe"] == found.data.tags["mlflow.source.name"] == "glyphs"
     assert found.data.tags["mlflow.source.type"] == "LOCAL"
-    assert found.data.tags["mlflow.user"] == description.user()
+    assert found.data.tags["mlflow.user"] == provenance.user()
     tested = {name: value for name, value in found.data.metrics.items() if name.startswith("test/")}
     assert tested == pytest.approx(
         {
@@ -125,7 +135,7 @@ def test_what_an_algorithm_learns_is_in_mlflow_and_so_is_its_outer_group(tmp_pat
     uri = store(tmp_path)
     run.train(
         config(
-            PROBES["meta-sgd"], tracking__uri=uri, evaluation__tasks=8, output=str(tmp_path / "g")
+            CASES["meta-sgd"], tracking__uri=uri, evaluation__tasks=8, output=str(tmp_path / "g")
         )
     )
     client = MlflowClient(uri)
@@ -170,7 +180,7 @@ def test_what_a_resumed_run_changes_is_beside_what_it_was(tmp_path: Path) -> Non
         run.train(
             config(SINUSOID, tracking__uri=uri, evaluation__tasks=2, **changed), resume=resume
         )
-        return MlflowClient(uri).get_run(tracking.place_of(folder).run_id).data.params
+        return MlflowClient(uri).get_run(place_of(folder).run_id).data.params
 
     first = train(2, 0.001, None)
     assert not any("from step" in name for name in first)
@@ -187,7 +197,7 @@ def test_the_course_of_a_parameter_can_be_read_from_its_names() -> None:
     def after(*resumed: tuple[int, str]) -> dict[str, str]:
         recorded = {"outer.lr": "1"}
         for step, value in resumed:
-            recorded |= mlflow_tracker.changes(recorded, {"outer.lr": value}, step)
+            recorded |= parameters.changes(recorded, {"outer.lr": value}, step)
         return {name: value for name, value in recorded.items() if name != "outer.lr"}
 
     assert after((4, "1"), (8, "1")) == {}
@@ -209,7 +219,7 @@ def test_the_course_of_a_parameter_can_be_read_from_its_names() -> None:
         "outer.lr from step 0 attempt 2": "3",
     }
     recorded = {"evaluation.family.ways": "3", "note": "mine"}
-    assert mlflow_tracker.changes(recorded, {"evaluation.family": "{}"}, 5) == {
+    assert parameters.changes(recorded, {"evaluation.family": "{}"}, 5) == {
         "evaluation.family.ways from step 5": "not set",
         "evaluation.family from step 5": "{}",
     }
@@ -304,7 +314,7 @@ def test_a_working_folder_may_have_any_name(
     assert {path.name for path in here.iterdir()} == {"mlflow.db", "mlartifacts", "out"}
     assert [path.name for path in tmp_path.iterdir()] == [name]
     monkeypatch.chdir("/")
-    place = tracking.place_of(here / "out")
+    place = place_of(here / "out")
     client = MlflowClient(place.uri)
     assert client.get_run(place.run_id).info.status == "FINISHED"
     assert {found.path for found in client.list_artifacts(place.run_id)} >= {
@@ -314,7 +324,7 @@ def test_a_working_folder_may_have_any_name(
     }
     copy = client.download_artifacts(place.run_id, "result.json")
     assert Path(copy).read_bytes() == (here / "out" / "result.json").read_bytes()
-    assert tracking.store(Tracking(uri=place.uri)) == place.uri  # as a trial gets it
+    assert store_uri(Tracking(uri=place.uri)) == place.uri  # as a trial gets it
     assert mlflow_store.database(place.uri) == here / "mlflow.db"
 
 
@@ -354,7 +364,7 @@ def test_a_run_that_its_store_has_lost_goes_on_in_a_new_row(
     def train(steps: int, resume: str | None) -> str:
         changed = {"outer__steps": steps, "evaluation__tasks": 2, "output": str(tmp_path / "s")}
         run.train(config(SINUSOID, tracking__uri=uri, **changed), resume=resume)
-        return tracking.place_of(tmp_path / "s").run_id
+        return place_of(tmp_path / "s").run_id
 
     first = train(1, None)
     MlflowClient(uri).delete_run(first)
@@ -383,7 +393,7 @@ def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database" * 100)
     (tmp_path / "folder.db").mkdir()
     refused(
-        r"MLflow cannot use .*text\.db \(file is not a database\): put that right, or set "
+        r"MLflow cannot use .*text\.db \(file is not a database\): fix that, or set "
         r"tracking.uri",
         "text.db",
     )
@@ -406,7 +416,7 @@ def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
         r"upgrade",
         "other.db",
     )
-    refused(r"half\.db was left half made \(.*duplicate column name.*\): move it away", "half.db")
+    refused(r"half\.db is only half made \(.*duplicate column name.*\): move it away", "half.db")
 
 
 def test_a_server_that_refuses_is_not_one_that_does_not_answer() -> None:
@@ -565,8 +575,8 @@ def test_passwords_are_not_shown_and_not_recorded() -> None:
     assert "hunter2" not in str(caught.value)
     with pytest.raises(InputError, match=r"uri holds a password"):
         config(SINUSOID, checkpoint__uri="s3://key:hunter2@bucket/run")
-    assert mlflow_store.shown("https://me:hunter2@host/x") == "https://me:***@host/x"
-    assert mlflow_store.shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    assert mlflow_errors.redact("https://me:hunter2@host/x") == "https://me:***@host/x"
+    assert mlflow_errors.redact("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
 def test_a_password_in_the_environment_does_not_reach_a_message(
@@ -580,11 +590,11 @@ def test_a_password_in_the_environment_does_not_reach_a_message(
 
 def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
-    assert tracking.store(Tracking()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert store_uri(Tracking()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere")
-    assert tracking.store(Tracking()) == "http://somewhere"
-    assert tracking.store(Tracking(uri="sqlite:///x.db")) == f"sqlite:///{tmp_path / 'x.db'}"
-    assert tracking.store(Tracking(uri="sqlite:////srv/x.db")) == "sqlite:////srv/x.db"
+    assert store_uri(Tracking()) == "http://somewhere"
+    assert store_uri(Tracking(uri="sqlite:///x.db")) == f"sqlite:///{tmp_path / 'x.db'}"
+    assert store_uri(Tracking(uri="sqlite:////srv/x.db")) == "sqlite:////srv/x.db"
 
 
 def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
@@ -596,9 +606,9 @@ def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
         ready = run.prepare(
             config(SINUSOID, tracking__uri=None, outer__steps=1, output=str(tmp_path / "s"))
         )
-        with run.tracked(ready, {mlflow_tracker.PARENT: "0" * 32}) as tracker:
-            assert isinstance(tracker, tracking.NoTracker)
-        assert not mlflow_tracker.end(Tracking(), "0" * 32, "s-00", "FINISHED", 0.0)
+        with run.tracked(ready, {mlflow_run.PARENT: "0" * 32}) as tracker:
+            assert isinstance(tracker, NoTracker)
+        assert not mlflow_run.mark_ended(Tracking(), "0" * 32, "s-00", "FINISHED", 0.0)
     assert "MLflow does not answer at http://me:***@" in caplog.text
-    assert "MLflow did not take that run" in caplog.text
+    assert "MLflow did not record that run" in caplog.text
     assert "hunter2" not in caplog.text

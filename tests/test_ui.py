@@ -15,12 +15,13 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
-from conftest import GLYPHS, SINUSOID, command, config, store
+from cases import GLYPHS, SINUSOID, config
+from services import command, store
 
 from cluster import run
 from cluster.config import Tracking
 from cluster.tracking.mlflow_tracker import MLflowTracker
-from cluster.tracking.tracker import Place
+from cluster.tracking.place import Place
 from cluster.ui import page, served
 
 pytestmark = pytest.mark.ray

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import GLYPHS, SINUSOID, config
+from cases import GLYPHS, SINUSOID, config
 from photos import album
 
 from cluster import run

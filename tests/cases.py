@@ -1,0 +1,119 @@
+"""A member of each kind of meta-learning, small enough for a test, and what binds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.config import RunConfig
+from metatrain import schema
+from metatrain.core import Context, Ticket, Work, generator_for
+
+SINUSOID: dict[str, Any] = {
+    "name": "sinusoid",
+    "family": {"name": "sinusoid", "shots": 5, "queries": 5},
+    "model": {"name": "mlp", "hidden": [16, 16]},
+    "algorithm": {"name": "maml", "inner_lr": 0.01},
+    "outer": {"steps": 20, "tasks_per_step": 10, "tasks_per_ticket": 3, "lr": 0.001},
+    "evaluation": {"tasks": 30, "tasks_per_ticket": 7},
+    "workers": {"max": 0},
+    "tracking": {"uri": "none"},
+}
+GLYPHS: dict[str, Any] = SINUSOID | {
+    "name": "glyphs",
+    "family": {"name": "fewshot", "data": "glyphs"},
+    "model": {"name": "conv4", "filters": 8, "pool": "stride", "features": "mean"},
+    "algorithm": {"name": "maml", "inner_lr": 0.4},
+    "outer": {"steps": 20, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003},
+}
+REPTILE: dict[str, Any] = GLYPHS | {
+    "name": "reptile",
+    "family": {"name": "fewshot", "data": "glyphs", "shots": 4},
+    "algorithm": {"name": "reptile", "inner_lr": 0.001, "inner_steps": 3, "inner_batch": 7},
+    "outer": {
+        "steps": 20,
+        "tasks_per_step": 5,
+        "tasks_per_ticket": 2,
+        "optimizer": "SGD",
+        "lr": 1.0,
+    },
+}
+SHORT = {"steps": 4, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003}
+CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
+    "sinusoid": SINUSOID,
+    "maml-conv4": GLYPHS,
+    "maml-conv4-fused": GLYPHS | {"model": GLYPHS["model"] | {"filters": 16}, "outer": SHORT},
+    "reptile-conv4": REPTILE,
+    "anil": GLYPHS
+    | {"algorithm": {"name": "maml", "inner_lr": 0.4, "adapts": ["head.*"]}, "outer": SHORT},
+    "meta-sgd": GLYPHS
+    | {
+        "algorithm": {"name": "meta_sgd", "initial_lr": 0.4},
+        "outer": SHORT | {"groups": {"algorithm.*": {"lr": 0.1}}},
+    },
+    "layer-step-rates": SINUSOID
+    | {
+        "algorithm": {
+            "name": "meta_sgd",
+            "initial_lr": 0.01,
+            "inner_steps": 2,
+            "rates": "layer_step",
+        }
+    },
+    "prototypical": GLYPHS
+    | {
+        "algorithm": {"name": "prototypical"},
+        "norm": "running",
+        "outer": SHORT,
+        "evaluation": {
+            "tasks": 30,
+            "tasks_per_ticket": 7,
+            "norm": "running",
+            "family": {"ways": 3},
+        },
+    },
+    "recurrent": SINUSOID
+    | {
+        "family": {"name": "series", "shots": 4, "queries": 3},
+        "model": {
+            "name": "mlp",
+            "hidden": [8],
+            "head": {"name": "memory", "cell": "lstm", "hidden": 8},
+        },
+        "algorithm": {"name": "recurrent"},
+    },
+    "recurrent-conv4": GLYPHS
+    | {
+        "model": GLYPHS["model"] | {"head": {"name": "memory", "cell": "gru", "hidden": 8}},
+        "algorithm": {"name": "recurrent"},
+        "outer": SHORT,
+    },
+    "rl2": SINUSOID
+    | {
+        "family": {"name": "bandit", "pulls": 4, "episodes": 3},
+        "model": {
+            "name": "mlp",
+            "hidden": [],
+            "head": {"name": "memory", "cell": "gru", "hidden": 8},
+        },
+        "algorithm": {"name": "recurrent"},
+    },
+    "maml-navigation": SINUSOID
+    | {
+        "family": {"name": "navigation", "horizon": 8, "episodes": 4},
+        "algorithm": {"name": "maml", "inner_lr": 0.1},
+        "outer": SHORT,
+    },
+}
+
+
+def config(base: dict[str, Any], **overrides: Any) -> RunConfig:
+    """A run's configuration; overrides are dotted keys with __ for the dot."""
+    tree = schema.dump(schema.parse(RunConfig, base, "test"))
+    for key, value in overrides.items():
+        schema.put(tree, key.replace("__", "."), value)
+    return schema.parse(RunConfig, tree, "test")
+
+
+def context(seed: int = 0, work: Work = "update") -> Context:
+    ticket = Ticket(work, "train", 0, 0)
+    return Context(ticket, generator_for(seed, ticket, "adaptation"))

@@ -1,0 +1,235 @@
+"""What runs beside a test: commands, a storage, MLflow servers and the nodes of a cluster."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import pytest
+import yaml
+
+from metatrain import console
+from tuning.cli import app
+
+
+def cache_in(folder: Path) -> Path:
+    """A data cache of its own, but for the compiled kernels."""
+    folder.mkdir()
+    (folder / ".compiled").symlink_to((Path(os.environ["METATRAIN_CACHE"]) / ".compiled").resolve())
+    return folder
+
+
+def store(path: Path) -> str:
+    return f"sqlite:///{path / 'mlflow.db'}"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class S3(NamedTuple):
+    """A storage on loopback, where a bucket is there from the beginning."""
+
+    environment: dict[str, str]  # of processes that use it
+    read_only: str  # its address for those that may not write
+    log: Path
+
+    def asked(self, method: str, path: str) -> list[int]:
+        """The bytes of each answer to such a request so far."""
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        return [int(size) for _, m, p, size in lines if (m, p) == (method, f"/bucket/{path}")]
+
+
+@contextmanager
+def mlflow_in(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server whose store is in a folder: its address and its process."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        store(folder),
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
+        cwd=folder,
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            time.sleep(0.5)
+            try:
+                with urlopen(f"{uri}/health", timeout=2) as answer:
+                    if answer.read() == b"OK":
+                        break
+            except OSError:
+                continue
+        else:
+            pytest.fail("the MLflow server did not start")
+        yield uri, process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+COMPOSE = yaml.safe_load((Path(__file__).parent.parent / "infra" / "compose.yaml").read_text())
+
+
+class Nodes:
+    """A Ray head with a token and other nodes, by the commands of infra/compose.yaml, and all that
+    their jobs need.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._short = Path(
+            tempfile.mkdtemp(prefix="mt")
+        )  # Ray's sockets are files, whose names must not be long
+        self.port, self.dashboard = free_port(), free_port()
+        self.address = f"http://127.0.0.1:{self.dashboard}"
+        here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.environment = os.environ | here | token | environment  # of who sends jobs, too
+        self.caches = [cache_in(folder / "cache-head"), cache_in(folder / "cache-node")]
+        self._folder, self._started = folder, []
+
+    def temporary(self) -> Path:
+        """Of a node's own, as on a machine of its own: a node unpacks what a job ships over what is
+        there.
+        """
+        return Path(tempfile.mkdtemp(dir=self._short))
+
+    def start(self, service: str, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+        """A node as compose starts it, that runs until it is told to end."""
+        name = f"ray-{len(self._started)}.log"
+        ports = {
+            "head:6379": f"127.0.0.1:{self.port}",
+            "=6379": f"={self.port}",
+            "=8265": f"={self.dashboard}",
+        }
+        command = list(COMPOSE["services"][service]["command"])
+        for before, now in ports.items():
+            command = [part.replace(before, now) for part in command]
+        alone = (
+            f"--dashboard-agent-listen-port={free_port()}"  # there are other nodes on this machine
+        )
+        command += [*options, alone, f"--temp-dir={self.temporary()}"]
+        with (self._folder / name).open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment | environment,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+            )
+        self._started.append(process)
+        until(lambda: "Ray runtime started" in (self._folder / name).read_text())
+        return process
+
+    def run(self, *command: str, **environment: str | None) -> Done:
+        """A command that talks to the cluster, as a process of its own; None is for a variable that
+        is not set.
+        """
+        known = {
+            name: value
+            for name, value in (self.environment | environment).items()
+            if value is not None
+        }
+        done = subprocess.run(
+            command, env=known, capture_output=True, text=True, check=False, timeout=280
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def submit(self, file: Path, *arguments: str, **environment: str | None) -> Done:
+        return self.run(
+            "metatrain", "submit", str(file), "--address", self.address, *arguments, **environment
+        )
+
+    def fail(self, process: subprocess.Popen[bytes]) -> None:
+        """As a machine that loses its power."""
+        listed = subprocess.run(
+            ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+        ).stdout
+        gone = {process.pid}
+        for pid, parent in sorted(
+            (int(pid), int(parent)) for pid, parent in map(str.split, listed.splitlines())
+        ):
+            if parent in gone:
+                gone.add(pid)
+        for pid in gone:
+            os.kill(pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        for process in reversed(self._started):
+            process.terminate()
+        for process in self._started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        shutil.rmtree(self._short, ignore_errors=True)
+
+
+def until(true: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(*arguments: str) -> Done:
+    """What `metatrain ARGUMENTS` does, in this process: a second less than a process of its own."""
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers, level, code, on_sigint = (
+        root.handlers[:],
+        root.level,
+        0,
+        signal.getsignal(signal.SIGINT),
+    )
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["metatrain", *arguments])
+        root.handlers.clear()
+        try:
+            console.main(app)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            signal.signal(signal.SIGINT, on_sigint)
+    return Done(code, out.getvalue(), err.getvalue())
