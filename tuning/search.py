@@ -212,14 +212,14 @@ def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: 
         if key.split(".")[0] not in ("outer", "algorithm") or not domain.is_numeric:
             raise InputError(
                 f"space.{key} cannot change in a running training",
-                remedy="pbt takes numbers of outer and algorithm",
+                remedy="give pbt numbers of outer and algorithm",
             )
         trials = (_with(base, {key: value}, key) for value in domain.samples())
         first, *others = (initial_meta(trial.recipe()) for trial in trials)
         if not all(_is_same(first, other) for other in others):
             raise InputError(
-                f"space.{key} decides what a training starts from",
-                remedy="pbt cannot change it in a running training; use another scheduler",
+                f"space.{key} decides what a training starts from, so pbt cannot change it later",
+                remedy="use another scheduler",
             )
 
 

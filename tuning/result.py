@@ -1,0 +1,153 @@
+"""What a sweep found: the winner, tested once, and the records of all trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cluster import checkpoint, run
+from cluster.evaluation import protocol
+from cluster.tracking import description
+from cluster.tracking.mlflow_run import mark_ended
+from cluster.tracking.place import Place, place_of
+from cluster.tracking.tracker import Tracker
+from metatrain import bundle, figures, storage
+from metatrain.core import InputError
+from metatrain.evaluate import Score
+from metatrain.plain import to_json
+from tuning import figures as pictures
+from tuning.journal import Journal, Trial, ranked
+from tuning.search import Search
+from tuning.trial import folder_of, name_of
+
+log = logging.getLogger(__name__)
+
+WON = " (winner)"  # in a run's name
+MOST_COMPARED = 10  # trials that are opened side by side
+KEPT = (  # of a sweep's folder, in MLflow
+    "sweep.yaml",
+    "recipe.yaml",
+    "journal.jsonl",
+    "schedule.json",
+    "result.json",
+    "figures",
+    "bundle",
+)
+
+
+class Outcome(NamedTuple):
+    """What a sweep found."""
+
+    trials: list[Trial]  # best first
+    winner: Trial
+    scores: list[Score]  # the winner's, on the evaluation tasks
+    protocol: str  # of the validation that it was chosen by
+    place: Place | None  # where MLflow opens the best trials side by side
+
+
+def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | None) -> Outcome:
+    """Test the winner, draw the pictures, and leave all results in the folder and in MLflow."""
+    folder = search.folder
+    order = ranked(search, journal.trials.values())
+    winner = order[0]
+    if winner.last is None:
+        causes = {trial.cause for trial in order if trial.cause} or {"no trial reported anything"}
+        raise InputError(f"no trial came to a validation: {min(causes)}")
+    newest = _checkpoint_of(search, winner, winner.last.step)
+    config, meta, version = run.load_trained(newest, [])
+    outer = dataclasses.replace(config.outer, steps=version)
+    bundle.save(str(folder / "bundle"), dataclasses.replace(config.recipe(), outer=outer), meta)
+    scores = run.evaluate(newest, [])
+    schedule = json.loads(checkpoint.load(newest).notes.get("schedule", "[]"))
+    if schedule:
+        (folder / "schedule.json").write_text(json.dumps(schedule, indent=1))
+    for name, figure in pictures.draw(search, order, schedule).items():
+        figures.save(figure, folder / "figures" / f"{name}.png")
+    if place is not None:
+        place = _beside(search, order[:MOST_COMPARED], place)
+        (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
+    chosen_by = protocol(config.recipe(), "validate", winner.last.step)
+    outcome = Outcome(order, winner, scores, chosen_by, place)
+    (folder / "result.json").write_text(to_json(_as_json(outcome), indent=1))
+    for path in (folder / name for name in KEPT):
+        if path.exists():
+            tracker.artifact(path)
+    model = tracker.model(folder / "bundle", journal.steps())
+    tracker.log(journal.steps(), description.as_metrics(scores))
+    for step, metrics in description.adaptation(scores).items():
+        tracker.log(step, metrics)
+    load = run.how_to_load(config.recipe(), folder, model)
+    tracker.describe(description.note(scores[0].protocol, load, scores))
+    if all(trial.over for trial in order):  # MLflow never changes a parameter: only when it is sure
+        best = {f"best.{key}": value for key, value in winner.values.items()}
+        tracker.params([("best.trial", winner.number), *best.items()])
+    if winner.last.diverged_tasks:
+        log.warning(
+            "%d validation tasks of the winner diverged, and no trial that made as many steps had "
+            "fewer: search lower inner rates",
+            winner.last.diverged_tasks,
+        )
+    return outcome
+
+
+def _checkpoint_of(search: Search, winner: Trial, step: int) -> str:
+    """Return the winner's checkpoint of the validation that it won by, else its newest one."""
+    root = f"{folder_of(search.folder, winner.number)}/checkpoints"
+    reported = f"{root}/step-{step:08d}"
+    newest = reported if bundle.is_complete(reported) else checkpoint.latest(root)
+    if newest is None:
+        raise InputError(
+            f"trial {winner.number} has no checkpoint yet",
+            remedy="give the sweep more time (budget.minutes)",
+        )
+    return newest
+
+
+def _beside(search: Search, trials: Sequence[Trial], place: Place) -> Place:
+    """Return the place in MLflow that opens these trials side by side."""
+    folders = [folder_of(search.folder, trial.number) for trial in trials]
+    recorded = [uri for uri in folders if storage.is_file(f"{uri}/mlflow.json")]
+    return place._replace(compared=tuple(place_of(uri).run_id for uri in recorded))
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    """Return what result.json holds."""
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state,
+            "step": trial.steps,
+            "value": trial.last.value if trial.last else None,
+            "diverged_tasks": trial.last.diverged_tasks if trial.last else None,
+            **trial.values,
+        }
+        for trial in outcome.trials
+    ]
+    return {
+        "winner": outcome.winner.number,
+        "chosen_by": outcome.protocol,
+        "values": outcome.winner.values,
+        "trials": rows,
+        "scores": [dataclasses.asdict(score) for score in outcome.scores],
+    }
+
+
+def end_trials(search: Search, journal: Journal, place: Place | None, winner: Trial | None) -> None:
+    """Mark the trials' runs in MLflow as ended, and the winner by its name.
+
+    A trial's process ends before it could do so itself.
+    """
+    if place is None:
+        return
+    status = {"completed": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+    for trial in journal.trials.values():
+        recorded = folder_of(search.folder, trial.number)
+        if storage.is_file(f"{recorded}/mlflow.json"):
+            run_id = place_of(recorded).run_id
+            name = f"{name_of(search.sweep.name, trial.number)}{WON if trial is winner else ''}"
+            ended = status.get(trial.state, "KILLED")
+            if not mark_ended(search.base.tracking, run_id, name, ended, trial.at_s):
+                return

@@ -1,0 +1,60 @@
+"""What `metatrain submit` sends of a recipe or a sweep: files that need no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.config import RunConfig
+from metatrain import recipe, schema
+from tuning import config
+
+
+class Submission(NamedTuple):
+    """What a job runs."""
+
+    name: str
+    base: RunConfig  # the recipe, or what all trials share
+    arguments: list[str]  # of `metatrain`
+    files: dict[str, str]  # texts by name
+    output: str | None
+    ranges: Mapping[str, Any]  # of a sweep: searched key -> range
+
+
+def read(file: str, overrides: Sequence[str], resume: str | None) -> Submission:
+    """Read a recipe or a sweep; `resume` is a folder to resume, or "auto"."""
+    if recipe.is_sweep(schema.read(file)):
+        sweep, base = config.read(Path(file), overrides)
+        sweep = config.in_folder(sweep, resume, overrides)
+        ranges = dict(config.searched(sweep.space))
+        files = config.as_files(sweep, base)
+        return Submission(sweep.name, base, ["tune", "sweep.yaml"], files, sweep.output, ranges)
+    base = schema.load(RunConfig, file, overrides)
+    folder = re.sub(r"/checkpoints(/[^/]+)?/?$", "", resume) if resume not in (None, "auto") else ""
+    files = {"recipe.yaml": schema.as_yaml(base)}
+    output = base.output or folder or None
+    return Submission(base.name, base, ["train", "recipe.yaml"], files, output, {})
+
+
+def places_read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (key, path or address) of each place that a recipe, or a trial of a sweep, reads."""
+    families = [base.family, *(base.setting(work).family for work in ("validate", "score"))]
+    data = [getattr(family, "data", None) for family in families]
+    weights = [getattr(base.model, "weights", None)]
+    for key, places in (("family.data", data), ("model.weights", weights)):
+        places += [value for values in ranges.get(key, {}).values() for value in values]
+    found = [
+        ("family.data", place)
+        for place in data
+        if isinstance(place, str) and ("/" in place or base.family.name == "table")
+    ]
+    if ":" in base.family.name:  # a family of one's own may read any file of this folder
+        given = schema.flatten(schema.dump(base.family))
+        found += [
+            (f"family.{key}", value)
+            for key, value in given
+            if isinstance(value, str) and Path(value).is_file()
+        ]
+    return found + [("model.weights", place) for place in weights if isinstance(place, str)]
