@@ -290,9 +290,9 @@ def front_door(again: str) -> Iterator[None]:
             f"{error.name} is not installed", remedy="pip install 'ray[default,tune,train]' optuna"
         ) from error
     except OSError as error:  # a full disk, a folder that cannot be written
-        raise InputError(
-            f"{error.strerror or error}", remedy=f"{error.filename or 'give another output'}"
-        ) from error
+        place = f"{error.filename}: " if error.filename else ""
+        reason = f"{place}{error.strerror or error}"
+        raise InputError(reason, remedy="give another output") from error
 
 
 def _in_python(text: str) -> str:

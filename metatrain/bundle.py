@@ -67,8 +67,8 @@ def read_directory(uri: str) -> dict[str, bytes]:
         raise InputError(f"{uri} is damaged ({error})", remedy="use another checkpoint") from error
     if changed:
         raise InputError(
-            f"{uri} is damaged",
-            remedy=f"{changed[0]} is not what was saved; use another checkpoint",
+            f"{uri} is damaged: {changed[0]} is not what was saved",
+            remedy="use another checkpoint",
         )
     return files
 
@@ -104,8 +104,8 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     code = {name.removeprefix(CODE): data for name, data in files.items() if name.startswith(CODE)}
     if set(files) - {f"{CODE}{name}" for name in code} != {"meta.safetensors", "recipe.yaml"}:
         raise InputError(
-            f"{uri} is not a bundle",
-            remedy=(f"it holds {', '.join(sorted(files))}; give a run's folder or its bundle"),
+            f"{uri} is not a bundle: it holds {', '.join(sorted(files))}",
+            remedy="give a run's folder or its bundle",
         )
     tree = yaml.safe_load(files["recipe.yaml"])
     if code:
@@ -137,10 +137,8 @@ def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
         or sum(map(len, code.values())) > custom_source.MOST_BYTES
         or not all(name.endswith(".py") for name in code)
     ):
-        raise InputError(
-            f"{uri} is not a bundle",
-            remedy="its code/ is not the source of its recipe's own classes",
-        )
+        reason = "its code/ is not the source of its recipe's own classes"
+        raise InputError(f"{uri} is not a bundle: {reason}")
     for name in names:
         try:
             custom.imported(name)

@@ -122,12 +122,12 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         hint = f"; its column {near[0]!r} has almost that name" if near else ""
         raise InputError(
             f"{support} has no targets ({', '.join(names)}), and adapting needs some",
-            remedy=(f"add them{hint}"),
+            remedy=f"add them{hint}",
         )
     try:
         adapted = learned.adapt(raw, targets, norm)
     except InputError as error:
-        raise InputError(f"{support}", remedy=f"{error}") from error
+        raise InputError.at(str(support), error) from error
     examples: list[Tensor] = []
     truth: list[Any] = []
     places: list[str] = []
@@ -136,7 +136,7 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         try:
             examples.append(adapted.examples(raw))
         except InputError as error:
-            raise InputError(f"{path}", remedy=f"{error}") from error
+            raise InputError.at(str(path), error) from error
         truth += _targets(path, learned, known, len(examples[-1]))
         places += [f"{path.name} row {i + 1}" for i in range(len(examples[-1]))]
     x = torch.cat(examples)

@@ -24,7 +24,9 @@ from metatrain.core import InputError, Meta, Task
 from metatrain.models import MLP
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
-from metatrain.start import check_data, initial_meta, warm
+from metatrain.first_look import check_data
+from metatrain.weights import warm
+from metatrain.start import prepare
 from metatrain.tasks import Bandit, Navigation, Sinusoid
 
 Spoil = Callable[[Task], Any]
@@ -121,7 +123,7 @@ def recipe_of(**changed: Any) -> Recipe:
 def test_the_first_tasks_of_a_family_are_checked(spoil: Spoil, sentence: str) -> None:
     recipe = recipe_of(family=Spoilt(shots=5, queries=5, spoil=spoil))
     with pytest.raises(InputError, match=f"^Spoilt of family.name 'tests:Spoilt': {sentence}"):
-        check_data(recipe)
+        check_data(prepare(recipe))
 
 
 def test_a_family_that_draws_from_elsewhere_is_refused() -> None:
@@ -133,14 +135,14 @@ def test_a_family_that_draws_from_elsewhere_is_refused() -> None:
         InputError,
         match="the same generator gives other tasks the second time: draw from the generator",
     ):
-        check_data(recipe_of(family=family))
+        check_data(prepare(recipe_of(family=family)))
 
 
 def test_targets_that_would_broadcast_over_as_many_tasks_as_examples_are_refused() -> None:
     """[T, N] against [T, N, 1] makes [T, N, N], and with T = N nothing raised."""
     family = Spoilt(shots=7, queries=7, spoil=lambda t: t._replace(support_y=t.support_y[..., 0]))
     with pytest.raises(InputError, match=r"support_y is \[7, 7\]"):
-        check_data(recipe_of(family=family))
+        check_data(prepare(recipe_of(family=family)))
 
 
 def test_the_validation_and_the_evaluation_are_looked_at_too() -> None:
@@ -150,7 +152,7 @@ def test_the_validation_and_the_evaluation_are_looked_at_too() -> None:
             return task._replace(query_y=task.query_y * np.nan) if split == "test" else task
 
     with pytest.raises(InputError, match="query_y has values that are not finite"):
-        check_data(recipe_of(family=Later(shots=5, queries=5)))
+        check_data(prepare(recipe_of(family=Later(shots=5, queries=5))))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_tasks_may_have_further_fields() -> None:
         weights = torch.ones(len(t.support_x))
         return Further(weights, t.query_x, t.query_y, t.support_x, t.support_y)
 
-    check_data(recipe_of(family=Spoilt(shots=4, queries=6, spoil=spoil)))
+    check_data(prepare(recipe_of(family=Spoilt(shots=4, queries=6, spoil=spoil))))
 
 
 def test_whatever_a_family_raises_is_a_sentence() -> None:
@@ -217,7 +219,7 @@ def test_whatever_a_family_raises_is_a_sentence() -> None:
         with pytest.raises(
             InputError, match=f"`sample` fails for 7 tasks of .* split .{type(error).__name__}: "
         ):
-            check_data(recipe_of(family=Spoilt(shots=5, queries=5, spoil=raises(error))))
+            check_data(prepare(recipe_of(family=Spoilt(shots=5, queries=5, spoil=raises(error)))))
     for spoil, sentence in (
         (
             lambda t: t._replace(query_x=t.query_x.to_sparse()),
@@ -233,7 +235,7 @@ def test_whatever_a_family_raises_is_a_sentence() -> None:
         ),
     ):
         with pytest.raises(InputError, match=sentence):
-            check_data(recipe_of(family=Spoilt(shots=5, queries=5, spoil=spoil)))
+            check_data(prepare(recipe_of(family=Spoilt(shots=5, queries=5, spoil=spoil))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +283,7 @@ class Pooled(nn.Linear):
 def test_a_network_of_other_outputs_than_the_targets_is_refused(build: Any, sentence: str) -> None:
     """Eight numbers against a target of one broadcast, trained, and ended with exit code 0."""
     with pytest.raises(InputError, match=sentence):
-        check_data(recipe_of(model=Net(build=build)))
+        check_data(prepare(recipe_of(model=Net(build=build))))
 
 
 def test_a_loss_or_metric_that_is_no_number_for_each_task_is_refused() -> None:
@@ -307,7 +309,7 @@ def test_a_loss_or_metric_that_is_no_number_for_each_task_is_refused() -> None:
             for name, p in problem.init(torch.Generator().manual_seed(0)).items()
         }
         with pytest.raises(
-            InputError, match=r"for 3 tasks, expected real numbers \[3\]: a mean for each of them"
+            InputError, match=r"for 3 tasks, expected real numbers \[3\], a mean for each of them"
         ):
             problem.query(params, task, context())
 
@@ -326,9 +328,9 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
         raise KeyError("f1")
 
     per_task = lambda p, y: (p - y).square().mean((1, 2))  # noqa: E731
-    check_data(recipe(metrics={"mse": per_task}))
+    check_data(prepare(recipe(metrics={"mse": per_task})))
     check_data(
-        recipe(metrics={"mse": lambda p, y: (p > y).sum((1, 2))})
+        prepare(recipe(metrics={"mse": lambda p, y: (p > y).sum((1, 2))}))
     )  # whole numbers are numbers
     for changed, sentence in (
         (
@@ -355,7 +357,7 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
         ),
     ):
         with pytest.raises(InputError, match=f"^{sentence}"):
-            check_data(recipe(**changed))
+            check_data(prepare(recipe(**changed)))
 
 
 @pytest.mark.parametrize("family", [Bandit(pulls=3, episodes=2), Navigation(horizon=3, episodes=2)])
@@ -367,15 +369,15 @@ def test_environments_are_checked_by_a_step(family: Any) -> None:
 
         return recipe_of(family=Changed(**{"episodes": 2}))
 
-    check_data(recipe(lambda *step: step))
+    check_data(prepare(recipe(lambda *step: step)))
     with pytest.raises(
         InputError, match=r"`step` gives rewards of shape \[7, 2, 1\], expected \[7, 2\]"
     ):
-        check_data(recipe(lambda seen, reward, ended: (seen, reward[..., None], ended)))
+        check_data(prepare(recipe(lambda seen, reward, ended: (seen, reward[..., None], ended))))
     with pytest.raises(
         InputError, match=r"`step` says what ended of shape bool, expected \[7, 2\]"
     ):
-        check_data(recipe(lambda seen, reward, ended: (seen, reward, False)))
+        check_data(prepare(recipe(lambda seen, reward, ended: (seen, reward, False))))
 
 
 class Branches(nn.Module):
@@ -392,11 +394,11 @@ class Branches(nn.Module):
 
 def test_a_network_that_cannot_be_batched_is_computed_task_after_task() -> None:
     recipe = recipe_of(model=Net(build=Branches))
-    check_data(recipe)
-    plan, reason = choose_plan(recipe, 0, 1)
+    check_data(prepare(recipe))
+    plan, reason = choose_plan(prepare(recipe), 0, 1)
     assert plan.path == "reference"
     assert "cannot be computed for several tasks at once" in reason
-    assert choose_plan(config(SINUSOID).recipe(), 0, 1)[0].path == "batched"
+    assert choose_plan(prepare(config(SINUSOID).recipe()), 0, 1)[0].path == "batched"
 
 
 HALVES = """
@@ -444,7 +446,7 @@ def test_what_a_network_freezes_stays_as_it_is_and_is_in_the_bundle(
     settings = config(
         SINUSOID | {"model": model}, algorithm=algorithm, outer=outer, output=str(tmp_path / "run")
     )
-    start = initial_meta(settings.recipe())
+    start = prepare(settings.recipe()).meta
     assert sorted(start.frozen) == ["body.0.bias", "body.0.weight"]
     assert sorted(start.model) == ["head.bias", "head.weight"]
     run.train(settings)
@@ -453,7 +455,7 @@ def test_what_a_network_freezes_stays_as_it_is_and_is_in_the_bundle(
     assert all(torch.equal(p, meta.frozen[name]) for name, p in start.frozen.items())
     assert not torch.equal(meta.model["head.weight"], start.model["head.weight"])
     later = replace(settings, model=replace(settings.model, weights=str(tmp_path / "run")), seed=9)
-    warmed = warm(later.recipe(), initial_meta(later.recipe()))
+    warmed = warm(later.recipe(), prepare(later.recipe()).meta)
     assert all(torch.equal(p, warmed.frozen[name]) for name, p in meta.frozen.items())
     assert all(torch.equal(p, warmed.model[name]) for name, p in meta.model.items())
 

@@ -826,8 +826,8 @@ def test_a_list_of_images_may_have_any_form(
         (torch.tensor(7), r"images must be a list of paths .*; got torch.int64 of shape \(\)"),
         (None, "images must be a list of them, got NoneType"),
         (7, "images must be a list of them, got int"),
-        ({"a.png": "cat"}, "images must have an order: give a list of them, got a dict"),
-        ({"a.png"}, "images must have an order: give a list of them, got a set"),
+        ({"a.png": "cat"}, "images are a dict, which has no order: give a list of them"),
+        ({"a.png"}, "images are a set, which has no order: give a list of them"),
         (np.array("a.png"), "images must be a list of paths"),
         (
             [None],

@@ -12,6 +12,7 @@ from cases import GLYPHS, SINUSOID, config
 
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
+from metatrain.start import prepare
 from metatrain.core import InputError, Ticket, generator_for
 from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour
@@ -124,7 +125,7 @@ def test_tasks_are_a_function_of_seed_and_ticket(base: dict[str, Any]) -> None:
 
     def drawn(ticket: Ticket, seed: int = 0, before: tuple[Ticket, ...] = ()) -> Any:
         recipe = config(base, seed=seed).recipe()
-        worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
+        worker = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
         for earlier in before:
             worker.draw(earlier)
         worker.draw(ticket)
@@ -148,7 +149,7 @@ def test_generators_differ_by_purpose() -> None:
 
 def test_the_last_ticket_of_a_step_takes_what_is_left() -> None:
     recipe = config(SINUSOID).recipe()  # 10 tasks in tickets of 3
-    worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
+    worker = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
     sizes = []
     for part in range(recipe.outer.tickets()):
         ticket = Ticket("update", "train", 0, part)
@@ -165,14 +166,14 @@ def test_the_last_ticket_of_a_step_takes_what_is_left() -> None:
             "101 ways were asked for, but the val split of glyphs/glyphs has 100 classes",
         ),
         ({"shots": 20}, "20 shots and 1 queries need 21 images of a class"),
-        ({"splits": "omni-vinyals"}, "no splits 'omni-vinyals'; choose one of glyphs"),
+        ({"splits": "omni-vinyals"}, "no splits 'omni-vinyals': choose one of glyphs"),
         (
             {"data": "omniglot"},
             "data set 'omniglot' is not imported yet: run `metatrain data import omniglot`",
         ),
         (
             {"data": "nothing"},
-            "data set 'nothing' is not imported yet: .*with --source where it is your own",
+            "data set 'nothing' is not imported yet: .*with --source if it is your own",
         ),
     ],
 )

@@ -17,7 +17,8 @@ from metatrain import schema
 from metatrain.core import InputError, Meta
 from metatrain.learner import Learner
 from metatrain.metrics import Better
-from metatrain.start import check_data, check_fit, initial_meta
+from metatrain.first_look import check_data
+from metatrain.start import check_fit, prepare
 from metatrain.storage import Folder
 from tuning import config
 from tuning.config import ASHA, PBT, Budget, Sweep
@@ -74,7 +75,7 @@ def load(path: Path, overrides: Sequence[str] = (), resume: str | None = None) -
 
 def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     """Resolve a sweep whose trials share `base`; InputError names its file, `path`."""
-    check_data(base.recipe())
+    check_data(prepare(base.recipe()))
     # Trials can resume from each validation that they report.
     saved = dataclasses.replace(base.checkpoint, every_steps=base.validation.every_steps)
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
@@ -160,8 +161,8 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
             source = f"space.{key} at {value}"
             trial = _with(base, {key: value}, source)
             try:
-                check_data(trial.recipe())
-                meta = initial_meta(trial.recipe())
+                check_data(prepare(trial.recipe()))
+                meta = prepare(trial.recipe()).meta
                 check_fit(trial.recipe(), meta)
                 Learner(meta, trial.outer)
             except InputError as error:
@@ -215,7 +216,7 @@ def _check_pbt(scheduler: PBT, sweep: Sweep, space: Mapping[str, Domain], base: 
                 remedy="give pbt numbers of outer and algorithm",
             )
         trials = (_with(base, {key: value}, key) for value in domain.samples())
-        first, *others = (initial_meta(trial.recipe()) for trial in trials)
+        first, *others = (prepare(trial.recipe()).meta for trial in trials)
         if not all(_is_same(first, other) for other in others):
             raise InputError(
                 f"space.{key} decides what a training starts from, so pbt cannot change it later",

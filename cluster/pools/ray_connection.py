@@ -102,7 +102,7 @@ def _start_local(options: dict[str, Any]) -> None:
             if not (limit or file.startswith(folder) or folder.startswith(file)):
                 logs = f"{folder}/ray/session_latest/logs"
                 raise InputError(
-                    f"Ray cannot start on this machine ({first})", remedy=f"its logs are in {logs}"
+                    f"Ray cannot start on this machine ({first})", remedy=f"see its logs in {logs}"
                 ) from error
             reason = limit[0] if limit else first
     source = f"{names[0]}={folder}" if names else folder

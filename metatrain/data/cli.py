@@ -103,7 +103,7 @@ def import_(
         if size is not None or least != 2:
             raise InputError(
                 f"{name} comes in its published size",
-                remedy="--size and --least are for folders of your own",
+                remedy="leave out --size and --least, which are for folders of your own",
             )
         store = import_data(name, source)
         print(

@@ -134,7 +134,9 @@ class ImageStore:
             if scheme.name == name:
                 return scheme
         known = ", ".join(s.name for s in self.schemes)
-        raise InputError(f"data set {self.name!r} has no splits {name!r}; choose one of {known}")
+        raise InputError(
+            f"data set {self.name!r} has no splits {name!r}", remedy=f"choose one of {known}"
+        )
 
     @classmethod
     def open(cls, name: str) -> ImageStore:
@@ -143,16 +145,13 @@ class ImageStore:
         if not (folder / "manifest.json").exists():
             raise InputError(
                 f"data set {name!r} is not imported yet",
-                remedy=(
-                    f"run `metatrain data import {name}`, with "
-                    "--source where it is "
-                    "your own; `metatrain data list` shows those that are there"
-                ),
+                remedy=f"run `metatrain data import {name}`, with --source if it is your own; "
+                "`metatrain data list` shows those that are there",
             )
         return cls.read(
             name,
             folder,
-            f"run `metatrain data import {name}` again, with --source where it is your own",
+            f"run `metatrain data import {name}` again, with --source if it is your own",
         )
 
     @classmethod
@@ -160,7 +159,7 @@ class ImageStore:
         """Verify and memory-map the data set in a folder; `again` says how to get it anew."""
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.get("format") != FORMAT:
-            raise InputError(f"{folder} was written by another version", remedy=f"{again}")
+            raise InputError(f"{folder} was written by another version", remedy=again)
         path = folder / "images.arrow"
         with reading(f"the data set {name}", manifest["bytes"]):
             if (
@@ -168,7 +167,7 @@ class ImageStore:
                 or path.stat().st_size != manifest["bytes"]
                 or _sha256(path) != manifest["sha256"]
             ):
-                raise InputError(f"{path} is not what was imported", remedy=f"{again}")
+                raise InputError(f"{path} is not what was imported", remedy=again)
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         header = json.loads(batch.schema.metadata[b"metatrain"])
         sizes = torch.tensor(header["sizes"])
@@ -180,7 +179,7 @@ class ImageStore:
             manifest["images"],
             manifest["classes"],
         ]:
-            raise InputError(f"{path} has other counts than its manifest", remedy=f"{again}")
+            raise InputError(f"{path} has other counts than its manifest", remedy=again)
         return cls(
             name=name,
             images=images,

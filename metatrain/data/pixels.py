@@ -68,8 +68,8 @@ def listed(pictures: Any, channels: int) -> list[Picture]:
         raise InputError(SINGLE)
     if isinstance(pictures, Mapping | Set):
         raise InputError(
-            "images must have an order",
-            remedy=f"give a list of them, got a {type(pictures).__name__}",
+            f"images are a {type(pictures).__name__}, which has no order",
+            remedy="give a list of them",
         )
     if not hasattr(pictures, "__array__"):
         try:

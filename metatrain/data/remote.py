@@ -174,7 +174,8 @@ def _copy(uri: str, folder: Path, stored: _Stored) -> None:
                 file.write(chunk)
     except OSError as error:
         raise InputError(
-            f"cannot fetch {uri} ({error})", remedy="the same again goes on with what is here"
+            f"cannot fetch {uri} ({error})",
+            remedy="run the same command again; it resumes with what is here",
         ) from error
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

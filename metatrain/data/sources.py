@@ -103,8 +103,8 @@ def _omniglot(source: Path | None) -> ImageStore:
     ]
     if any(len(character) != 20 for members in files.values() for character in members.values()):
         raise InputError(
-            f"{source} is incomplete",
-            remedy="every Omniglot character has 20 drawings; get it again",
+            f"{source} is incomplete: every Omniglot character has 20 drawings",
+            remedy="get it again",
         )
     try:
         images = pixels.stack(
