@@ -28,17 +28,17 @@ class Workers:
     __pydantic_config__ = {"extra": "forbid"}
 
     min: int = 1
-    """number of workers with which training starts"""
+    """Number of workers with which training starts."""
     max: int = 2
-    """largest number of workers, each a Ray actor; 0: the driver's process computes, without Ray"""
+    """Largest number of workers, each a Ray actor; 0: the driver computes, without Ray."""
     cpus: float = 1.0
-    """CPUs of each worker"""
+    """CPUs of each worker."""
     gpus: float = 0.0
-    """GPUs of each worker"""
+    """GPUs of each worker."""
     threads: int = 1
-    """threads of torch in each process"""
+    """Threads of torch in each process."""
     wait_s: float = 60.0
-    """seconds to wait for the first `min` workers of a cluster"""
+    """Seconds to wait for the first `min` workers of a cluster."""
 
     def __post_init__(self) -> None:
         at_least(self, max=0, cpus=0, gpus=0, threads=1)
@@ -53,11 +53,11 @@ class Checkpoint:
     __pydantic_config__ = {"extra": "forbid"}
 
     every_steps: int = 500
-    """outer steps between checkpoints; there is one at the end as well"""
+    """Outer steps between checkpoints; there is one at the end as well."""
     keep: int = 2
-    """number of checkpoints that stay"""
+    """Number of checkpoints that stay."""
     uri: str | None = None
-    """folder or address such as s3://bucket/run; default: `checkpoints` in the output"""
+    """Folder or address such as s3://bucket/run; default: `checkpoints` in the output."""
 
     def __post_init__(self) -> None:
         at_least(self, every_steps=1, keep=1)
@@ -71,11 +71,11 @@ class Tracking:
     __pydantic_config__ = {"extra": "forbid"}
 
     uri: str | None = None
-    """server, store or none; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"""
+    """Server, store or none; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
     experiment: str | None = None
-    """name of the experiment; default: the family and its data, such as fewshot omniglot"""
+    """Name of the experiment; default: the family and its data, such as fewshot omniglot."""
     every_steps: int = 1
-    """outer steps between the metrics that are sent"""
+    """Outer steps between the metrics that are sent."""
 
     def __post_init__(self) -> None:
         at_least(self, every_steps=1)
@@ -92,13 +92,13 @@ class RunConfig(Recipe):
     """A recipe file: the recipe, and where and how it is computed."""
 
     workers: Workers = Workers()
-    """the workers that compute tickets"""
+    """The workers that compute tickets."""
     checkpoint: Checkpoint = Checkpoint()
-    """when and where checkpoints are saved"""
+    """When and where checkpoints are saved."""
     tracking: Tracking = Tracking()
-    """where and how often the run is recorded in MLflow"""
+    """Where and how often the run is recorded in MLflow."""
     output: str | None = None
-    """the run's folder or address; default: runs/NAME/DATE-TIME"""
+    """The run's folder or address; default: runs/NAME/DATE-TIME."""
 
     def recipe(self) -> Recipe:
         """Return the recipe alone, which workers and bundles get."""

@@ -1,18 +1,23 @@
-"""The tables of docs/ say what is in the code: keys and their defaults, recipe lines, files."""
+"""The tables of docs/ say what is in the code: keys, defaults, meanings, recipe lines, files.
+
+`python tests/test_reference.py` writes the meanings from the docstrings of the fields.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
-from typing import Any, get_args
+import sys
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 from pages import ROOT
 from pydantic import TypeAdapter
 
-from cluster.config import Checkpoint, Tracking, Workers
-from metatrain import algorithms, models, tasks
+from cluster.config import Checkpoint, RunConfig, Tracking, Workers
+from metatrain import algorithms, models, schema, tasks
 from metatrain.learner import Outer
 from metatrain.models import heads
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Validation
@@ -29,12 +34,14 @@ LANGUAGES = {"": "required", ".zh": "必填"}
 
 def section(name: str, title: str) -> str:
     """What stands on a page below a heading and above the next one."""
-    found = re.search(
-        rf"^#+ `{re.escape(title)}`\n(.*?)(?=^#|\Z)",
-        (ROOT / name).read_text(),
-        re.MULTILINE | re.DOTALL,
-    )
-    assert found is not None, f"{name} has no section {title}"
+    return part_of((ROOT / name).read_text(), title)
+
+
+def part_of(text: str, title: str) -> str:
+    """What stands below a heading and above the next one."""
+    title = rf"^#+ `{re.escape(title)}`\n"
+    found = re.search(rf"{title}(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"there is no section {title}"
     return found[1]
 
 
@@ -67,11 +74,80 @@ def shown(value: Any) -> str:
     return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 
+def heading(kind: Any) -> str:
+    """The heading of the section that has a dataclass's keys."""
+    return str(kind.name) if kind in COMPONENTS else kind.__name__.lower()
+
+
+def meanings(kind: Any) -> dict[str, str]:
+    """A dataclass's fields with their docstrings, but for the name by which it is chosen."""
+    chosen = {"name"} if hasattr(kind, "name") else set()
+    found = schema.fields_explained(kind)
+    return {
+        field.name: found.get(field.name, "")
+        for field in dataclasses.fields(kind)
+        if field.name not in chosen
+    }
+
+
+def with_meanings(text: str, kind: Any, title: str = "") -> str:
+    """A page's text whose table of a dataclass's keys has their docstrings in its last column."""
+    part = part_of(text, title) if title else text
+    defaults, new = keys(kind, "required"), part
+    for key, meaning in meanings(kind).items():
+        cells = re.escape(f"`{key}` | {defaults[key]} |")
+        new = re.sub(rf"^(.*{cells}) .* \|$", rf"\1 {meaning} |", new, flags=re.MULTILINE)
+    return text.replace(part, new)
+
+
+def reference() -> dict[str, str]:
+    """The pages with tables of keys, as they must be."""
+    found = {page: (ROOT / page).read_text() for page in ("docs/algorithms.md", "docs/sweeps.md")}
+    for kind in [*COMPONENTS, *GROUPS]:
+        found["docs/algorithms.md"] = with_meanings(
+            found["docs/algorithms.md"], kind, heading(kind)
+        )
+    for kind in (Sweep, ASHA, PBT):
+        found["docs/sweeps.md"] = with_meanings(found["docs/sweeps.md"], kind)
+    return found
+
+
+def named(hint: Any) -> set[Any]:
+    """The dataclasses that a file can name which is read as this type."""
+    if not dataclasses.is_dataclass(hint):
+        return {kind for part in get_args(hint) for kind in named(part)}
+    hints = get_type_hints(hint, include_extras=True)
+    return {hint} | {
+        kind for field in dataclasses.fields(hint) for kind in named(hints[field.name])
+    }
+
+
+NAMED = sorted(named(RunConfig) | named(Sweep), key=lambda kind: str(kind.__qualname__))
+
+
+def test_the_files_of_runs_and_sweeps_name_every_component() -> None:
+    assert {*COMPONENTS, *GROUPS, ASHA, PBT} < set(NAMED)
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_every_key_has_a_docstring_of_one_line(kind: Any) -> None:
+    modules = {sys.modules[base.__module__] for base in kind.__mro__ if base is not object}
+    source = "".join(map(inspect.getsource, modules))
+    for key, meaning in meanings(kind).items():
+        assert re.fullmatch(r"[A-Z`\d].*\.", meaning), f"{kind.__name__}.{key}: {meaning!r}"
+        assert f'    """{meaning}"""\n' in source
+
+
+def test_the_pages_give_the_meaning_of_each_key_in_the_words_of_its_docstring() -> None:
+    for page, text in reference().items():
+        assert (ROOT / page).read_text() == text, "run `python tests/test_reference.py`"
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("kind", [*COMPONENTS, *GROUPS])
 def test_every_key_is_on_the_page_with_its_default(kind: Any, language: str) -> None:
-    title = kind.name if kind in COMPONENTS else kind.__name__.lower()
-    assert rows(section(f"docs/algorithms{language}.md", title)) == keys(kind, LANGUAGES[language])
+    page = section(f"docs/algorithms{language}.md", heading(kind))
+    assert rows(page) == keys(kind, LANGUAGES[language])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -106,3 +182,8 @@ def test_every_file_is_on_the_page(language: str) -> None:
         there = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
         named = rows(section(page, f"{folder.relative_to(ROOT).as_posix()}/"))
         assert named.keys() == there, f"{page} and the files of {folder.relative_to(ROOT)}"
+
+
+if __name__ == "__main__":
+    for page, text in reference().items():
+        (ROOT / page).write_text(text)
