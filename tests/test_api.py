@@ -22,7 +22,6 @@ import torch
 import yaml
 from cases import GLYPHS, SINUSOID, config
 from services import S3
-from test_without_ray import HIDE
 
 import metatrain
 from cluster.config import RunConfig, Workers
@@ -440,36 +439,6 @@ def test_runs_in_a_storage_are_opened_and_listed(trained: metatrain.Run, s3: S3)
     assert run.figures["example"].read_bytes().startswith(b"\x89PNG")
     assert metatrain.runs("s3://bucket/api").folder.tolist() == ["s3://bucket/api/first"]
     assert run.compare(trained).verdict == "a tie"
-
-
-def test_without_ray_training_is_in_process_and_says_so(tmp_path: Path) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HIDE)
-    recipe = {key: value for key, value in SHORT.items() if key != "workers"}
-    code = f"import metatrain; recipe = {recipe!r}\n"
-    code += "print(metatrain.train(recipe))\n"
-    code += (
-        "for call in (lambda: metatrain.train(recipe, workers={'max': 1}), lambda: "
-        "metatrain.tune({})):\n"
-    )
-    code += "    try: call()\n"
-    code += "    except metatrain.InputError as error: print(error)\n"
-    path = f"{tmp_path / 'site'}:{Path(__file__).parent.parent}"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    trained, refused, swept = done.stdout.splitlines()
-    assert "3 of 3 steps" in trained
-    assert "ray is not installed: this process computes" in done.stderr
-    assert refused.startswith(
-        "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
-    )
-    assert swept == "ray is not installed: pip install 'ray[default,tune,train]' optuna"
 
 
 SWEEP: dict[str, Any] = {

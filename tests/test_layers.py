@@ -18,69 +18,29 @@ FILES = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
 DOOR = ROOT / "metatrain" / "__init__.py"  # of all layers: it names them and imports none
 
 
-ABSENT = [
-    (
-        "import metatrain.recipe, metatrain.bundle",
-        {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"},
-    ),
-    (
-        "import metatrain.inference",
-        {"ray", "mlflow", "torchvision", "matplotlib", "cluster", "tuning"},
-    ),
-    (
-        "import metatrain",
-        {
-            "torch",
-            "ray",
-            "mlflow",
-            "pandas",
-            "pydantic",
-            "matplotlib",
-            "IPython",
-            "cluster",
-            "tuning",
-        },
-    ),
-    (
-        "import cluster.loop, cluster.checkpoint",
-        {"ray", "mlflow", "torchvision", "matplotlib", "tuning"},
-    ),
-    ("import cluster.run, cluster.tracking.tracker", {"ray", "mlflow", "torchvision", "tuning"}),
-    (
-        "import cluster.api",
-        {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "tuning"},
-    ),
-    (
-        "import tuning.api",
-        {"ray", "mlflow", "torchvision", "matplotlib", "pandas", "IPython", "optuna"},
-    ),
-    ("import cluster.pools.ray_pool", {"mlflow", "torchvision", "matplotlib", "tuning"}),
-    ("import tuning.cli", {"ray", "mlflow", "torch", "torchvision", "matplotlib", "pydantic"}),
+# A Python imports a chain. After each row, what it and the rows below it name is not loaded.
+CHAINS = [
+    [
+        ("metatrain", "torch pydantic numpy"),
+        ("metatrain.recipe metatrain.bundle metatrain.inference", "cluster"),
+        ("cluster.loop cluster.checkpoint cluster.api", "tuning"),
+        ("tuning.api", "matplotlib pandas IPython"),
+        ("cluster.run cluster.tracking.tracker", "ray mlflow torchvision optuna"),
+    ],
+    [("cluster.pools.ray_pool", "mlflow torchvision matplotlib tuning")],
+    [("tuning.cli", "ray mlflow torch torchvision matplotlib pydantic")],
 ]
+PRINT = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
 
 
-@pytest.fixture(scope="module")
-def started() -> dict[str, subprocess.Popen[str]]:
-    """A Python for each statement, all at once: they take a second or two."""
-    code = "{}; import sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
-    return {
-        statement: subprocess.Popen(
-            [sys.executable, "-c", code.format(statement)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for statement, _ in ABSENT
-    }
-
-
-@pytest.mark.parametrize(("statement", "absent"), ABSENT)
-def test_importing_brings_no_more_than_the_layer_knows(
-    statement: str, absent: set[str], started: dict[str, subprocess.Popen[str]]
-) -> None:
-    out, _ = started[statement].communicate()
-    assert started[statement].returncode == 0
-    assert not set(out.split()) & absent
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0][0])
+def test_importing_brings_no_more_than_the_layer_knows(chain: list[tuple[str, str]]) -> None:
+    code = "\n".join(f"import {', '.join(modules.split())}; {PRINT}" for modules, _ in chain)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for i, (line, (modules, _)) in enumerate(zip(done.stdout.splitlines(), chain, strict=True)):
+        absent = {name for _, later in chain[i:] for name in later.split()}
+        assert not set(line.split()) & absent, modules
 
 
 def imports(path: Path, known: set[str]) -> set[str]:

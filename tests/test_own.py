@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import py_compile
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from cases import SINUSOID, config
+from pages import blocks, commands
 from services import command, store
 
 from cluster import run
@@ -272,6 +274,7 @@ def test_what_an_own_module_imports_goes_along(mine: Path, text: str) -> None:
     assert all((mine / name).read_bytes() == data for name, data in files.items())
 
 
+@pytest.mark.ray
 def test_what_is_sent_runs_where_nothing_else_is(
     mine: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -622,3 +625,23 @@ def test_source_is_in_mlflow(mine: Path) -> None:
     assert [a.path for a in client.list_artifacts(found.info.run_id, "code/mine")] == [
         "code/mine/classes.py"
     ]
+
+
+def test_the_algorithm_in_20_lines_of_the_page_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (text,) = blocks("CONTRIBUTING.md", "python")
+    body = text.partition("@dataclass")[2].splitlines()
+    assert len([line for line in body if line.strip()]) <= 22
+    (tmp_path / "mine.py").write_text(text)
+    shutil.copytree(RECIPES, tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (printed,) = (line for line in commands("CONTRIBUTING.md") if not line.startswith("make"))
+    sets = [item for value in (*LESS, "workers.max=0", "output=run") for item in ("--set", value)]
+    program, *arguments = shlex.split(printed)
+    assert program == "metatrain"
+    done = command(*arguments, *sets)
+    assert done.returncode == 0, done.stderr
+    learned = bundle.load("run/bundle")[0].algorithm
+    assert (learned.name, learned.strength) == ("mine:Proximal", 1.0)

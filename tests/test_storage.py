@@ -145,6 +145,7 @@ def test_a_data_set_is_fetched_once_and_known_by_its_checksum(
     )  # nothing was asked: a worker that comes back needs no network
 
 
+@pytest.mark.ray
 def test_processes_of_a_machine_fetch_one_copy(s3: S3, pushed: str, own_cache: Path) -> None:
     code = f"from metatrain.data.sources import open_data; print(open_data({pushed!r}).checksum)"
     started = [

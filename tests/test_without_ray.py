@@ -1,119 +1,153 @@
-"""Where neither Ray nor MLflow is installed, everything but Ray and MLflow works."""
+"""Without Ray and MLflow everything but Ray and MLflow works, and asking for them is a sentence."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from cases import GLYPHS, SINUSOID, config
+from cases import GLYPHS, SINUSOID
 from photos import album
+from services import Done
 
-from cluster import run
-
+TESTS = Path(__file__).parent
 HIDE = """
 import sys
+from importlib import util
 from importlib.abc import MetaPathFinder
+
+ABSENT = ("ray", "mlflow")
 
 class Hidden(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "mlflow"):
+        if name.split(".")[0] in ABSENT:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Hidden())
-from importlib import util
 find = util.find_spec
-ABSENT = ("ray", "mlflow")
 util.find_spec = lambda name, package=None: (
     None if name.split(".")[0] in ABSENT else find(name, package)
 )
 """
+PROGRAM = """
+import json
+import sys
+from services import command
+
+for name in ("ray", "mlflow"):
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    sys.exit(f"{name} is not hidden")
+
+import metatrain
+
+given = json.load(sys.stdin)
+answers = {" ".join(arguments): command(*arguments) for arguments in given["commands"]}
+answers["python"] = str(metatrain.train(given["recipe"]))
+for name, call in (
+    ("workers", lambda: metatrain.train(given["recipe"], workers={"max": 1})),
+    ("sweep", lambda: metatrain.tune({})),
+):
+    try:
+        call()
+    except metatrain.InputError as error:
+        answers[name] = str(error)
+print(json.dumps(answers))
+"""
+COMMANDS = [
+    "train s.yaml --set output=out",
+    "evaluate out --set workers.max=0",
+    "train g.yaml --set output=run",
+    "adapt run --support few --query new",
+    "train s.yaml --set workers.max=1 --set output=a",
+    "train s.yaml --set tracking.uri=sqlite:///x.db --set output=b",
+    "tune sweep.yaml",
+]
 
 
-@pytest.fixture
-def hidden(tmp_path: Path) -> dict[str, str]:
-    """An environment in which Python does not find them."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HIDE)
-    return os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("without")
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(HIDE)
+    short = SINUSOID | {"tracking": {}}
+    images = GLYPHS | {"outer": GLYPHS["outer"] | {"steps": 1}, "evaluation": {"tasks": 2}}
+    (folder / "s.yaml").write_text(yaml.safe_dump(short))
+    (folder / "g.yaml").write_text(yaml.safe_dump(images))
+    album(folder / "few", range(5), 1)
+    album(folder / "new", range(5), 2, first=1)
+    return folder
 
 
-def command(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    full = [sys.executable, "-m", "tuning.cli", *arguments]
-    return subprocess.run(full, capture_output=True, text=True, check=False, env=env)
-
-
-def test_they_are_hidden(hidden: dict[str, str]) -> None:
-    for name in ("ray", "mlflow"):
-        done = subprocess.run(
-            [sys.executable, "-c", f"import {name}"], capture_output=True, env=hidden, check=False
-        )
-        assert done.returncode != 0
-
-
-def test_training_and_evaluation_in_process_work(hidden: dict[str, str], tmp_path: Path) -> None:
-    recipe = tmp_path / "s.yaml"
-    recipe.write_text(yaml.safe_dump(SINUSOID | {"tracking": {}}))
-    done = command(hidden, "train", str(recipe), "--set", "output=out")
-    assert done.returncode == 0, done.stderr
-    assert "mlflow is not installed: metrics go to metrics.jsonl only" in done.stderr
-    result = done.stdout.splitlines()[-1]
-    assert result.startswith("result: mse=")
-    assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 20
-    assert (
-        command(hidden, "evaluate", "out", "--set", "workers.max=0").stdout.splitlines()[-1]
-        == result
+@pytest.fixture(scope="module")
+def answers(home: Path) -> dict[str, Any]:
+    """What each command and call says, one after the other in a Python that finds neither."""
+    recipe = {key: value for key, value in SINUSOID.items() if key != "workers"}
+    given = {"commands": [line.split() for line in COMMANDS], "recipe": recipe}
+    path = os.pathsep.join(map(str, (home / "site", TESTS.parent, TESTS)))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {name: Done(*said) if name in COMMANDS else said for name, said in found.items()} | {
+        "log": done.stderr
+    }
 
 
-def test_a_run_adapts_to_images_and_predicts(hidden: dict[str, str], tmp_path: Path) -> None:
-    run.train(config(GLYPHS, outer__steps=1, evaluation__tasks=2, output=str(tmp_path / "run")))
-    album(tmp_path / "few", range(5), 1)
-    album(tmp_path / "new", range(5), 2, first=1)
-    done = command(hidden, "adapt", "run", "--support", "few", "--query", "new")
+def test_training_and_evaluation_in_process_work(answers: dict[str, Any], home: Path) -> None:
+    trained, evaluated = (answers[line] for line in COMMANDS[:2])
+    assert trained.returncode == 0, trained.stderr
+    assert "mlflow is not installed: metrics go to metrics.jsonl only" in trained.stderr
+    result = trained.stdout.splitlines()[-1]
+    assert result.startswith("result: mse=")
+    assert len((home / "out" / "metrics.jsonl").read_text().splitlines()) == 20
+    assert evaluated.stdout.splitlines()[-1] == result
+
+
+def test_a_run_adapts_to_images_and_predicts(answers: dict[str, Any]) -> None:
+    done = answers[COMMANDS[3]]
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("written: adapted/predictions.json adapted/predictions.png\n")
 
 
-def test_asking_for_them_says_what_to_install(hidden: dict[str, str], tmp_path: Path) -> None:
-    recipe = tmp_path / "s.yaml"
-    recipe.write_text(yaml.safe_dump(SINUSOID))
-    sentences = {
-        "workers.max=1": (
-            "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            COMMANDS[4],
+            "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0",
         ),
-        "tracking.uri=sqlite:///x.db": "mlflow is not installed: pip install mlflow",
-    }
-    started = {
-        sentence: subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tuning.cli",
-                "train",
-                str(recipe),
-                "--set",
-                setting,
-                "--set",
-                f"output=run-{i}",
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=hidden,
-        )
-        for i, (setting, sentence) in enumerate(sentences.items())
-    }
-    for sentence, process in started.items():
-        _, errors = process.communicate()
-        assert process.returncode == 2
-        assert sentence in errors
-        assert "Traceback" not in errors
-
-
-def test_a_sweep_says_so_too(hidden: dict[str, str]) -> None:
-    done = command(hidden, "tune", "sweep.yaml")
+        (COMMANDS[5], "mlflow is not installed: pip install mlflow"),
+        (COMMANDS[6], "ray is not installed: pip install 'ray[default,tune,train]' optuna"),
+    ],
+)
+def test_asking_for_them_says_what_to_install(
+    line: str, sentence: str, answers: dict[str, Any]
+) -> None:
+    done = answers[line]
     assert done.returncode == 2
-    assert "ray is not installed: pip install 'ray[default,tune,train]' optuna" in done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_from_python_training_is_in_process_and_says_so(answers: dict[str, Any]) -> None:
+    assert "20 of 20 steps" in answers["python"]
+    assert "ray is not installed: this process computes" in answers["log"]
+    assert answers["workers"].startswith(
+        "ray is not installed: pip install 'ray[default,tune,train]', or set workers.max to 0"
+    )
+    assert answers["sweep"] == "ray is not installed: pip install 'ray[default,tune,train]' optuna"
