@@ -162,9 +162,8 @@ def test_the_first_page_is_short() -> None:
 
 def test_every_paper_is_one_file_of_under_100_lines() -> None:
     for path in (ROOT / "metatrain" / "algorithms").glob("*.py"):
-        assert (
-            path.name == "inner_loop.py" or len(path.read_text().splitlines()) < 100
-        )  # which they share
+        shared = path.name.startswith("inner_")
+        assert shared or len(path.read_text().splitlines()) < 100
 
 
 @LANGUAGES
@@ -238,6 +237,7 @@ def slug(heading: str) -> str:
 
 def test_contributing_names_targets_of_make() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert [line.split()[:1] for line in commands("CONTRIBUTING.md")] == 4 * [["make"]]
-    for command in commands("CONTRIBUTING.md"):
+    targets = [line for line in commands("CONTRIBUTING.md") if line.startswith("make")]
+    assert len(targets) == 4
+    for command in targets:
         assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
