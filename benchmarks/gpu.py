@@ -35,7 +35,7 @@ from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.core import Context, generator_for, to_device
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 NAMES = ("W1", "W1s", "W2", "W6", "O1")
 RECIPE = Path(__file__).parent.parent / "recipes" / "omniglot_maml_5w1s.yaml"
@@ -43,8 +43,8 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "omniglot_maml_5w1s.yaml"
 
 def candidates(workload: Workload, device: torch.device) -> dict[str, Any]:
     recipe = workload.recipe()
-    worker = Worker(recipe, Plan("batched", device.type, 1))
-    meta = to_device(initial_meta(recipe), device)
+    worker = Worker(prepare(recipe), Plan("batched", device.type, 1))
+    meta = to_device(prepare(recipe).meta, device)
     worker.load(0, worker.layout.flatten(meta))
     tasks = to_device(
         workload.family.sample(generator_for(0, TICKET, "tasks"), workload.tasks, "train"), device

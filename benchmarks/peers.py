@@ -35,11 +35,11 @@ from workloads import TICKET, WORKLOADS, Workload
 
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
+from metatrain import start
 from metatrain.algorithms import MAML, Prototypical, Reptile, inner_loop
 from metatrain.core import Context, Meta, Task, generator_for, take
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
-from metatrain.start import initial_meta
 from metatrain.tasks import FewShot
 
 Named = dict[str, Tensor]
@@ -224,8 +224,9 @@ class Prepared(NamedTuple):
 def prepare(workload: Workload) -> Prepared:
     """The candidates, once they have been seen to agree in float64."""
     recipe = workload.recipe()
-    plan, _ = choose_plan(recipe, gpus=0, threads=1)
-    worker, meta = Worker(recipe, plan), initial_meta(recipe)
+    prepared = start.prepare(recipe)
+    plan, _ = choose_plan(prepared, gpus=0, threads=1)
+    worker, meta = Worker(prepared, plan), prepared.meta
     worker.load(0, worker.layout.flatten(meta))
     drawn = workload.family.sample(generator_for(0, TICKET, "tasks"), workload.tasks, "train")
     problem = workload.family.bind(workload.model, ("transductive",), plan.path)

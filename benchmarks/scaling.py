@@ -33,7 +33,7 @@ from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 RECIPE: dict[str, Any] = {
     "name": "scaling",
@@ -46,8 +46,8 @@ RECIPE: dict[str, Any] = {
 
 def bare(recipe: Recipe, plan: Plan, orders: Connection) -> None:
     """A process that computes the tickets it is told, until there are none."""
-    worker = Worker(recipe, plan)
-    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    worker = Worker(prepare(recipe), plan)
+    worker.load(0, worker.layout.flatten(prepare(recipe).meta))
     while tickets := orders.recv():
         for ticket in tickets:
             worker.compute(ticket)
@@ -64,7 +64,7 @@ class Bare:
         self._tickets = [
             ticket
             for step in range(steps)
-            for ticket in recipe.setting("update").tickets("update", step)
+            for ticket in recipe.setting("update").tickets(step)
         ]
         self._ends = []
         for _ in range(2):
@@ -90,7 +90,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, pool: Pool, steps: int) -> None:
         self._recipe, self._pool, self._steps = recipe, pool, steps
-        self._learner = Learner(initial_meta(recipe), recipe.outer)
+        self._learner = Learner(prepare(recipe).meta, recipe.outer)
 
     def __call__(self) -> None:
         steps = self._learner.version + self._steps
@@ -98,7 +98,8 @@ class Training:
             self._recipe, outer=dataclasses.replace(self._recipe.outer, steps=steps)
         )
         hooks = loop.Hooks(lambda step, metrics: None, lambda: None)
-        loop.train(recipe, self._learner, self._pool, Requests(self._pool), hooks, save_every=10**9)
+        requests = Requests(self._pool)
+        loop.train(prepare(recipe), self._learner, self._pool, requests, hooks, save_every=10**9)
 
 
 def main() -> None:
@@ -110,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipe = schema.parse(Recipe, RECIPE, "the benchmark")
-    plan, _ = choose_plan(recipe, gpus=0, threads=1)
+    plan, _ = choose_plan(prepare(recipe), gpus=0, threads=1)
     processes = Bare(recipe, plan, arguments.steps)
     one, two = partial(processes, 1), partial(processes, 2)
     bare_times = measure.in_turns(
@@ -118,12 +119,12 @@ def main() -> None:
     )
     with connected(None):
         pools = {
-            n: ray_pool.RayPool(recipe, plan, Workers(min=n, max=n, cpus=0.5), local=True)
+            n: ray_pool.RayPool(prepare(recipe), plan, Workers(min=n, max=n, cpus=0.5), local=True)
             for n in (1, 2)
         }
         candidates = {
             "one bare process": one,
-            "no Ray": Training(recipe, LocalPool(recipe, plan), arguments.steps),
+            "no Ray": Training(recipe, LocalPool(prepare(recipe), plan), arguments.steps),
             "one Ray worker": Training(recipe, pools[1], arguments.steps),
             "two Ray workers": Training(recipe, pools[2], arguments.steps),
         }

@@ -30,7 +30,7 @@ from cluster.workers.plan import choose_plan
 from metatrain import schema
 from metatrain.learner import Learner
 from metatrain.recipe import Recipe
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 WIDTHS = (40, 330, 1000, 2000, 3450)
 
@@ -75,7 +75,7 @@ def costs(recipe: Recipe, pool: Pool) -> tuple[list[float], list[float]]:
 
     hooks = loop.Hooks(note, lambda: None)
     loop.train(
-        recipe, Learner(initial_meta(recipe), recipe.outer), pool, requests, hooks, save_every=10**9
+        prepare(recipe), Learner(prepare(recipe).meta, recipe.outer), pool, requests, hooks, save_every=10**9
     )
     skipped = recipe.outer.steps // 4
     return steps[skipped:], besides[skipped:]
@@ -93,11 +93,11 @@ def main() -> None:
         for width in WIDTHS:
             for workers in (1, 2):
                 recipe = recipe_of(width, workers, arguments.steps)
-                plan, _ = choose_plan(recipe, gpus=0, threads=1)
-                size = 4 * Layout(initial_meta(recipe)).size / 1e6
-                alone, _ = costs(recipe, LocalPool(recipe, plan))
+                plan, _ = choose_plan(prepare(recipe), gpus=0, threads=1)
+                size = 4 * Layout(prepare(recipe).meta).size / 1e6
+                alone, _ = costs(recipe, LocalPool(prepare(recipe), plan))
                 pool = ray_pool.RayPool(
-                    recipe, plan, Workers(min=workers, max=workers, cpus=0.5), local=True
+                    prepare(recipe), plan, Workers(min=workers, max=workers, cpus=0.5), local=True
                 )
                 steps, besides = costs(recipe, pool)
                 pool.close()

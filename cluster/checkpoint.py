@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from cluster.config import RunConfig
 from cluster.workers.plan import Plan
 from metatrain import bundle, schema, storage
-from metatrain.core import InputError
+from metatrain.core import InputError, Meta
 from metatrain.learner import Learner
 
 NOT_LEARNT = {
@@ -28,6 +28,7 @@ NOT_LEARNT = {
     "tracking",
     "output",
     "evaluation",
+    "evaluations",
 }  # keys that change nothing learnt
 FORMAT = 2  # of the names in learner.safetensors: those of Meta.flat()
 FILES = {"learner.safetensors", "learner.json", "run.json", "config.yaml"}
@@ -42,6 +43,17 @@ class Saved(NamedTuple):
     tensors: dict[str, Any]
     scalars: dict[str, Any]
     notes: dict[str, str]  # such as the id of the MLflow run to continue
+
+    @property
+    def version(self) -> int:
+        """The outer steps that were made."""
+        return int(self.scalars["version"])
+
+    def meta(self) -> Meta:
+        """The meta-parameters."""
+        return Meta.unflat(
+            {name: p for name, p in self.tensors.items() if not name.startswith("optimizer.")}
+        )
 
 
 def save(
@@ -130,7 +142,7 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
                 remedy="only numbers under outer and algorithm may change; start a new run",
             )
         changed += [key] if old != new and scalar else []
-    version = saved.scalars["version"]
+    version = saved.version
     if changed and version >= config.outer.steps:
         raise InputError(
             (

@@ -11,7 +11,7 @@ from typing import Literal
 
 from cluster.pools.pool import Contribution, Failure, Pool
 from cluster.workers.usage import Usage
-from metatrain.core import Sentence, Ticket
+from metatrain.core import Scores, Sentence, Ticket, Update
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,19 @@ class Requests:
         for ticket in tickets:
             self._outstanding.add(ticket)
             self._pool.request(ticket)
+
+    def collect_updates(
+        self, tickets: Sequence[Ticket], oldest_version: int
+    ) -> tuple[list[Update], int]:
+        """The tickets' updates, and the oldest version of the parameters that one belongs to."""
+        found = self.collect(tickets, oldest_version)
+        updates = [c.result for c in found if isinstance(c.result, Update)]
+        return updates, min(c.version for c in found)
+
+    def collect_scores(self, tickets: Sequence[Ticket], version: int) -> list[Scores]:
+        """What was measured of the parameters of a version."""
+        found = self.collect(tickets, version)
+        return [c.result for c in found if isinstance(c.result, Scores)]
 
     def collect(self, tickets: Sequence[Ticket], oldest_version: int = 0) -> list[Contribution]:
         """Wait until all of these tickets have come; those computed on an older version are asked

@@ -24,6 +24,7 @@ from metatrain import bundle, schema
 from metatrain.core import InputError, Meta, Norm, Scores
 from metatrain.isolation import isolated
 from metatrain.recipe import Recipe
+from metatrain.start import prepare
 
 THREADS = 1
 DRAWN_BY = (
@@ -143,9 +144,7 @@ def _check_tasks(first: str, recipe: Recipe, second: str, other: Recipe) -> None
 def _drawn(recipe: Recipe) -> dict[str, Any]:
     """All that decides which tasks an evaluation draws."""
     setting = recipe.setting("score")
-    family = {
-        f"family.{key}": value for key, value in schema.flatten(schema.dump(setting.family))
-    }
+    family = {f"family.{key}": value for key, value in schema.flatten(schema.dump(setting.family))}
     return family | {f"evaluation.{key}": getattr(setting, key) for key in DRAWN_BY}
 
 
@@ -156,11 +155,12 @@ def _results(
     recipe = dataclasses.replace(
         recipe, evaluation=dataclasses.replace(recipe.evaluation, norm=norm)
     )
-    setting = recipe.setting("score")
-    worker = Worker(recipe, choose_plan(recipe, 0, THREADS)[0])
+    prepared = prepare(recipe)
+    setting = prepared.setting("score")
+    worker = Worker(prepared, choose_plan(prepared, 0, THREADS)[0])
     worker.load(0, worker.layout.flatten(meta))
     parts: list[Tensor] = []
-    for ticket in setting.tickets("score"):
+    for ticket in setting.tickets():
         found, _ = worker.compute(ticket)
         assert isinstance(found, Scores)
         (measured,) = found.curves.values()

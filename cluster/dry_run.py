@@ -4,7 +4,6 @@ and not kept.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,9 @@ from cluster.config import RunConfig
 from cluster.workers.memory import available, peak
 from cluster.workers.plan import Plan, choose_plan, device_of
 from cluster.workers.worker import Worker
-from metatrain.core import InputError, Ticket, Update, to_device
+from metatrain.core import InputError, Purpose, Update, to_device
 from metatrain.learner import Learner
-from metatrain.recipe import Recipe
-from metatrain.start import initial_meta
+from metatrain.start import TRAINING, Prepared
 
 FEW = 4  # tasks that are measured at most
 GB = 1024**3
@@ -71,18 +69,18 @@ class Estimate(NamedTuple):
         return found
 
 
-def estimate(config: RunConfig) -> Estimate:
+def estimate(config: RunConfig, prepared: Prepared) -> Estimate:
     """Memory and time of a run, from tickets of one task and of a few; the rest is a straight line
     through them.
 
     Workers are taken to have a core each.
     """
-    recipe, workers = config.recipe(), max(config.workers.max, 1)
-    plan, reason = choose_plan(recipe, config.workers.gpus, config.workers.threads)
-    update = _extrapolated(recipe, plan, Ticket("update", "train", 0, 0))
-    score = _extrapolated(recipe, plan, Ticket("score", recipe.evaluation.split, 0, 0))
+    recipe, workers = prepared.recipe, max(config.workers.max, 1)
+    plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
+    update = _extrapolated(prepared, plan, Purpose("update"))
+    score = _extrapolated(prepared, plan, Purpose("score"))
     outer, evaluation, validation = recipe.outer, recipe.evaluation, recipe.validation
-    step_s = -(-outer.tickets() // workers) * update.seconds + _learner_s(recipe)
+    step_s = -(-outer.tickets() // workers) * update.seconds + _learner_s(prepared)
     scored = evaluation.tasks
     if validation.every_steps:
         scored += validation.tasks * (1 + outer.steps // validation.every_steps)
@@ -90,7 +88,7 @@ def estimate(config: RunConfig) -> Estimate:
     return Estimate(
         plan=plan,
         reason=reason,
-        parameters=sum(p.numel() for params in initial_meta(recipe) for p in params.values()),
+        parameters=sum(p.numel() for p in prepared.meta.flat().values()),
         ticket=update,
         score=score,
         step_s=step_s,
@@ -100,7 +98,7 @@ def estimate(config: RunConfig) -> Estimate:
     )
 
 
-def trace(config: RunConfig, path: Path) -> str:
+def trace(config: RunConfig, prepared: Prepared, path: Path) -> str:
     """Write a trace of one outer step, which ui.perfetto.dev shows; returns a table of what took
     longest.
     """
@@ -108,18 +106,18 @@ def trace(config: RunConfig, path: Path) -> str:
         raise InputError(
             f"the trace cannot be written to {path}", remedy="give a file in a folder that is there"
         )
-    recipe = config.recipe()
-    plan, _ = choose_plan(recipe, config.workers.gpus, config.workers.threads)
-    worker = Worker(recipe, plan)
-    learner = Learner(to_device(initial_meta(recipe), device_of(plan)), recipe.outer)
+    plan, _ = choose_plan(prepared, config.workers.gpus, config.workers.threads)
+    worker = Worker(prepared, plan)
+    learner = Learner(to_device(prepared.meta, device_of(plan)), config.outer)
+    tickets = prepared.settings[TRAINING].tickets()
     worker.load(0, worker.layout.flatten(learner.meta()))
     for _ in range(3):  # what is built, chosen or recorded on first use
-        for ticket in recipe.setting("update").tickets("update"):
+        for ticket in tickets:
             worker.compute(ticket)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if plan.device == "cuda" else [])]
     with profile(activities=kinds) as profiled:
         updates = []
-        for ticket in recipe.setting("update").tickets("update"):
+        for ticket in tickets:
             with record_function(f"ticket {ticket.part}"):
                 result, _ = worker.compute(ticket)
             updates += [result] if isinstance(result, Update) else []
@@ -132,36 +130,36 @@ def trace(config: RunConfig, path: Path) -> str:
     return table
 
 
-def _extrapolated(recipe: Recipe, plan: Plan, ticket: Ticket) -> Cost:
-    setting = recipe.setting(ticket.work)
+def _extrapolated(prepared: Prepared, plan: Plan, purpose: Purpose) -> Cost:
+    setting = prepared.settings[purpose]
     tasks = min(setting.tasks_per_ticket, setting.tasks)
     few = min(tasks, FEW)
-    one = _measured(recipe, plan, ticket, 1)
+    one = _measured(prepared, plan, purpose, 1)
     if tasks == 1:
         return one
-    some = _measured(recipe, plan, ticket, few)
+    some = _measured(prepared, plan, purpose, few)
     return Cost(
         *(a + max(b - a, 0.0) * (tasks - 1) / (few - 1) for a, b in zip(one, some, strict=True))
     )
 
 
-def _learner_s(recipe: Recipe) -> float:
-    meta = initial_meta(recipe)
-    learner = Learner(meta, recipe.outer)
+def _learner_s(prepared: Prepared) -> float:
+    outer = prepared.recipe.outer
+    learner = Learner(prepared.meta, outer)
     for _ in range(3):
         started = time.perf_counter()
-        learner.apply([Update(meta, 1, {})] * recipe.outer.tickets())
+        learner.apply([Update(prepared.meta, 1, {})] * outer.tickets())
     return time.perf_counter() - started
 
 
-def _measured(recipe: Recipe, plan: Plan, ticket: Ticket, tasks: int) -> Cost:
+def _measured(prepared: Prepared, plan: Plan, purpose: Purpose, tasks: int) -> Cost:
     """Seconds of the third time, since on a GPU the first two prepare it, and the memory of one
     more.
     """
-    outer = dataclasses.replace(recipe.outer, tasks_per_step=tasks, tasks_per_ticket=tasks)
-    evaluation = dataclasses.replace(recipe.evaluation, tasks=max(tasks, 2), tasks_per_ticket=tasks)
-    worker = Worker(dataclasses.replace(recipe, outer=outer, evaluation=evaluation), plan)
-    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    setting = prepared.settings[purpose]._replace(tasks=tasks, tasks_per_ticket=tasks)
+    settings = {**prepared.settings, purpose: setting}
+    worker, (ticket,) = Worker(prepared._replace(settings=settings), plan), setting.tickets()
+    worker.load(0, worker.layout.flatten(prepared.meta))
     for _ in range(2):
         worker.compute(ticket)
     _, spent = worker.compute(ticket)

@@ -4,53 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
-from typing import Any
 
 from cluster.collector import Requests
 from metatrain import evaluate
 from metatrain.awaiting import awaiting
-from metatrain.core import Norm, Scores, Work
+from metatrain.core import Norm, Purpose, Scores
 from metatrain.evaluate import Score
-from metatrain.recipe import Recipe
+from metatrain.protocol import described
+from metatrain.start import Prepared
 
 
-def evaluate_work(recipe: Recipe, requests: Requests, work: Work, version: int) -> list[Score]:
-    """Score the published parameters, which are those of `version`, on fixed tasks: one score per
-    norm.
+def evaluate_all(prepared: Prepared, requests: Requests, version: int) -> list[Score]:
+    """The scores of the recipe's evaluation, the result first, then of its further evaluations."""
+    return [
+        dataclasses.replace(score, evaluation=purpose.variant)
+        for purpose in prepared.settings
+        if purpose.work == "score"
+        for score in evaluate_for(prepared, requests, purpose, version)
+    ]
 
-    `work` is "score" for the evaluation and "validate" for the validation.
+
+def evaluate_for(
+    prepared: Prepared, requests: Requests, purpose: Purpose, version: int
+) -> list[Score]:
+    """Score the published parameters, which are those of `version`, on a purpose's fixed tasks: one
+    score per norm.
     """
-    setting = recipe.setting(work)
-    tickets = setting.tickets(work)
+    setting = prepared.settings[purpose]
+    tickets = setting.tickets()
     requests.ask(tickets)
     parts: list[Scores] = []
-    what = f"evaluating on {setting.tasks} {setting.split} tasks"
-    with awaiting(what) if work == "score" else nullcontext(lambda text: None) as say:
+    name = f" of {purpose.variant}" if purpose.variant else ""
+    what = f"evaluating on {setting.tasks} {setting.split} tasks{name}"
+    with awaiting(what) if purpose.work == "score" else nullcontext(lambda text: None) as say:
         for ticket in tickets:
-            parts += [
-                c.result
-                for c in requests.collect([ticket], version)
-                if isinstance(c.result, Scores)
-            ]
+            parts += requests.collect_scores([ticket], version)
             say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
     return [
         evaluate.summarise(
-            parts, setting.family.metric, norm, protocol(recipe, work, version, norm)
+            parts, setting.family.metric, norm, protocol(prepared, purpose, version, norm)
         )
         for norm in parts[0].curves
     ]
 
 
-def protocol(recipe: Recipe, work: Work, version: int, norm: Norm | None = None) -> str:
+def protocol(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | None = None) -> str:
     """All that a score depends on, in a line; `norm` is one that it is measured with, by default
     the first.
     """
-    setting, training = recipe.setting(work), recipe.setting("update")
-    norm = norm or setting.family.bind(recipe.model, setting.norm, "reference").norm[0]
-    trained_norm = (
-        "none" if norm == "none" else recipe.norm
-    )  # a network without batch statistics has none in training
-    trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(training.algorithm)}"
+    recipe, setting = prepared.recipe, prepared.settings[purpose]
+    norm = norm or prepared.problems[purpose].norm[0]
+    # A network without batch statistics has no norm in training.
+    trained_norm = "none" if norm == "none" else recipe.norm
+    trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(recipe.algorithm)}"
     return (
         f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
         f"{described(recipe.model)}, "
@@ -59,21 +65,3 @@ def protocol(recipe: Recipe, work: Work, version: int, norm: Norm | None = None)
         f"steps of {recipe.outer.tasks_per_step} tasks ({trained}), seed {recipe.seed}; losses are "
         "means"
     )
-
-
-def described(component: Any, *, adapts: bool = False) -> str:
-    """A model or an algorithm by its name and its fields, without those that are off.
-
-    With `adapts` it is the algorithm as it adapts: without what it uses in training only.
-    """
-    said = [str(component.name)]
-    for item in dataclasses.fields(component):
-        value = getattr(component, item.name)
-        off = value is None or value is False or value in ((), ("*",))
-        if item.name != "name" and not off and not (adapts and item.metadata.get("training_only")):
-            text = f"{value}".replace(" ", "")
-            if dataclasses.is_dataclass(value):
-                inner = described(value)
-                text = f"({inner})" if " " in inner else inner
-            said.append(f"{item.name}={text}")
-    return " ".join(said)

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cluster.collector import Interrupted, Requests, WorkersLost
-from cluster.evaluation import evaluate_work
+from cluster.evaluation import evaluate_for
 from cluster.pools.pool import Pool, Snapshot
-from metatrain.core import InputError, Update
+from metatrain.core import InputError, Purpose
 from metatrain.learner import Diverged, Learner
-from metatrain.recipe import Recipe
+from metatrain.start import TRAINING, Prepared
 
 Metrics = dict[str, float]
 
@@ -33,20 +33,26 @@ class Hooks(NamedTuple):
 
 
 def train(
-    recipe: Recipe, learner: Learner, pool: Pool, requests: Requests, hooks: Hooks, save_every: int
+    prepared: Prepared,
+    learner: Learner,
+    pool: Pool,
+    requests: Requests,
+    hooks: Hooks,
+    save_every: int,
 ) -> None:
     """Take the learner from its version to `outer.steps`.
 
     Whatever ends it early (Interrupted, Diverged, WorkersLost, InputError) leaves a checkpoint of
     the last whole step.
     """
-    outer, validation, training = recipe.outer, recipe.validation, recipe.setting("update")
+    outer, validation = prepared.recipe.outer, prepared.recipe.validation
+    training = prepared.settings[TRAINING]
     pool.publish(Snapshot(learner.version, learner.meta()))
     asked = learner.version  # steps below it have been asked for
     saved = learner.version
     try:
         if validation.every_steps and learner.version == 0:
-            hooks.on_step(0, _validate(recipe, requests, 0))
+            hooks.on_step(0, _validate(prepared, requests, 0))
         while learner.version < outer.steps:
             started, busy_s, cpu_s, waited_s = (
                 time.monotonic(),
@@ -55,12 +61,12 @@ def train(
                 requests.waited_s,
             )
             while asked < outer.steps and asked <= learner.version + outer.max_staleness:
-                requests.ask(training.tickets("update", asked))
+                requests.ask(training.tickets(asked))
                 asked += 1
             oldest = learner.version - outer.max_staleness
-            contributions = requests.collect(training.tickets("update", learner.version), oldest)
-            updates = [c.result for c in contributions if isinstance(c.result, Update)]
-            staleness = max(learner.version - c.version for c in contributions)
+            tickets = training.tickets(learner.version)
+            updates, version = requests.collect_updates(tickets, oldest)
+            staleness = learner.version - version
             learned = learner.apply(updates)
             pool.publish(Snapshot(learner.version, learner.meta()))
             seconds = time.monotonic() - started
@@ -89,7 +95,7 @@ def train(
             }
             last = learner.version == outer.steps
             if validation.every_steps and (learner.version % validation.every_steps == 0 or last):
-                metrics |= _validate(recipe, requests, learner.version)
+                metrics |= _validate(prepared, requests, learner.version)
             hooks.on_step(learner.version, metrics)
             if learner.version % save_every == 0 or last:
                 hooks.save()
@@ -100,9 +106,9 @@ def train(
         raise
 
 
-def _validate(recipe: Recipe, requests: Requests, version: int) -> Metrics:
+def _validate(prepared: Prepared, requests: Requests, version: int) -> Metrics:
     """The mean over the tasks that did not diverge, and how many did, if any."""
-    score = evaluate_work(recipe, requests, "validate", version)[0]
+    score = evaluate_for(prepared, requests, Purpose("validate"), version)[0]
     name = f"val/{score.metric.name}"
     before = {
         f"{name}_before": value for value in score.curve[:-1][:1]

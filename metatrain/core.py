@@ -213,11 +213,9 @@ class Scores(NamedTuple):
 
 
 class TaskFamily(Protocol):
-    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10) or
-    FewShot(data="glyphs").
+    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10).
 
-    One that draws from data may have `resident(device)`, which gives itself with the data and its
-    samples there.
+    A family without data gets `check`, `resolved` and `describe` from tasks.generated.Generated.
     """
 
     @property
@@ -234,22 +232,38 @@ class TaskFamily(Protocol):
         ...
 
     def check(self, split: Split) -> None:
-        """Raise InputError where the split cannot give such tasks."""
+        """Raise InputError if the split cannot give such tasks."""
         ...
 
-    def standalone(self) -> TaskFamily:
-        """The family as a bundle records it: able to `bind` where its data is not at hand."""
-        ...
-
-    def picture(self, problem: Any, adapt: Adapt, context: Context) -> Figure:
-        """Show what adaptation does on tasks that the family draws with the context's generator.
-
-        problem: one that the family bound.
+    def resolved(self) -> TaskFamily:
+        """The family as a run records it, with nothing left open: its bundle binds it without its
+        data.
         """
         ...
 
     def describe(self) -> str:
         """The part of a protocol line that names the tasks."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """A family that shows what adaptation does."""
+
+    def picture(self, problem: Any, adapt: Adapt, context: Context) -> Figure:
+        """Draw tasks with the context's generator, and show them before and after adaptation.
+
+        problem: one that the family bound.
+        """
+        ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """A family whose data can lie on a device."""
+
+    def resident(self, device: torch.device) -> TaskFamily:
+        """The same family with its data, and so its samples, on the device."""
         ...
 
 

@@ -35,6 +35,7 @@ class Score:
     diverged: int
     median: float
     quartiles: tuple[float, float]
+    evaluation: str = ""  # its name, if it is one of the recipe's further evaluations
     norm: Norm  # whose statistics normalised query examples
     protocol: str
     steps: list[int]  # inner steps; 0 is before adaptation

@@ -1,11 +1,11 @@
-"""What a run learns: the recipe, and how its tasks are drawn for each kind of work."""
+"""What a run learns: the recipe, and how its tasks are drawn for each purpose."""
 
 from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -15,9 +15,9 @@ from metatrain.core import (
     InputError,
     Model,
     Norm,
-    Split,
+    Purpose,
+    Setting,
     TaskFamily,
-    Ticket,
     Work,
     at_least,
 )
@@ -50,8 +50,12 @@ class Evaluation:
     algorithm: dict[str, Any] = field(default_factory=dict)
     """Changed keys of the algorithm, such as `{inner_steps: 10}`."""
 
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms, the result's first."""
+        return (self.norm,) if isinstance(self.norm, str) else self.norm
+
     def __post_init__(self) -> None:
-        norms = (self.norm,) if isinstance(self.norm, str) else self.norm
+        norms = self.norms()
         if not norms or len(set(norms)) < len(norms):
             raise InputError("norm", got=list(norms), expected="one mode or more, each once")
         at_least(self, tasks=2, tasks_per_ticket=1)
@@ -83,23 +87,6 @@ class Validation:
         at_least(self, every_steps=0, tasks=1)
 
 
-class Setting(NamedTuple):
-    """What tickets of one kind of work are computed with."""
-
-    split: Split
-    family: TaskFamily
-    algorithm: Algorithm
-    norm: tuple[Norm, ...]
-    seed: int
-    tasks: int  # a step's, or an evaluation's
-    tasks_per_ticket: int
-
-    def tickets(self, work: Work, step: int = 0) -> list[Ticket]:
-        """All tickets of this work, in the order in which their answers are added."""
-        parts = -(-self.tasks // self.tasks_per_ticket)
-        return [Ticket(work, self.split, step, part) for part in range(parts)]
-
-
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
     """Everything that decides what is learnt: with a seed it determines the parameters."""
@@ -125,32 +112,70 @@ class Recipe:
     """What is measured during training."""
     evaluation: Evaluation = Evaluation()
     """What is measured after training."""
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    """Further evaluations by name, such as `{ways10: {family: {ways: 10}}}`."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        for name in self.evaluations:
+            check_variant(name)
 
-    def setting(self, work: Work) -> Setting:
-        """How the tasks of a kind of work are drawn and computed. InputError if an override does
-        not fit.
+    def settings(self) -> dict[Purpose, Setting]:
+        """How the tasks of each purpose are drawn and computed.
+
+        Raises InputError if an override does not fit.
         """
-        outer, evaluation, validation = self.outer, self.evaluation, self.validation
+        purposes = [Purpose("update"), Purpose("validate"), Purpose("score")]
+        purposes += [Purpose("score", name) for name in self.evaluations]
+        return {purpose: self.setting(*purpose) for purpose in purposes}
+
+    def setting(self, work: Work, variant: str = "") -> Setting:
+        """How the tasks of one purpose are drawn and computed."""
+        purpose, outer = Purpose(work, variant), self.outer
         if work == "update":
-            tasks, chunk = outer.tasks_per_step, outer.tasks_per_ticket
             return Setting(
-                "train", self.family, self.algorithm, (self.norm,), self.seed, tasks, chunk
+                purpose,
+                "train",
+                self.family,
+                self.algorithm,
+                (self.norm,),
+                self.seed,
+                outer.tasks_per_step,
+                outer.tasks_per_ticket,
             )
-        family, algorithm = self._overridden("family", work), self._overridden("algorithm", work)
-        norms = (evaluation.norm,) if isinstance(evaluation.norm, str) else evaluation.norm
-        if work == "score":
-            tasks, chunk = evaluation.tasks, evaluation.tasks_per_ticket
-            return Setting(
-                evaluation.split, family, algorithm, norms, evaluation.seed, tasks, chunk
-            )
-        norm, chunk = (
-            (validation.norm or norms[0],),
-            min(validation.tasks, evaluation.tasks_per_ticket),
+        if work == "validate":
+            return self._validation()
+        evaluation = self.evaluations[variant] if variant else self.evaluation
+        key = f"evaluations.{variant}" if variant else "evaluation"
+        return Setting(
+            purpose,
+            evaluation.split,
+            schema.override(self.family, evaluation.family, f"{key}.family"),
+            schema.override(self.algorithm, evaluation.algorithm, f"{key}.algorithm"),
+            evaluation.norms(),
+            evaluation.seed,
+            evaluation.tasks,
+            evaluation.tasks_per_ticket,
         )
-        return Setting("val", family, algorithm, norm, validation.seed, validation.tasks, chunk)
+
+    def _validation(self) -> Setting:
+        """The evaluation's setting with what the validation says itself; its tasks are its own."""
+        own, like = self.validation, self.setting("score")
+        family, algorithm = like.family, like.algorithm
+        if own.family is not None:
+            family = schema.override(self.family, own.family, "validation.family")
+        if own.algorithm is not None:
+            algorithm = schema.override(self.algorithm, own.algorithm, "validation.algorithm")
+        return Setting(
+            Purpose("validate"),
+            "val",
+            family,
+            algorithm,
+            (own.norm or like.norm[0],),
+            own.seed,
+            own.tasks,
+            min(own.tasks, like.tasks_per_ticket),
+        )
 
     def __repr__(self) -> str:
         parts = (self.family.name, self.model.name, self.algorithm.name)
@@ -162,16 +187,6 @@ class Recipe:
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(schema.as_yaml(self))}</pre>"
 
-    def _overridden(self, name: str, work: Work) -> Any:
-        """The family or the algorithm of a validation or an evaluation."""
-        own = getattr(self.validation, name) if work == "validate" else None
-        group, changes = (
-            ("validation", own)
-            if own is not None
-            else ("evaluation", getattr(self.evaluation, name))
-        )
-        return schema.override(getattr(self, name), changes, f"{group}.{name}")
-
 
 def check_name(name: str) -> None:
     """Refuse a name that a folder cannot have."""
@@ -181,6 +196,18 @@ def check_name(name: str) -> None:
             got=name,
             expected="one that a folder can have",
             remedy="leave out / and a dot at its start",
+        )
+
+
+def check_variant(name: str) -> None:
+    """Refuse names of evaluations that would not be words of a metric's name in MLflow."""
+    taken = [norm.replace("+", "_plus_") for norm in get_args(Norm)]
+    if not (name.isascii() and name.isidentifier()) or name in taken:
+        raise InputError(
+            "a name in evaluations",
+            got=name,
+            expected="letters, digits and underscores",
+            remedy="give one that is no norm's, such as ways10",
         )
 
 

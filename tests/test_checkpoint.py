@@ -23,7 +23,7 @@ from metatrain import bundle, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
 from metatrain.ops.build import Unavailable
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
@@ -34,13 +34,14 @@ def save_steps(
     root: str, versions: list[int], keep: int = 2, base: dict[str, Any] = SINUSOID
 ) -> None:
     settings = config(base)
-    learner = Learner(initial_meta(settings.recipe()), settings.outer)
-    plan, _ = choose_plan(settings.recipe(), 0, 1)
+    learner = Learner(prepare(settings.recipe()).meta, settings.outer)
+    plan, _ = choose_plan(prepare(settings.recipe()), 0, 1)
     for version in versions:
         learner.version = version
         checkpoint.save(root, settings, plan, learner, {"mlflow_run_id": "abc"}, keep)
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("base", [SINUSOID, REPTILE], ids=["maml-adam", "reptile-sgd"])
 def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path: Path) -> None:
     """A process killed without warning after its fifth step, and another one that resumes."""
@@ -83,8 +84,8 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("probe", CASES)
 def test_what_every_kind_learns_and_tracks_goes_on_exactly(probe: str, tmp_path: Path) -> None:
     settings = config(CASES[probe])
-    recipe, (plan, _) = settings.recipe(), choose_plan(settings.recipe(), 0, 1)
-    worker = Worker(recipe, plan)
+    recipe, (plan, _) = settings.recipe(), choose_plan(prepare(settings.recipe()), 0, 1)
+    worker = Worker(prepare(recipe), plan)
 
     def learn(learner: Learner, until: int) -> torch.Tensor:
         while learner.version < until:
@@ -96,7 +97,7 @@ def test_what_every_kind_learns_and_tracks_goes_on_exactly(probe: str, tmp_path:
             learner.apply([update])
         return worker.layout.flatten(learner.meta())
 
-    straight, stopped, resumed = (Learner(initial_meta(recipe), recipe.outer) for _ in range(3))
+    straight, stopped, resumed = (Learner(prepare(recipe).meta, recipe.outer) for _ in range(3))
     expected = learn(straight, 4)
     learn(stopped, 2)
     saved = checkpoint.load(checkpoint.save(str(tmp_path), settings, plan, stopped, {}, 1))
@@ -198,7 +199,7 @@ def test_only_numbers_of_outer_and_algorithm_may_change(
     save_steps(str(tmp_path), [4])
     saved = checkpoint.load(str(tmp_path))
     changed = config(SINUSOID, **{key.replace(".", "__"): value})
-    plan, _ = choose_plan(changed.recipe(), 0, 1)
+    plan, _ = choose_plan(prepare(changed.recipe()), 0, 1)
     if allowed:
         checkpoint.check_resumable(saved, changed, plan)
         return

@@ -14,12 +14,13 @@ from services import store
 
 from cluster import run
 from cluster.tracking import datasets
+from metatrain.start import prepare
 from metatrain.tasks import open_data
 
 
 def entities(tree: dict[str, Any], **overrides: Any) -> dict[str, Any]:
     """The data sets of a run by the context that they are for."""
-    found = datasets.inputs(config(tree, **overrides).recipe())
+    found = datasets.inputs(prepare(config(tree, **overrides).recipe()).used())
     return {each.tags[0].value: each.dataset for each in found}
 
 

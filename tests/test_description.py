@@ -18,7 +18,7 @@ from services import store
 from cluster import run
 from cluster.config import Tracking
 from cluster.jobs.job import COMMIT, JOB, USER
-from cluster.tracking import description, mlflow_run, mlflow_tracker, provenance
+from cluster.tracking import description, mlflow_run, mlflow_tracker, provenance, recording
 from metatrain.evaluate import Score
 from metatrain.metrics import ACCURACY
 
@@ -58,9 +58,9 @@ def test_each_family_and_its_data_have_an_experiment() -> None:
         (SimpleNamespace(name="recipes.own:Parabolas", data="x"), "Parabolas"),
     ):
         assert provenance.experiment(family) == name
-    assert run.experiment_of(config(SINUSOID)).experiment == "sinusoid"
+    assert recording.experiment_of(config(SINUSOID)).experiment == "sinusoid"
     assert (
-        run.experiment_of(config(SINUSOID, tracking__experiment="metatrain")).experiment
+        recording.experiment_of(config(SINUSOID, tracking__experiment="metatrain")).experiment
         == "metatrain"
     )
 

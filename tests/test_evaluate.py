@@ -11,16 +11,17 @@ import torch
 from cases import GLYPHS, SINUSOID, config, context
 
 from cluster.collector import Requests
-from cluster.evaluation import described, evaluate_work, protocol
+from cluster.evaluation import evaluate_for, protocol
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Snapshot
 from cluster.workers.plan import choose_plan
 from metatrain.algorithms import MAML
-from metatrain.core import TRAINING_ONLY, InputError, Meta, Scores
+from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores
 from metatrain.evaluate import scores, summarise
 from metatrain.metrics import ACCURACY, Metric
 from metatrain.models import MLP
-from metatrain.start import initial_meta
+from metatrain.protocol import described
+from metatrain.start import prepare
 from metatrain.tasks import Sinusoid
 
 
@@ -71,13 +72,13 @@ def test_an_evaluation_scores_its_fixed_tasks_with_its_own_settings() -> None:
         evaluation__algorithm={"inner_steps": 4},
         evaluation__seed=9,
     ).recipe()
-    plan, _ = choose_plan(recipe, 0, 1)
+    plan, _ = choose_plan(prepare(recipe), 0, 1)
 
     def run(seed: int) -> list[float]:
         seeded = config(SINUSOID, seed=seed).recipe()
-        pool = LocalPool(recipe, plan)
-        pool.publish(Snapshot(0, initial_meta(seeded)))
-        (score,) = evaluate_work(recipe, Requests(pool), "score", 0)
+        pool = LocalPool(prepare(recipe), plan)
+        pool.publish(Snapshot(0, prepare(seeded).meta))
+        (score,) = evaluate_for(prepare(recipe), Requests(pool), Purpose("score"), 0)
         assert score.tasks == 30
         assert score.steps == [0, 1, 2, 3, 4]
         assert (
@@ -95,9 +96,9 @@ def test_each_norm_of_an_evaluation_gives_a_score() -> None:
     recipe = config(
         GLYPHS, evaluation__norm=["transductive", "support+1"], evaluation__tasks=4
     ).recipe()
-    pool = LocalPool(recipe, choose_plan(recipe, 0, 1)[0])
-    pool.publish(Snapshot(0, initial_meta(recipe)))
-    found = evaluate_work(recipe, Requests(pool), "score", 0)
+    pool = LocalPool(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
+    pool.publish(Snapshot(0, prepare(recipe).meta))
+    found = evaluate_for(prepare(recipe), Requests(pool), Purpose("score"), 0)
     assert [score.protocol.split("bn=")[1].split(",")[0] for score in found] == [
         "transductive",
         "support+1",
@@ -123,16 +124,16 @@ def test_a_split_says_nothing_of_the_purpose() -> None:
         12,
         7,
     )
-    plan, _ = choose_plan(recipe, 0, 1)
-    pool = LocalPool(recipe, plan)
-    pool.publish(Snapshot(0, initial_meta(recipe)))
+    plan, _ = choose_plan(prepare(recipe), 0, 1)
+    pool = LocalPool(prepare(recipe), plan)
+    pool.publish(Snapshot(0, prepare(recipe).meta))
     requests = Requests(pool)
-    found = {work: evaluate_work(recipe, requests, work, 0)[0] for work in ("score", "validate")}
+    found = {work: evaluate_for(prepare(recipe), requests, Purpose(work), 0)[0] for work in ("score", "validate")}
     assert (found["score"].tasks, found["validate"].tasks) == (30, 12)
     on_test = config(SINUSOID, validation={"tasks": 12, "every_steps": 5}).recipe()
-    pool = LocalPool(on_test, plan)
-    pool.publish(Snapshot(0, initial_meta(on_test)))
-    assert evaluate_work(on_test, Requests(pool), "validate", 0)[0].mean == found["validate"].mean
+    pool = LocalPool(prepare(on_test), plan)
+    pool.publish(Snapshot(0, prepare(on_test).meta))
+    assert evaluate_for(prepare(on_test), Requests(pool), Purpose("validate"), 0)[0].mean == found["validate"].mean
 
 
 def test_validation_is_measured_like_the_result_unless_it_says_otherwise() -> None:
@@ -154,10 +155,10 @@ def test_validation_is_measured_like_the_result_unless_it_says_otherwise() -> No
 
 
 def test_a_protocol_names_the_network_and_the_statistics_that_there_are() -> None:
-    line = protocol(config(SINUSOID).recipe(), "score", 20)
+    line = protocol(prepare(config(SINUSOID).recipe()), Purpose("score"), 20)
     assert line.count("bn=none") == 2
     assert "mlp hidden=(16,16) head=linear, maml inner_lr=0.01 inner_steps=1" in line
-    line = protocol(config(GLYPHS, evaluation__norm="support+1").recipe(), "score", 20)
+    line = protocol(prepare(config(GLYPHS, evaluation__norm="support+1").recipe()), Purpose("score"), 20)
     assert (
         "bn=support+1, conv4 filters=8 pool=stride features=mean norm=batch norm_scale=True "
         "head=linear" in line
@@ -204,7 +205,7 @@ def test_an_evaluation_does_not_take_what_would_change_nothing(base: Any, algori
         recipe = config(SINUSOID, algorithm=base, **{f"{group}__algorithm": algorithm}).recipe()
         with pytest.raises(InputError, match=rf"{group}.algorithm.{key} would change nothing"):
             recipe.setting("score" if group == "evaluation" else "validate")
-    line = protocol(config(SINUSOID, algorithm=base).recipe(), "score", 1)
+    line = protocol(prepare(config(SINUSOID, algorithm=base).recipe()), Purpose("score"), 1)
     assert line.count("initial_lr") == (base["name"] == "meta_sgd")  # of the training only
 
 

@@ -25,7 +25,9 @@ from metatrain import figures, inference
 from metatrain.core import Task, Ticket, generator_for
 from metatrain.evaluate import Score
 from metatrain.metrics import ACCURACY, MSE
-from metatrain.start import initial_meta
+from metatrain.start import prepare
+
+pytestmark = pytest.mark.usefixtures("pictures")
 
 
 def line(axes: Axes, label: str) -> tuple[list[float], list[float]]:
@@ -320,7 +322,7 @@ def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predic
     recipe = config(
         GLYPHS, evaluation__family={"queries": 2}, evaluation__algorithm={"inner_steps": 3}
     ).recipe()
-    meta = initial_meta(recipe)
+    meta = prepare(recipe).meta
     figure = inference.illustrate(recipe, meta)
     setting, ticket = recipe.setting("score"), Ticket("score", "test", 0, 0)
     task = setting.family.sample(generator_for(setting.seed, ticket, "picture"), 1, "test")
@@ -342,7 +344,7 @@ def test_a_runs_example_is_an_episode_of_its_evaluation_with_the_networks_predic
 
 def test_a_sinusoids_example_shows_what_was_fitted() -> None:
     recipe = config(SINUSOID, evaluation__algorithm={"inner_steps": 4}).recipe()
-    meta = initial_meta(recipe)
+    meta = prepare(recipe).meta
     figure = inference.illustrate(recipe, meta)
     setting, ticket = recipe.setting("score"), Ticket("score", "test", 0, 0)
     family = replace(setting.family, queries=400)

@@ -21,13 +21,13 @@ from cluster.workers.layout import Layout
 from cluster.workers.plan import choose_plan
 from metatrain import bundle
 from metatrain.core import InputError, Meta, Task
+from metatrain.first_look import check_data
 from metatrain.models import MLP
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
-from metatrain.first_look import check_data
-from metatrain.weights import warm
 from metatrain.start import prepare
 from metatrain.tasks import Bandit, Navigation, Sinusoid
+from metatrain.weights import warm
 
 Spoil = Callable[[Task], Any]
 

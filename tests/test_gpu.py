@@ -12,7 +12,7 @@ from cluster import run
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain.core import Meta, Scores, Ticket, Update, to_device
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 
@@ -26,10 +26,10 @@ def test_cpu_and_cuda_agree(probe: str) -> None:
     found: list[list[Meta]] = []
     scored = []
     for gpus in (0, 1):
-        worker = Worker(recipe, choose_plan(recipe, gpus, 1)[0])
+        worker = Worker(prepare(recipe), choose_plan(prepare(recipe), gpus, 1)[0])
         updates = []
         for step in range(4):
-            meta = initial_meta(recipe)
+            meta = prepare(recipe).meta
             moved = Meta(
                 {k: p * (1 + 0.1 * (step // 2)) for k, p in meta.model.items()},
                 meta.algorithm,

@@ -26,11 +26,12 @@ import metatrain
 from cluster import run
 from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
-from metatrain import bundle, cli, figures, inference
+from metatrain import bundle, cli, figures
 from metatrain.core import InputError, Ticket, generator_for
-from metatrain.files import Predicted, _classified
 from metatrain.inference import Predictions
+from metatrain.inference.report import Predicted, classified
 from metatrain.names import shortened
+from metatrain.start import prepare
 from metatrain.tasks import FewShot, open_data
 
 
@@ -68,7 +69,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     )
     run.train(settings)
     recipe, meta = bundle.load(str(folder / "bundle"))
-    worker = Worker(recipe, Plan("reference", "cpu", 1))
+    worker = Worker(prepare(recipe), Plan("reference", "cpu", 1))
     worker.load(0, worker.layout.flatten(meta))
     ticket = Ticket("score", "test", 0, 0)
     setting, problem = worker._bind(ticket.work)
@@ -198,6 +199,7 @@ print(int(memory["RssAnon"].split()[0]) // 1024, *sorted(unwanted))
 """
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
 def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
     """No data set, no Ray, no MLflow: a conv4 of 64 filters adapts to 5-way 1-shot in a process of
@@ -324,7 +326,7 @@ def test_many_images_are_predicted_in_parts(
     query, _ = part(trained, "query")
     adapted = metatrain.load(trained.folder).adapt(*part(trained, "support"), norm="support+1")
     whole = adapted.predict(query).probabilities
-    monkeypatch.setattr(inference, "CHUNK", 3)
+    monkeypatch.setattr("metatrain.inference.adapted.CHUNK", 3)
     assert torch.equal(adapted.predict(query).probabilities, whole)
 
 
@@ -486,7 +488,7 @@ def test_the_runner_up_is_another_class_also_if_two_are_as_probable(trained: Tra
     adapted = learned.adapt(*part(trained, "support"))
     classes = list(adapted.classes or ())
     found = Predictions(classes, torch.full((2, len(classes)), 1 / len(classes)))
-    shown, *_ = _classified(
+    shown, *_ = classified(
         learned, adapted, found, "image", ["a.png", "b.png"], [None, "\x1b[31m"]
     )
     for count in (1, None):

@@ -24,6 +24,7 @@ from metatrain.core import InputError
 from metatrain.data.sources import import_data
 from metatrain.ops import build
 from metatrain.ops.block import FEW, KERNELS, Shape, block, reference
+from metatrain.start import prepare
 
 FUSED = GLYPHS | {"model": {"name": "conv4", "filters": 16}}
 
@@ -186,6 +187,7 @@ def compiler(folder: Path, body: str) -> Path:
     return path
 
 
+@pytest.mark.ray
 def test_of_processes_that_start_at_once_one_builds(tmp_path: Path) -> None:
     log = tmp_path / "log"
     cxx = compiler(tmp_path, f'echo "$@" >> {log}\nexec c++ "$@" -O0')
@@ -226,13 +228,13 @@ def test_without_a_compiler_the_reference_runs_and_a_worker_that_should_not_refu
 ) -> None:
     without(monkeypatch, METATRAIN_CACHE=str(tmp_path), **variables)
     recipe = config(FUSED, family__shape=[1, 28, 28]).recipe()
-    plan, reason = choose_plan(recipe, gpus=0, threads=1)
+    plan, reason = choose_plan(prepare(recipe), gpus=0, threads=1)
     assert plan.path == "reference"
     assert "about half the time, cannot be used" in reason
     with pytest.raises(
         InputError, match=f"the driver chose the compute path 'fused', .*{sentence}"
     ):
-        Worker(recipe, Plan("fused", "cpu", 1))
+        Worker(prepare(recipe), Plan("fused", "cpu", 1))
     refusal = ray_worker.RayWorker(schema.dump(recipe), Plan("fused", "cpu", 1)).ready()
     assert refusal is not None
     assert "the driver chose" in refusal
@@ -241,7 +243,7 @@ def test_without_a_compiler_the_reference_runs_and_a_worker_that_should_not_refu
 
 @pytest.mark.parametrize("model", [{"filters": 24}, {"filters": 16, "norm": "none"}])
 def test_networks_that_the_kernels_are_not_for_take_the_reference(model: dict[str, object]) -> None:
-    plan, reason = choose_plan(config(GLYPHS, model={"name": "conv4"} | model).recipe(), 0, 1)
+    plan, reason = choose_plan(prepare(config(GLYPHS, model={"name": "conv4"} | model).recipe()), 0, 1)
     assert plan.path == "reference"
     assert "filters in multiples of 16" in reason
 

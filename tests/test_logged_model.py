@@ -24,7 +24,7 @@ from cluster.tracking import logged_model
 from cluster.tracking.mlflow_tracker import MLflowTracker
 from metatrain import bundle
 from metatrain.core import InputError
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 from metatrain.tasks import open_data
 
 HOUSES = {
@@ -58,7 +58,7 @@ def saved(tree: dict[str, Any], folder: Path) -> Saved:
     from mlflow.models import Model
 
     recipe = config(tree).recipe()
-    bundle.save(str(folder / "kept"), recipe, initial_meta(recipe))
+    bundle.save(str(folder / "kept"), recipe, prepare(recipe).meta)
     learned = metatrain.load(str(folder / "kept"))
     example = logged_model.example_of(learned)
     logged_model.save(folder / "kept", learned, example, folder, Model())
@@ -205,7 +205,7 @@ def test_classes_of_ones_own_come_along(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["rl2", "maml-navigation"])
 def test_what_has_no_labelled_examples_is_no_model(name: str, tmp_path: Path) -> None:
     recipe = config(CASES[name]).recipe()
-    bundle.save(str(tmp_path / "kept"), recipe, initial_meta(recipe))
+    bundle.save(str(tmp_path / "kept"), recipe, prepare(recipe).meta)
     assert logged_model.record(None, "1", "run", tmp_path / "kept", 4) is None  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from cluster.workers.layout import Layout
 from cluster.workers.plan import choose_plan
 from metatrain.core import Ticket
 from metatrain.learner import Diverged, Learner
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 Event = Contribution | Failure | None
 
@@ -26,7 +26,7 @@ class ScriptedPool:
     """Computes on a LocalPool and hands the answers over as `script` arranges them."""
 
     def __init__(self, recipe: Any, script: Callable[[list[Event]], list[Event]]) -> None:
-        self.inner = LocalPool(recipe, choose_plan(recipe, 0, 1)[0])
+        self.inner = LocalPool(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
         self.script = script
         self.answers: list[Event] = []
         self.requested: list[Ticket] = []
@@ -55,10 +55,10 @@ def run(
     script: Callable[[list[Event]], list[Event]] = lambda answers: answers, **overrides: Any
 ) -> tuple[torch.Tensor, Requests, ScriptedPool, list[dict[str, float]]]:
     recipe = config(SINUSOID, **overrides).recipe()
-    pool, learner = ScriptedPool(recipe, script), Learner(initial_meta(recipe), recipe.outer)
+    pool, learner = ScriptedPool(recipe, script), Learner(prepare(recipe).meta, recipe.outer)
     requests, rows = Requests(pool), []
     hooks = loop.Hooks(lambda step, metrics: rows.append({"step": step, **metrics}), lambda: None)
-    loop.train(recipe, learner, pool, requests, hooks, save_every=5)
+    loop.train(prepare(recipe), learner, pool, requests, hooks, save_every=5)
     return Layout(learner.meta()).flatten(learner.meta()), requests, pool, rows
 
 
@@ -197,14 +197,14 @@ def test_whatever_ends_a_run_early_leaves_the_last_whole_step_saved(kind: str) -
                 return [Failure(first.ticket, "w", "lost", "gone")]
         return answers
 
-    pool, learner = ScriptedPool(recipe, script), Learner(initial_meta(recipe), recipe.outer)
+    pool, learner = ScriptedPool(recipe, script), Learner(prepare(recipe).meta, recipe.outer)
     requests = Requests(pool, lambda: kind == "interrupt" and len(steps) == 7)
     hooks = loop.Hooks(
         lambda step, metrics: steps.append(step), lambda: saved.append(learner.version)
     )
     expected = {"interrupt": Interrupted, "diverge": Diverged, "lose": WorkersLost}[kind]
     with pytest.raises(expected):
-        loop.train(recipe, learner, pool, requests, hooks, save_every=5)
+        loop.train(prepare(recipe), learner, pool, requests, hooks, save_every=5)
     assert saved == [5, 7]
 
 

@@ -20,7 +20,7 @@ from metatrain import bundle, schema
 from metatrain.algorithms import MAML, MetaSGD
 from metatrain.core import InputError, Meta, Ticket, Update
 from metatrain.learner import Learner
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 
 def rates(algorithm: MetaSGD, problem: Any) -> Meta:
@@ -56,8 +56,8 @@ def test_frozen_equal_rates_are_maml_step_by_step() -> None:
     for settings in (maml, frozen):
         recipe = settings.recipe()
         worker, learner = (
-            Worker(recipe, choose_plan(recipe, 0, 1)[0]),
-            Learner(initial_meta(recipe), recipe.outer),
+            Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0]),
+            Learner(prepare(recipe).meta, recipe.outer),
         )
         for step in range(5):
             worker.load(step, worker.layout.flatten(learner.meta()))

@@ -30,7 +30,8 @@ from metatrain.models.conv import Conv4
 from metatrain.models.normalisation import BatchStatistics, converted
 from metatrain.problems.functional import fresh
 from metatrain.problems.supervised import Supervised
-from metatrain.start import initial_meta, warm
+from metatrain.start import prepare
+from metatrain.weights import warm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,7 +447,7 @@ def test_a_run_starts_from_given_weights_and_resumes_without_them(tmp_path: Path
 def test_a_head_of_another_shape_starts_from_the_seed_and_all_else_must_fit(tmp_path: Path) -> None:
     def warmed(place: str) -> Any:
         recipe = config(SINUSOID, model__weights=place).recipe()
-        return warm(recipe, initial_meta(recipe)), initial_meta(recipe)
+        return warm(recipe, prepare(recipe).meta), prepare(recipe).meta
 
     wide = {"head.weight": torch.ones(7, 16), "head.bias": torch.ones(7)}
     found, start = warmed(weights_of(tmp_path, **wide))

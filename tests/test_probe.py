@@ -111,6 +111,7 @@ for sets in (["outer.steps=1"], MANY):
 """
 
 
+@pytest.mark.ray
 @LINUX
 def test_too_little_memory_is_one_sentence_and_the_last_step_is_saved(tmp_path: Path) -> None:
     """A process that may have twelve gigabytes of addresses meets a ticket that wants more."""
@@ -139,13 +140,13 @@ from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.core import Ticket
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 peak_mb = runpy.run_path(sys.argv[1])["peak_mb"]
 for tree, work in json.load(sys.stdin):
     recipe = schema.parse(RunConfig, tree, "test").recipe()
-    worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
-    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    worker = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
+    worker.load(0, worker.layout.flatten(prepare(recipe).meta))
     ticket = Ticket(work, "train" if work == "update" else "test", 0, 0)
     print(peak_mb(lambda: worker.compute(ticket)))
 """
@@ -166,6 +167,7 @@ def peaks(*asked: tuple[Any, str]) -> list[float]:
     return [float(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.ray
 @LINUX
 @pytest.mark.parametrize("filters", [24, 64], ids=["reference", "fused"])
 def test_memory_grows_neither_with_the_tasks_of_a_ticket_nor_an_evaluations_with_its_steps(
@@ -193,6 +195,7 @@ def test_memory_grows_neither_with_the_tasks_of_a_ticket_nor_an_evaluations_with
     assert twenty < 1.2 * one
 
 
+@pytest.mark.ray
 @LINUX
 def test_recomputing_keeps_the_memory_of_one_step() -> None:
     def settings(recompute: bool, steps: int) -> Any:
@@ -224,7 +227,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 recipe = config(SINUSOID).recipe()
-Worker(recipe, choose_plan(recipe, 0, 1)[0])
+Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
 before = resident()
 blocks = [torch.zeros(2**22) for _ in range(6)]
 del blocks
@@ -232,6 +235,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.ray
 @LINUX
 def test_a_worker_keeps_the_memory_that_it_frees() -> None:
     """To fetch pages anew for each task costs a network of large layers up to a tenth of its

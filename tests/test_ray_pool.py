@@ -8,7 +8,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from cluster.workers.layout import Layout
 from cluster.workers.plan import choose_plan
 from metatrain.core import InputError, Ticket
 from metatrain.learner import Learner
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -35,19 +35,58 @@ def ray_pool(settings: RunConfig, **workers: Any) -> Any:
     from cluster.pools.ray_pool import RayPool
 
     asked = dataclasses.replace(settings.workers, **workers)
-    plan, _ = choose_plan(settings.recipe(), 0, 1)
-    return RayPool(settings.recipe(), plan, asked, local=False)
+    plan, _ = choose_plan(prepare(settings.recipe()), 0, 1)
+    return RayPool(prepare(settings.recipe()), plan, asked, local=False)
+
+
+ACTORS: list[Any] = []  # of all `shared` pools: starting one takes as long as these tests
+
+
+def shared(settings: RunConfig, count: int) -> Any:
+    """A pool on actors that are there already and become workers of this recipe."""
+    import ray
+
+    from cluster.pools.ray_pool import RayPool
+    from cluster.pools.ray_worker import RayWorker
+
+    class Shared(RayPool):
+        def _start(self, actor: Any) -> None:
+            if len(self._actors) == len(ACTORS):
+                started = ray.remote(RayWorker).options(num_cpus=0)
+                ACTORS.append(started.remote(*self._arguments))
+            actor.handle = ACTORS[len(self._actors)]
+            again = actor.handle.__ray_call__
+            ray.get(again.remote(lambda worker, *given: worker.__init__(*given), *self._arguments))
+            self._actors.append(actor)
+            self._await_ready(actor)
+
+        def close(self) -> None:
+            self._actors.clear()
+            self._under_way.clear()
+
+    prepared = prepare(settings.recipe())
+    workers = dataclasses.replace(settings.workers, min=count, max=count)
+    return Shared(prepared, choose_plan(prepared, 0, 1)[0], workers, local=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_of_shared_actors(ray_cluster: None) -> Iterator[None]:
+    import ray
+
+    yield
+    while ACTORS:
+        ray.kill(ACTORS.pop())
 
 
 def train(
     settings: RunConfig, pool: Pool, each_step: Callable[[int], None] = lambda step: None
 ) -> torch.Tensor:
     recipe = settings.recipe()
-    learner = Learner(initial_meta(recipe), recipe.outer)
+    learner = Learner(prepare(recipe).meta, recipe.outer)
     requests = Requests(pool)
     try:
         loop.train(
-            recipe,
+            prepare(recipe),
             learner,
             pool,
             requests,
@@ -61,7 +100,7 @@ def train(
 
 
 def local(settings: RunConfig) -> Pool:
-    return LocalPool(settings.recipe(), choose_plan(settings.recipe(), 0, 1)[0])
+    return LocalPool(prepare(settings.recipe()), choose_plan(prepare(settings.recipe()), 0, 1)[0])
 
 
 def pid_of(actor: Any) -> int:
@@ -71,17 +110,22 @@ def pid_of(actor: Any) -> int:
     return found
 
 
-@pytest.mark.parametrize("probe", CASES)
-def test_training_gives_the_same_bits_in_process_and_on_one_and_three_actors(probe: str) -> None:
-    settings = config(CASES[probe])
+@pytest.mark.parametrize("case", CASES)
+def test_training_gives_the_same_bits_in_process_and_on_an_actor(case: str) -> None:
+    settings = config(CASES[case], outer__steps=4)
     expected = train(settings, local(settings))
-    assert torch.equal(train(settings, ray_pool(settings, min=1, max=1)), expected)
-    assert torch.equal(train(settings, ray_pool(settings, min=3, max=3)), expected)
+    assert torch.equal(train(settings, shared(settings, 1)), expected)
 
 
-@pytest.mark.parametrize("base", [SINUSOID, GLYPHS], ids=["sinusoid", "maml-conv4"])
-def test_a_worker_killed_in_mid_ticket_changes_nothing(base: dict[str, Any]) -> None:
-    settings = config(base)
+@pytest.mark.parametrize("case", ["sinusoid", "maml-conv4-fused", "reptile-conv4", "rl2"])
+def test_training_gives_the_same_bits_on_three_actors(case: str) -> None:
+    settings = config(CASES[case])
+    expected = train(settings, local(settings))
+    assert torch.equal(train(settings, shared(settings, 3)), expected)
+
+
+def test_a_worker_killed_in_mid_ticket_changes_nothing() -> None:
+    settings = config(SINUSOID)
     expected = train(settings, local(settings))
     pool = ray_pool(settings, min=2, max=2)
     victim = pool._actors[0]
@@ -109,7 +153,7 @@ def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(
 
     settings = config(SINUSOID)
     expected = train(settings, local(settings))
-    pool = ray_pool(settings, min=2, max=2)
+    pool = shared(settings, 2)
     get, seen, lost = ray.get, [], []
 
     def get_or_lose(ref: Any) -> Any:
@@ -129,7 +173,7 @@ def test_a_killed_worker_comes_back() -> None:
     settings = config(SINUSOID)
     pool = ray_pool(settings, min=2, max=2)
     try:
-        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         before = [pid_of(actor) for actor in pool._actors]
         os.kill(before[0], signal.SIGKILL)
         requests = Requests(pool)
@@ -137,7 +181,7 @@ def test_a_killed_worker_comes_back() -> None:
         step = 0
         while requests.lost == 0 or pool.status().alive < 2:
             assert time.monotonic() < deadline
-            tickets = settings.recipe().setting("update").tickets("update", step)
+            tickets = settings.recipe().setting("update").tickets(step)
             requests.ask(tickets)
             requests.collect(tickets)
             step += 1
@@ -155,15 +199,15 @@ def test_workers_do_not_write_to_the_parameters_they_share() -> None:
     import ray
 
     settings = config(GLYPHS, model__filters=64)  # more than Ray would send along with the call
-    pool = ray_pool(settings, min=2, max=2)
+    pool = shared(settings, 2)
     try:
-        meta = initial_meta(settings.recipe())
+        meta = prepare(settings.recipe()).meta
         pool.publish(Snapshot(0, meta))
-        shared = pool._parameters
-        before = ray.get(shared).copy()
+        sent = pool._parameters
+        before = ray.get(sent).copy()
         assert before.nbytes > 100_000
         requests = Requests(pool)
-        tickets = settings.recipe().setting("update").tickets("update", 0)
+        tickets = settings.recipe().setting("update").tickets(0)
         requests.ask(tickets)
         requests.collect(tickets)
 
@@ -171,7 +215,7 @@ def test_workers_do_not_write_to_the_parameters_they_share() -> None:
             worker._worker._buffer.add_(1)  # the worst a worker could do to its own parameters
 
         ray.get(pool._actors[0].handle.__ray_call__.remote(scribble))
-        assert (ray.get(shared) == before).all()
+        assert (ray.get(sent) == before).all()
         seen = ray.get(
             pool._actors[1].handle.__ray_call__.remote(
                 lambda worker: worker._worker._buffer.numpy().copy()
@@ -189,9 +233,9 @@ def test_a_worker_is_lean() -> None:
     import ray
 
     settings = config(GLYPHS)
-    pool = ray_pool(settings, min=1, max=1)
+    pool = shared(settings, 1)
     try:
-        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         requests = Requests(pool)
         tickets = [Ticket("update", "train", 0, 0), Ticket("score", "test", 0, 0)]
         requests.ask(tickets)
@@ -213,11 +257,11 @@ def test_the_next_tasks_are_drawn_while_a_worker_waits() -> None:
     import ray
 
     settings = config(SINUSOID)
-    pool = ray_pool(settings, min=2, max=2)
+    pool = shared(settings, 2)
     try:
-        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         requests = Requests(pool)
-        tickets = settings.recipe().setting("update").tickets("update", 0)
+        tickets = settings.recipe().setting("update").tickets(0)
         requests.ask(tickets)
         requests.collect(tickets)
         drawn = {
@@ -227,16 +271,16 @@ def test_the_next_tasks_are_drawn_while_a_worker_waits() -> None:
                 actor.handle.__ray_call__.remote(lambda worker: list(worker._worker._drawn))
             )
         }
-        assert drawn == set(settings.recipe().setting("update").tickets("update", 1))
+        assert drawn == set(settings.recipe().setting("update").tickets(1))
     finally:
         pool.close()
 
 
 def test_an_error_in_a_worker_ends_the_run_with_its_cause() -> None:
     settings = config(SINUSOID)
-    pool = ray_pool(settings, min=1, max=1)
+    pool = shared(settings, 1)
     try:
-        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         requests = Requests(pool)
         impossible = Ticket("update", "train", 0, 99)  # beyond the step's tasks
         requests.ask([impossible])
@@ -250,9 +294,9 @@ def test_an_error_in_a_worker_ends_the_run_with_its_cause() -> None:
 
 def test_a_ticket_that_was_asked_twice_is_answered_twice() -> None:
     settings = config(SINUSOID)
-    pool = ray_pool(settings, min=2, max=2)
+    pool = shared(settings, 2)
     try:
-        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+        pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         ticket = Ticket("update", "train", 0, 0)
         for _ in range(2):
             pool.request(ticket)
@@ -273,11 +317,11 @@ def test_a_worker_that_cannot_follow_refuses_with_the_reason() -> None:
     from cluster.pools.ray_pool import RayPool
 
     recipe = config(SINUSOID).recipe()
-    plan = choose_plan(recipe, 0, 1)[0]._replace(device="cuda")
+    plan = choose_plan(prepare(recipe), 0, 1)[0]._replace(device="cuda")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match=r"workers.gpus asks for a GPU, but torch sees none"):
-        RayPool(recipe, plan, Workers(), local=False)
+        RayPool(prepare(recipe), plan, Workers(), local=False)
 
 
 def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> None:
@@ -295,9 +339,9 @@ def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> Non
     try:
         ray.get([group.ready(), others.ready()])
         assert ray.available_resources().get("GPU", 0) == 0  # nothing else is left
-        plan, _ = choose_plan(settings.recipe(), 0, 1)
+        plan, _ = choose_plan(prepare(settings.recipe()), 0, 1)
         pool = RayPool(
-            settings.recipe(),
+            prepare(settings.recipe()),
             plan,
             Workers(min=1, max=2, cpus=0.5, gpus=0.5),
             local=False,
@@ -330,7 +374,7 @@ def test_more_than_the_cluster_has_ends_in_one_sentence(local_cluster: bool, wai
     with pytest.raises(
         InputError, match=r"workers.min = 3 .*2 CPUs and 0 GPUs.* 4 CPUs and 1 GPUs"
     ):
-        RayPool(recipe, choose_plan(recipe, 0, 1)[0], asked, local=local_cluster)
+        RayPool(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0], asked, local=local_cluster)
     assert time.monotonic() - started < 30
 
 
@@ -344,8 +388,8 @@ def test_scores_travel_like_updates() -> None:
     settings = config(GLYPHS, evaluation__norm=["transductive", "support+1"])
     tickets = [Ticket("score", "test", 0, part) for part in range(3)]
     results = []
-    for pool in (local(settings), ray_pool(settings, min=2, max=2)):
-        pool.publish(Snapshot(0, initial_meta(settings.recipe())))
+    for pool in (local(settings), shared(settings, 2)):
+        pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         requests = Requests(pool)
         requests.ask(tickets)
         results.append(requests.collect(tickets))

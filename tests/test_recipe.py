@@ -18,7 +18,7 @@ from metatrain import schema
 from metatrain.algorithms import BuiltIn
 from metatrain.core import InputError
 from metatrain.recipe import Recipe
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -102,7 +102,7 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
             "or a class of yours as \"package.module:Class\": did you mean 'maml'?",
         ),
         ("family.shots", "five", "family.shots is 'five', expected a valid integer"),
-        ("family.shots", 0, "family: shots must be at least 1, got 0"),
+        ("family.shots", 0, "family.shots is 0, expected at least 1"),
         (
             "norm",
             "batch",
@@ -171,7 +171,7 @@ def test_what_a_notebook_cell_may_end_in_is_one_line() -> None:
     settings = config(SINUSOID, name="<b>")
     assert repr(settings).startswith("<RunConfig <b>: ")
     assert "name: &lt;b&gt;" in settings._repr_html_()
-    meta = initial_meta(recipe)
+    meta = prepare(recipe).meta
     assert repr(meta) == "<Meta: model 321 numbers>"
     task = recipe.family.sample(torch.Generator().manual_seed(0), 3, "train")
     assert (

@@ -18,7 +18,7 @@ from metatrain.core import Meta, Params, Path, Ticket
 from metatrain.models import MLP, heads
 from metatrain.models.memory import Memory
 from metatrain.problems.supervised import Supervised
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
 
 TORCH = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
@@ -206,8 +206,8 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
             evaluation={"tasks": 200, "tasks_per_ticket": 200},
         ).recipe()
         worker, learner = (
-            Worker(recipe, choose_plan(recipe, 0, 1)[0]),
-            Learner(initial_meta(recipe), recipe.outer),
+            Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0]),
+            Learner(prepare(recipe).meta, recipe.outer),
         )
         for step in range(recipe.outer.steps):
             worker.load(step, worker.layout.flatten(learner.meta()))
@@ -222,6 +222,6 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
 
 def test_evaluation_measures_after_each_example_that_was_read() -> None:
     recipe = config(CASES["recurrent-conv4"]).recipe()
-    worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
-    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    worker = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
+    worker.load(0, worker.layout.flatten(prepare(recipe).meta))
     assert worker.compute(Ticket("score", "test", 0, 0))[0].steps == [0, 1, 2, 3, 4, 5]

@@ -18,7 +18,7 @@ from metatrain.core import InputError, Meta, Params, Path, Scores, Ticket, Updat
 from metatrain.metrics import RETURN
 from metatrain.models import MLP, heads
 from metatrain.problems.episodes import Episodes, Played, Rollout
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 from metatrain.tasks import Bandit, Navigation
 from metatrain.tasks.bandit import Arms
 from metatrain.tasks.navigation import Goals
@@ -211,8 +211,8 @@ def test_a_ticket_computed_again_gives_the_same_update_and_scores(probe: str) ->
     recipe = config(CASES[probe]).recipe()
     found = []
     for _ in range(2):
-        worker = Worker(recipe, choose_plan(recipe, 0, 1)[0])
-        worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+        worker = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
+        worker.load(0, worker.layout.flatten(prepare(recipe).meta))
         worker.compute(Ticket("update", "train", 3, 1))  # another ticket before it changes nothing
         update, _ = worker.compute(Ticket("update", "train", 0, 0))
         scores, _ = worker.compute(Ticket("score", "test", 0, 0))
@@ -258,8 +258,8 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
         evaluation={"tasks": 400, "tasks_per_ticket": 400},
     ).recipe()
     worker, learner = (
-        Worker(recipe, choose_plan(recipe, 0, 1)[0]),
-        Learner(initial_meta(recipe), recipe.outer),
+        Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0]),
+        Learner(prepare(recipe).meta, recipe.outer),
     )
     for step in range(recipe.outer.steps):
         worker.load(step, worker.layout.flatten(learner.meta()))
@@ -270,9 +270,9 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
 
 
 def test_what_cannot_be_is_one_sentence() -> None:
-    with pytest.raises(InputError, match="arms must be at least 2"):
+    with pytest.raises(InputError, match="arms is 1, expected at least 2"):
         Bandit(arms=1)
-    with pytest.raises(InputError, match="horizon must be at least 1"):
+    with pytest.raises(InputError, match="horizon is 0, expected at least 1"):
         Navigation(horizon=0)
     problem, _ = bound(Bandit())
     for discount in (-0.1, 99.0):

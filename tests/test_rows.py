@@ -26,6 +26,7 @@ from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
 from metatrain import bundle
 from metatrain.core import InputError, Ticket, generator_for
+from metatrain.start import prepare
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_python_gives_what_the_evaluation_gives(sinusoid: Path) -> None:
     recipe, meta = bundle.load(str(sinusoid / "bundle"))
-    worker = Worker(recipe, Plan("reference", "cpu", 1))
+    worker = Worker(prepare(recipe), Plan("reference", "cpu", 1))
     worker.load(0, worker.layout.flatten(meta))
     ticket = Ticket("score", "test", 0, 0)
     found, _ = worker.compute(ticket)
@@ -333,7 +334,7 @@ class Lines:
                           metrics={"accuracy": accuracy}, norm=norm, path=path, targets="classes")
 
     def check(self, split): pass
-    def standalone(self): return self
+    def resolved(self): return self
     def describe(self): return "lines"
     def picture(self, problem, adapt, context):
         from matplotlib.figure import Figure

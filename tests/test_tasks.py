@@ -12,8 +12,8 @@ from cases import GLYPHS, SINUSOID, config
 
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
-from metatrain.start import prepare
 from metatrain.core import InputError, Ticket, generator_for
+from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour
 

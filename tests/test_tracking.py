@@ -31,11 +31,13 @@ from cluster.tracking import (
     mlflow_tracker,
     parameters,
     provenance,
+    recording,
 )
+from cluster.tracking.pages import served
 from cluster.tracking.place import place_of, store_uri
 from cluster.tracking.tracker import NoTracker
-from cluster.ui import served
 from metatrain.core import InputError
+from metatrain.start import prepare
 from metatrain.tasks import open_data
 
 pytestmark = pytest.mark.ray
@@ -500,7 +502,7 @@ def test_who_has_no_answer_does_not_ask_again_for_what_is_only_nice_to_have(
         tracker.describe("first")
         assert (tracker.errors, len(asked)) == (1, 1)
         tracker.describe("second")
-        tracker.inputs(recipe)
+        tracker.inputs(prepare(recipe).used())
         assert tracker.model(tmp_path / "bundle", 1) == ""
         assert (tracker.errors, len(asked)) == (1, 1)
         server.shutdown(socket.SHUT_RDWR)
@@ -509,7 +511,7 @@ def test_who_has_no_answer_does_not_ask_again_for_what_is_only_nice_to_have(
     tracker.flush()  # does nothing after an error: the thread sends
     until(lambda: history(tracker.uri, tracker.run_id, "val/mse_after"))
     tracker.describe("third")
-    tracker.inputs(recipe)
+    tracker.inputs(prepare(recipe).used())
     tracker.finish("FINISHED")
     found = there.get_run(tracker.run_id)
     assert found.data.tags[description.NOTE] == "third"
@@ -606,7 +608,7 @@ def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
         ready = run.prepare(
             config(SINUSOID, tracking__uri=None, outer__steps=1, output=str(tmp_path / "s"))
         )
-        with run.tracked(ready, {mlflow_run.PARENT: "0" * 32}) as tracker:
+        with recording.recorded(ready, {mlflow_run.PARENT: "0" * 32}) as tracker:
             assert isinstance(tracker, NoTracker)
         assert not mlflow_run.mark_ended(Tracking(), "0" * 32, "s-00", "FINISHED", 0.0)
     assert "MLflow does not answer at http://me:***@" in caplog.text

@@ -19,7 +19,7 @@ from cluster.workers.plan import choose_plan
 from cluster.workers.watched import Watched
 from cluster.workers.worker import Worker
 from metatrain.core import Context, Meta, Ticket, Update, generator_for
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 
 NOTHING = Update(Meta({}, {}, {}), 1, {})
 OTHER = Ticket("update", "train", 3, 1)
@@ -185,8 +185,8 @@ def test_updates_of_this_project_are_replayed_if_they_draw_nothing(
 ) -> None:
     """Under watch each gives the same bits."""
     recipe = config(CASES.get(probe, RECOMPUTED)).recipe()
-    worker, ticket = Worker(recipe, choose_plan(recipe, 0, 1)[0]), Ticket("update", "train", 0, 0)
-    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    worker, ticket = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0]), Ticket("update", "train", 0, 0)
+    worker.load(0, worker.layout.flatten(prepare(recipe).meta))
     plain, _ = worker.compute(ticket)
     update, decides = type(recipe.algorithm).update, []
 

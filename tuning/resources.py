@@ -14,7 +14,7 @@ from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain.core import InputError, Ticket
 from metatrain.recipe import own_code
-from metatrain.start import initial_meta
+from metatrain.start import prepare
 from tuning.search import Search
 
 START_S = 8.0  # for a trial's processes to start, about
@@ -92,12 +92,13 @@ def estimate(search: Search, address: str | None) -> Estimate:
     """Of a sweep that makes all its steps: measured on a ticket of each kind, computed here."""
     base = search.base
     recipe, workers, outer = base.recipe(), base.workers, base.outer
-    plan, _ = choose_plan(recipe, 0, workers.threads)
-    worker = Worker(recipe, plan)
-    worker.load(0, worker.layout.flatten(initial_meta(recipe)))
+    prepared = prepare(recipe)
+    plan, _ = choose_plan(prepared, 0, workers.threads)
+    worker = Worker(prepared, plan)
+    worker.load(0, worker.layout.flatten(prepared.meta))
     each: dict[str, float] = {}
     for ticket in (Ticket("update", "train", 0, 0), Ticket("validate", "val", 0, 0)):
-        setting = recipe.setting(ticket.work)
+        setting = prepared.settings[ticket.purpose]
         worker.compute(ticket)  # the first one is slower
         each[ticket.work] = worker.compute(ticket)[1].wall_s / min(
             setting.tasks_per_ticket, setting.tasks

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 from cluster import checkpoint, run
 from cluster.evaluation import protocol
+from cluster.results import how_to_load
 from cluster.tracking import description
 from cluster.tracking.mlflow_run import mark_ended
 from cluster.tracking.place import Place, place_of
 from cluster.tracking.tracker import Tracker
 from metatrain import bundle, figures, storage
-from metatrain.core import InputError
+from metatrain.core import InputError, Purpose
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
+from metatrain.start import prepare
 from tuning import figures as pictures
 from tuning.journal import Journal, Trial, ranked
 from tuning.search import Search
@@ -58,6 +60,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
         raise InputError(f"no trial came to a validation: {min(causes)}")
     newest = _checkpoint_of(search, winner, winner.last.step)
     config, meta, version = run.load_trained(newest, [])
+    prepared = prepare(config.recipe())
     outer = dataclasses.replace(config.outer, steps=version)
     bundle.save(str(folder / "bundle"), dataclasses.replace(config.recipe(), outer=outer), meta)
     scores = run.evaluate(newest, [])
@@ -69,7 +72,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     if place is not None:
         place = _beside(search, order[:MOST_COMPARED], place)
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
-    chosen_by = protocol(config.recipe(), "validate", winner.last.step)
+    chosen_by = protocol(prepared, Purpose("validate"), winner.last.step)
     outcome = Outcome(order, winner, scores, chosen_by, place)
     (folder / "result.json").write_text(to_json(_as_json(outcome), indent=1))
     for path in (folder / name for name in KEPT):
@@ -79,7 +82,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     tracker.log(journal.steps(), description.as_metrics(scores))
     for step, metrics in description.adaptation(scores).items():
         tracker.log(step, metrics)
-    load = run.how_to_load(config.recipe(), folder, model)
+    load = how_to_load(prepared, folder, model)
     tracker.describe(description.note(scores[0].protocol, load, scores))
     if all(trial.over for trial in order):  # MLflow never changes a parameter: only when it is sure
         best = {f"best.{key}": value for key, value in winner.values.items()}

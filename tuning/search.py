@@ -15,9 +15,9 @@ import torch
 from cluster.config import RunConfig
 from metatrain import schema
 from metatrain.core import InputError, Meta
+from metatrain.first_look import check_data
 from metatrain.learner import Learner
 from metatrain.metrics import Better
-from metatrain.first_look import check_data
 from metatrain.start import check_fit, prepare
 from metatrain.storage import Folder
 from tuning import config
@@ -78,7 +78,7 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     check_data(prepare(base.recipe()))
     # Trials can resume from each validation that they report.
     saved = dataclasses.replace(base.checkpoint, every_steps=base.validation.every_steps)
-    base = dataclasses.replace(base, checkpoint=saved, family=base.family.standalone())
+    base = dataclasses.replace(base, checkpoint=saved, family=base.family.resolved())
     space = {key: read_domain(key, given) for key, given in config.searched(sweep.space)}
     if not space:
         raise InputError(
@@ -161,13 +161,13 @@ def _check_keys(space: Mapping[str, Domain], base: RunConfig) -> None:
             source = f"space.{key} at {value}"
             trial = _with(base, {key: value}, source)
             try:
-                check_data(prepare(trial.recipe()))
-                meta = prepare(trial.recipe()).meta
-                check_fit(trial.recipe(), meta)
-                Learner(meta, trial.outer)
+                prepared = prepare(trial.recipe())
+                check_data(prepared)
+                check_fit(prepared, prepared.meta)
+                Learner(prepared.meta, trial.outer)
             except InputError as error:
                 raise InputError.at(source, error) from error
-            if trial.setting("validate").family != validated:
+            if prepared.setting("validate").family != validated:
                 raise InputError(
                     f"{source} also changes the validation tasks, so trials could not be compared",
                     remedy=f"fix them with set: {{evaluation.{key}: ...}}",

@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.cli import print_results
+from cluster.closing import print_results
 from cluster.evaluation import protocol
 from cluster.progress import duration
 from cluster.tracking.place import place_of
 from metatrain import console
 from metatrain.awaiting import awaiting
+from metatrain.core import Purpose
+from metatrain.start import prepare
 from tuning.figures import text
 from tuning.resources import estimate
 from tuning.result import Outcome
@@ -42,7 +44,8 @@ def print_plan(search: Search, address: str | None) -> None:
         f"compared by: {search.mode} {search.metric}, every {search.base.validation.every_steps} "
         "outer steps"
     )
-    print(f"  measured on: {protocol(search.base.recipe(), 'validate', each.steps)}")
+    prepared = prepare(search.base.recipe())
+    print(f"  measured on: {protocol(prepared, Purpose('validate'), each.steps)}")
     print(f"at once: {estimated.at_once} on this cluster, each with {estimated.resources}")
     learnt = search.trials * each.steps * each.tasks_per_step
     print(f"tasks: at most {learnt} to learn from and {estimated.validated} to validate with")

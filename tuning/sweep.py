@@ -24,18 +24,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster import run
 from cluster.collector import Interrupted
 from cluster.evaluation import protocol
+from cluster.interrupt import interruptible
 from cluster.pools.ray_connection import connected
 from cluster.progress import Line
+from cluster.results import how_to_load
 from cluster.tracking import description, provenance
 from cluster.tracking.place import place_of
+from cluster.tracking.recording import columns_of, experiment_of
 from cluster.tracking.tracker import start_tracker
 from metatrain import schema, storage
 from metatrain.awaiting import awaiting
-from metatrain.core import InputError
+from metatrain.core import InputError, Purpose
 from metatrain.recipe import own_code
+from metatrain.start import prepare
 from tuning import search as searches
 from tuning.config import as_files
 from tuning.journal import Journal
@@ -68,7 +71,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
     # The function API has no way to do what Tune recommends there.
     warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)
     code = own_code(search.base)
-    with run.interruptible() as should_stop, connected(address, code), _alone(search):
+    with interruptible() as should_stop, connected(address, code), _alone(search):
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Watch reports failures
         with awaiting("starting the sweep"):
@@ -77,13 +80,13 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
             run_id = place_of(str(folder)).run_id if known.exists() else None
             steps = Journal(folder / "journal.jsonl").steps()
             tracker = start_tracker(
-                run.experiment_of(search.base),
+                experiment_of(search.base),
                 provenance.dated(search.sweep.name),
                 _described(search),
                 run_id,
                 step=steps,
                 about=provenance.tags(str(folder), search.base.name, search.sweep.recipe),
-                columns=run.columns_of(search.base),
+                columns=columns_of(search.base),
             )
             journal = _open(search)
             place = tracker.place()
@@ -92,10 +95,10 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
             folder.sync()
         status, winner = "FAILED", None
         try:
-            recipe = search.base.recipe()
-            tracker.inputs(recipe)
-            measured = protocol(recipe, "score", search.steps)
-            tracker.describe(description.note(measured, run.how_to_load(recipe, folder)))
+            prepared = prepare(search.base.recipe())
+            tracker.inputs(prepared.used())
+            measured = protocol(prepared, Purpose("score"), search.steps)
+            tracker.describe(description.note(measured, how_to_load(prepared, folder)))
             with Line(search.trials * search.steps, journal.steps()) as line:
                 watch = Watch(search, journal, tracker, line, should_stop)
                 run_trials(search, journal, watch, place, should_stop)

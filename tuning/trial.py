@@ -29,9 +29,12 @@ from cluster import loop
 from cluster.collector import Requests
 from cluster.config import RunConfig
 from cluster.jobs.places import absent
+from cluster.pools.opening import open_pool
 from cluster.pools.ray_connection import this_node
-from cluster.run import learn, pool_for, prepare, tracked
+from cluster.ready import prepare
+from cluster.run import learn
 from cluster.tracking.mlflow_run import PARENT
+from cluster.tracking.recording import recorded
 from metatrain import bundle, schema, storage
 from metatrain.core import InputError
 from metatrain.isolation import isolated
@@ -124,8 +127,13 @@ def run(given: dict[str, Any], shared: Shared) -> None:
     try:
         with (
             isolated(ready.config.workers.threads),
-            pool_for(ready.config, ready.plan, group=get_current_placement_group()) as pool,
-            tracked(ready, tags, shared.recipe) as tracker,
+            open_pool(
+                ready.config.workers,
+                ready.prepared,
+                ready.plan,
+                group=get_current_placement_group(),
+            ) as pool,
+            recorded(ready, tags, shared.recipe) as tracker,
         ):
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:

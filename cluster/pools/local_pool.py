@@ -9,7 +9,7 @@ from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
 from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
 from metatrain.core import Ticket
-from metatrain.recipe import Recipe
+from metatrain.start import Prepared
 
 
 class LocalPool:
@@ -18,8 +18,8 @@ class LocalPool:
     It is for debugging, for machines without Ray, and what other pools must equal.
     """
 
-    def __init__(self, recipe: Recipe, plan: Plan) -> None:
-        self._worker = Worker(recipe, plan)
+    def __init__(self, prepared: Prepared, plan: Plan) -> None:
+        self._worker = Worker(prepared, plan)
         self._requested: deque[tuple[Ticket, float]] = deque()
 
     def publish(self, snapshot: Snapshot) -> None:

@@ -38,8 +38,7 @@ from cluster.workers.plan import Plan
 from metatrain import schema
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Ticket
-from metatrain.recipe import Recipe
-from metatrain.start import initial_meta
+from metatrain.start import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class RayPool:
 
     def __init__(
         self,
-        recipe: Recipe,
+        prepared: Prepared,
         plan: Plan,
         workers: Workers,
         *,
@@ -80,15 +79,15 @@ class RayPool:
         """
         if local:
             _check_capacity(workers)
-        self._layout = Layout(initial_meta(recipe), plan.path)
+        self._layout = Layout(prepared.meta, plan.path)
         placed = {}
         if group is not None:
             workers = dataclasses.replace(workers, min=workers.max)
             placed["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         self._options = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, **placed}
         shared = JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1
-        self._arguments = (schema.dump(recipe), plan, shared)
-        self._name, self._workers, self._placed = recipe.name, workers, group is not None
+        self._arguments = (schema.dump(prepared.recipe), plan, shared)
+        self._name, self._workers, self._placed = prepared.recipe.name, workers, group is not None
         self._told = ""  # who waits for a place
         self._ask_s = 0.0  # when to ask for it again
         self._actors: list[_Actor] = []

@@ -17,6 +17,7 @@ from cluster.workers.worker import Worker
 from metatrain import schema
 from metatrain.core import InputError, Ticket
 from metatrain.recipe import Recipe
+from metatrain.start import prepare
 
 
 class RayWorker:
@@ -28,7 +29,9 @@ class RayWorker:
         self._shared = shared
         self._meter = Meter(WORKER_S, at_once=True)
         try:
-            self._worker = Worker(schema.parse(Recipe, recipe, "the driver's recipe"), plan)
+            self._worker = Worker(
+                prepare(schema.parse(Recipe, recipe, "the driver's recipe")), plan
+            )
         except (InputError, OSError, ImportError) as error:
             self._refusal = (absent(error, this_node()) if shared else None) or str(error)
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metatrain import schema
-from metatrain.core import Split, TaskFamily, Work
+from metatrain.core import Setting, Split, TaskFamily, Work
 from metatrain.data import remote
-from metatrain.recipe import Recipe
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 
@@ -35,15 +35,14 @@ class Described(NamedTuple):
     profile: dict[str, Any]
 
 
-def inputs(recipe: Recipe) -> list[DatasetInput]:
+def inputs(settings: Iterable[Setting]) -> list[DatasetInput]:
     """The data sets of a run, one for each use; InputError if the data is not at hand."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     found = []
-    for work, context in CONTEXTS.items():
-        if work == "validate" and not recipe.validation.every_steps:
-            continue
-        setting = recipe.setting(work)
+    for setting in settings:
+        work, variant = setting.purpose
+        context = f"{CONTEXTS[work]} {variant}".rstrip()
         described = describe(setting.family, setting.split)
         schema = None if described.schema is None else json.dumps(described.schema)
         dataset = Dataset(
@@ -123,7 +122,7 @@ def _images(family: FewShot, split: Split) -> Described:
 
 
 def _rows(family: Table, split: Split) -> Described:
-    known = family.standalone()
+    known = family.resolved()
     kind, source = place(family.data) if "/" in family.data else ("local", {"uri": family.data})
     counts = {
         name: {"groups": groups, "rows": rows} for name, (groups, rows) in known.counts().items()

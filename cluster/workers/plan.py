@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 
 from metatrain.core import InputError, Path
+from metatrain.first_look import check_sample
 from metatrain.ops.build import Unavailable
-from metatrain.recipe import Recipe
-from metatrain.start import check_sample, initial_meta
+from metatrain.start import TRAINING, Prepared
 
 
 class Plan(NamedTuple):
@@ -20,13 +20,13 @@ class Plan(NamedTuple):
     threads: int
 
 
-def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
+def choose_plan(prepared: Prepared, gpus: float, threads: int) -> tuple[Plan, str]:
     """The compute path for a recipe, and why."""
     device = "cuda" if gpus > 0 else "cpu"
-    start = initial_meta(recipe)
+    start = prepared.meta
     if gpus > 0 or all(p.dim() <= 2 for p in (start.model | start.frozen).values()):
         try:
-            check_sample(recipe, "update", "batched")
+            check_sample(prepared, TRAINING, "batched")
         except InputError as reason:  # on the reference path it was not refused
             why = (
                 "one task after the other: this network cannot be computed for several tasks "
@@ -35,9 +35,8 @@ def choose_plan(recipe: Recipe, gpus: float, threads: int) -> tuple[Plan, str]:
             return Plan("reference", device, threads), why
         together = "a GPU computes" if gpus > 0 else "a CPU computes a small net faster for"
         return Plan("batched", device, threads), f"{together} a ticket's tasks together"
-    setting = recipe.setting("update")
     try:
-        setting.family.bind(recipe.model, setting.norm, "fused")
+        prepared.bind(TRAINING, "fused")
     except Unavailable as reason:
         slower = (
             "one task after the other; the fused kernels, which take about half the time, "

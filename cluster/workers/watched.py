@@ -12,7 +12,13 @@ from torch import Tensor
 
 from metatrain.core import Context, Ticket
 
-SAME = ("work", "split", "__class__")  # of all tickets that a step is computed for
+SAME = (
+    "work",
+    "split",
+    "variant",
+    "purpose",
+    "__class__",
+)  # of all tickets that a step is computed for
 Note = Callable[[], None]
 
 

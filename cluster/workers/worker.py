@@ -22,43 +22,43 @@ from metatrain.core import (
     InputError,
     Path,
     Problem,
+    Purpose,
+    Resident,
     Scores,
     Ticket,
     Update,
-    Work,
     count,
     generator_for,
     to_device,
 )
 from metatrain.ops.build import Unavailable
-from metatrain.recipe import Recipe, Setting
-from metatrain.start import initial_meta
+from metatrain.start import TRAINING, Prepared
 
 
 class Worker:
     """Computes tickets on the newest parameters that were loaded."""
 
-    def __init__(self, recipe: Recipe, plan: Plan) -> None:
+    def __init__(self, prepared: Prepared, plan: Plan) -> None:
         self._device = device_of(plan)
         torch.set_num_threads(plan.threads)
         if self._device.type == "cuda":
             exact_products()
         keep_freed_memory()
-        self._recipe = recipe
+        self._prepared = prepared
         self._path: Path = plan.path
-        self.layout = Layout(initial_meta(recipe), plan.path)
+        self.layout = Layout(prepared.meta, plan.path)
         self._buffer = torch.zeros(self.layout.size, device=self._device)
         self._meta = self.layout.unflatten(self._buffer)
         self.version = -1
-        self._bound: dict[Work, tuple[Setting, Problem]] = {}
+        self._problems: dict[Purpose, Problem] = {}
         self._drawn: dict[Ticket, Any] = {}
         self._steps: dict[int, Step] = {}  # by the number of tasks
         try:
-            self._bind("update")
+            self._problem(TRAINING)
         except Unavailable as reason:
             raise InputError(
-                f"the driver chose the compute path {plan.path!r}, which this machine has not",
-                remedy=f"{reason}",
+                f"this worker cannot use the compute path {plan.path!r} that the driver chose "
+                f"({reason})"
             ) from reason
 
     def load(self, version: int, flat: Tensor) -> None:
@@ -97,7 +97,8 @@ class Worker:
 
     def _compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
         started, cpu_s = time.perf_counter(), time.process_time()
-        setting, problem = self._bind(ticket.work)
+        setting = self._prepared.settings[ticket.purpose]
+        problem = self._problem(ticket.purpose)
         tasks = to_device(self._drawn.pop(ticket, None) or self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         result: Update | Scores
@@ -119,19 +120,15 @@ class Worker:
         return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
 
     def _sample(self, ticket: Ticket) -> Any:
-        setting, _ = self._bind(ticket.work)
+        setting = self._prepared.settings[ticket.purpose]
         first = ticket.part * setting.tasks_per_ticket
         count = min(setting.tasks_per_ticket, setting.tasks - first)
         family = setting.family
-        if self._device.type == "cuda" and hasattr(family, "resident"):
+        if self._device.type == "cuda" and isinstance(family, Resident):
             family = family.resident(self._device)
         return family.sample(generator_for(setting.seed, ticket, "tasks"), count, ticket.split)
 
-    def _bind(self, work: Work) -> tuple[Setting, Problem]:
-        if work not in self._bound:
-            setting = self._recipe.setting(work)
-            self._bound[work] = (
-                setting,
-                setting.family.bind(self._recipe.model, setting.norm, self._path),
-            )
-        return self._bound[work]
+    def _problem(self, purpose: Purpose) -> Problem:
+        if purpose not in self._problems:
+            self._problems[purpose] = self._prepared.bind(purpose, self._path)
+        return self._problems[purpose]

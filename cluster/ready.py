@@ -1,0 +1,78 @@
+"""A run that is ready to learn: its recipe bound, its folder chosen, its learner set up."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from cluster import checkpoint
+from cluster.config import RunConfig
+from cluster.output import choose
+from cluster.workers.plan import Plan, choose_plan, device_of
+from metatrain import custom_source
+from metatrain.core import Purpose, to_device
+from metatrain.first_look import check_data
+from metatrain.learner import Learner
+from metatrain.recipe import own_classes
+from metatrain.start import Prepared, check_fit
+from metatrain.start import prepare as prepare_recipe
+from metatrain.storage import Folder
+from metatrain.weights import warm
+
+log = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """A run that is ready to learn: from the beginning, or from a checkpoint."""
+
+    config: RunConfig
+    prepared: Prepared
+    plan: Plan
+    folder: Folder
+    learner: Learner
+    notes: dict[str, str]  # what its checkpoints carry besides
+    code: Mapping[str, bytes]  # the source of the user's own modules, as it was imported
+
+
+def checkpoints_of(run: Run) -> str:
+    """Where a run saves its checkpoints."""
+    return run.config.checkpoint.uri or f"{run.folder}/checkpoints"
+
+
+def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False) -> Run:
+    """Check a configuration, choose its folder, and set up its learner, or that of the checkpoint
+    to go on from.
+
+    A sweep's `trial` may continue in its own folder from another trial's checkpoint.
+    """
+    code = custom_source.texts(own_classes(config.recipe()))
+    config = dataclasses.replace(config, family=config.family.resolved())
+    prepared = prepare_recipe(config.recipe())
+    check_data(prepared)
+    check_fit(prepared, prepared.meta)
+    norm, trained = prepared.problems[Purpose("score")].norm[0], config.norm
+    if norm not in ("none", trained):
+        log.info("norm is %s in training and %s in the evaluation (evaluation.norm)", trained, norm)
+    folder, saved = choose(config, resume, trial=trial)
+    plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
+    if saved is not None and saved.plan.device == plan.device:
+        # whatever there was to choose from then
+        plan, reason = plan._replace(path=saved.plan.path), "as before"
+    # In process, updates and parameters never leave the device.
+    device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
+    if saved is not None:
+        checkpoint.check_resumable(saved, config, plan)
+    log.info("compute path %s: %s", plan.path, reason)
+    start = prepared.meta if saved is not None else warm(prepared.recipe, prepared.meta)
+    learner = Learner(to_device(start, device), config.outer)
+    notes: dict[str, str] = {}
+    if saved is not None:
+        learner.load_state_dict(saved.tensors, saved.scalars)
+        notes = dict(saved.notes)
+        log.info("resuming %s after %d steps", saved.uri, learner.version)
+    folder.create()
+    return Run(config, prepared, plan, folder, learner, notes, code)

@@ -1,0 +1,84 @@
+"""What a run leaves at its end: result.json, the pictures, and how to put it to use."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+
+import torch
+
+from cluster.tracking import provenance
+from cluster.tracking.metrics_file import read_metrics
+from metatrain import figures, inference
+from metatrain.core import Meta, Purpose, to_device
+from metatrain.evaluate import Score
+from metatrain.plain import to_json
+from metatrain.problems.supervised import Supervised
+from metatrain.start import Prepared
+from metatrain.storage import Folder
+from metatrain.tasks.fewshot import FewShot
+
+log = logging.getLogger(__name__)
+
+NORMALISED = {
+    "transductive": "query images normalised together (transductive)",
+    "support": "query images normalised with the support set",
+    "support+1": "each query image normalised with the support set and itself (support+1)",
+    "running": "query images normalised with training's moving averages (running)",
+    "none": "after adaptation",
+}
+
+
+def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score]) -> None:
+    """Write result.json and the pictures."""
+    recipe, meta = prepared.recipe, to_device(meta, torch.device("cpu"))
+    result = {"scores": [score.record() for score in scores]}
+    (folder / "result.json").write_text(to_json(result, indent=1))
+    rows = read_metrics(folder / "metrics.jsonl")
+    labels = [
+        f"{score.evaluation}: {NORMALISED[score.norm]}".removeprefix(": ") for score in scores
+    ]
+    pictures = {
+        "learning_curve": figures.learning_curve(
+            rows, scores[0].metric, f"{recipe.name}: learning curve"
+        ),
+        "adaptation_curve": figures.adaptation_curve(
+            list(zip(labels, scores, strict=True)), f"{recipe.name}: adaptation to held-out tasks"
+        ),
+    }
+    if meta.algorithm:
+        pictures["learned"] = figures.learned_parameters(
+            rows, f"{recipe.name}: what the algorithm learned"
+        )
+    for name, figure in pictures.items():
+        figures.save(figure, folder / "figures" / f"{name}.png")
+    try:
+        example = inference.illustrate(recipe, meta)
+        if example is not None:
+            figures.save(example, folder / "figures" / "example.png")
+    except Exception as error:  # of a family of the user's: the results are worth more
+        log.warning(
+            "there is no picture of an example, as `picture` failed: %s: %s",
+            type(error).__name__,
+            error,
+        )
+
+
+def how_to_load(prepared: Prepared, folder: Folder, model: str = "") -> list[str]:
+    """Code that puts to use what a run learned, of which MLflow may have a `model`."""
+    where, purpose = provenance.absolute(str(folder)), Purpose("score")
+    family, problem = prepared.settings[purpose].family, prepared.problems[purpose]
+    if not isinstance(problem, Supervised):
+        return [f"bash\nmetatrain evaluate {shlex.quote(where)}"]
+    python = f"python\nimport metatrain\n\nlearned = metatrain.load({where!r})"
+    if model:
+        python += f"\n\nimport mlflow\n\nmodel = mlflow.pyfunc.load_model({model!r})"
+    few, new = ("few", "new") if isinstance(family, FewShot) else ("few.csv", "new.csv")
+    return [python, f"bash\nmetatrain adapt {shlex.quote(where)} --support {few} --query {new}"]
+
+
+def warn(scores: Sequence[Score]) -> None:
+    """Log a sentence about tasks that diverged, or are about to."""
+    for sentence in filter(None, (score.warning() for score in scores)):
+        log.warning("%s", sentence)

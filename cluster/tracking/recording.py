@@ -1,0 +1,87 @@
+"""A run as MLflow records it, from its start to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from cluster import results
+from cluster.collector import Interrupted
+from cluster.config import RunConfig, Tracking
+from cluster.evaluation import protocol
+from cluster.ready import Run
+from cluster.tracking import description, provenance
+from cluster.tracking.tracker import NoTracker, Tracker, start_tracker
+from metatrain import schema
+from metatrain.core import InputError, Purpose
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def recorded(
+    run: Run, tags: Mapping[str, str] | None = None, source: str | None = None
+) -> Iterator[Tracker]:
+    """Record a run in MLflow: continue the one that its checkpoint names, or start a new one.
+
+    tags: the run to continue is the one that has all of these. It is part of a sweep that has
+        begun, so it goes on without MLflow if that does not answer.
+    source: the recipe's file.
+    """
+    config = run.config
+    run_id = None if tags else run.notes.get("mlflow_run_id")
+    params = [
+        (key, value)
+        for key, value in schema.flatten(schema.dump(config))
+        if key not in ("name", "output")
+    ]
+    tracker: Tracker = NoTracker()
+    try:
+        tracker = start_tracker(
+            experiment_of(config),
+            config.name if tags else provenance.dated(config.name),
+            params,
+            run_id,
+            tags,
+            run.learner.version,
+            provenance.tags(str(run.folder), config.name, source),
+            columns_of(config),
+        )
+    except InputError as error:
+        if not tags:
+            raise
+        log.warning("%s; this run's metrics are in %s only", error, f"{run.folder}/metrics.jsonl")
+    place = tracker.place()
+    if place is not None:
+        run.notes["mlflow_run_id"] = place.run_id
+        (run.folder / "mlflow.json").write_text(json.dumps(place._asdict()))
+        run.folder.sync()
+    status = "FAILED"
+    try:
+        tracker.inputs(run.prepared.used())
+        if not tags:
+            measured = protocol(run.prepared, Purpose("score"), config.outer.steps)
+            load = results.how_to_load(run.prepared, run.folder)
+            tracker.describe(description.note(measured, load))
+        yield tracker
+        status = "FINISHED"
+    except (Interrupted, SystemExit):  # Tune ends a trial by the latter
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def experiment_of(config: RunConfig) -> Tracking:
+    """Where a run is recorded, with the experiment that it gets if it names none."""
+    name = config.tracking.experiment or provenance.experiment(config.family)
+    return dataclasses.replace(config.tracking, experiment=name)
+
+
+def columns_of(config: RunConfig) -> list[str]:
+    """The metrics that tell runs apart, the result first."""
+    metric = config.family.metric.name
+    return [f"test/{metric}", f"test/{metric}_ci95", f"val/{metric}_after"]

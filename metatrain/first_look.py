@@ -1,0 +1,91 @@
+"""A first look at a recipe's tasks, before anything is started: what would end the run later."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metatrain.core import InputError, Path, Purpose, generator_for
+from metatrain.metrics import Metric
+from metatrain.problems.functional import trying
+from metatrain.start import Prepared
+
+TASKS = 7  # of a first look: so many that they are not taken for the examples of a task
+
+
+def check_data(prepared: Prepared) -> None:
+    """Refuse tasks that the data cannot give, or that do not fit the network."""
+    for setting in prepared.used():
+        setting.family.check(setting.split)
+        check_sample(prepared, setting.purpose, "reference")
+
+
+def check_sample(prepared: Prepared, purpose: Purpose, path: Path) -> None:
+    """Refuse a family whose first tasks are not what the network, computed on this path, and the
+    losses need.
+    """
+    setting = prepared.settings[purpose]
+    family, ticket = setting.family, setting.tickets()[0]
+    who = f"{type(family).__name__} of family.name {prepared.recipe.family.name!r}"
+    if not isinstance(family.metric, Metric):
+        raise InputError(
+            f"{who}: its metric",
+            got=family.metric,
+            expected='a metatrain.metrics.Metric such as Metric("f1", "max", "percent")',
+        )
+    with trying(f"{who}: `sample`", f"for {TASKS} tasks of the {setting.split} split", "it"):
+        tasks, again = (
+            family.sample(generator_for(setting.seed, ticket, "tasks"), TASKS, setting.split)
+            for _ in range(2)
+        )
+    fields = getattr(tasks, "_fields", None)
+    if fields is None:
+        raise InputError(
+            f"{who}: `sample` gives {type(tasks).__name__}",
+            expected="a NamedTuple such as core.Task",
+        )
+    for name, leaf in zip(fields, tasks, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise InputError(
+                f"{who}: {name} is {type(leaf).__module__}.{type(leaf).__name__}",
+                expected="a torch.Tensor",
+                remedy="convert it, such as with torch.from_numpy",
+            )
+        if leaf.layout != torch.strided or leaf.device.type != "cpu":
+            raise InputError(
+                f"{who}: {name} is {leaf.layout} on {leaf.device}",
+                expected="a dense tensor on the CPU",
+            )
+        if leaf.dim() < 1 or len(leaf) != TASKS:
+            raise InputError(
+                f"{who}: {name} is {list(leaf.shape)} for {TASKS} tasks",
+                expected=f"[{TASKS}, ...], one entry a task",
+            )
+        if not bool(leaf.isfinite().all()):
+            raise InputError(
+                f"{who}: {name} has values that are not finite", remedy="correct `sample`"
+            )
+    if not all(torch.equal(leaf, other) for leaf, other in zip(tasks, again, strict=True)):
+        raise InputError(
+            f"{who}: the same generator gives other tasks the second time",
+            remedy="draw from the generator that `sample` gets, and from nothing else",
+        )
+    problem = prepared.bind(purpose, path)
+    try:
+        problem.check(tasks)
+    except InputError as error:
+        raise InputError.at(who, error) from error
+    if path == "reference" and not any(_is_own(part) for part in (family, prepared.recipe.model)):
+        return
+    measured = problem.try_out(tasks)
+    if family.metric.name not in measured:
+        raise InputError(
+            f"{who}: its metric's name",
+            got=family.metric.name,
+            expected=f"one that `bind` measures: {', '.join(measured)}",
+        )
+
+
+def _is_own(component: object) -> bool:
+    """Whether a family or a model is of a class of the user's; ours are tried in tests."""
+    return not type(component).__module__.startswith("metatrain.")
