@@ -15,7 +15,7 @@ from metatrain.data import cli as data
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from metatrain.files import Predicted
+    from metatrain.inference.report import Predicted
 
 MOST_ROWS = 20  # of predicted numbers on a terminal
 NAME_COLUMNS = range(8, 61)  # that a class's or a file's name may take in a table on a terminal
@@ -70,15 +70,16 @@ def adapt(
 
     Example: metatrain adapt runs/table --support few.csv --query new.csv
     """
-    from metatrain import files, inference
+    from metatrain import inference
     from metatrain.core import InputError
+    from metatrain.inference import files, report
     from metatrain.names import printable
 
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file", remedy="give a folder")
     with printing_json(json) as show:
         found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
-        written = files.write(found, output)
+        written = report.write(found, output)
         if json:
             show(found.result)
         else:

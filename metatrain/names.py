@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
@@ -11,9 +13,10 @@ MARK = "…"
 
 
 def shortened(names: Iterable[str], most: int) -> dict[str, str]:
-    """Each name in at most `most` columns, such as `very_lon…ere.png`. No two names look the same.
+    """Return each name in at most `most` columns, such as `very_lon…ere.png`; all look different.
 
-    Those that would are shown from where they differ. If that does not help, they are numbered.
+    Names that would look the same are shown from where they differ. If that does not help, they are
+    numbered.
     """
     found = {name: _cut(printable(name), most) for name in names}
     for same in _alike(found):
@@ -36,15 +39,39 @@ def counted(number: int, kind: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A name without characters that move a terminal's cursor or that no terminal has."""
+    """Return a name without characters that move a terminal's cursor or that no terminal has."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
         for c in name
     )
 
 
+def quoted(name: object) -> str:
+    """Return a name or value for a message: control characters escaped, and cut if it is long."""
+    text = repr(name)
+    return text if len(text) <= 42 else f"{text[:40]}…{text[0]}"
+
+
+def listed(names: Sequence[object]) -> str:
+    """Return the first ten names, quoted, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(quoted, names[:10])) + more
+
+
+def instead(name: str, known: Sequence[object]) -> str:
+    """Return what to do about a column that does not exist: the nearest name, or all names."""
+    texts = [other for other in known if isinstance(other, str)]
+    near = difflib.get_close_matches(name, texts, n=1, cutoff=0.5)
+    return f"did you mean {quoted(near[0])}?" if near else f"the columns are {listed(known)}"
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs several times."""
+    return next((name for name, times in Counter(names).items() if times > 1), None)
+
+
 def _alike(found: dict[str, str]) -> list[list[str]]:
-    """The groups of names that look the same."""
+    """Return the groups of names that look the same."""
     groups: dict[str, list[str]] = {}
     for name, text in found.items():
         groups.setdefault(text, []).append(name)
@@ -52,7 +79,7 @@ def _alike(found: dict[str, str]) -> list[list[str]]:
 
 
 def _cut(name: str, most: int) -> str:
-    """A name without its middle, if it is too long. A Chinese character takes two columns."""
+    """Cut the middle out of a name that is too long. A Chinese character takes two columns."""
     if cell_len(name) <= most:
         return name
     widths = [cell_len(character) for character in name]

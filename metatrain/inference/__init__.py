@@ -1,0 +1,8 @@
+"""What was meta-learned, put to use: adapt to a few labelled examples, predict others."""
+
+from metatrain.inference.adapted import Adapted as Adapted
+from metatrain.inference.learned import Learned as Learned
+from metatrain.inference.learned import illustrate as illustrate
+from metatrain.inference.learned import load as load
+from metatrain.inference.predictions import Numbers as Numbers
+from metatrain.inference.predictions import Predictions as Predictions

@@ -1,0 +1,231 @@
+"""Adapt to a support set in files, and predict others: images, or rows of numbers."""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metatrain.awaiting import awaiting
+from metatrain.core import InputError, Norm
+from metatrain.data import columns
+from metatrain.data.folders import labelled_files
+from metatrain.inference.learned import Learned
+from metatrain.inference.predictions import Predictions
+from metatrain.inference.report import (
+    Columns,
+    Predicted,
+    agreement,
+    classified,
+    cut,
+    notes_of,
+    result_of,
+    text,
+)
+from metatrain.names import counted
+from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.table import Table
+
+
+def predict(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+    """Adapt to the support set in a folder or file, and predict the examples in others.
+
+    Raises InputError if the files do not fit the network.
+    """
+    if isinstance(learned.recipe.family, FewShot):
+        return _images(learned, support, query, norm)
+    return _rows(learned, support, query, norm)
+
+
+def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+    """Adapt to images in a folder for each class; the queries may lie in such folders as well."""
+    examples, refused = labelled_files(support)
+    if any(label is None for _, label in examples):
+        raise InputError(
+            f"{support} has images outside of class folders",
+            remedy="put each into a folder named after its class",
+        )
+    adapted = learned.adapt([path for path, _ in examples], [label for _, label in examples], norm)
+    unread, files, labels, images = [], [], [], []
+    queries = []
+    for path in query:
+        found, others = labelled_files(path)
+        refused += others
+        queries += found
+    with awaiting(f"reading {counted(len(queries), 'image')}"):
+        for file, label in queries:
+            try:
+                images.append(adapted.examples([file]))
+            except InputError as error:
+                unread.append(f"refused {error}")
+            else:
+                files.append(str(file))
+                labels.append(label)
+    if not images:
+        raise InputError("none of the query images can be read", remedy="give others")
+    x = torch.cat(images)
+    predictions = adapted.predictions(adapted.outputs(adapted.after, x))
+    truth = [label if label in predictions.classes else None for label in labels]
+    captions = [label or Path(file).name for file, label in zip(files, truth, strict=True)]
+    title = f"Predictions of {learned.source} for {len(files)} images"
+    shown, notes, result = classified(learned, adapted, predictions, "image", files, labels)
+    notes = [*(f"refused {file}: {why}" for file, why in refused), *unread, *notes]
+    return Predicted(shown, notes, result, adapted.picture(x, truth, title, captions), [])
+
+
+def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+    """Adapt to rows of a CSV, Parquet or NPZ file, and predict those of others."""
+    raw, targets, names = _read(learned, support, None, "--support")
+    if targets is None:
+        known = list(raw) if isinstance(raw, dict) else []
+        near = [other for name in names for other in difflib.get_close_matches(name, known, 1)]
+        hint = f"; its column {near[0]!r} has almost that name" if near else ""
+        raise InputError(
+            f"{support} has no targets ({', '.join(names)}), and adapting needs some",
+            remedy=f"add them{hint}",
+        )
+    try:
+        adapted = learned.adapt(raw, targets, norm)
+    except InputError as error:
+        raise InputError.at(str(support), error) from error
+    examples: list[Tensor] = []
+    truth: list[Any] = []
+    places: list[str] = []
+    for path in query:
+        raw, known, _ = _read(learned, path, names, "--query")
+        try:
+            examples.append(adapted.examples(raw))
+        except InputError as error:
+            raise InputError.at(str(path), error) from error
+        truth += _targets(path, learned, known, len(examples[-1]))
+        places += [f"{path.name} row {i + 1}" for i in range(len(examples[-1]))]
+    x = torch.cat(examples)
+    found = adapted.predictions(adapted.outputs(adapted.after, x))
+    if isinstance(found, Predictions):
+        table, notes, result = classified(learned, adapted, found, "row", places, truth)
+        return Predicted(table, notes, result, None, result["predictions"])
+    rows = [
+        {"row": place, "target": target, "prediction": value}
+        for place, target, value in zip(places, truth, found.values.tolist(), strict=True)
+    ]
+
+    def shown(count: int | None, most: int | None) -> Columns:
+        heads = [
+            "row",
+            *(["target"] if any(target is not None for target in truth) else []),
+            "prediction",
+        ]
+        columns = {head: [text(row[head]) for row in rows[:count]] for head in heads}
+        return columns | {"row": cut(places[:count], most)}
+
+    notes, result = (
+        notes_of(learned, adapted, "row", len(places)),
+        result_of(learned, adapted, rows),
+    )
+    known = [i for i, target in enumerate(truth) if target is not None]
+    if not known or found.values.dim() > 1:
+        return Predicted(shown, notes, result, None, rows)
+    told = torch.tensor([float(truth[i]) for i in known], dtype=torch.float64)
+    constant = float(np.mean(np.asarray(targets, np.float64)))
+    errors = [
+        float((guess - told).square().mean()) for guess in (found.values[known].double(), constant)
+    ]
+    roots = [f"{error**0.5:.6g}" for error in errors]
+    notes.append(
+        f"root mean squared error over {counted(len(known), 'row')}, in units of {names[0]}: "
+        f"{roots[0]}; "
+        f"{roots[1]} if the mean of the support set's targets is predicted"
+    )
+    return Predicted(
+        shown,
+        notes,
+        result | {"mean_squared_error": errors[0]},
+        agreement(adapted, x[known], told),
+        rows,
+    )
+
+
+def _read(
+    learned: Learned, path: Path, targets: Sequence[str] | None, key: str
+) -> tuple[Any, Any, Sequence[str]]:
+    """Return examples as `adapt` takes them, their targets or None, and the names of the targets.
+
+    targets: names of the target columns; None: the column y, or the last ones. A table's recipe
+        names its own.
+    key: the option that named the file.
+    """
+    if path.suffix.lower() == ".npz":
+        arrays = _arrays(path, key)
+        if "x" not in arrays:
+            raise InputError(
+                f"{path} has no array x, the examples",
+                remedy="save it with numpy.savez(path, x=..., y=...)",
+            )
+        return arrays["x"], _single(arrays.get("y")), ["y"]
+    file = columns.opened(str(path), columns.stamp(str(path), key), "")
+    if all(columns.is_number(name) for name in file.types):
+        raise InputError(
+            f"{path} has numbers where the names of its columns should be",
+            remedy=("add a first line of names"),
+        )
+    table = {name: file.column(name).to_pylist() for name in file.types}
+    family = learned.recipe.family
+    if isinstance(family, Table):
+        return table, table.get(family.target), [family.target]
+    names = targets or (["y"] if "y" in table else list(table)[-learned.targets :])
+    inputs = [name for name in table if name not in names]
+    if not inputs:
+        names, inputs = ["y"], list(table)  # there is no column besides for targets
+    x = np.array([table[name] for name in inputs]).T
+    if not set(names) <= table.keys():
+        return x, None, names
+    return (
+        x,
+        table[names[0]] if len(names) == 1 else np.array([table[name] for name in names]).T,
+        names,
+    )
+
+
+def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[Any]:
+    """Return the targets of so many examples as far as they are known, None for the others."""
+    if known is None:
+        return [None] * examples
+    values = [None if value is None or value != value else value for value in known]
+    if len(values) != examples:
+        raise InputError(
+            f"{path} has {examples} examples and {len(values)} targets",
+            remedy=("give each its target, or none at all"),
+        )
+    if not learned.has_classes and any(
+        value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
+        for value in values
+    ):
+        raise InputError(
+            f"{path} has targets that are no numbers", remedy="correct them, or leave them out"
+        )
+    return values
+
+
+def _single(y: Any) -> list[Any] | None:
+    """Return targets as N values, also if they are [N, 1]; as rows if each has several."""
+    if y is None:
+        return None
+    return list((y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).tolist())
+
+
+def _arrays(path: Path, key: str) -> dict[str, Any]:
+    columns.stamp(str(path), key)  # which refuses what is no regular file, or too large
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read as NPZ ({error})",
+            remedy="save it with numpy.savez(path, x=..., y=...)",
+        ) from error
