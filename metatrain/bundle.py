@@ -89,7 +89,7 @@ def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None 
     `code` is the source of the user's own modules as it was when training started; by default, as
     it is now.
     """
-    recipe = dataclasses.replace(recipe, family=recipe.family.standalone())
+    recipe = dataclasses.replace(recipe, family=recipe.family.resolved())
     text = schema.as_yaml(recipe)
     code = custom_source.texts(own_classes(recipe)) if code is None else code
     sources = {f"{CODE}{name}": data for name, data in code.items()}

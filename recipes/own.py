@@ -33,10 +33,11 @@ from metatrain.core import (
 )
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
+from metatrain.tasks.generated import Generated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parabolas:
+class Parabolas(Generated):
     """y = a (x - b)^2, a ~ U[-1, 1], b ~ U[-1, 1], x ~ U[-2, 2]."""
 
     metric: ClassVar[Metric] = MSE
@@ -62,12 +63,6 @@ class Parabolas:
             path=path,
         )
 
-    def check(self, split: Split) -> None:
-        """Any split can be drawn."""
-
-    def standalone(self) -> Parabolas:
-        return self
-
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         task = self.sample(context.generator, 3, context.ticket.split)
         order = task.query_x.argsort(1)
@@ -79,9 +74,6 @@ class Parabolas:
             (step, problem.predict(params, task, context)) for step, params in (steps[0], steps[-1])
         ]
         return figures.fits(task, shown, f"Parabolas fitted to {self.shots} points")
-
-    def describe(self) -> str:
-        return f"parabolas {self.shots}-shot {self.queries} query points"
 
 
 class Sines(nn.Module):

@@ -82,7 +82,7 @@ def train(folder: Path, *sets: str) -> Any:
 def test_they_train_evaluate_and_are_in_the_bundle_by_name(mine: Path) -> None:
     done = train(mine, "workers.max=0")
     assert done.returncode == 0, done.stderr
-    assert "parabolas 5-shot" in done.stdout
+    assert "Parabolas shots=5" in done.stdout
     assert "mine.classes:SignMAML inner_lr=0.03" in done.stdout
     bundled = yaml.safe_load((mine / "run" / "bundle" / "recipe.yaml").read_text())
     assert bundled["model"] == {"name": "mine.classes:SineNet", "width": 40}

@@ -23,9 +23,10 @@ from services import S3, command
 from metatrain import bundle, figures, schema, storage
 from metatrain.core import Context, InputError, Ticket
 from metatrain.data import columns
+from metatrain.data.rows import divide
 from metatrain.models.mlp import MLP
 from metatrain.tasks import Table
-from metatrain.tasks.table import divide, ridge, support_mean
+from metatrain.tasks.regressions import ridge, support_mean
 
 GROUPS, SIZE = 20, 12
 
@@ -84,8 +85,8 @@ def test_a_task_is_a_group_and_its_rows_are_distinct(houses: pd.DataFrame) -> No
         assert len(set(group)) == 1
         assert len(prices.unique()) == 9
     x = torch.cat([task.support_x, task.query_x], 1).flatten(0, 1)
-    raw = x.double() * torch.tensor(family.standalone().deviations[:2]) + torch.tensor(
-        family.standalone().means[:2]
+    raw = x.double() * torch.tensor(family.resolved().deviations[:2]) + torch.tensor(
+        family.resolved().means[:2]
     )
     near = [(houses[["rooms", "area"]] - row).abs().sum(1).min() for row in raw.numpy()]
     assert max(near) < 1e-3  # and each is a row of the file
@@ -138,12 +139,12 @@ def test_the_scale_is_that_of_the_training_groups(houses: pd.DataFrame) -> None:
     task = family.sample(generator(), 300, "train")
     train = {group for part in districts(family, houses, task.query_y) for group in part}
     used = houses[houses["district"].isin(train)][["rooms", "area", "price"]]
-    assert family.standalone().means == pytest.approx(used.mean().to_list())
-    assert family.standalone().deviations == pytest.approx(used.std(ddof=0).to_list())
+    assert family.resolved().means == pytest.approx(used.mean().to_list())
+    assert family.resolved().deviations == pytest.approx(used.std(ddof=0).to_list())
     moved = houses.copy()  # what other groups hold changes nothing
     moved.loc[~moved["district"].isin(train), ["rooms", "area", "price"]] *= 100.0
     moved.to_csv("moved.csv", index=False)
-    assert table(data="moved.csv").standalone().means == pytest.approx(family.standalone().means)
+    assert table(data="moved.csv").resolved().means == pytest.approx(family.resolved().means)
     everything = family.examples(used)
     assert everything.mean(0).abs().max() < 1e-5
     assert everything.std(0, correction=0).sub(1).abs().max() < 1e-5
@@ -153,7 +154,7 @@ def test_the_scale_is_that_of_the_training_groups(houses: pd.DataFrame) -> None:
 def test_a_constant_column_has_deviation_one(houses: pd.DataFrame) -> None:
     houses.assign(rooms=0.1).to_csv("houses.csv", index=False)
     family = table()
-    assert (family.standalone().means[0], family.standalone().deviations[0]) == (0.1, 1.0)
+    assert (family.resolved().means[0], family.resolved().deviations[0]) == (0.1, 1.0)
     assert family.sample(generator(), 5, "test").query_x[..., 0].abs().max() == 0
 
 
@@ -164,7 +165,7 @@ def test_the_same_generator_draws_the_same_rows_and_nothing_else_decides(
     torch.manual_seed(1)
     columns.opened.cache_clear()
     again, other = (
-        table().standalone().sample(generator(3), 6, "test"),
+        table().resolved().sample(generator(3), 6, "test"),
         table().sample(generator(4), 6, "test"),
     )
     assert all(map(torch.equal, first, again))
@@ -173,13 +174,13 @@ def test_the_same_generator_draws_the_same_rows_and_nothing_else_decides(
 
 def test_a_file_is_read_once_until_it_changes(houses: pd.DataFrame) -> None:
     columns.opened.cache_clear()
-    for family in (table(), table(shots=2), table().standalone(), table(features=("rooms",))):
+    for family in (table(), table(shots=2), table().resolved(), table(features=("rooms",))):
         family.check("train")
     assert columns.opened.cache_info().misses == 1
-    before = table().standalone()
+    before = table().resolved()
     (houses.assign(price=houses["price"] + 1)).to_csv("houses.csv", index=False)
     os.utime("houses.csv", ns=(1, 1))
-    assert table().standalone().means[-1] == pytest.approx(before.means[-1] + 1)
+    assert table().resolved().means[-1] == pytest.approx(before.means[-1] + 1)
 
 
 def test_parquet_and_addresses_give_the_same_tasks(houses: pd.DataFrame, s3: S3) -> None:
@@ -202,10 +203,10 @@ def test_parquet_and_addresses_give_the_same_tasks(houses: pd.DataFrame, s3: S3)
 def test_features_are_by_default_what_is_numeric(houses: pd.DataFrame) -> None:
     more = houses.assign(sold=houses["rooms"] > 4, when="2024-01-01", zip=list(range(len(houses))))
     more.to_csv("houses.csv")  # with pandas' numbers of rows
-    assert table().standalone().features == ("rooms", "area", "zip")
+    assert table().resolved().features == ("rooms", "area", "zip")
     more.set_index(more.index * 2).to_parquet("houses.parquet")
-    assert table(data="houses.parquet").standalone().features == ("rooms", "area", "zip")
-    assert table(features=["area", "zip"]).standalone().features == ("area", "zip")
+    assert table(data="houses.parquet").resolved().features == ("rooms", "area", "zip")
+    assert table(features=["area", "zip"]).resolved().features == ("area", "zip")
 
 
 def test_group_names_of_a_csv_are_text(houses: pd.DataFrame) -> None:
@@ -233,8 +234,8 @@ def test_odd_but_sound_files_are_read(houses: pd.DataFrame) -> None:
     assert torch.equal(table(data="odd.csv")._rows.values, table()._rows.values)
     money = houses.assign(price=[Decimal(f"{price:.2f}") for price in houses["price"]])
     money.to_parquet("money.parquet")
-    assert table(data="money.parquet").standalone().means == pytest.approx(
-        table().standalone().means
+    assert table(data="money.parquet").resolved().means == pytest.approx(
+        table().resolved().means
     )
 
 
@@ -333,7 +334,7 @@ def test_files_are_refused_in_one_sentence_that_says_why(content: bytes, reason:
         table().check("train")
     one_sentence(refused.value)
     with pytest.raises(InputError):
-        table().standalone()
+        table().resolved()
 
 
 @pytest.mark.parametrize(
@@ -385,8 +386,8 @@ def test_keys_are_refused_in_one_sentence_that_says_why(
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"shots": 0}, "shots must be at least 1"),
-        ({"queries": -1}, "queries must be at least 1"),
+        ({"shots": 0}, "shots is 0, expected at least 1"),
+        ({"queries": -1}, "queries is -1, expected at least 1"),
         ({"splits": [0.5, 0.2, 0.2]}, "sum to 1"),
         ({"splits": [1.5, -0.5, 0.0]}, "sum to 1"),
         ({"means": [0.0]}, "means and deviations"),
@@ -435,7 +436,7 @@ def test_an_evaluation_may_not_change_what_the_scale_was_measured_with(
     houses: pd.DataFrame,
 ) -> None:
     """Nor move a group that was trained on into the test split."""
-    trained = table().standalone()
+    trained = table().resolved()
     replace(trained, shots=2).check("test")
     for changes in (
         {"target": "area", "features": ("rooms", "price")},
@@ -453,7 +454,7 @@ def test_an_evaluation_may_not_change_what_the_scale_was_measured_with(
 
 
 def test_raw_rows_are_taken_in_all_that_people_hold_them_in(houses: pd.DataFrame) -> None:
-    family = table().standalone()
+    family = table().resolved()
     rows = houses.head(7)[["price", "area", "street", "rooms"]]  # not in the order of the features
     x = family.examples(rows)
     assert x.shape == (7, 2)
@@ -625,7 +626,7 @@ def test_a_run_learns_and_its_bundle_needs_no_file(houses: pd.DataFrame) -> None
     assert family.predictions(y).numpy() == pytest.approx(houses["price"].to_numpy(), rel=1e-6)
     assert family.bind(MLP(hidden=(4,)), ("none",), "reference").inputs == (2,)
     assert family.describe() == "table houses.csv price by district 5-shot 5 queries"
-    assert family.standalone() is family
+    assert family.resolved() is family
     with pytest.raises(InputError, match="there is no file"):
         family.check("test")
 

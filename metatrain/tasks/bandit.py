@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, at_least
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
+from metatrain.tasks.generated import Generated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,13 +25,12 @@ class Arms(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bandit:
+class Bandit(Generated):
     """An episode is a trial of `pulls` pulls of `arms` arms, each of which pays 1 with a
     probability p ~ U[0, 1].
 
     The return is a trial's whole reward: that of a random choice is pulls / 2. A policy sees
-    nothing but, if it has a memory, its actions and their rewards. `episodes` trials of each bandit
-    are played for a gradient or a score.
+    nothing but, if it has a memory, its actions and their rewards.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -40,16 +40,18 @@ class Bandit:
 
     name: Literal["bandit"] = "bandit"
     arms: int = 5
+    """Arms of a bandit."""
     pulls: int = 10
+    """Pulls of a trial."""
     episodes: int = 10
+    """Trials of each bandit that are played for a gradient or a score."""
     discount: float = 0.99
+    """Weight, in gradients, of a reward one pull later."""
 
     def __post_init__(self) -> None:
-        for name, least in (("arms", 2), ("pulls", 1), ("episodes", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, arms=2, pulls=1, episodes=1)
         if not 0 <= self.discount <= 1:
-            raise InputError(f"discount must be between 0 and 1, got {self.discount}")
+            raise InputError("discount", got=self.discount, expected="a number in 0..1")
 
     @property
     def actions(self) -> int:
@@ -82,10 +84,6 @@ class Bandit:
     def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Episodes:
         return Episodes(environment=self, model=model, path=path)
 
-    def standalone(self) -> Bandit:
-        """Needs nothing else."""
-        return self
-
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
         """The mean reward of each pull over many bandits."""
         from metatrain import figures
@@ -103,9 +101,6 @@ class Bandit:
         return figures.trial(
             lines, levels, f"{self.arms}-armed bandits: mean reward of each of {self.pulls} pulls"
         )
-
-    def check(self, split: Split) -> None:
-        """Any split can be drawn."""
 
     def describe(self) -> str:
         return f"bandit {self.arms} arms {self.pulls} pulls, {self.episodes} trials/task"

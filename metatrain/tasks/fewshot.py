@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task, at_least
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
 from metatrain.data.sources import open_data
@@ -49,14 +49,10 @@ def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
-    """Tell `ways` classes apart from `shots` images of each.
+    """Tell classes apart from a few images of each.
 
-    `data` names an imported data set, or says where one lies: a path or an address such as
-    s3://bucket/omniglot, from which each machine copies it once. `splits` names one of its splits
-    into classes (default: its first). `queries` counts query images per class. Networks see an
-    image x in 0..1 as its files show it, or 1 - x with `invert`. Runs and bundles, which are used
-    without the data set and with no other one, record its images' `shape`, [channels, height,
-    width], its `checksum`, and how many `bits` its grey images of 16 bits used, if it had some.
+    Each machine copies a data set from an address once. Runs and bundles record `shape`, `checksum`
+    and `bits` of the data set: they are used without it, and with no other one.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -64,19 +60,26 @@ class FewShot:
 
     name: Literal["fewshot"] = "fewshot"
     data: str = "glyphs"
+    """An imported data set's name, or its path or address, such as s3://bucket/omniglot."""
     splits: str | None = None
+    """Which of the data set's splits into classes to use; `null`: its first."""
     ways: int = 5
+    """Classes of a task."""
     shots: int = 1
+    """Support images of each class."""
     queries: int = 1
+    """Query images of each class."""
     invert: bool = False
+    """Whether networks see 1 - x instead of an image x in 0..1."""
     shape: tuple[int, int, int] | None = None
+    """Channels, height and width of an image; `null`: the data set's."""
     checksum: str | None = None
+    """Checksum of the data set that must be used; `null`: of any."""
     bits: Depth | None = None
+    """How many bits the data set's grey images of 16 bits use; `null`: it has none."""
 
     def __post_init__(self) -> None:
-        for name, least in (("ways", 2), ("shots", 1), ("queries", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, ways=2, shots=1, queries=1)
 
     @cached_property
     def store(self) -> ImageStore:
@@ -144,10 +147,8 @@ class FewShot:
             baseline_metrics={"nearest_neighbour_on_pixels": nearest_neighbour},
         )
 
-    def standalone(self) -> FewShot:
-        """With the images' shape and the name of the splits, so that `bind` and `examples` need no
-        data set.
-        """
+    def resolved(self) -> FewShot:
+        """With all that `bind` and `examples` need of the data set."""
         if self.shape is not None and self.splits is not None:
             return self
         store = self.store
@@ -194,38 +195,30 @@ class FewShot:
     def check(self, split: Split) -> None:
         if self.shape is not None and self.shape != self.store.shape:
             raise InputError(
-                (
-                    f"family.shape is {list(self.shape)}, but the images of {self.data} are "
-                    f"{list(self.store.shape)}"
-                ),
+                f"family.shape is {list(self.shape)}, but the images of {self.data} are "
+                f"{list(self.store.shape)}",
                 remedy="import it with that --size, or leave family.shape out in a new run",
             )
         if self.checksum not in (None, self.store.checksum):
             raise InputError(
-                (
-                    f"{self.data} is not the data set that this was trained on (checksum "
-                    f"{self.store.checksum}"
-                ),
-                expected=f"{self.checksum})",
-                remedy=("import that one again, or use this one with --set family.checksum=null"),
+                f"{self.data} is not the data set that this was trained on: its checksum",
+                got=self.store.checksum,
+                expected=self.checksum,
+                remedy="import that one again, or use this one with --set family.checksum=null",
             )
         scheme = self.store.scheme(self.splits)
         classes = scheme.classes.get(split, [])
         where = f"the {split} split of {self.data}/{scheme.name}"
         if not classes:
             raise InputError(
-                f"{where} is empty",
-                remedy=(
-                    f"it has only {', '.join(scheme.classes)}; "
-                    "choose other splits, or validation.every_steps=0 where it is val that is "
-                    "missing"
-                ),
+                f"{where} is empty: the data set has only {', '.join(scheme.classes)}",
+                remedy="choose other splits, or set validation.every_steps to 0 if val is empty",
             )
         available = len(classes) * (4 if scheme.rotations[split] == "classes" else 1)
         if self.ways > available:
             raise InputError(
                 f"{self.ways} ways were asked for, but {where} has {available} classes",
-                remedy=("lower family.ways"),
+                remedy="lower family.ways",
             )
         fewest, wanted = (
             int(self.store.sizes[torch.tensor(classes)].min()),
@@ -233,11 +226,8 @@ class FewShot:
         )
         if wanted > fewest:
             raise InputError(
-                (
-                    f"{self.shots} shots and {self.queries} queries need {wanted} images of a "
-                    "class, "
-                    f"but {where} has classes of {fewest}"
-                ),
+                f"{self.shots} shots and {self.queries} queries need {wanted} images of a class, "
+                f"but {where} has classes of {fewest}",
                 remedy="lower family.shots or family.queries",
             )
 

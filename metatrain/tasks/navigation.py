@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split
+from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, at_least
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
+from metatrain.tasks.generated import Generated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,13 +28,13 @@ class Goals(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Navigation:
+class Navigation(Generated):
     """Walk in the plane from the origin to a goal ~ U[-0.5, 0.5]^2 that is not seen.
 
     An action is a velocity of at most 0.1 in each coordinate, given as a number that is clipped to
     [-1, 1] as by the authors' normalised environment; the reward is minus the distance to the goal,
     as in their code (the paper says its square); an episode ends within 0.01 of the goal in both
-    coordinates, or after `horizon` steps. `episodes` of them are walked for a gradient or a score.
+    coordinates, or after `horizon` steps.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -44,15 +45,16 @@ class Navigation:
 
     name: Literal["navigation"] = "navigation"
     horizon: int = 100
+    """Steps after which an episode ends."""
     episodes: int = 20
+    """Episodes of each goal that are walked for a gradient or a score."""
     discount: float = 0.99
+    """Weight, in gradients, of a reward one step later."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "episodes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, horizon=1, episodes=1)
         if not 0 <= self.discount <= 1:
-            raise InputError(f"discount must be between 0 and 1, got {self.discount}")
+            raise InputError("discount", got=self.discount, expected="a number in 0..1")
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Goals:
         return Goals(torch.rand(count, 2, generator=generator) - 0.5)
@@ -74,10 +76,6 @@ class Navigation:
     def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Episodes:
         return Episodes(environment=self, model=model, path=path)
 
-    def standalone(self) -> Navigation:
-        """Needs nothing else."""
-        return self
-
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
         """Walks to three goals, before and after adaptation."""
         from metatrain import figures
@@ -91,9 +89,6 @@ class Navigation:
             [(step, w.observations, w.alive) for step, w in walks],
             f"Walks to goals, each adaptation step from {self.episodes} episodes",
         )
-
-    def check(self, split: Split) -> None:
-        """Any split can be drawn."""
 
     def describe(self) -> str:
         return (

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task
+from metatrain.core import Adapt, Context, Model, Norm, Path, Split, Task, at_least
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
+from metatrain.tasks.generated import Generated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def least_squares(task: Task) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
+class Series(Generated):
     """Forecast y_t from (y_{t-2}, y_{t-1}) where y_t = 2 r cos(w) y_{t-1} - r^2 y_{t-2} + noise.
 
     Each series has its own damping r ~ U[0.8, 1] and period 2 pi / w ~ U[4, 20]; the noise is N(0,
@@ -50,12 +51,12 @@ class Series:
 
     name: Literal["series"] = "series"
     shots: int = 10
+    """Forecasts of the support set."""
     queries: int = 10
+    """Forecasts of the query set, which follow those of the support set."""
 
     def __post_init__(self) -> None:
-        for name in ("shots", "queries"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, shots=1, queries=1)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
         """x [T, N, 2], y [T, N, 1], float32."""
@@ -83,10 +84,6 @@ class Series:
             baseline_metrics={"persistence": persistence, "least_squares": least_squares},
         )
 
-    def standalone(self) -> Series:
-        """Needs nothing else."""
-        return self
-
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         """Three series and their one-step forecasts, before and after adaptation."""
         from metatrain import figures
@@ -101,9 +98,6 @@ class Series:
             ],
             f"Series forecast one step ahead, from {self.shots} steps of each",
         )
-
-    def check(self, split: Split) -> None:
-        """Any split can be drawn."""
 
     def describe(self) -> str:
         return f"series {self.shots}-shot {self.queries} forecasts"

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task
+from metatrain.core import Adapt, Context, Model, Norm, Path, Split, Task, at_least
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
+from metatrain.tasks.generated import Generated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sinusoid:
+class Sinusoid(Generated):
     """y = A sin(x - p), amplitude A ~ U[0.1, 5], phase p ~ U[0, pi], x ~ U[-5, 5].
 
     All splits draw from the same distribution of functions; the ticket keeps their tasks apart.
@@ -29,12 +30,12 @@ class Sinusoid:
 
     name: Literal["sinusoid"] = "sinusoid"
     shots: int = 10
+    """Support points of a task."""
     queries: int = 10
+    """Query points of a task."""
 
     def __post_init__(self) -> None:
-        for name in ("shots", "queries"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, shots=1, queries=1)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
         """support [T, shots, 1], query [T, queries, 1], float32."""
@@ -57,10 +58,6 @@ class Sinusoid:
             path=path,
         )
 
-    def standalone(self) -> Sinusoid:
-        """Needs nothing else."""
-        return self
-
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         """Three sinusoids and the curves that are fitted to them, inner step by inner step."""
         from metatrain import figures
@@ -77,9 +74,6 @@ class Sinusoid:
             [(step, problem.predict(params, task, context)) for step, params in shown],
             f"Sinusoids fitted to {self.shots} points",
         )
-
-    def check(self, split: Split) -> None:
-        """Any split can be drawn."""
 
     def describe(self) -> str:
         return f"sinusoid {self.shots}-shot {self.queries} query points"
