@@ -160,7 +160,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     net = Conv4(filters=4, head=heads.Memory(hidden=4))
     bound = config(GLYPHS).family.bind(net, ("transductive",), "reference")
     with pytest.raises(
-        InputError, match="prototypical needs a head of weights"
+        InputError, match="this algorithm computes head.weight, and the network has none"
     ):
         Prototypical().init(bound, torch.Generator())
     with pytest.raises(InputError, match="recurrent needs a network with a memory"):
@@ -172,7 +172,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
             CASES[probe], algorithm={"name": "prototypical"}, output=str(tmp_path / "run")
         )
         with pytest.raises(
-            InputError, match="prototypical tells classes apart, and these tasks have none"
+            InputError, match="this algorithm tells classes apart, and these tasks have none"
         ):
             run.train(settings)
     assert not (tmp_path / "run").exists()

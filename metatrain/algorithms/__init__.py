@@ -6,6 +6,5 @@ from metatrain.algorithms.prototypical import Prototypical
 from metatrain.algorithms.recurrent import Recurrent
 from metatrain.algorithms.reptile import Reptile
 
-BuiltIn = (
-    MAML | MetaSGD | Prototypical | Recurrent | Reptile
-)  # what a recipe chooses from by `algorithm.name`
+# What a recipe chooses from by `algorithm.name`.
+BuiltIn = MAML | MetaSGD | Prototypical | Recurrent | Reptile

@@ -1,5 +1,4 @@
-"""What meta-learning algorithms share: gradient descent on support sets, and the meta-gradient
-through adaptation.
+"""What algorithms share: descent on support sets, and the meta-gradient through adaptation.
 
 Both work on a ticket's tasks at once.
 """
@@ -7,7 +6,7 @@ Both work on a ticket's tasks at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -15,12 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from metatrain.algorithms.inner_optimizers import Optimizer, Rates, State, sgd
 from metatrain.core import Context, InputError, Meta, Params, Problem, Update, chunks, count, take
 
 Order = Literal[0, 1, 2]
-Rates = Mapping[
-    str, float | Tensor
-]  # name of what adapts -> its inner rate, a number or of the parameter's shape
+SGD = sgd()
 MOMENTUM = 0.1  # of running statistics: PyTorch's
 
 
@@ -30,108 +28,135 @@ def expand(params: Params, tasks: int) -> Params:
 
 
 def start(meta: Meta, task: Any) -> Params:
-    """The tasks' parameters before adaptation, [T, *shape] each: the initialisation, and all that
-    is not descended.
-    """
+    """The tasks' parameters before adaptation, [T, *shape] each, with all that stays as it is."""
     return expand(meta.model | meta.state | meta.frozen, count(task))
 
 
+def init_without(problem: Problem, generator: torch.Generator, names: Sequence[str]) -> Params:
+    """Fresh parameters but for those of a head that an algorithm computes for each task's classes.
+
+    Raises InputError if the tasks have no classes, or the network has no such parameters.
+    """
+    if problem.targets != "classes":
+        raise InputError(
+            "this algorithm tells classes apart, and these tasks have none",
+            remedy="choose another algorithm",
+        )
+    model = problem.init(generator)
+    for name in names:
+        if name not in model:
+            raise InputError(
+                f"this algorithm computes {name}, and the network has none",
+                remedy="choose another model.head",
+            )
+    return {name: p for name, p in model.items() if name not in names}
+
+
+def check_positive(**options: float | None) -> None:
+    """InputError if an option of an algorithm is not above 0; None is one that is not set."""
+    for name, value in options.items():
+        if value is not None and value <= 0:
+            raise InputError(name, got=value, expected="above 0")
+
+
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match a pattern; InputError where a pattern matches none."""
+    """The names that match a pattern; InputError if a pattern matches none."""
     if not patterns:
         raise InputError(
-            "adapts is empty, so that nothing would", remedy='give patterns such as "head.*"'
+            "adapts is empty, so no parameter would adapt", remedy='give patterns such as "head.*"'
         )
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                f"adapts has a pattern {pattern!r} that matches no parameter",
-                remedy=(f"choose among {', '.join(names)}"),
+                "a pattern of adapts",
+                got=pattern,
+                expected=f"one that matches a parameter: {', '.join(names)}",
             )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def descend(
-    problem: Problem,
+    loss: Callable[[Params], Tensor],
     phi: Params,
-    task: Any,
-    context: Context,
     *,
     rates: Sequence[Rates],
     order: Order,
+    generator: torch.Generator,
+    optimizer: Optimizer = SGD,
     recompute: bool = False,
 ) -> Iterator[Params]:
-    """phi_{k+1} = phi_k - rates_k * grad L_support(phi_k).  Yields phi_0, phi_1, ..., [T, *shape]
-    each.
+    """phi_{k+1} = phi_k - rates_k * grad loss(phi_k).  Yields phi_0, phi_1, ..., [T, *shape] each.
 
-    There is a step for each of `rates`; what it does not name stays as it is. `order` says which
-    derivatives of phi_k with respect to phi_0 can be taken: all of them (2), with the gradient held
-    constant (1, first-order MAML), or none (0: every step forgets the one before). With `recompute`
-    a step keeps its parameters and not its graph, which the backward pass computes again.
+    loss: [T] of the tasks' parameters; no task's loss knows the parameters of another.
+    rates: for each step those of the parameters that adapt in it, the same ones in all steps.
+    order: which derivatives of phi_k with respect to phi_0 can be taken: all of them (2), those
+        with the gradient held constant (1, first-order MAML), or none (0: every step forgets the
+        one before).
+    generator: draws the random numbers of the loss, if it has any.
+    optimizer: decides the step from the gradient.
+    recompute: of order 2; keep a step's parameters and not its graph, which the backward pass
+        computes again.
     """
     yield phi
+    state = optimizer.init({name: phi[name].detach() for name in rates[0]})
     for rate in rates:
         if order == 0:
             phi = {name: p.detach().requires_grad_(name in rate) for name, p in phi.items()}
-        take_step = partial(_step, problem, task, context, create_graph=order == 2)
-        phi = phi | (
-            _recomputed(take_step, phi, rate, context)
-            if recompute and order == 2
-            else take_step(phi, rate)
-        )
+        take_step = partial(_step, loss, optimizer, create_graph=order == 2)
+        if recompute and order == 2:
+            stepped, state = _recomputed(take_step, phi, state, rate, generator)
+        else:
+            stepped, state = take_step(phi, state, rate)
+        phi = phi | stepped
         yield {name: p.detach() for name, p in phi.items()} if order == 0 else phi
 
 
 def _step(
-    problem: Problem, task: Any, context: Context, phi: Params, rate: Rates, *, create_graph: bool
-) -> Params:
-    """What of phi adapts, one step on."""
+    loss: Callable[[Params], Tensor],
+    optimizer: Optimizer,
+    phi: Params,
+    state: State,
+    rate: Rates,
+    *,
+    create_graph: bool,
+) -> tuple[Params, State]:
+    """What of phi adapts, and the optimizer's state, one step later."""
+    adapting = {name: phi[name] for name in rate}
     with torch.enable_grad():
-        loss = problem.support_loss(
-            phi, task, context
-        ).sum()  # a sum, since no task's loss knows another's phi
-        leaves = [phi[name] for name in rate]
-        gradient = torch.autograd.grad(
-            loss, leaves, create_graph=create_graph, materialize_grads=True
+        gradients = torch.autograd.grad(
+            loss(phi).sum(),
+            list(adapting.values()),
+            create_graph=create_graph,
+            materialize_grads=True,
         )
-    return {
-        name: _less(p, rate[name], g) for name, p, g in zip(rate, leaves, gradient, strict=True)
-    }
-
-
-def _less(p: Tensor, rate: float | Tensor, g: Tensor) -> Tensor:
-    """p - rate * g as one operation, which halves those of the derivative, too."""
-    return (
-        torch.addcmul(p, rate, g, value=-1)
-        if isinstance(rate, Tensor)
-        else torch.sub(p, g, alpha=rate)
-    )
+    return optimizer.update(dict(zip(rate, gradients, strict=True)), state, adapting, rate)
 
 
 def _recomputed(
-    take_step: Callable[..., Params], phi: Params, rate: Rates, context: Context
-) -> Params:
-    """The step, of which nothing is kept but what it started from; random numbers are drawn again
-    as they were.
-    """
+    take_step: Callable[..., tuple[Params, State]],
+    phi: Params,
+    state: State,
+    rate: Rates,
+    generator: torch.Generator,
+) -> tuple[Params, State]:
+    """The step, of which only its start is kept; random numbers are drawn again as they were."""
     learned = {name: lr for name, lr in rate.items() if isinstance(lr, Tensor)}
+    given = (phi, learned, *state.averages)
 
     def step(create_graph: bool, *tensors: Tensor) -> list[Tensor]:
-        start, rates = (
-            dict(zip(phi, tensors, strict=False)),
-            dict(zip(learned, tensors[len(phi) :], strict=True)),
-        )
-        stepped = take_step(start, {**rate, **rates}, create_graph=create_graph)
-        return [stepped[name] for name in rate]
+        values = iter(tensors)
+        start, rates, *averages = (dict(zip(part, values, strict=False)) for part in given)
+        before = State(state.steps, tuple(averages))
+        stepped, after = take_step(start, before, {**rate, **rates}, create_graph=create_graph)
+        return [p for part in (stepped, *after.averages) for p in part.values()]
 
-    stepped = _Recomputed.apply(step, context.generator, *phi.values(), *learned.values())
-    return dict(zip(rate, stepped, strict=True))
+    ends = iter(_Recomputed.apply(step, generator, *(p for part in given for p in part.values())))
+    stepped, *averages = ({name: next(ends) for name in rate} for _ in (phi, *state.averages))
+    return stepped, State(state.steps + 1, tuple(averages))
 
 
 class _Recomputed(torch.autograd.Function):
-    """Checkpointing (Chen et al. 2016, arXiv 1604.06174) of a function that takes derivatives
-    itself.
-    """
+    """Checkpointing (Chen et al. 2016, arXiv 1604.06174) of a function that differentiates."""
 
     @staticmethod
     def forward(
@@ -169,15 +194,16 @@ def mean_gradient(
     tasks: Any,
     context: Context,
     *,
-    every_step: bool = False,
+    weights: Iterable[float] | None = None,
 ) -> Update:
-    """The gradient, with respect to `meta`, of the mean over the tasks of the query loss after
-    `adapt`.
+    """The gradient, with respect to `meta`, of the mean query loss of the tasks after `adapt`.
 
-    With `every_step` it is the mean of the losses at all the steps that `adapt` yields. Each chunk
-    of tasks has a backward pass, accumulated in place, so that memory does not grow with the
-    ticket. The metrics before adaptation are those of the first task only: to compute all of them
-    would take a fifth of the time.
+    Each chunk of tasks has a backward pass, accumulated in place, so that memory does not grow with
+    the ticket.
+
+    weights: of the losses at the steps that `adapt` yields, the first before adaptation; the loss
+        is their weighted mean. Without them only the last step counts. The metrics before
+        adaptation are then those of the first task: to compute all takes a fifth of the time.
     """
     leaves = Meta(
         {name: p.detach().requires_grad_() for name, p in meta.model.items()},
@@ -186,22 +212,26 @@ def mean_gradient(
         meta.frozen,
     )
     total = count(tasks)
-    before, after = [], []
+    before: list[dict[str, Tensor]] = []
+    after: list[dict[str, Tensor]] = []
     for chunk in chunks(problem, tasks):
         steps = adapt(problem, leaves, chunk, context)
-        if every_step:
-            found = [problem.query(phi, chunk, context) for phi in steps]
-            before += found[:-1][:1]  # none where adapting is no step at all
-        else:
-            unadapted = next(
-                steps
-            )  # with a graph: what an algorithm computes before its first step stays in it
+        if weights is None:
+            unadapted = next(steps)  # with the graph of what comes before the first step
             if not before:
-                before = [of_first(problem, unadapted, chunk, context)]
+                before = [first_task_metrics(problem, unadapted, chunk, context)]
             (adapted,) = deque(steps, maxlen=1)
-            found = [problem.query(adapted, chunk, context)]
-        (torch.stack([f["loss"] for f in found]).mean(0).sum() / total).backward()
-        after.append({name: value.detach() for name, value in found[-1].items()})
+            found = problem.query(adapted, chunk, context)
+            loss = found["loss"]
+        else:
+            pairs = zip(steps, weights, strict=False)
+            each = [(problem.query(phi, chunk, context), weight) for phi, weight in pairs]
+            before += [metrics for metrics, _ in each[:-1][:1]]  # none if there is no step at all
+            found = each[-1][0]
+            weighted = torch.stack([weight * metrics["loss"] for metrics, weight in each])
+            loss = weighted.sum(0) / sum(weight for _, weight in each)
+        (loss.sum() / total).backward()
+        after.append({name: value.detach() for name, value in found.items()})
     return Update(
         Meta(_gradients(leaves.model), _gradients(leaves.algorithm), tracked(problem, meta, tasks)),
         total,
@@ -219,7 +249,9 @@ def tracked(problem: Problem, meta: Meta, tasks: Any) -> Params:
 
 
 @torch.no_grad()
-def of_first(problem: Problem, phi: Params, task: Any, context: Context) -> dict[str, Tensor]:
+def first_task_metrics(
+    problem: Problem, phi: Params, task: Any, context: Context
+) -> dict[str, Tensor]:
     """The metrics of the first task."""
     return problem.query({name: p[:1] for name, p in phi.items()}, take(task, 0), context)
 
@@ -233,9 +265,7 @@ def means(found: Sequence[dict[str, Tensor]], when: str) -> dict[str, Tensor]:
 def minibatches(
     size: int, batch: int, steps: int, tasks: int, generator: torch.Generator
 ) -> Tensor:
-    """[steps, T, batch] indices below `size`: for each task shuffles of all, one after another, cut
-    into batches.
-    """
+    """[steps, T, batch] indices below `size`: of each task shuffles in a row, cut into batches."""
     shuffles = -(-steps * batch // size)
     order = torch.rand(tasks, shuffles, size, generator=generator).argsort(-1)
     return order.flatten(1)[:, : steps * batch].unflatten(1, (steps, batch)).transpose(0, 1)

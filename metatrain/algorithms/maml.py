@@ -9,44 +9,43 @@ from typing import Any, Literal
 
 import torch
 
-from metatrain.algorithms import inner_loop
-from metatrain.core import TRAINING_ONLY, Context, InputError, Meta, Params, Problem, Update
+from metatrain.algorithms import inner_loop, inner_optimizers
+from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
 
 
 @dataclass(frozen=True, kw_only=True)
 class MAML:
-    """Descend the query loss after adaptation, theta <- theta - beta grad_theta sum_i L_i(phi_i)
-    (algorithm 1), where
+    """Descend the query loss after adaptation.
 
-        phi_i = theta - inner_lr * grad_theta L_i(theta)
-        (equation 1)
+        theta <- theta - beta grad_theta sum_i L_i(phi_i)                 (algorithm 1)
+        phi_i = theta - inner_lr * grad_theta L_i(theta)                  (equation 1)
 
-    is taken `inner_steps` times. The losses are means over examples: the paper's code sums over the
-    ways, so that its inner rate is `inner_lr / ways`. `first_order` holds the inner gradient
-    constant (section 5.2); the query gradient is still taken at phi. In a reinforcement problem the
+    The second equation is applied `inner_steps` times. Losses are means over examples. The paper's
+    code sums over the ways: its inner rate is `inner_lr / ways`. In a reinforcement problem the
     losses are those of policy gradients (algorithm 3).
 
-    Only parameters whose names match a pattern of `adapts` change in the inner loop: ("*.conv.*",
-    "head.*") in the paper's nets, ("head.*",) in ANIL (Raghu et al. 2020, arXiv 1909.09157),
-    ("body.*",) in BOIL (Oh et al. 2021, arXiv 2008.08882). With `recompute` the backward pass
-    computes each step's graph again, instead of keeping all: more time, and less memory where steps
-    are many.
+    The paper's nets have adapts=("*.conv.*", "head.*"). ("head.*",) is ANIL (Raghu et al. 2020,
+    arXiv 1909.09157), ("body.*",) is BOIL (Oh et al. 2021, arXiv 2008.08882).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["maml"] = "maml"
     inner_lr: float
+    """Inner learning rate."""
     inner_steps: int = 1
+    """Inner steps."""
+    inner_optimizer: inner_optimizers.Name = "sgd"
+    """What makes a step of a gradient: `sgd`, `momentum` (0.9), `rmsprop` or `adam`."""
     first_order: bool = field(default=False, metadata=TRAINING_ONLY)
+    """Hold the inner gradient constant (section 5.2 of the paper)."""
     adapts: tuple[str, ...] = ("*",)
+    """Patterns of the parameters that the inner loop changes."""
     recompute: bool = field(default=False, metadata=TRAINING_ONLY)
+    """Compute inner steps again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        if self.inner_steps < 1:
-            raise InputError(f"inner_steps must be at least 1, got {self.inner_steps}")
-        if self.inner_lr <= 0:
-            raise InputError(f"inner_lr must be positive, got {self.inner_lr}")
+        inner_loop.check_positive(inner_lr=self.inner_lr, inner_steps=self.inner_steps)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
@@ -64,13 +63,12 @@ class MAML:
         self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order
     ) -> Iterator[Params]:
         rate = dict.fromkeys(inner_loop.matching(list(meta.model), self.adapts), self.inner_lr)
-        phi = inner_loop.start(meta, task)
         return inner_loop.descend(
-            problem,
-            phi,
-            task,
-            context,
+            lambda phi: problem.support_loss(phi, task, context),
+            inner_loop.start(meta, task),
             rates=[rate] * self.inner_steps,
             order=order,
+            generator=context.generator,
+            optimizer=inner_optimizers.OPTIMIZERS[self.inner_optimizer],
             recompute=self.recompute,
         )

@@ -1,6 +1,4 @@
-"""Learned inner rates: Meta-SGD (Li et al. 2017, arXiv 1707.09835) and those of MAML++ (Antoniou et
-al. 2019).
-"""
+"""Learned inner rates: Meta-SGD (Li et al. 2017) and those of MAML++ (Antoniou et al. 2019)."""
 
 from __future__ import annotations
 
@@ -12,37 +10,37 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import TRAINING_ONLY, Context, InputError, Meta, Params, Problem, Update
+from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaSGD:
-    """MAML whose inner rates are meta-learned along with the initialisation:
+    """MAML that learns its inner rates alpha along with the initialisation.
 
-        phi = theta - alpha * grad_theta L(theta)                                       (Li et al.
-        2017, equation 2)
+        phi = theta - alpha * grad_theta L(theta)        (Li et al., arXiv 1707.09835, equation 2)
 
-    With `rates` "parameter", alpha has a number for each number of theta, which all `inner_steps`
-    share. With "layer_step" it has one for each tensor and each step (Antoniou, Edwards and Storkey
-    2019, arXiv 1810.09502, section 4: LSLR). All start at `initial_lr`, and may become negative.
-    They are in `Meta.algorithm` as rate.NAME, or rate.STEP.NAME: `outer.groups` can give
-    "algorithm.*" an outer rate of its own. `adapts` and `recompute` are as in MAML.
+    With rates="parameter" alpha has a number for each number of theta, which all steps share. With
+    "layer_step" it has one for each tensor and each step (Antoniou et al., arXiv 1810.09502,
+    section 4: LSLR). Rates may become negative. They are in `Meta.algorithm` as rate.NAME or
+    rate.STEP.NAME: `outer.groups` can give "algorithm.*" an outer rate of its own.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["meta_sgd"] = "meta_sgd"
     initial_lr: float = field(metadata=TRAINING_ONLY)
+    """Where all inner rates start."""
     inner_steps: int = 1
+    """Inner steps."""
     rates: Literal["parameter", "layer_step"] = "parameter"
+    """`parameter`: a rate for each number; `layer_step`: one for each tensor and step."""
     adapts: tuple[str, ...] = ("*",)
+    """Patterns of the parameters that the inner loop changes."""
     recompute: bool = field(default=False, metadata=TRAINING_ONLY)
+    """Compute inner steps again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        if self.inner_steps < 1:
-            raise InputError(f"inner_steps must be at least 1, got {self.inner_steps}")
-        if self.initial_lr <= 0:
-            raise InputError(f"initial_lr must be positive, got {self.initial_lr}")
+        inner_loop.check_positive(initial_lr=self.initial_lr, inner_steps=self.inner_steps)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
@@ -68,12 +66,11 @@ class MetaSGD:
             {name: meta.algorithm[self._key(k, name)] for name in adapting} for k in self._steps
         ]
         return inner_loop.descend(
-            problem,
+            lambda phi: problem.support_loss(phi, task, context),
             inner_loop.start(meta, task),
-            task,
-            context,
             rates=rates,
             order=order,
+            generator=context.generator,
             recompute=self.recompute,
         )
 

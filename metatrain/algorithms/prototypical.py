@@ -9,21 +9,20 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Meta, Params, Problem, Update
+from metatrain.core import Context, Meta, Params, Problem, Update
 from metatrain.models.heads import BIAS, WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prototypical:
-    """Classify by the distance to the mean of the features of each class's support examples,
+    """Classify by the distance to each class's prototype, the mean of its support features.
 
-        c_k = 1/|S_k| sum_{(x, y) in S_k} f(x)
-        (equation 1) p(y = k | x) = softmax_k(-|f(x) - c_k|^2) = softmax_k(2 c_k . f(x) - |c_k|^2)
-        (equation 2, section 2.4)
+        c_k = 1/|S_k| sum_{(x, y) in S_k} f(x)                            (equation 1)
+        p(y = k | x) = softmax_k(-|f(x) - c_k|^2)                         (equation 2)
+                     = softmax_k(2 c_k . f(x) - |c_k|^2)                  (section 2.4)
 
-    so that adapting is computing the head: only the network's body is learned, and tasks of any
-    number of ways can be trained and tested on. A model with `head: {name: cosine}` compares by
-    scale * cos(f(x), c_k) instead.
+    Adapting computes the head. Only the network's body is learned, so that training and test may
+    have other numbers of ways. With `head: {name: cosine}` it compares by scale * cos(f(x), c_k).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -31,18 +30,9 @@ class Prototypical:
     name: Literal["prototypical"] = "prototypical"
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        if problem.targets != "classes":
-            raise InputError(
-                "prototypical tells classes apart, and these tasks have none",
-                remedy=("choose another algorithm"),
-            )
-        model = problem.init(generator)
-        if WEIGHT not in model:
-            raise InputError(
-                "prototypical needs a network that ends in a head of weights, such as conv4 or mlp"
-            )
-        learned = {name: p for name, p in model.items() if name not in (WEIGHT, BIAS)}
-        return Meta(learned, {}, problem.state())
+        model = inner_loop.init_without(problem, generator, (WEIGHT,))
+        model.pop(BIAS, None)  # a cosine head has none
+        return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         """Before adaptation all classes are equally probable."""

@@ -1,11 +1,10 @@
-"""Learning by reading into a memory (Hochreiter et al. 2001; Santoro et al. 2016; RL2: Duan et al.
-2016).
-"""
+"""Learning by reading into a memory (Hochreiter et al. 2001; Santoro et al. 2016)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -17,15 +16,13 @@ from metatrain.models.heads import HIDDEN
 
 @dataclass(frozen=True, kw_only=True)
 class Recurrent:
-    """Adapting is reading: the network sees each support example with the target of the one before
-    it,
+    """Adapt by reading: see each support example with the target of the one before it.
 
-        h_t = cell(h_{t-1}, (f(x_t), y_{t-1})),   prediction_t = g(h_t)       (Santoro et al. 2016,
-        arXiv 1605.06065)
+        h_t = cell(h_{t-1}, (f(x_t), y_{t-1})),   prediction_t = g(h_t)
 
-    and no weight changes. What is learned is to predict the query examples, each on its own, after
-    any number of them: the loss is the mean over t = 0, ..., S. The model must have a memory
-    (`head: {name: memory}`).
+    (Santoro et al. 2016, arXiv 1605.06065.) No weight changes in adaptation. The network learns to
+    predict the query examples, each on its own, after any number of support examples: the loss is
+    the mean over t = 0, ..., S. The model must have `head: {name: memory}`.
 
     In a reinforcement problem this is RL2 (Duan et al. 2016, arXiv 1611.02779): an episode is a
     whole trial, in which the memory gets each action and its reward, and the policy gradient goes
@@ -48,4 +45,6 @@ class Recurrent:
         return problem.read(inner_loop.start(meta, task), task, context)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context, every_step=True)
+        return inner_loop.mean_gradient(
+            self.adapt, problem, meta, tasks, context, weights=repeat(1.0)
+        )

@@ -15,30 +15,31 @@ from metatrain.core import Context, InputError, Meta, Params, Problem, Update, c
 
 @dataclass(frozen=True, kw_only=True)
 class Reptile:
-    """Move towards the adapted parameters:  theta <- theta + eps mean_i (phi_i - theta)  (algorithm
-    2).
+    """Move towards the adapted parameters.
 
-    phi_i is theta after `inner_steps` of an optimizer on mini-batches of `inner_batch` support
-    examples (all of them where it is None). "adam" is Adam with beta1 = 0, which starts fresh for
-    each task; the authors' code carries its second moments from task to task. The outer step eps is
-    the learner's rate under SGD; `outer.schedule: linear` anneals it to zero.
+        theta <- theta + eps mean_i (phi_i - theta)                       (algorithm 2)
+
+    phi_i is theta after `inner_steps` of an optimizer. Adam has beta1 = 0 and starts fresh for each
+    task; the authors' code carries its second moments from task to task. The outer step eps is the
+    learner's rate under SGD; `outer.schedule: linear` anneals it to zero.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["reptile"] = "reptile"
     inner_optimizer: Literal["sgd", "adam"] = "adam"
+    """`adam` (beta1 = 0, fresh for each task) or `sgd`."""
     inner_lr: float
+    """Inner learning rate."""
     inner_steps: int
+    """Inner steps."""
     inner_batch: int | None = None
+    """Support examples of an inner step; `null`: all."""
 
     def __post_init__(self) -> None:
-        if self.inner_steps < 1:
-            raise InputError(f"inner_steps must be at least 1, got {self.inner_steps}")
-        if self.inner_lr <= 0:
-            raise InputError(f"inner_lr must be positive, got {self.inner_lr}")
-        if self.inner_batch is not None and self.inner_batch < 1:
-            raise InputError(f"inner_batch must be at least 1, got {self.inner_batch}")
+        inner_loop.check_positive(
+            inner_lr=self.inner_lr, inner_steps=self.inner_steps, inner_batch=self.inner_batch
+        )
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         if self.inner_batch is not None and problem.targets == "rewards":
@@ -50,8 +51,7 @@ class Reptile:
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         phi = {k: p.detach().clone() for k, p in inner_loop.start(meta, task).items()}
-        # Both optimizers work element by element, so that one on all tasks' parameters is one for
-        # each task.
+        # Both optimizers work element by element: one on all tasks' parameters is one for each.
         optimizer = self._optimizer([phi[name].requires_grad_() for name in meta.model])
         yield {k: p.detach().clone() for k, p in phi.items()}
         for batch in self._batches(problem, task, context):
@@ -64,10 +64,8 @@ class Reptile:
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         total = count(tasks)
         direction = {name: theta.clone() for name, theta in meta.model.items()}
-        before, after = (
-            [inner_loop.of_first(problem, inner_loop.start(meta, tasks), tasks, context)],
-            [],
-        )
+        start, after = inner_loop.start(meta, tasks), []
+        before = [inner_loop.first_task_metrics(problem, start, tasks, context)]
         for chunk in chunks(problem, tasks):
             *_, phi = self.adapt(problem, meta, chunk, context)
             for name, p in direction.items():
@@ -78,21 +76,22 @@ class Reptile:
         return Update(Meta(direction, {}, inner_loop.tracked(problem, meta, tasks)), total, metrics)
 
     def _optimizer(self, params: list[Tensor]) -> torch.optim.Optimizer:
+        # torch's: nothing is differentiated here, and a fused Adam is one pass over the parameters.
         if self.inner_optimizer == "sgd":
             return torch.optim.SGD(params, lr=self.inner_lr)
-        on_gpu = params[0].is_cuda  # where a CUDA graph may be made of it
         return torch.optim.Adam(
-            params, lr=self.inner_lr, betas=(0.0, 0.999), fused=True, capturable=on_gpu
+            params,
+            lr=self.inner_lr,
+            betas=(0.0, 0.999),
+            fused=True,
+            capturable=params[0].is_cuda,  # a CUDA graph may be made of it
         )
 
     def _batches(self, problem: Problem, task: Any, context: Context) -> list[Tensor | None]:
         if self.inner_batch is None:
             return [None] * self.inner_steps
+        size, tasks = problem.support_size(task), count(task)
         drawn = inner_loop.minibatches(
-            problem.support_size(task),
-            self.inner_batch,
-            self.inner_steps,
-            count(task),
-            context.generator,
+            size, self.inner_batch, self.inner_steps, tasks, context.generator
         )
         return list(drawn.to(task[0].device))
