@@ -13,13 +13,11 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 from matplotlib.figure import Figure
-from services import S3, Nodes, cache_in, free_port, mlflow_in
+from services import S3, Nodes, cache_in, drawing, free_port, mlflow_in
 
 from metatrain import figures
 from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
-
-SAVE = figures.save
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,9 +56,10 @@ def _no_pictures() -> Iterator[None]:
 
 
 @pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def pictures() -> Iterator[None]:
     """Pictures are drawn: for tests that look at one."""
-    monkeypatch.setattr(figures, "save", SAVE)
+    with drawing():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from metatrain import console
+from metatrain import console, figures
 from tuning.cli import app
 
 
@@ -31,6 +31,17 @@ def cache_in(folder: Path) -> Path:
     folder.mkdir()
     (folder / ".compiled").symlink_to((Path(os.environ["METATRAIN_CACHE"]) / ".compiled").resolve())
     return folder
+
+
+SAVE = figures.save
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Pictures are drawn, which conftest.py leaves out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", SAVE)
+        yield
 
 
 def store(path: Path) -> str:

@@ -313,6 +313,7 @@ def test_what_is_no_run_is_not_opened(copied: metatrain.Run, folder: str) -> Non
         metatrain.Run(folder)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_notebooks_get_html_in_which_names_are_text() -> None:
     run = metatrain.train(SHORT, name="<b>x", output="<i>y")
     for shown in (

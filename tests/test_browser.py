@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import yaml
 from cases import GLYPHS, SINUSOID
-from services import command, mlflow_in
+from services import command, drawing, mlflow_in
 
 from cluster.tracking.place import Place, place_of
-from cluster.ui import served
+from cluster.tracking.pages import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -58,6 +58,7 @@ def seen(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     here = tmp_path_factory.mktemp("seen")
     with (
         mlflow_in(here) as (uri, _),
+        drawing(),
         sync_playwright() as playwright,
         pytest.MonkeyPatch.context() as patch,
     ):

@@ -203,7 +203,7 @@ def test_only_numbers_of_outer_and_algorithm_may_change(
     if allowed:
         checkpoint.check_resumable(saved, changed, plan)
         return
-    with pytest.raises(InputError, match=rf"was trained with {key} = .* and cannot go on with"):
+    with pytest.raises(InputError, match=rf"was trained with {key} = .* and cannot resume with"):
         checkpoint.check_resumable(saved, changed, plan)
 
 

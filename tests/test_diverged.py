@@ -43,7 +43,7 @@ def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others
         Scores([0, 1], {"none": {"mse": part}}, {"nothing": torch.full((len(part),), 5.0)})
         for part in curve.split(2)
     ]
-    score = summarise(parts, MSE, "none", "a protocol")
+    score = summarise(parts, MSE, {}, "none", "a protocol")
     assert (score.tasks, score.diverged, score.curve_diverged) == (5, 2, [0, 2])
     assert score.mean == pytest.approx(3.0)
     assert score.ci95 == pytest.approx(1.96 * math.sqrt(7) / math.sqrt(3))
@@ -61,21 +61,21 @@ def test_a_score_is_that_of_the_tasks_that_did_not_diverge_and_counts_the_others
 def test_a_mean_that_few_tasks_decide_is_said_to_be() -> None:
     """Their adaptation is on its way to overflow: the mean is finite, and says nothing."""
     curve = torch.tensor([[1.0]] * 50 + [[2.0]] * 50 + [[1e9]])
-    score = summarise([Scores([0], {"none": {"mse": curve}}, {})], MSE, "none", "")
+    score = summarise([Scores([0], {"none": {"mse": curve}}, {})], MSE, {}, "none", "")
     assert "a few tasks decide the mean, 9.901e+06, as their adaptation is about to diverge" in (
         score.warning() or ""
     )
-    even = summarise([Scores([0], {"none": {"mse": curve[:100]}}, {})], MSE, "none", "")
+    even = summarise([Scores([0], {"none": {"mse": curve[:100]}}, {})], MSE, {}, "none", "")
     assert even.warning() is None
 
 
 def test_with_half_of_the_tasks_lost_there_is_no_result() -> None:
     lost = summarise(
-        [Scores([0], {"none": {"mse": torch.tensor([[1.0], [NAN]])}}, {})], MSE, "none", ""
+        [Scores([0], {"none": {"mse": torch.tensor([[1.0], [NAN]])}}, {})], MSE, {}, "none", ""
     )
     assert not lost.usable
     none = summarise(
-        [Scores([0], {"none": {"mse": torch.tensor([[NAN], [NAN]])}}, {})], MSE, "none", ""
+        [Scores([0], {"none": {"mse": torch.tensor([[NAN], [NAN]])}}, {})], MSE, {}, "none", ""
     )
     assert math.isnan(none.mean)
     assert none.line().startswith(
@@ -134,6 +134,7 @@ def test_adaptation_that_diverges_gives_no_labels(
         learned.adapt(images, range(5))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_with_some_diverged_tasks_says_so_everywhere(tmp_path: Path) -> None:
     """Of a rate at the edge of stability some tasks are lost, in training's validation as in the
     evaluation.
@@ -167,6 +168,7 @@ def test_a_run_with_some_diverged_tasks_says_so_everywhere(tmp_path: Path) -> No
         assert (folder / "figures" / f"{name}.png").exists()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_of_which_nothing_is_left_keeps_its_folder_and_ends_in_a_sentence(
     tmp_path: Path,
 ) -> None:
@@ -210,7 +212,7 @@ def test_a_picture_that_fails_costs_no_result(
 
 def test_the_picture_of_diverged_tasks_shows_medians_and_says_how_many_are_missing() -> None:
     curve = torch.tensor([[4.0, 1.0], [4.0, NAN], [4.0, 3.0]])
-    score = summarise([Scores([0, 1], {"none": {"mse": curve}}, {})], MSE, "none", "")
+    score = summarise([Scores([0, 1], {"none": {"mse": curve}}, {})], MSE, {}, "none", "")
     axes = adaptation_curve([("all", score)], "Title").axes[0]
     assert axes.lines[0].get_ydata().tolist() == [4.0, 2.0]
     assert axes.get_title() == "Title; 1 of 3 tasks diverged"
@@ -244,6 +246,7 @@ def test_a_trial_with_diverged_validation_tasks_comes_behind_those_without(tmp_p
     assert again.diverged_tasks == 9
 
 
+@pytest.mark.usefixtures("pictures")
 def test_illustrations_of_a_network_without_finite_outputs_are_drawn(glyphs: Path) -> None:
     learned = metatrain.load(glyphs)
     meta = learned.meta._replace(model={name: p * NAN for name, p in learned.meta.model.items()})

@@ -80,6 +80,7 @@ def families(figure: Figure) -> set[tuple[str, ...]]:
     return {tuple(text.get_fontfamily()[1:]) for text in figure.findobj(Text) if text.get_text()}
 
 
+@pytest.mark.usefixtures("pictures")
 def test_any_installed_font_that_has_the_characters_of_a_name_is_used(
     tmp_path: Path, make_font: Callable[[str, str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -103,6 +104,7 @@ def test_any_installed_font_that_has_the_characters_of_a_name_is_used(
     assert not caplog.messages  # nor that there is no bold face
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_font_is_found_that_was_installed_after_matplotlib_listed_the_fonts(
     tmp_path: Path,
     make_font: Callable[[str, str], Path],
@@ -128,6 +130,7 @@ def test_a_font_is_found_that_was_installed_after_matplotlib_listed_the_fonts(
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_path: Path) -> None:
     noise = torch.rand(2400, generator=torch.Generator().manual_seed(0)).tolist()
     rows: list[dict[str, float]] = [
@@ -176,6 +179,7 @@ def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
         curve_quartiles=[(0.2, 0.2), (0.7, 0.9), (0.8, 1.0)],
         baselines={"nearest_neighbour_on_pixels": 0.5},
         differences={"nearest_neighbour_on_pixels": (0.4, 0.02)},
+        measures={},
     )
     (axes,) = figures.adaptation_curve([("statistics: support", score)], "t").axes
     (bars,) = axes.containers

@@ -115,6 +115,7 @@ def adapt(trained: Trained, folder: Path, *more: str) -> tuple[Done, Any]:
     ) if done.returncode == 0 else None
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("norm", NORMS)
 def test_python_the_command_and_the_evaluation_give_equal_probabilities(
     trained: Trained, norm: Any, tmp_path: Path
@@ -356,6 +357,7 @@ def test_the_picture_is_of_the_images_and_their_predictions(
     assert not torch.allclose(drawn["before"], drawn["after"])
 
 
+@pytest.mark.usefixtures("pictures")
 def test_names_are_shown_as_they_are_and_unknown_classes_are_told(
     trained: Trained, tmp_path: Path
 ) -> None:

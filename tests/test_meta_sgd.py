@@ -118,6 +118,8 @@ def test_a_rate_for_each_layer_and_step_or_for_each_number() -> None:
     assert torch.equal(first["head.bias"], second["head.bias"])
 
 
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.usefixtures("pictures")
 def test_rates_have_an_outer_group_are_logged_and_drawn(tmp_path: Path) -> None:
     settings = config(
         SINUSOID,

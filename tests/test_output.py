@@ -406,6 +406,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("rest", ["nothing", "no file", "steps", "nulls"])
 def test_metrics_that_are_gone_are_said_to_be_and_drawn_without(
     rest: str, learned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -185,6 +185,7 @@ def adapt(trained: Path, support: Path, *query: Path) -> tuple[Done, Any, list[d
     return done, json.loads(Path("adapted/predictions.json").read_text()), rows
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_the_command_goes_from_a_table_to_predictions_for_a_new_group(
     table: Path, tmp_path: Path, ending: str

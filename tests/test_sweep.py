@@ -185,6 +185,7 @@ def watching() -> Iterator[Callable[[Callable[[], None]], None]]:
         raise failures[0]
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_trials_of_two_workers_at_once_are_runs_that_can_be_repeated(
     tmp_path: Path, watching: Callable[[Callable[[], None]], None]
@@ -291,6 +292,7 @@ def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
     assert equal(stopped, parameters(search.folder / "trials" / "01"))
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.usefixtures("ray_cluster", "s3")
 def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Path) -> None:
     """Trials go on from each other's checkpoints, which lie in a storage here."""

@@ -599,6 +599,7 @@ SMALL: dict[str, Any] = SINUSOID | {
 }
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_learns_and_its_bundle_needs_no_file(houses: pd.DataFrame) -> None:
     Path("houses.yaml").write_text(json.dumps(SMALL))
     done = command("train", "houses.yaml", "--set", "output=run")

@@ -72,6 +72,7 @@ def history(uri: str, run_id: str, name: str) -> dict[int, float]:
     return {m.step: m.value for m in MlflowClient(uri).get_metric_history(run_id, name)}
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -131,6 +132,7 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
     }
 
 
+@pytest.mark.usefixtures("pictures")
 def test_what_an_algorithm_learns_is_in_mlflow_and_so_is_its_outer_group(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 

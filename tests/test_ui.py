@@ -22,11 +22,12 @@ from cluster import run
 from cluster.config import Tracking
 from cluster.tracking.mlflow_tracker import MLflowTracker
 from cluster.tracking.place import Place
-from cluster.ui import page, served
+from cluster.tracking.pages import page, served
 
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.usefixtures("pictures")
 def test_ui_serves_the_store_of_a_run_until_it_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
