@@ -138,8 +138,8 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
         )
         if old != new and not scalar and group not in NOT_LEARNT:
             raise InputError(
-                f"{saved.uri} was trained with {key} = {old!r} and cannot go on with {new!r}",
-                remedy="only numbers under outer and algorithm may change; start a new run",
+                f"{saved.uri} was trained with {key} = {old!r} and cannot resume with {new!r}",
+                remedy="change only numbers under outer and algorithm, or start a new run",
             )
         changed += [key] if old != new and scalar else []
     version = saved.version

@@ -98,7 +98,7 @@ class Learner:
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error})",
-                remedy="correct them",
+                remedy="fix them",
             ) from error
         for pattern, options in outer.groups.items():
             unknown = options.keys() - self._optimizer.defaults.keys()
@@ -112,7 +112,7 @@ class Learner:
                 known = ", ".join(self._optimizer.defaults)
                 raise InputError(
                     f"outer.groups.{pattern} gives {outer.optimizer} {wrong}",
-                    remedy=(f"correct it; it takes {known}"),
+                    remedy=f"choose from its options: {known}",
                 )
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
@@ -221,7 +221,7 @@ class Learner:
                 known = ", ".join(self._params)
                 raise InputError(
                     f"outer.groups has a pattern {pattern!r} that matches no parameter",
-                    remedy=(f"correct it to match {known}"),
+                    remedy=f"fix it to match one of {known}",
                 )
         options = {**self._outer.groups, "*": self._outer.groups.get("*", {})}
         return [

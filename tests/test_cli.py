@@ -62,6 +62,7 @@ def refused(done: Done | subprocess.CompletedProcess[str], sentence: str) -> Non
     assert re.search(sentence, line), line
 
 
+@pytest.mark.usefixtures("pictures")
 def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path: Path) -> None:
     recipe = write(GLYPHS, tmp_path / "g.yaml", evaluation__norm=["transductive", "support+1"])
     done = command(
@@ -253,7 +254,7 @@ def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> N
     assert yaml.safe_load(Path("out/config.yaml").read_text())["outer"]["lr"] == 0.003
     other = write(REPTILE, tmp_path / "r.yaml", outer__steps=4)
     done = command("train", other, "--set", "output=out", "--resume", "auto")
-    refused(done, "was trained with algorithm.name = 'maml' and cannot go on with 'reptile'")
+    refused(done, "was trained with algorithm.name = 'maml' and cannot resume with 'reptile'")
 
 
 def test_resume_auto_finds_the_newest_run_of_the_recipe(tmp_path: Path) -> None:
@@ -663,6 +664,7 @@ def test_the_closing_table_has_few_steps_and_says_what_is_better(
         curve_quartiles=[(0.25, 0.75)] * len(steps),
         baselines={"support_mean": 0.5},
         differences={"support_mean": difference},
+        measures={},
     )
     console.print_table(tables.of_scores([score]))
     head, *rows, last = capsys.readouterr().out.splitlines()
