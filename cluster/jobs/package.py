@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from cluster.config import OUR_PACKAGES
 from cluster.jobs.job import COMMIT, JOB, JOB_CPUS, JOB_GPUS, USER
-from cluster.tracking.description import commit, user
+from cluster.tracking.provenance import commit, user
 from metatrain.core import InputError
 
 MOST_BYTES = 1 << 20  # of code and configuration
@@ -127,10 +127,11 @@ def _pack_code(job: Job, folder: Path) -> None:
     for name, text in job.files.items():
         (folder / name).write_text(text)
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    if sum(sizes.values()) > MOST_BYTES:
+    total = sum(sizes.values())
+    if total > MOST_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            f"the job's code has {sum(sizes.values()) / MOST_BYTES:.1f} MiB, and at most 1 is sent; "
+            f"the job's code has {total / MOST_BYTES:.1f} MiB, and at most 1 is sent; "
             f"its largest file is {largest.relative_to(folder)}",
             remedy="move data out of your packages, and send it with --send or push it with "
             "`metatrain data push`",

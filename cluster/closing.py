@@ -1,0 +1,74 @@
+"""The closing lines of a command: the result, what to do next, how to continue."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cluster.jobs.job import JOB
+from metatrain.console import again, program
+
+if TYPE_CHECKING:
+    from cluster.config import RunConfig
+    from metatrain.core import Sentence
+    from metatrain.evaluate import Score
+    from metatrain.recipe import Recipe
+
+
+def print_results(scores: Sequence[Score], kept: str = "") -> None:
+    """Print the scores, the result last.
+
+    kept: where everything else is. Raises InputError if too many tasks diverged for a result.
+    """
+    from metatrain.core import InputError
+
+    for score in [*scores[1:], scores[0]]:
+        if score.usable:
+            print(score.line())
+    if not scores[0].usable:
+        left = scores[0].tasks - scores[0].diverged
+        raise InputError(
+            f"there is no result, as {left} of {scores[0].tasks} tasks did not diverge",
+            remedy="lower the inner rate, or the number of inner steps, of the evaluation's "
+            f"algorithm{kept and f'; {kept}'}",
+        )
+
+
+def print_next(recipe: Recipe, folder: str) -> None:
+    """Say what to do with a finished run: predict examples, if it learned from examples."""
+    from metatrain.problems.supervised import Supervised
+    from metatrain.tasks.fewshot import FewShot
+
+    setting = recipe.setting("score")
+    if isinstance(setting.family, FewShot):
+        words = ["adapt", folder, "--support", "few", "--query", "new"]
+        about = "few: one folder of images per class; new: images to classify"
+    elif isinstance(setting.family.bind(recipe.model, setting.norm, "reference"), Supervised):
+        words = ["adapt", folder, "--support", "few.csv", "--query", "new.csv"]
+        about = "few.csv: rows with their targets; new.csv: rows to predict"
+    else:
+        words, about = ["evaluate", folder, "--set", "evaluation.tasks=1000"], ""
+    command = shlex.join([program(), *words])
+    print(f"next: {command}", *([f"  {about}"] if about else []), sep="\n")
+
+
+def to_continue(ended: Sentence, config: RunConfig, resume: str | None) -> str:
+    """Return a line with the command that continues a run which has ended before its end.
+
+    resume: the option with which it was started. In a job there is no such line: `submit` names the
+    command that sends the job again.
+    """
+    if JOB in os.environ:
+        return ""
+    way = ["--resume", "auto"] if config.output is not None else []
+    if not ended.saved:
+        way = ["--resume", resume] if resume else way
+    elif config.output is None and config.checkpoint.uri is None:
+        way = ["--resume", str(ended.run)]
+    elif config.output is None:  # the folder says where the checkpoints are, and does not hold them
+        way = ["--set", f"output={ended.run}", "--resume", "auto"]
+    what = "continue" if ended.saved else "start again"
+    return f"\nto {what}: {again(sys.argv[1:], *way)}"

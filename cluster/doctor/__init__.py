@@ -1,0 +1,1 @@
+"""`metatrain doctor`: whether the machines of a run have what it needs."""
