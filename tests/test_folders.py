@@ -193,20 +193,20 @@ def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:
     (tmp_path / "val").rename(tmp_path / "more")
     with pytest.raises(
         InputError,
-        match="folders test, train and beside them more: every class must lie in train, val",
+        match="folders test, train and beside them more: move or rename it so that each class",
     ):
         read_folder("mine", tmp_path)
     (tmp_path / "more").rename(tmp_path / "val")
     (tmp_path / "val" / "kind 04").rename(tmp_path / "test" / "kind 04")
     with pytest.raises(
-        InputError, match="and val 2 or none: train has 3, val has 1, test has 4; move some"
+        InputError, match="and val 2 or none, and train has 3, val has 1, test has 4: move"
     ):
         read_folder("mine", tmp_path)
     (tmp_path / "test" / "kind 04").rename(tmp_path / "val" / "kind 04")
     album(tmp_path / "test", range(1), 2)
     with pytest.raises(
         InputError,
-        match="class 'kind 00' is in test and in train: every class must be in one split",
+        match="class 'kind 00' is in test and in train: leave every class in one split",
     ):
         read_folder("mine", tmp_path)
 
@@ -300,7 +300,7 @@ def test_a_class_in_two_splits_is_found_whatever_its_case(tmp_path: Path) -> Non
     (tmp_path / "test" / "kind 01").rename(tmp_path / "test" / "Kind 01")
     with pytest.raises(
         InputError,
-        match="class 'kind 01' is in test and in train: every class must be in one split",
+        match="class 'kind 01' is in test and in train: leave every class in one split",
     ):
         read_folder("mine", tmp_path)
 
@@ -410,7 +410,7 @@ def test_images_of_16_bits_are_scaled_by_what_the_data_set_holds(
         f"8 grey images are of 16 bits with values up to {highest}, which are {bits} bits: {how}"
     ]
     store.save()
-    family = FewShot(data="deep").standalone()
+    family = FewShot(data="deep").resolved()
     assert family.bits == ImageStore.open("deep").bits == bits
     files = [path for path, _ in labelled_files(source)[0]]
     assert torch.equal(
@@ -615,10 +615,10 @@ def test_grey_folders_stay_grey(tmp_path: Path) -> None:
         ),
         (
             ["--source", "few"],
-            "few has 3 class folders of 2 or more images and at least 4 are needed",
+            "few has 3 class folders of 2 or more images, and at least 4 are needed",
         ),
-        (["--source", "few", "--size", "4"], "--size must be between 16 and 1024 pixels, got 4"),
-        (["--source", "few", "--least", "1"], "--least must be at least 2 images"),
+        (["--source", "few", "--size", "4"], "--size is 4, expected between 16 and 1024 pixels"),
+        (["--source", "few", "--least", "1"], "--least is 1, expected at least 2 images"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_sentence_and_leaves_nothing(
@@ -676,7 +676,10 @@ def test_a_run_knows_the_data_set_that_it_was_trained_on(tmp_path: Path) -> None
     ):
         refused = command(*arguments)
         assert refused.returncode == 2
-        assert "changing is not the data set that this was trained on (checksum " in refused.stderr
+        assert (
+            "changing is not the data set that this was trained on: its checksum is "
+            in refused.stderr
+        )
     anyway = ("--set", "workers.max=0", "--set", "family.checksum=null")
     assert command("evaluate", "run", *anyway).returncode == 0
     resumed = command("train", recipe, *sets, "--set", "outer.steps=3", "--resume", "auto")

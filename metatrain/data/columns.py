@@ -128,7 +128,7 @@ def _csv(data: str, contents: bytes, text: str) -> pa.Table:
     if not decoded.strip():
         raise InputError(
             f"{data} is empty",
-            remedy="it needs a line with the columns' names, and a line for each row",
+            remedy="give it a line with the columns' names, and a line for each row",
         )
     header = decoded.lstrip("\r\n").splitlines()[0]
     other = next((separator for separator in ";\t|" if separator in header), None)

@@ -52,9 +52,8 @@ class Scheme:
     def __post_init__(self) -> None:
         seen = [c for members in self.classes.values() for c in members]
         if len(seen) != len(set(seen)):
-            raise InputError(
-                f"the splits {self.name!r} share classes; every class must be in one split"
-            )
+            remedy = "leave every class in one split"
+            raise InputError(f"the splits {self.name!r} share classes", remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
