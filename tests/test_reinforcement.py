@@ -276,7 +276,7 @@ def test_what_cannot_be_is_one_sentence() -> None:
         Navigation(horizon=0)
     problem, _ = bound(Bandit())
     for discount in (-0.1, 99.0):
-        with pytest.raises(InputError, match="discount must be between 0 and 1"):
+        with pytest.raises(InputError, match=r"discount is .*, expected a number in 0\.\.1"):
             Navigation(discount=discount)
     with pytest.raises(
         InputError, match="inner_batch draws from examples, and an environment has none"
@@ -286,6 +286,7 @@ def test_what_cannot_be_is_one_sentence() -> None:
         Recurrent().init(problem, torch.Generator())
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("probe", ["rl2", "maml-navigation"])
 def test_a_run_leaves_its_pictures(probe: str, tmp_path: Any) -> None:
     folder, (score,) = run.train(config(CASES[probe], output=str(tmp_path / "run")))
