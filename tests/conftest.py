@@ -138,9 +138,11 @@ def s3(_s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     return _s3
 
 
-@pytest.fixture
-def mlflow_server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with mlflow_in(tmp_path) as served:
+@pytest.fixture(scope="module")
+def mlflow_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with mlflow_in(tmp_path_factory.mktemp("mlflow")) as served:
         yield served
 
 

@@ -4,13 +4,11 @@ what to do.
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
-from services import S3, Nodes, command, free_port, mlflow_in, until
+from services import S3, Nodes, command, free_port, until
 
 from cluster.doctor.facts import Facts
 from cluster.doctor.findings import Finding, evaluate_facts, grouped
@@ -34,15 +32,14 @@ def test_two_nodes_that_are_well_and_one_that_is_not(nodes: Nodes, s3: S3, tmp_p
     other_torch = tmp_path / "other" / "torch-9.9.dist-info"
     other_torch.mkdir(parents=True)
     (other_torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9\n")
-    with mlflow_in(tmp_path) as (server, process):
-        third = nodes.start(
-            "worker",
-            "--node-name=third",
-            AWS_ENDPOINT_URL=s3.read_only,
-            METATRAIN_CACHE="/proc/cache",
-            PYTHONPATH=str(tmp_path / "other"),
-        )
-        os.killpg(process.pid, signal.SIGKILL)
+    server = f"http://127.0.0.1:{free_port()}"
+    third = nodes.start(
+        "worker",
+        "--node-name=third",
+        AWS_ENDPOINT_URL=s3.read_only,
+        METATRAIN_CACHE="/proc/cache",
+        PYTHONPATH=str(tmp_path / "other"),
+    )
     try:
         ill = nodes.run(
             *(

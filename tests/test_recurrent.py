@@ -185,6 +185,7 @@ def test_paths_agree() -> None:
         torch.testing.assert_close(g, updates[1].direction.model[name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.ray
 def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not() -> None:
     """200 outer steps: the error falls by a fourth and more while it reads, and below that without
     a cell.

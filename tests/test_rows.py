@@ -380,6 +380,7 @@ print(float(((few["target"].mean() - new["target"]) ** 2).mean()))
 """
 
 
+@pytest.mark.ray
 def test_a_real_table_is_predicted_better_than_by_the_mean_of_its_support_rows(
     tmp_path: Path,
 ) -> None:
