@@ -28,7 +28,7 @@ from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import MLP
 from metatrain.models.conv import Conv4
 from metatrain.models.normalisation import BatchStatistics, converted
-from metatrain.problems.functional import fresh
+from metatrain.problems.network import fresh
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
 from metatrain.weights import warm

@@ -4,8 +4,9 @@ gradients from them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets
+from metatrain.metrics import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
-from metatrain.models.normalisation import converted
-from metatrain.problems.functional import Network, call, fresh, part, trying
+from metatrain.problems.functional import call, part, trying
+from metatrain.problems.network import Network, Spec, network
 
 RIDGE = 1e-5  # regularises the baseline's fit
 
@@ -108,10 +110,13 @@ class Episodes:
     path: Path
     norm: Sequence[Norm] = field(init=False, default=("none",))
     targets: Targets = field(init=False, default="rewards")
+    measures: Mapping[str, Measure] = field(init=False, default_factory=dict)
     network: Network = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "network", Network(self._build))
+        env = self.environment
+        spec = Spec(self.model, (env.observations,), env.actions, env.actions + 1)
+        object.__setattr__(self, "network", network(spec))
 
     @property
     def module(self) -> nn.Module:
@@ -119,15 +124,10 @@ class Episodes:
         return self.network.module
 
     def init(self, generator: torch.Generator) -> Params:
-        params = fresh(self._build, generator)
-        return (
-            params
-            if self.environment.discrete
-            else params | {"log_std": torch.zeros(self.environment.actions)}
-        )
+        return self.network.fresh(generator) | self._deviation()
 
     def frozen(self, generator: torch.Generator) -> Params:
-        return fresh(self._build, generator, trained=False)
+        return self.network.fresh(generator, trained=False)
 
     def check(self, task: Any) -> None:
         env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
@@ -146,28 +146,25 @@ class Episodes:
                 given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(
                     f"{what} of shape {given}",
-                    expected=f"{list(expected)}",
-                    remedy="[tasks, episodes, ...]",
+                    expected=f"{list(expected)}, which is [tasks, episodes, ...]",
                 )
 
     def try_out(self, task: Any) -> Collection[str]:
-        env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
-        params = self.init(generator) | self.frozen(generator)
+        env, tasks = self.environment, len(task[0])
+        params = self.network.first() | self._deviation()
         who = f"the network {type(self.module).__name__}"
         expanded = {name: p.expand(tasks, *p.shape) for name, p in params.items()}
         found = []
-        for problem in (self, self, replace(self)):
+        tried = (self, self, self._again()) if self.path == "reference" else (self, self)
+        for problem in tried:
             with trying(who, f"on {env.observations} numbers", "its `forward`"), torch.no_grad():
                 outputs, _ = problem._act(expanded, env.start(task), problem._memory(expanded))
             found.append(outputs)
         if not all(torch.equal(found[0], other) for other in found):
             raise InputError(
                 f"{who} gives other outputs for the same observations",
-                remedy=(
-                    "it draws at random, changes "
-                    "itself in "
-                    "`forward`, or is built with other numbers the second time"
-                ),
+                remedy="draw nothing at random in `forward`, change nothing there, and build it "
+                "with the same numbers each time",
             )
         expected = (tasks, env.episodes, env.actions)
         if outputs.shape != expected:
@@ -312,6 +309,17 @@ class Episodes:
         outputs, hidden = call(head, self.path, part(network, "head."), features, *memory)
         return outputs, (hidden,)
 
+    def _deviation(self) -> Params:
+        """The logarithm of the actions' standard deviation, if they are numbers."""
+        env = self.environment
+        return {} if env.discrete else {"log_std": torch.zeros(env.actions)}
+
+    def _again(self) -> Episodes:
+        """The same problem with a network that is built a second time."""
+        other = copy(self)
+        object.__setattr__(other, "network", self.network.again())
+        return other
+
     def _memory(self, params: Params) -> tuple[Tensor, ...]:
         """Of every episode at its start: state and what it was told last; nothing of a network that
         has no memory.
@@ -320,7 +328,3 @@ class Episodes:
         return tuple(
             params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names
         )
-
-    def _build(self) -> nn.Module:
-        actions = self.environment.actions
-        return converted(self.model.module((self.environment.observations,), actions, actions + 1))

@@ -1,11 +1,8 @@
-"""Networks as functions of the parameters of many tasks, which leave the caller's random numbers
-and threads alone.
-"""
+"""Networks as functions of the parameters of many tasks."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -13,26 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from metatrain.core import InputError, Params, Path
-from metatrain.models.normalisation import BatchStatistics
-
-
-class Network(threading.local):
-    """A network for each thread that asks for it: a call puts parameters into the module for as
-    long as it lasts.
-    """
-
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
-        with _DrawnFrom(
-            torch.Generator().manual_seed(0)
-        ):  # its parameters are never used, and its buffers are alike
-            self.module = build().requires_grad_(False)
-        layers = self.module.named_modules()
-        self.normalisations = {
-            name: layer for name, layer in layers if isinstance(layer, BatchStatistics)
-        }
 
 
 def call(module: nn.Module, path: Path, params: Params, *inputs: Tensor) -> Any:
@@ -84,29 +63,6 @@ def part(params: Params, prefix: str) -> Params:
     return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
 
 
-def fresh(
-    build: Callable[[], nn.Module], generator: torch.Generator, *, trained: bool = True
-) -> Params:
-    """The parameters of a network that is built with the generator's seed: those that are trained,
-    or the others.
-    """
-    with _DrawnFrom(torch.Generator().manual_seed(generator.initial_seed())):
-        named = list(build().named_parameters())
-    return {name: p.detach().clone() for name, p in named if p.requires_grad == trained}
-
-
-def buffers(module: nn.Module) -> Params:
-    """What a network holds besides its parameters."""
-    return dict(module.named_buffers())
-
-
-def same(one: Params, other: Params) -> bool:
-    """Whether both have the same numbers under the same names."""
-    return one.keys() == other.keys() and all(
-        torch.equal(p, other[name]) for name, p in one.items()
-    )
-
-
 @contextmanager
 def trying(what: str, how: str, correct: str) -> Iterator[None]:
     """Say in a sentence whatever the user's classes raise, `sys.exit` included."""
@@ -119,30 +75,3 @@ def trying(what: str, how: str, correct: str) -> Iterator[None]:
         raise InputError(
             f"{what} fails {how} ({type(error).__name__}: {reason})", remedy=f"correct {correct}"
         ) from error
-
-
-class _DrawnFrom(TorchDispatchMode):
-    """Let what this thread draws at random on a CPU come from a generator, instead of from torch's
-    global one.
-    """
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._generator = generator
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        device = args[0].device if args and isinstance(args[0], Tensor) else kwargs.get("device")
-        if (
-            torch.Tag.nondeterministic_seeded in func.tags
-            and torch.device(device or "cpu").type == "cpu"
-        ):
-            if not _takes_generator(func) and "generator" in func.overloadpacket.overloads():
-                func = func.overloadpacket.generator
-            if _takes_generator(func) and kwargs.get("generator") is None:
-                kwargs["generator"] = self._generator
-        return func(*args, **kwargs)
-
-
-def _takes_generator(func: Any) -> bool:
-    return any(argument.name == "generator" for argument in func._schema.arguments)

@@ -5,9 +5,10 @@ tasks' parameters.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,24 @@ from metatrain.core import (
     generator_for,
     take,
 )
-from metatrain.models.conv import fuse
+from metatrain.metrics import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
-from metatrain.models.normalisation import BatchStatistics, converted, moments, normalised_by
-from metatrain.problems.functional import Network, buffers, call, fresh, part, same, trying
+from metatrain.models.normalisation import BatchStatistics, moments, normalised_by
+from metatrain.problems.functional import call, part, trying
+from metatrain.problems.network import Network, Spec, buffers, network, same
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction [T, N, *out], target [T, N, ...]) -> [T]
+# When a network that is tried twice, then built again, can give other outputs, and what to do.
+OTHERWISE = (
+    (
+        "for the same examples the second time",
+        "draw nothing at random in `forward`, and change nothing there",
+    ),
+    (
+        "if it is built a second time",
+        "keep what it draws in parameters or buffers, drawn with torch",
+    ),
+)
 RUNNING = 0  # examples that the statistics are of: none of them
 
 
@@ -64,33 +77,30 @@ class Supervised:
     to_float: Callable[[Tensor], Tensor] = lambda x: x
     ordered: bool = False
     baseline_metrics: dict[str, Callable[[Task], Tensor]] = field(default_factory=dict)
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     network: Network = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "network", Network(self._build))
+        inputs, outputs = tuple(self.inputs), self.outputs
+        spec = Spec(self.model, inputs, outputs, outputs, fused=self.path == "fused")
+        object.__setattr__(self, "network", network(spec))
         if "running" in self.norm[1:] or (self.norm[0] == "running" and len(self.norm) > 1):
             raise InputError(
                 "norm 'running' adapts differently and cannot be listed with others",
-                remedy=("evaluate each alone"),
+                remedy="evaluate each alone",
             )
         normalises = bool(self.normalisations)
         if normalises and "none" in self.norm:
             raise InputError(
-                (
-                    "norm is 'none' but the model normalises with batch statistics: "
-                    "give norm as transductive, support, support+1 or running, or the model as norm"
-                ),
-                remedy="none",
+                "norm is 'none' but the model normalises with batch statistics",
+                remedy="give norm as transductive, support, support+1 or running, or set "
+                "model.norm to none",
             )
         if self.norm[0] != "running" and any(layer.held for layer in self.normalisations.values()):
             raise InputError(
-                (
-                    f"the network {type(self.module).__name__} comes with running statistics, "
-                    "which "
-                    f"norm {self.norm[0]!r} "
-                    "does not use"
-                ),
+                f"the network {type(self.module).__name__} comes with running statistics, which "
+                f"norm {self.norm[0]!r} does not use",
                 remedy="set norm to running, or leave them as they are in a new layer",
             )
         for name in self.metrics:
@@ -112,10 +122,10 @@ class Supervised:
         return self.network.normalisations
 
     def init(self, generator: torch.Generator) -> Params:
-        return fresh(self._build, generator)
+        return self.network.fresh(generator)
 
     def frozen(self, generator: torch.Generator) -> Params:
-        return fresh(self._build, generator, trained=False)
+        return self.network.fresh(generator, trained=False)
 
     def state(self) -> Params:
         """Mean 0 and variance 1 for each channel of each normalisation."""
@@ -218,21 +228,19 @@ class Supervised:
                 )
             if x.shape[2:] != torch.Size(self.inputs):
                 raise InputError(
-                    f"{name}_x is {_shape(x)}, expected [T, N, {_listed(self.inputs)}], as `bind` "
-                    "says"
+                    f"{name}_x is {_shape(x)}",
+                    expected=f"[T, N, {_listed(self.inputs)}], as `bind` says",
                 )
             if y.shape != (*x.shape[:2], *numbers):
                 expected = (
                     f"[T, N, {_listed(numbers)}] for T tasks of N examples" if numbers else "[T, N]"
                 )
                 raise InputError(
-                    f"{name}_y is {_shape(y)} and {name}_x {_shape(x)}, expected {name}_y as "
-                    f"{expected}: "
-                    + (
-                        "add the last dimension with [..., None]"
-                        if y.dim() == 2 and numbers
-                        else "correct `sample`"
-                    )
+                    f"{name}_y is {_shape(y)} and {name}_x {_shape(x)}",
+                    expected=f"{name}_y as {expected}",
+                    remedy="add the last dimension with [..., None]"
+                    if y.dim() == 2 and numbers
+                    else "correct `sample`",
                 )
             if x.dtype != torch.float32 or (numbers and y.dtype != torch.float32):
                 wrong, kind = (
@@ -247,22 +255,26 @@ class Supervised:
                 y.dtype != torch.int64 or not (int(y.min()) >= 0 and int(y.max()) < self.outputs)
             ):
                 raise InputError(
-                    f"{name}_y is {y.dtype} in {y.min()}..{y.max()}, expected class numbers below "
-                    f"{self.outputs} as "
-                    "torch.int64"
+                    f"{name}_y is {y.dtype} in {y.min()}..{y.max()}",
+                    expected=f"class numbers below {self.outputs} as torch.int64",
                 )
 
     def try_out(self, task: Task) -> Collection[str]:
-        params, again = (self._fresh() for _ in range(2))
+        params = self.network.first() | self.state()
         who = f"the network {type(self.module).__name__}"
-        if not same(params, again) or not same(buffers(self.module), buffers(replace(self).module)):
-            raise InputError(
-                f"{who} is built with other numbers the second time",
-                remedy=(
-                    "draw them with torch, whose generator is seeded, and not with numpy or random"
-                ),
-            )
-        if not self.init(torch.Generator().manual_seed(0)):
+        tried = [self, self]
+        if self.path == "reference":
+            other = self._again()
+            tried.append(other)
+            if not same(params, other.network.first() | other.state()) or not same(
+                buffers(self.module), buffers(other.module)
+            ):
+                raise InputError(
+                    f"{who} is built with other numbers the second time",
+                    remedy="draw them with torch, whose generator is seeded, and not with numpy or "
+                    "random",
+                )
+        if not self.network.trained:
             raise InputError(
                 f"{who} has no parameter that is trained",
                 remedy="leave requires_grad of some as it is",
@@ -277,23 +289,10 @@ class Supervised:
             trying(who, f"on examples of shape [{_listed(self.inputs)}]", "its `forward`"),
             torch.enable_grad(),
         ):
-            first, second, other = (
-                problem.predict(leaves, two, context) for problem in (self, self, replace(self))
-            )
-        for prediction, why in (
-            (
-                second,
-                "for the same examples the second time: it draws at random, or changes itself in "
-                "`forward`",
-            ),
-            (
-                other,
-                "if it is built a second time: keep what it draws in parameters or buffers, drawn "
-                "with torch",
-            ),
-        ):
+            first, *others = (problem.predict(leaves, two, context) for problem in tried)
+        for prediction, (when, remedy) in zip(others, OTHERWISE, strict=False):
             if not torch.equal(first, prediction) and bool(first.isfinite().all()):
-                raise InputError(f"{who} gives other outputs {why}")
+                raise InputError(f"{who} gives other outputs {when}", remedy=remedy)
         for name, measure in {"loss": self.loss, **self.metrics}.items():
             with (
                 trying(f"the family's {name}", "on its first tasks", "what `bind` gives"),
@@ -317,10 +316,6 @@ class Supervised:
                 remedy=("correct its `forward`"),
             )
         return self.metrics.keys()
-
-    def _fresh(self) -> Params:
-        generator = torch.Generator().manual_seed(0)
-        return self.init(generator) | self.frozen(generator) | self.state()
 
     def embed(self, params: Params, task: Task, context: Context) -> tuple[Tensor, Tensor]:
         x = self.to_float(task.support_x)
@@ -351,21 +346,11 @@ class Supervised:
     def baselines(self, task: Task) -> dict[str, Tensor]:
         return {name: baseline(task) for name, baseline in self.baseline_metrics.items()}
 
-    def _build(self) -> nn.Module:
-        module = converted(self.model.module(self.inputs, self.outputs, self.outputs))
-        if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()):
-            raise InputError(
-                (
-                    "torch's dropout draws at random in the forward pass, so that a retry of a "
-                    "ticket "
-                    "would give another "
-                    "result"
-                ),
-                remedy="leave it out of the network",
-            )
-        if self.path == "fused":
-            fuse(module)
-        return module
+    def _again(self) -> Supervised:
+        """The same problem with a network that is built a second time."""
+        other = copy(self)
+        object.__setattr__(other, "network", self.network.again())
+        return other
 
     def _part(self, name: str) -> nn.Module:
         try:
@@ -397,12 +382,8 @@ class Supervised:
                 _shape(predicted[0]) if isinstance(predicted, Tensor) else type(predicted).__name__
             )
             raise InputError(
-                (
-                    f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} "
-                    "examples"
-                ),
-                expected=f"[{x.shape[1]}, {self.outputs}]",
-                remedy="a number for each output, or for each class",
+                f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} examples",
+                expected=f"[{x.shape[1]}, {self.outputs}], a number for each output or class",
             )
         return predicted
 
@@ -413,8 +394,8 @@ class Supervised:
             return nullcontext()
         if statistics_from == RUNNING and not self.state().keys() <= params.keys():
             raise InputError(
-                "norm is 'running', but no moving averages were learned: train with norm",
-                remedy=("running, or give another norm"),
+                "norm is 'running', but no moving averages were learned",
+                remedy="train with norm: running, or give another norm",
             )
         return normalised_by([*self.normalisations.values()], statistics_from)
 
@@ -431,8 +412,7 @@ def _of_tasks(name: str, value: Tensor, tasks: int) -> Tensor:
         )
         raise InputError(
             f"{name} is {given} for {tasks} tasks",
-            expected=f"real numbers [{tasks}]",
-            remedy=("a mean for each of them"),
+            expected=f"real numbers [{tasks}], a mean for each of them",
         )
     return value if value.is_floating_point() else value.float()
 
