@@ -6,11 +6,10 @@ import dataclasses
 from contextlib import nullcontext
 
 from cluster.collector import Requests
-from metatrain import evaluate
+from metatrain import evaluate, protocol
 from metatrain.awaiting import awaiting
-from metatrain.core import Norm, Purpose, Scores
+from metatrain.core import Purpose, Scores
 from metatrain.evaluate import Score
-from metatrain.protocol import described
 from metatrain.start import Prepared
 
 
@@ -42,26 +41,11 @@ def evaluate_for(
             say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
     return [
         evaluate.summarise(
-            parts, setting.family.metric, norm, protocol(prepared, purpose, version, norm)
+            parts,
+            setting.family.metric,
+            prepared.problems[purpose].measures,
+            norm,
+            protocol.of_score(prepared, purpose, version, norm),
         )
         for norm in parts[0].curves
     ]
-
-
-def protocol(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | None = None) -> str:
-    """All that a score depends on, in a line; `norm` is one that it is measured with, by default
-    the first.
-    """
-    recipe, setting = prepared.recipe, prepared.settings[purpose]
-    norm = norm or prepared.problems[purpose].norm[0]
-    # A network without batch statistics has no norm in training.
-    trained_norm = "none" if norm == "none" else recipe.norm
-    trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(recipe.algorithm)}"
-    return (
-        f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
-        f"{described(recipe.model)}, "
-        f"{described(setting.algorithm, adapts=True)}, {setting.tasks} tasks of seed "
-        f"{setting.seed}; trained {version} "
-        f"steps of {recipe.outer.tasks_per_step} tasks ({trained}), seed {recipe.seed}; losses are "
-        "means"
-    )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 import torch
 from torch import Tensor, nn
 
-from metatrain.metrics import Metric
+from metatrain.metrics import Measure, Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,6 +210,8 @@ class Scores(NamedTuple):
     steps: list[int]  # the inner steps measured; 0 is before adaptation, the last is the result
     curves: dict[Norm, dict[str, Tensor]]  # of each norm of the problem: metric -> [T, len(steps)]
     baselines: dict[str, Tensor]  # of what does not learn, such as nearest neighbour: name -> [T]
+    # of each norm, after the last step: measure -> [T, ...], from which it is computed
+    pooled: dict[Norm, dict[str, Tensor]] = {}
 
 
 class TaskFamily(Protocol):
@@ -360,6 +362,11 @@ class Problem(Protocol):
 
     def support_size(self, task: Any) -> int:
         """S, from which mini-batches are drawn where there are examples."""
+        ...
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """What an evaluation measures on all tasks together."""
         ...
 
     def predict(

@@ -5,7 +5,7 @@ its protocol.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores, chunks
-from metatrain.metrics import Metric
+from metatrain.metrics import Measure, Metric
 
 FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
+ByNorm = dict[Norm, dict[str, Tensor]]
 SHOWN = (0, 1, 3, 5, 10)  # inner steps that a table of a score shows, besides the last one
 
 
@@ -45,9 +46,9 @@ class Score:
     curve_median: list[float]
     curve_quartiles: list[tuple[float, float]]
     baselines: dict[str, float]  # mean metric of methods that learn nothing, on the same tasks
-    differences: dict[
-        str, tuple[float, float]
-    ]  # metric less that of each baseline: paired mean, its 95 % half width
+    # metric less that of each baseline: paired mean, its 95 % half width
+    differences: dict[str, tuple[float, float]]
+    measures: dict[str, float]  # of all tasks together, such as a calibration error
 
     @property
     def usable(self) -> bool:
@@ -124,28 +125,25 @@ def scores(
     """Adapt to each task and measure it on its query set on the way: at steps 0 to 10, each tenth
     one, and the last.
     """
-    parts = [_curves(problem, algorithm, meta, chunk, context) for chunk in chunks(problem, tasks)]
-    steps, curves = parts[0]
-    whole = {
-        norm: {name: torch.cat([part[norm][name] for _, part in parts]) for name in found}
-        for norm, found in curves.items()
-    }
-    return Scores(steps, whole, problem.baselines(tasks))
+    parts = [_measured(problem, algorithm, meta, chunk, context) for chunk in chunks(problem, tasks)]
+    steps, curves, pooled = zip(*parts, strict=True)
+    return Scores(steps[0], _joined(curves), problem.baselines(tasks), _joined(pooled))
 
 
-def _curves(
+def _measured(
     problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context
-) -> tuple[list[int], dict[Norm, dict[str, Tensor]]]:
-    """The inner steps that are measured, and by norm each metric [T, len(steps)]."""
+) -> tuple[list[int], ByNorm, ByNorm]:
+    """The inner steps that are measured, each metric [T, len(steps)], and what is pooled."""
     steps: list[int] = []
     found: dict[Norm, list[dict[str, Tensor]]] = {norm: [] for norm in problem.norm}
+    predictions: dict[Norm, Any] = {}
 
     @torch.no_grad()
     def measure(step: int, params: Params) -> None:
         steps.append(step)
         for norm, measured in found.items():
-            prediction = problem.predict(params, task, context, norm)
-            measured.append(_without_diverged(problem.judge(prediction, task)))
+            predictions[norm] = problem.predict(params, task, context, norm)
+            measured.append(_without_diverged(problem.judge(predictions[norm], task)))
 
     step, params = 0, meta.model
     for step, params in enumerate(algorithm.adapt(problem, meta, task, context)):
@@ -153,9 +151,22 @@ def _curves(
             measure(step, params)
     if steps[-1] != step:
         measure(step, params)
-    return steps, {
+    curves: ByNorm = {
         norm: {name: torch.stack([m[name] for m in measured], dim=1) for name in measured[0]}
         for norm, measured in found.items()
+    }
+    pooled: ByNorm = {
+        norm: {name: each.pool(prediction, task) for name, each in problem.measures.items()}
+        for norm, prediction in predictions.items()
+    }
+    return steps, curves, pooled
+
+
+def _joined(parts: Sequence[ByNorm]) -> ByNorm:
+    """The tasks of all chunks, in order."""
+    return {
+        norm: {name: torch.cat([part[norm][name] for part in parts]) for name in first}
+        for norm, first in parts[0].items()
     }
 
 
@@ -167,7 +178,13 @@ def _without_diverged(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.masked_fill(lost, math.nan) for name, value in found.items()}
 
 
-def summarise(parts: Sequence[Scores], metric: Metric, norm: Norm, protocol: str) -> Score:
+def summarise(
+    parts: Sequence[Scores],
+    metric: Metric,
+    measures: Mapping[str, Measure],
+    norm: Norm,
+    protocol: str,
+) -> Score:
     """One score from the measurements of all tickets, in ticket order."""
     curve = torch.cat([part.curves[norm][metric.name] for part in parts]).double()  # [tasks, steps]
     finite = curve.isfinite()
@@ -195,6 +212,12 @@ def summarise(parts: Sequence[Scores], metric: Metric, norm: Norm, protocol: str
         curve_quartiles=[(low, high) for low, _, high in quantiles],
         baselines={name: float(values.mean()) for name, values in baselines.items()},
         differences={name: _mean(curve[:, -1] - values) for name, values in baselines.items()},
+        measures={
+            name: each.value(torch.cat([part.pooled[norm][name] for part in parts])[finite[:, -1]])
+            if finite[:, -1].any()
+            else math.nan
+            for name, each in measures.items()
+        },
     )
 
 

@@ -1,26 +1,39 @@
-"""The words of a protocol line: what a score depends on, or what parameters were learned from."""
+"""Protocol lines: what a score depends on, and what parameters were learned from."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from metatrain.core import Norm, Purpose
+from metatrain.names import described
+from metatrain.recipe import Recipe
+from metatrain.start import Prepared
+from metatrain.tasks.fewshot import FewShot
 
 
-def described(component: Any, *, adapts: bool = False) -> str:
-    """A family, a model or an algorithm by its name and its fields, without those that are off.
+def of_score(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | None = None) -> str:
+    """All that a score depends on, in a line.
 
-    adapts: leave out what an algorithm uses in training only.
+    version: the outer steps that the parameters were trained for.
+    norm: the one that the score is measured with; the purpose's first by default.
     """
-    words = [str(component.name)]
-    for item in dataclasses.fields(component):
-        value = getattr(component, item.name)
-        # By identity: 0 equals False.
-        off = value is None or value is False or value in ((), ("*",))
-        if item.name == "name" or off or (adapts and item.metadata.get("training_only")):
-            continue
-        text = f"{value}".replace(" ", "")
-        if dataclasses.is_dataclass(value):
-            inner = described(value)
-            text = f"({inner})" if " " in inner else inner
-        words.append(f"{item.name}={text}")
-    return " ".join(words)
+    recipe, setting = prepared.recipe, prepared.settings[purpose]
+    norm = norm or prepared.problems[purpose].norm[0]
+    # A network without batch statistics has no norm in training.
+    trained_norm = "none" if norm == "none" else recipe.norm
+    trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(recipe.algorithm)}"
+    return (
+        f"{setting.family.describe()}, {setting.split} split, bn={norm}, {described(recipe.model)}, "
+        f"{described(setting.algorithm, adapts=True)}, {setting.tasks} tasks of seed "
+        f"{setting.seed}; trained {_steps(recipe, version)} ({trained}), seed {recipe.seed}; "
+        "losses are means"
+    )
+
+
+def of_learned(recipe: Recipe) -> str:
+    """What a bundle's parameters were learned from, in a few words that need no data."""
+    family, steps = recipe.family, _steps(recipe, recipe.outer.steps)
+    tasks = family.summary() if isinstance(family, FewShot) else family.describe()
+    return f"{tasks}, {recipe.algorithm.name}, {steps} ({recipe.name})"
+
+
+def _steps(recipe: Recipe, steps: int) -> str:
+    return f"{steps} steps of {recipe.outer.tasks_per_step} tasks"

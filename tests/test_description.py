@@ -44,6 +44,7 @@ def score(norm: str = "transductive", **changes: Any) -> Score:
         "curve_quartiles": [(0.4, 0.6)] * 5,
         "baselines": {"nearest_neighbour_on_pixels": 0.45},
         "differences": {"nearest_neighbour_on_pixels": (0.3, 0.02)},
+        "measures": {"ece": 0.125},
     }
     return Score(**values | changes)
 
@@ -137,6 +138,7 @@ def test_scores_have_the_names_of_their_norms() -> None:
     assert found["test/support_plus_1/accuracy"] == 0.7
     assert found["test/support_plus_1/accuracy_ci95"] == 0.02
     assert found["test/support_plus_1/accuracy_before"] == 0.1
+    assert found["test/ece"] == found["test/support_plus_1/ece"] == 0.125
     curve = description.adaptation(scores)
     assert curve[0] == {"adaptation/accuracy": 0.2, "adaptation/support_plus_1/accuracy": 0.1}
     assert [curve[step]["adaptation/accuracy"] for step in range(5)] == scores[0].curve

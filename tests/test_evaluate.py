@@ -11,16 +11,17 @@ import torch
 from cases import GLYPHS, SINUSOID, config, context
 
 from cluster.collector import Requests
-from cluster.evaluation import evaluate_for, protocol
+from cluster.evaluation import evaluate_for
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Snapshot
 from cluster.workers.plan import choose_plan
+from metatrain import protocol
 from metatrain.algorithms import MAML
-from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores
+from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores, Task
 from metatrain.evaluate import scores, summarise
-from metatrain.metrics import ACCURACY, Metric
+from metatrain.metrics import ACCURACY, ECE, Metric
 from metatrain.models import MLP
-from metatrain.protocol import described
+from metatrain.names import described
 from metatrain.start import prepare
 from metatrain.tasks import Sinusoid
 
@@ -34,7 +35,7 @@ def test_summary_is_the_mean_with_1_96_standard_errors() -> None:
     second = Scores(
         [0, 1], {"none": {"accuracy": torch.tensor([[0.5, 0.8]])}}, {"nn": torch.tensor([0.1])}
     )
-    score = summarise([first, second], ACCURACY, "none", "a protocol")
+    score = summarise([first, second], ACCURACY, {}, "none", "a protocol")
     assert score.tasks == 3
     assert score.curve == pytest.approx([0.3, 0.6])
     assert score.mean == pytest.approx(0.6)
@@ -104,6 +105,8 @@ def test_each_norm_of_an_evaluation_gives_a_score() -> None:
         "support+1",
     ]
     assert {"nearest_neighbour_on_pixels"} == found[0].baselines.keys()
+    assert [score.measures.keys() for score in found] == [{"ece"}, {"ece"}]
+    assert found[0].measures["ece"] != found[1].measures["ece"]
 
 
 def test_a_split_says_nothing_of_the_purpose() -> None:
@@ -128,12 +131,16 @@ def test_a_split_says_nothing_of_the_purpose() -> None:
     pool = LocalPool(prepare(recipe), plan)
     pool.publish(Snapshot(0, prepare(recipe).meta))
     requests = Requests(pool)
-    found = {work: evaluate_for(prepare(recipe), requests, Purpose(work), 0)[0] for work in ("score", "validate")}
+    found = {
+        work: evaluate_for(prepare(recipe), requests, Purpose(work), 0)[0]
+        for work in ("score", "validate")
+    }
     assert (found["score"].tasks, found["validate"].tasks) == (30, 12)
     on_test = config(SINUSOID, validation={"tasks": 12, "every_steps": 5}).recipe()
     pool = LocalPool(prepare(on_test), plan)
     pool.publish(Snapshot(0, prepare(on_test).meta))
-    assert evaluate_for(prepare(on_test), Requests(pool), Purpose("validate"), 0)[0].mean == found["validate"].mean
+    (again,) = evaluate_for(prepare(on_test), Requests(pool), Purpose("validate"), 0)
+    assert again.mean == found["validate"].mean
 
 
 def test_validation_is_measured_like_the_result_unless_it_says_otherwise() -> None:
@@ -155,10 +162,11 @@ def test_validation_is_measured_like_the_result_unless_it_says_otherwise() -> No
 
 
 def test_a_protocol_names_the_network_and_the_statistics_that_there_are() -> None:
-    line = protocol(prepare(config(SINUSOID).recipe()), Purpose("score"), 20)
+    line = protocol.of_score(prepare(config(SINUSOID).recipe()), Purpose("score"), 20)
     assert line.count("bn=none") == 2
     assert "mlp hidden=(16,16) head=linear, maml inner_lr=0.01 inner_steps=1" in line
-    line = protocol(prepare(config(GLYPHS, evaluation__norm="support+1").recipe()), Purpose("score"), 20)
+    prepared = prepare(config(GLYPHS, evaluation__norm="support+1").recipe())
+    line = protocol.of_score(prepared, Purpose("score"), 20)
     assert (
         "bn=support+1, conv4 filters=8 pool=stride features=mean norm=batch norm_scale=True "
         "head=linear" in line
@@ -205,7 +213,8 @@ def test_an_evaluation_does_not_take_what_would_change_nothing(base: Any, algori
         recipe = config(SINUSOID, algorithm=base, **{f"{group}__algorithm": algorithm}).recipe()
         with pytest.raises(InputError, match=rf"{group}.algorithm.{key} would change nothing"):
             recipe.setting("score" if group == "evaluation" else "validate")
-    line = protocol(prepare(config(SINUSOID, algorithm=base).recipe()), Purpose("score"), 1)
+    prepared = prepare(config(SINUSOID, algorithm=base).recipe())
+    line = protocol.of_score(prepared, Purpose("score"), 1)
     assert line.count("initial_lr") == (base["name"] == "meta_sgd")  # of the training only
 
 
@@ -225,3 +234,37 @@ def test_a_metric_is_read_as_it_says_and_not_as_it_is_called(
     assert metric.text(math.nan) == metric.brief(math.inf) == "none"
     assert metric.interval(math.nan, math.nan) == "none ± none"
     assert Metric("mse", "min").text(123456.7) == "1.235e+05"
+
+
+def test_the_calibration_error_is_of_all_examples_together_and_not_a_mean_over_tasks() -> None:
+    """Guo et al. 2017, equation 3, from its words."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(6, 10, 5, generator=generator)
+    labels = torch.randint(5, (6, 10), generator=generator)
+    tasks = Task(logits, labels, logits, labels)
+    confidences, predicted = logits.softmax(-1).flatten(0, 1).max(-1)
+    right = (predicted == labels.flatten()).double()
+    expected = 0.0
+    for m in range(15):
+        inside = (confidences >= m / 15) & (confidences < (m + 1) / 15)
+        if inside.any():
+            gap = right[inside].mean() - confidences[inside].double().mean()
+            expected += float(inside.double().mean() * gap.abs())
+    bins = ECE.pool(logits, tasks)
+    assert bins.shape == (6, 15, 3)
+    assert ECE.value(bins) == pytest.approx(expected, rel=1e-6)
+    assert ECE.value(bins) != pytest.approx(sum(ECE.value(b[None]) for b in bins) / 6, rel=0.05)
+    certain = torch.eye(5)[labels] * 1e4  # the largest confidence is in the last bin
+    assert ECE.value(ECE.pool(certain, tasks)) == 0.0
+    assert ECE.value(ECE.pool(-certain, tasks)) == pytest.approx(0.25)  # four classes, all wrong
+
+
+def test_measures_leave_diverged_tasks_out() -> None:
+    bins = torch.zeros(3, 15, 3)
+    bins[:, 14] = torch.tensor([[1.0, 1.0, 0.9], [1.0, 0.0, 1.0], [1.0, 1.0, 0.9]])
+    curve = torch.tensor([[0.5, 1.0], [0.5, math.nan], [0.5, 1.0]])
+    parts = [Scores([0, 1], {"none": {"accuracy": curve}}, {}, {"none": {"ece": bins}})]
+    (found,) = summarise(parts, ACCURACY, {"ece": ECE}, "none", "").measures.values()
+    assert found == pytest.approx(0.1)
+    lost = [parts[0]._replace(curves={"none": {"accuracy": curve * math.nan}})]
+    assert math.isnan(summarise(lost, ACCURACY, {"ece": ECE}, "none", "").measures["ece"])

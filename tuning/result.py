@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cluster import checkpoint, run
-from cluster.evaluation import protocol
 from cluster.results import how_to_load
 from cluster.tracking import description
 from cluster.tracking.mlflow_run import mark_ended
 from cluster.tracking.place import Place, place_of
 from cluster.tracking.tracker import Tracker
-from metatrain import bundle, figures, storage
+from metatrain import bundle, figures, protocol, storage
 from metatrain.core import InputError, Purpose
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
@@ -72,7 +71,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     if place is not None:
         place = _beside(search, order[:MOST_COMPARED], place)
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
-    chosen_by = protocol(prepared, Purpose("validate"), winner.last.step)
+    chosen_by = protocol.of_score(prepared, Purpose("validate"), winner.last.step)
     outcome = Outcome(order, winner, scores, chosen_by, place)
     (folder / "result.json").write_text(to_json(_as_json(outcome), indent=1))
     for path in (folder / name for name in KEPT):

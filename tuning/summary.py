@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.closing import print_results
-from cluster.evaluation import protocol
 from cluster.progress import duration
 from cluster.tracking.place import place_of
-from metatrain import console
+from metatrain import console, protocol
 from metatrain.awaiting import awaiting
 from metatrain.core import Purpose
 from metatrain.start import prepare
@@ -45,7 +44,7 @@ def print_plan(search: Search, address: str | None) -> None:
         "outer steps"
     )
     prepared = prepare(search.base.recipe())
-    print(f"  measured on: {protocol(prepared, Purpose('validate'), each.steps)}")
+    print(f"  measured on: {protocol.of_score(prepared, Purpose('validate'), each.steps)}")
     print(f"at once: {estimated.at_once} on this cluster, each with {estimated.resources}")
     learnt = search.trials * each.steps * each.tasks_per_step
     print(f"tasks: at most {learnt} to learn from and {estimated.validated} to validate with")

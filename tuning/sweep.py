@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.collector import Interrupted
-from cluster.evaluation import protocol
 from cluster.interrupt import interruptible
 from cluster.pools.ray_connection import connected
 from cluster.progress import Line
@@ -34,7 +33,7 @@ from cluster.tracking import description, provenance
 from cluster.tracking.place import place_of
 from cluster.tracking.recording import columns_of, experiment_of
 from cluster.tracking.tracker import start_tracker
-from metatrain import schema, storage
+from metatrain import protocol, schema, storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Purpose
 from metatrain.recipe import own_code
@@ -97,7 +96,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
         try:
             prepared = prepare(search.base.recipe())
             tracker.inputs(prepared.used())
-            measured = protocol(prepared, Purpose("score"), search.steps)
+            measured = protocol.of_score(prepared, Purpose("score"), search.steps)
             tracker.describe(description.note(measured, how_to_load(prepared, folder)))
             with Line(search.trials * search.steps, journal.steps()) as line:
                 watch = Watch(search, journal, tracker, line, should_stop)

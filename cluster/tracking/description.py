@@ -88,6 +88,7 @@ def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
         found |= {f"{name}_before": value for value in score.curve[:-1][:1]}
         if score.diverged:
             found |= {f"{name}_median": score.median, f"{name}_diverged_tasks": score.diverged}
+        found |= {f"test/{prefix}{measure}": value for measure, value in score.measures.items()}
         found |= {f"test/{baseline}": value for baseline, value in score.baselines.items()}
     return finite(found)
 

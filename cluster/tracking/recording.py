@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from cluster import results
 from cluster.collector import Interrupted
 from cluster.config import RunConfig, Tracking
-from cluster.evaluation import protocol
 from cluster.ready import Run
 from cluster.tracking import description, provenance
 from cluster.tracking.tracker import NoTracker, Tracker, start_tracker
-from metatrain import schema
+from metatrain import protocol, schema
 from metatrain.core import InputError, Purpose
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def recorded(
     try:
         tracker.inputs(run.prepared.used())
         if not tags:
-            measured = protocol(run.prepared, Purpose("score"), config.outer.steps)
+            measured = protocol.of_score(run.prepared, Purpose("score"), config.outer.steps)
             load = results.how_to_load(run.prepared, run.folder)
             tracker.describe(description.note(measured, load))
         yield tracker

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from metatrain import bundle
+from metatrain import bundle, protocol
 from metatrain.core import (
     Context,
     InputError,
@@ -30,7 +30,6 @@ from metatrain.isolation import isolated
 from metatrain.ops.build import Unavailable
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
-from metatrain.tasks.fewshot import FewShot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,14 +79,8 @@ class Learned:
 
     @property
     def protocol(self) -> str:
-        """How they were learned."""
-        family, outer = self.recipe.family, self.recipe.outer
-        tasks = family.summary() if isinstance(family, FewShot) else family.describe()
-        return (
-            f"{tasks}, {self.recipe.algorithm.name}, {outer.steps} steps of {outer.tasks_per_step} "
-            "tasks "
-            f"({self.recipe.name})"
-        )
+        """What the parameters were learned from."""
+        return protocol.of_learned(self.recipe)
 
     def __repr__(self) -> str:
         return f"<{self.source}: {self.protocol}>"

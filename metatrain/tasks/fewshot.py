@@ -14,7 +14,7 @@ from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split,
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
 from metatrain.data.sources import open_data
-from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
+from metatrain.metrics import ACCURACY, ECE, Metric, accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class FewShot:
             to_float=self._to_float,
             targets="classes",
             baseline_metrics={"nearest_neighbour_on_pixels": nearest_neighbour},
+            measures={"ece": ECE},
         )
 
     def resolved(self) -> FewShot:
@@ -203,7 +204,7 @@ class FewShot:
             raise InputError(
                 f"{self.data} is not the data set that this was trained on: its checksum",
                 got=self.store.checksum,
-                expected=self.checksum,
+                expected=repr(self.checksum),
                 remedy="import that one again, or use this one with --set family.checksum=null",
             )
         scheme = self.store.scheme(self.splits)

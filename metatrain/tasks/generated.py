@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from metatrain.core import Split
-from metatrain.protocol import described
+from metatrain.names import described
 
 
 class Generated:
