@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from cluster.config import RunConfig
 from metatrain import schema
-from metatrain.core import Context, Ticket, Work, generator_for
+from metatrain.core import Context, Meta, Norm, Path, Task, Ticket, Work, generator_for
+from metatrain.metrics import accuracy, cross_entropy
+from metatrain.problems.supervised import Supervised
 
 SINUSOID: dict[str, Any] = {
     "name": "sinusoid",
@@ -117,3 +121,30 @@ def config(base: dict[str, Any], **overrides: Any) -> RunConfig:
 def context(seed: int = 0, work: Work = "update") -> Context:
     ticket = Ticket(work, "train", 0, 0)
     return Context(ticket, generator_for(seed, ticket, "adaptation"))
+
+
+def images(model: Any, path: Path = "reference", ways: int = 3, norm: Norm = "transductive") -> Any:
+    """A problem of classes of images, which it takes as the floats that they are."""
+    return Supervised(
+        model=model,
+        inputs=(1, 28, 28),
+        outputs=ways,
+        loss=cross_entropy,
+        metrics={"accuracy": accuracy},
+        norm=(norm,),
+        path=path,
+        targets="classes",
+    )
+
+
+def drawn_images(count: int = 2, ways: int = 3, shots: int = 2) -> Task:
+    """Noise of double precision, in classes that do not mean anything."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.rand(2, count, ways * shots, 1, 28, 28, generator=g, dtype=torch.float64)
+    y = torch.arange(ways).repeat_interleave(shots).expand(count, -1)
+    return Task(x[0], y, x[1], y)
+
+
+def exact(meta: Meta) -> Meta:
+    """The same in double precision."""
+    return Meta(*({name: p.double() for name, p in params.items()} for params in meta))
