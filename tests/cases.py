@@ -75,6 +75,7 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
             "family": {"ways": 3},
         },
     },
+    "ridge": GLYPHS | {"algorithm": {"name": "ridge"}, "outer": SHORT},
     "recurrent": SINUSOID
     | {
         "family": {"name": "series", "shots": 4, "queries": 3},
@@ -133,7 +134,7 @@ def images(model: Any, path: Path = "reference", ways: int = 3, norm: Norm = "tr
         metrics={"accuracy": accuracy},
         norm=(norm,),
         path=path,
-        targets="classes",
+        classes=True,
     )
 
 

@@ -5,6 +5,7 @@ from metatrain.algorithms.meta_sgd import MetaSGD
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.algorithms.recurrent import Recurrent
 from metatrain.algorithms.reptile import Reptile
+from metatrain.algorithms.ridge import Ridge
 
 # What a recipe chooses from by `algorithm.name`.
-BuiltIn = MAML | MetaSGD | Prototypical | Recurrent | Reptile
+BuiltIn = MAML | MetaSGD | Prototypical | Recurrent | Reptile | Ridge
