@@ -165,7 +165,8 @@ def runs(
 
     Example: metatrain runs
     """
-    from cluster import api, tables
+    from cluster import tables
+    from cluster.api.listing import runs as listed
     from metatrain import storage
     from metatrain.core import InputError
 
@@ -175,7 +176,7 @@ def runs(
         exists = storage.is_remote(folder) or Path(folder).is_dir()
         if not exists and folder != "runs":
             raise InputError(f"there is no folder {folder}", remedy="give one that holds runs")
-        found = api.runs(folder) if exists else None
+        found = listed(folder) if exists else None
         filled = None if found is None else found.astype(object).where(found.notna(), None)
         rows = [] if filled is None else filled.to_dict("records")
         if json:

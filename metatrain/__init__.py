@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cluster.api import Run as Run
-    from cluster.api import runs as runs
-    from cluster.api import train as train
+    from cluster.api.listing import runs as runs
+    from cluster.api.run import Run as Run
+    from cluster.api.train import train as train
     from cluster.collector import Interrupted as Interrupted
     from cluster.collector import WorkersLost as WorkersLost
     from metatrain.core import InputError as InputError
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     __version__: str
 
 MODULES = {
-    "train": "cluster.api",
+    "train": "cluster.api.train",
     "tune": "tuning.api",
-    "runs": "cluster.api",
-    "Run": "cluster.api",
+    "runs": "cluster.api.listing",
+    "Run": "cluster.api.run",
     "SweepRun": "tuning.api",
     "load": "metatrain.inference",
     "open_data": "metatrain.data.sources",

@@ -23,7 +23,7 @@ CHAINS = [
     [
         ("metatrain", "torch pydantic numpy"),
         ("metatrain.recipe metatrain.bundle metatrain.inference", "cluster"),
-        ("cluster.loop cluster.checkpoint cluster.api", "tuning"),
+        ("cluster.loop cluster.checkpoint cluster.api.train", "tuning"),
         ("tuning.api", "matplotlib pandas IPython"),
         ("cluster.run cluster.tracking.tracker", "ray mlflow torchvision optuna"),
     ],

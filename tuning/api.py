@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.api import Run, as_tree, change, check_argument, front_door, plain, result_of
+from cluster.api.arguments import as_tree, change, plain
+from cluster.api.files import read_result
+from cluster.api.front_door import check_argument, front_door
+from cluster.api.run import Run
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -28,32 +31,31 @@ class SweepRun(Run):
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The trials, best first: state, outer steps made, validation, tasks of it that diverged,
-        what was searched.
+        """The trials, best first, with their values, validation and diverged validation tasks.
 
-        A trial with diverged tasks comes behind those without, whatever its mean over the others
-        is.
+        A trial with diverged tasks comes after trials without, whatever the mean over its other
+        tasks is.
         """
         import pandas as pd
 
-        return pd.DataFrame(result_of(self._place)["trials"]).set_index("trial")
+        return pd.DataFrame(read_result(self._place)["trials"]).set_index("trial")
 
     @property
     def chosen_by(self) -> str:
         """The protocol of the validation by which the winner was chosen."""
-        return str(result_of(self._place)["chosen_by"])
+        return str(read_result(self._place)["chosen_by"])
 
     def _cells(self) -> list[str]:
         cells = super()._cells()
         try:
-            result = result_of(self._place)
+            result = read_result(self._place)
             values = (
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
                 for k, v in result["values"].items()
             )
             return [*cells, f"winner: trial {result['winner']} ({', '.join(values)})"]
         except (InputError, KeyError, AttributeError):
-            return cells  # to look at a sweep never fails
+            return cells  # a look at a sweep never fails
 
 
 def tune(
@@ -63,18 +65,21 @@ def tune(
     address: str | None = None,
     **overrides: Any,
 ) -> SweepRun:
-    """Search a recipe's keys with Ray Tune, test the winner, and return its run: `metatrain tune`,
-    from Python.
+    """Search a recipe's keys with Ray Tune, test the winner, and return its run.
 
-    `sweep` is a YAML file, a dict of the same keys, whose `recipe` may be a file, a dict or the
-    dataclass, or the dataclass. `overrides` change keys of it, as of `metatrain.train`; a dict for
-    `space` replaces those keys' ranges:
+    This is `metatrain tune`, from Python.
+
+    sweep: a YAML file, a dict of the same keys, or the dataclass. The `recipe` of a dict may be a
+        file, a dict or the dataclass.
+    resume: "auto" resumes the sweep in its output if there is one; else the folder of a sweep.
+    address: a Ray cluster to join.
+    overrides: keys of the sweep to change, as of `metatrain.train`; a dict for `space` replaces the
+        ranges of its keys:
 
         tune("recipes/sweeps/sinusoid_rates.yaml", budget={"trials": 4})
 
-    `resume` is "auto", which continues the sweep in its output if there is one, or the folder of a
-    sweep to continue. `address` is a Ray cluster to join. Raises InputError for what you can
-    correct, and Interrupted after Ctrl-C, which says how to continue.
+    Raises InputError for what you can correct, and Interrupted after Ctrl-C, which says how to
+    resume.
     """
     with front_door("metatrain.tune(..., resume='auto')"):
         from tuning import sweep as sweeps
