@@ -19,8 +19,9 @@ LARGE = 50_000_000  # bytes
 
 @cache
 def screen() -> Console:
-    """The terminal of stderr: one for all, so that what moves on it can stand below something else
-    that does.
+    """Return the terminal of stderr.
+
+    There is one, so that what moves on it can stand below something else that does.
     """
     from rich.console import Console
 
@@ -28,7 +29,7 @@ def screen() -> Console:
 
 
 def reading(name: str, size: int) -> AbstractContextManager[object]:
-    """Say that a file is read if it has so many bytes that this takes a second or more."""
+    """Say that a file is read, if it has so many bytes that this takes a second or more."""
     return awaiting(f"reading {name}") if size > LARGE else nullcontext()
 
 
@@ -36,7 +37,7 @@ def reading(name: str, size: int) -> AbstractContextManager[object]:
 def awaiting(what: str) -> Iterator[Callable[[str], None]]:
     """Say what is awaited, such as "starting Ray", until the end of the context.
 
-    On a terminal, what it gives takes another text, such as "evaluating: 20 of 600 tasks".
+    On a terminal the context's function shows another text, such as "evaluating: 20 of 600 tasks".
     """
     if not sys.stderr.isatty():
         log.info("%s", what)

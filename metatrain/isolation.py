@@ -12,11 +12,10 @@ import torch
 
 @contextmanager
 def isolated(threads: int) -> Iterator[None]:
-    """Compute in so many threads, with gradients, in float32 and on the CPU unless told, and leave
-    torch as it was.
+    """Compute in so many threads, with gradients, in float32, on the CPU; leave torch as it was.
 
-    Sums in several threads are added in another order: with a fixed number the bits do not depend
-    on the caller's.
+    A call that names another device or type still gets it. Sums in several threads are added in
+    another order: with a fixed number the bits do not depend on the caller's.
     """
     before = torch.get_num_threads(), torch.get_default_dtype()
     products = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -43,8 +42,9 @@ def isolated(threads: int) -> Iterator[None]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Leave Python's and numpy's generators as the caller had them: Ray draws from them, and a
-    sweep seeds them.
+    """Leave Python's and numpy's generators as the caller had them.
+
+    Ray draws from them, and a sweep seeds them.
     """
     pythons, numpys = random.getstate(), np.random.get_state()
     try:

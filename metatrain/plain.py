@@ -1,4 +1,4 @@
-"""JSON that any reader takes: what is no finite number is null."""
+"""JSON that every reader accepts: numbers that are not finite are null."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Numbers, text, lists, tuples and mappings as JSON."""
+    """Return numbers, text, lists, tuples and mappings as JSON."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
@@ -21,5 +21,5 @@ def _plain(value: Any) -> Any:
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Those of the metrics that are finite numbers."""
+    """Return those metrics that are finite numbers."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -23,7 +23,7 @@ from tuning.space import Domain
 log = logging.getLogger(__name__)
 
 NAMED = 5  # trials that have a colour and a name of their own
-LEAST = 4  # trials that an importance can be told from
+LEAST = 4  # trials, for an importance
 ENDS = {
     "completed": ("o", "all steps made"),
     "stopped": ("v", "stopped early"),
@@ -35,28 +35,30 @@ ENDS |= {"failed": ("x", "failed"), "timed out": ("v", "stopped early")}
 def draw(
     search: Search, trials: Sequence[Trial], schedule: Sequence[Mapping[str, Any]]
 ) -> dict[str, Figure]:
-    """All pictures of a sweep whose trials are given best first; `schedule` is the winner's, where
-    PBT made one.
+    """Draw all pictures of a sweep.
+
+    trials: best first.
+    schedule: the winner's values by outer step; empty without PBT.
     """
-    found = {"validation_curves": validation_curves(search, trials)}
+    drawn = {"validation_curves": validation_curves(search, trials)}
     if isinstance(search.sweep.scheduler, PBT):
-        return found | {"schedule": schedules(search, trials, schedule)}
-    told = [trial for trial in trials if trial.last is not None]
-    found["values"] = values(search, told)
+        return drawn | {"schedule": schedules(search, trials, schedule)}
+    validated = [trial for trial in trials if trial.last is not None]
+    drawn["values"] = values(search, validated)
     inner = next(
         (key for key in search.space if key.startswith("algorithm.") and key.endswith("_lr")), None
     )
     if inner and "outer.lr" in search.space:
-        found["map"] = rate_map(search, told, inner, "outer.lr")
-    weights = importance(search, told)
+        drawn["map"] = rate_map(search, validated, inner, "outer.lr")
+    weights = importance(search, validated)
     if weights:
-        found["importance"] = importances(search, weights, len(told))
-    return found
+        drawn["importance"] = importances(search, weights, len(validated))
+    return drawn
 
 
 @as_written
 def validation_curves(search: Search, trials: Sequence[Trial]) -> Figure:
-    """The metric of all trials by outer step; the best ones are named."""
+    """Draw the metric of all trials by outer step; the best trials are named."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     for rank, trial in reversed(list(enumerate(trials))):
@@ -86,7 +88,7 @@ def validation_curves(search: Search, trials: Sequence[Trial]) -> Figure:
 
 @as_written
 def values(search: Search, trials: Sequence[Trial]) -> Figure:
-    """The metric against each searched key: filled where a trial made all its steps."""
+    """Draw the metric against each searched key; filled markers are trials with all their steps."""
     columns = min(len(search.space), 3)
     rows = -(-len(search.space) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
@@ -135,11 +137,11 @@ def values(search: Search, trials: Sequence[Trial]) -> Figure:
 
 @as_written
 def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) -> Figure:
-    """Where in the plane of inner and outer rate the metric is good; the star is the winner."""
+    """Draw the metric in the plane of inner and outer rate; the star is the winner."""
     figure = Figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.subplots()
     x, y = ([trial.values[key] for trial in trials] for key in (inner, outer))
-    # Colours tell no more of trials that are worse than untrained, or that lost validation tasks.
+    # Trials that are worse than untrained, or lost validation tasks, all have the worst colour.
     worst, clip = (max, np.minimum) if search.mode == "min" else (min, np.maximum)
     whole = [trial for trial in trials if not _lost(trial)]
     untrained = [trial.reports[0].value for trial in whole if not trial.reports[0].diverged_tasks]
@@ -152,9 +154,9 @@ def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) ->
         x[:1], y[:1], marker="*", s=420, facecolors="none", edgecolors="tab:red", linewidths=1.5
     )
     for trial, at_x, at_y in zip(trials, x, y, strict=True):
-        told = f"{_lost(trial)} tasks diverged" if _lost(trial) else f"{_last(trial):.3g}"
+        value = f"{_lost(trial)} tasks diverged" if _lost(trial) else f"{_last(trial):.3g}"
         axes.annotate(
-            told, (at_x, at_y), (0, -14), textcoords="offset points", ha="center", fontsize=7
+            value, (at_x, at_y), (0, -14), textcoords="offset points", ha="center", fontsize=7
         )
     bar = figure.colorbar(drawn, label=f"{search.metric}, bright is good")
     if norm is not None:
@@ -171,7 +173,7 @@ def rate_map(search: Search, trials: Sequence[Trial], inner: str, outer: str) ->
 
 @as_written
 def importances(search: Search, weights: Mapping[str, float], trials: int) -> Figure:
-    """How much of the metric's variance each key explains."""
+    """Draw the part of the metric's variance that each key explains."""
     figure = Figure(figsize=(7, 1.4 + 0.4 * len(weights)), layout="constrained")
     axes = figure.subplots()
     keys = list(weights)[::-1]
@@ -191,9 +193,7 @@ def importances(search: Search, weights: Mapping[str, float], trials: int) -> Fi
 def schedules(
     search: Search, trials: Sequence[Trial], winner: Sequence[Mapping[str, Any]]
 ) -> Figure:
-    """The values of all trials by outer step; in colour those that led to the winner, through all
-    its donors.
-    """
+    """Draw the values of all trials by outer step; those that led to the winner in colour."""
     figure = Figure(figsize=(8, 2.8 * len(search.space)), layout="constrained")
     figure.suptitle(f"{search.sweep.name}: the schedule that led to the winner", fontsize="medium")
     ends = [*(entry["step"] for entry in winner[1:]), trials[0].steps]
@@ -227,9 +227,7 @@ def schedules(
 
 
 def importance(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
-    """Optuna's importance of each searched key, the greatest first; empty where there are too few
-    trials to tell.
-    """
+    """Return Optuna's importance of each searched key, the greatest first; {} of few trials."""
     if len(trials) < LEAST or len(search.space) < 2 or len({_last(trial) for trial in trials}) == 1:
         return {}
     optuna.logging.set_verbosity(logging.WARNING)
@@ -247,12 +245,12 @@ def importance(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
         try:
             return optuna.importance.get_param_importances(study, evaluator=evaluator)
         except RuntimeError as error:  # too little varies
-            log.info("no importance can be told: %s", error)
+            log.info("no importance of the keys: %s", error)
             return {}
 
 
 def short(values: Mapping[str, Any]) -> str:
-    """Values by the last part of their keys, as far as that tells them apart."""
+    """Return values by the last part of their keys, if that tells them apart."""
     ends = [key.rpartition(".")[2] for key in values]
     names = [end if ends.count(end) == 1 else key for key, end in zip(values, ends, strict=True)]
     return ", ".join(
@@ -270,7 +268,7 @@ def _last(trial: Trial) -> float:
 
 
 def _lost(trial: Trial) -> int:
-    """Validation tasks that diverged at its last step."""
+    """Return how many validation tasks diverged at the last step of a trial."""
     return trial.last.diverged_tasks if trial.last is not None else 0
 
 
@@ -279,7 +277,7 @@ def _place(domain: Domain, value: Any) -> Any:
 
 
 def _axis(axes: Axes, which: str, domain: Domain) -> None:
-    """The whole range; logarithmic where values were drawn so, or are listed so."""
+    """Show the whole range of a key; logarithmic if its values were drawn or listed so."""
     numbers = domain.values if domain.is_numeric else (0,)
     wide = domain.is_listed and min(numbers) > 0 and max(numbers) / min(numbers) >= 10
     if domain.kind == "loguniform" or wide:

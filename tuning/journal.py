@@ -1,6 +1,4 @@
-"""What happened in a sweep, a line each, and the trials that this tells of: all that is needed to
-go on with it.
-"""
+"""A sweep's journal: a line for each event, and the trials that follow from these lines."""
 
 from __future__ import annotations
 
@@ -29,8 +27,9 @@ class Report(NamedTuple):
     diverged_tasks: int = 0  # of validation
 
     def compared(self, mode: Better) -> float:
-        """What trials are compared by: with a task that diverged, the mean over all is as bad as
-        can be.
+        """Return the value by which trials are compared.
+
+        If a task diverged, it is as bad as can be: so is the mean over all tasks.
         """
         worst = math.inf if mode == "min" else -math.inf
         return worst if self.diverged_tasks or not math.isfinite(self.value) else self.value
@@ -41,24 +40,24 @@ class Trial:
     """What the journal knows of a trial."""
 
     number: int
-    values: Values  # as they are now: PBT changes them
+    values: Values  # the current ones: PBT changes them
     reports: list[Report] = field(default_factory=list)
     state: Literal["running", "completed", "stopped", "diverged", "failed", "timed out"] = "running"
     cause: str = ""
-    at_s: float = 0.0  # when the last of it happened
+    at_s: float = 0.0  # when its last event happened
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left of it to do: what failed is tried again."""
+        """Whether nothing is left to do; a failed trial is tried again."""
         return self.state in ("completed", "stopped", "diverged")
 
     def finite(self) -> list[Report]:
-        """Its validations that are numbers."""
+        """Return its validations that are numbers."""
         return [report for report in self.reports if math.isfinite(report.value)]
 
     @property
     def last(self) -> Report | None:
-        """Its newest validation, where that is a number."""
+        """Its newest validation; None if that is no number."""
         return self.reports[-1] if self.reports and math.isfinite(self.reports[-1].value) else None
 
     @property
@@ -67,7 +66,7 @@ class Trial:
 
 
 class Journal:
-    """What happened, a line each; the trials it tells of are its fold."""
+    """Events, a line each; the trials are their fold."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -82,15 +81,15 @@ class Journal:
             whole.replace(path)
 
     def write(
-        self, number: int, event: Literal["values", "report", "ended"], told: Mapping[str, Any]
+        self, number: int, event: Literal["values", "report", "ended"], content: Mapping[str, Any]
     ) -> None:
-        line = {"trial": number, event: told, "at": round(time.time(), 3)}
+        line = {"trial": number, event: content, "at": round(time.time(), 3)}
         with self._path.open("a") as file:
             file.write(to_json(line) + "\n")
         self._apply(line)
 
     def steps(self) -> int:
-        """Outer steps that were made."""
+        """Return how many outer steps all trials made."""
         return sum(trial.steps for trial in self.trials.values())
 
     def _apply(self, line: dict[str, Any]) -> None:
@@ -100,23 +99,19 @@ class Journal:
             trial.values, trial.state, trial.cause = line["values"], "running", ""
         elif "report" in line:
             given = line["report"].items()
-            told: dict[str, Any] = {
-                name: math.nan if value is None else value for name, value in given
-            }
-            report = Report(**told)
-            trial.reports = [
-                r for r in trial.reports if r.step < report.step + bool(report.diverged)
-            ] + [report]
+            known: dict[str, Any] = {k: math.nan if v is None else v for k, v in given}
+            report = Report(**known)
+            until = report.step + bool(report.diverged)
+            trial.reports = [*(r for r in trial.reports if r.step < until), report]
             trial.values = report.values
         elif "ended" in line:
             trial.state, trial.cause = line["ended"]["state"], line["ended"]["cause"]
 
 
 def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:
-    """Best first; those that made all their steps before those that did not.
+    """Return trials best first; those that made all their steps come before the others.
 
-    A trial with validation tasks that diverged comes behind those without, and the fewer the
-    better.
+    A trial with diverged validation tasks comes after trials without; fewer are better.
     """
     sign = -1 if search.mode == "max" else 1
 

@@ -21,8 +21,9 @@ START_S = 8.0  # for a trial's processes to start, about
 
 
 def trial_resources(base: RunConfig) -> list[dict[str, float]]:
-    """The bundles of a trial: its own process, and its workers; where there are none, it computes
-    itself.
+    """Return the resource bundles of a trial: one for its own process, one for each worker.
+
+    Without workers the trial computes in its own process.
     """
     workers = base.workers
     each = {kind: value for kind, value in (("CPU", workers.cpus), ("GPU", workers.gpus)) if value}
@@ -30,24 +31,22 @@ def trial_resources(base: RunConfig) -> list[dict[str, float]]:
 
 
 def at_once(search: Search) -> int:
-    """How many trials fit on the cluster that is connected, or as many as are wanted."""
+    """Return how many trials fit on the connected cluster, at most as many as were asked for."""
     rooms = [_room(node) for node in ray.nodes() if node["Alive"]]
     most = min(search.sweep.at_once or search.trials, search.trials)
     for trial in range(most):
-        for bundle_ in trial_resources(search.base):
-            room = next(
-                (r for r in rooms if all(r.get(kind, 0) >= need for kind, need in bundle_.items())),
-                None,
-            )
+        for needs in trial_resources(search.base):
+            fitting = (r for r in rooms if all(r.get(kind, 0) >= n for kind, n in needs.items()))
+            room = next(fitting, None)
             if room is None:
                 return trial
-            for kind, need in bundle_.items():
+            for kind, need in needs.items():
                 room[kind] -= need
     return most
 
 
 def _room(node: dict[str, Any]) -> dict[str, float]:
-    """What a node has, but for what this process holds of it where it is a job's."""
+    """Return what a node has, less what this process reserved there if it is a job."""
     room = dict(node["Resources"])
     if node["NodeID"] == ray.get_runtime_context().get_node_id():
         for kind, variable in (("CPU", JOB_CPUS), ("GPU", JOB_GPUS)):
@@ -62,13 +61,9 @@ def check_resources(search: Search) -> None:
         there = {kind: sum(room.get(kind, 0.0) for room in rooms) for kind in ("CPU", "GPU")}
         besides = " besides what --driver-cpus and --driver-gpus hold" * (JOB in os.environ)
         raise InputError(
-            (
-                f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} "
-                "CPUs "
-                "and "
-                f"{there['GPU']:g} GPUs{besides}"
-            ),
-            remedy=("set workers.max, cpus or gpus in the sweep's `set`, or give --address"),
+            f"a trial needs {_resources(search.base)}, and this cluster has {there['CPU']:g} CPUs "
+            f"and {there['GPU']:g} GPUs{besides}",
+            remedy="set workers.max, cpus or gpus in the sweep's `set`, or give --address",
         )
 
 
@@ -89,7 +84,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(search: Search, address: str | None) -> Estimate:
-    """Of a sweep that makes all its steps: measured on a ticket of each kind, computed here."""
+    """Estimate a sweep that makes all its steps: a ticket of each kind is measured here."""
     base = search.base
     recipe, workers, outer = base.recipe(), base.workers, base.outer
     prepared = prepare(recipe)
@@ -111,14 +106,10 @@ def estimate(search: Search, address: str | None) -> Estimate:
     validated = search.trials * validations * base.validation.tasks
     busy = min(together * max(workers.max, 1), cores)
     learnt = search.trials * outer.steps * outer.tasks_per_step
-    seconds = (
-        learnt * each["update"] + validated * each["validate"]
-    ) / busy + START_S * search.trials / together
-    return Estimate(
-        together,
-        _resources(base),
-        validated,
-        seconds,
+    computing = (learnt * each["update"] + validated * each["validate"]) / busy
+    seconds = computing + START_S * search.trials / together
+    measured = (
         f"{1 / each['update']:.0f} tasks/s to learn from and {1 / each['validate']:.0f} to "
-        "validate on one core here",
+        "validate on one core here"
     )
+    return Estimate(together, _resources(base), validated, seconds, measured)

@@ -1,6 +1,4 @@
-"""Tune's schedulers and Optuna's sampler as a sweep file asks for them, told of what happened
-before.
-"""
+"""Tune's schedulers and Optuna's sampler, which know the trials in a sweep's journal."""
 
 from __future__ import annotations
 
@@ -26,8 +24,9 @@ from tuning.space import Domain, Values, fitted
 
 
 class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
-    """Successive halving that goes on: what trials reported before counts, and is not judged
-    again.
+    """Successive halving that can be resumed.
+
+    What trials reported before counts, and is not judged again.
     """
 
     def __init__(self, journal: Journal, mode: Better, **options: Any) -> None:
@@ -43,12 +42,12 @@ class _KnowingASHA(ASHAScheduler):  # type: ignore[misc]
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         for report in self._known.get(getattr(trial, "name", str(trial)), []):
-            told = {"step": report.step, "compared": report.compared(self._searched)}
-            super().on_trial_result(tune_controller, trial, told)
+            result = {"step": report.step, "compared": report.compared(self._searched)}
+            super().on_trial_result(tune_controller, trial, result)
 
 
 def scheduler(search: Search, journal: Journal) -> TrialScheduler:
-    """The scheduler, told of what happened before."""
+    """Return the scheduler that a sweep asks for; it knows what trials reported before."""
     asked = search.sweep.scheduler
     of: dict[str, Any] = {"time_attr": "step", "metric": "compared", "mode": search.mode}
     if isinstance(asked, PBT):
@@ -89,8 +88,9 @@ class _Within:
 
 
 def optuna_search(search: Search, journal: Journal, again: list[Values]) -> OptunaSearch:
-    """Optuna's sampler, told of the trials that ended before, and made to repeat first those that
-    did not.
+    """Return Optuna's sampler, which knows the trials that ended.
+
+    again: the values of the trials that did not end; the sampler suggests them first.
     """
 
     def named(values: Values) -> Values:

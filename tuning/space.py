@@ -48,6 +48,7 @@ class Domain(NamedTuple):
         return (*self.values[:2], plain(between))
 
     def for_tune(self) -> TuneDomain:
+        """Return the range as Tune has it."""
         low, high, *step = self.values if not self.is_listed else (None, None)
         match self.kind:
             case "uniform":
@@ -62,9 +63,11 @@ class Domain(NamedTuple):
                 return tune.choice(list(self.values))
 
     def for_optuna(self) -> BaseDistribution:
+        """Return the range as Optuna has it."""
         return OptunaSearch.convert_search_space({"key": self.for_tune()})["key"]
 
     def clip(self, value: Any) -> Any:
+        """Return a value moved into the range."""
         return value if self.is_listed else min(max(value, self.values[0]), self.values[1])
 
     def __str__(self) -> str:

@@ -1,15 +1,13 @@
-"""One trial: a run whose workers live in the trial's placement group and whose validation is
-reported to Tune.
+"""One trial: a run in its placement group, whose validations go to Tune.
 
-    Tune --- values ---> trial: prepare -> learn (cluster.loop.train) --- each validation ---> Tune:
-    goes on or stops it
-                           |                                                 | +--- tickets, updates
-                           <--> its RayPool            +--> after its checkpoint, so that all that
-                                                                                  was reported can
-                                                                                  be gone on from
+    Tune -- values --> trial: prepare -> learn (cluster.loop.train) -- each validation --> Tune,
+                                         |   ^                         which continues or stops it
+                                 tickets v   | updates
+                                        its RayPool
 
-Tune ends a trial inside its report, the last one too, and does not wait for what would follow: what
-has to be kept is kept before.
+A validation is reported after its checkpoint, so that a trial can resume from each report. Tune
+ends a trial inside its report, also inside the last one, and does not wait for what follows:
+whatever has to be kept is kept before the report.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ class Shared(NamedTuple):
     recipe: str  # the file of what they share
 
     def config(self, values: Mapping[str, Any], number: int) -> RunConfig:
-        """The run that a trial is: `metatrain train` repeats it."""
+        """Return the run that a trial is; `metatrain train` repeats it."""
         tree = copy.deepcopy(self.base)
         own = {"name": name_of(self.name, number), "output": folder_of(self.folder, number)}
         for key, value in {**values, **own}.items():
@@ -79,11 +77,11 @@ class Shared(NamedTuple):
 
 
 def run(given: dict[str, Any], shared: Shared) -> None:
-    """The trial that Tune calls by its number, with values[key] for each key that is searched."""
+    """Run a trial, which Tune calls by its number; given["values"] has the searched keys."""
     if not storage.is_remote(shared.folder) and not Path(shared.folder).is_dir():
         raise InputError(
             f"this node does not see {shared.folder}",
-            remedy="give the sweep an output that all of them see",
+            remedy="give the sweep an output that all nodes see",
         )
     number, values = int(tune.get_context().get_trial_name()), given["values"]
     if shared.parent is not None:
@@ -102,26 +100,21 @@ def run(given: dict[str, Any], shared: Shared) -> None:
         _continue_schedule(ready.notes, ready.learner.version, number, values)
     newest = Report(-1, math.nan, math.nan, values)
 
-    def report(found: Report) -> None:
-        saved = (
-            f"{ready.folder}/checkpoints/step-{found.step:08d}"
-            if shared.exploits and found.step
-            else None
-        )
-        if saved is not None and not bundle.is_complete(saved):
-            saved = None  # it validated there, and goes on from a newer one
-        done = found.step == ready.config.outer.steps or bool(found.diverged)
-        kept = None
-        if saved is not None:
-            system, path = storage.filesystem(saved)
-            kept = tune.Checkpoint(path, system)
-        told = found._asdict() | {"compared": found.compared(shared.mode), "done": done}
-        tune.report(told, checkpoint=kept)
+    def report(validation: Report) -> None:
+        step, saved = validation.step, None
+        if shared.exploits and step:
+            folder = f"{ready.folder}/checkpoints/step-{step:08d}"
+            if bundle.is_complete(folder):  # else a newer one followed: the trial resumes from it
+                system, path = storage.filesystem(folder)
+                saved = tune.Checkpoint(path, system)
+        done = step == ready.config.outer.steps or bool(validation.diverged)
+        compared = validation.compared(shared.mode)
+        tune.report(validation._asdict() | {"compared": compared, "done": done}, checkpoint=saved)
 
-    if not taken and ready.learner.version:  # Tune has not heard of it, or has forgotten it
+    if not taken and ready.learner.version:  # Tune does not know it, or not any more
         past = _past(ready.folder / "metrics.jsonl", ready.learner.version, shared.metric, values)
-        for found in past[-1:] if shared.exploits else past:
-            report(found)
+        for validation in past[-1:] if shared.exploits else past:
+            report(validation)
 
     tags = {PARENT: shared.parent, TRIAL: str(number)} if shared.parent is not None else {}
     try:
@@ -141,9 +134,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
                 if shared.metric in metrics:
                     newest = _report(step, metrics, shared.metric, values)
                     if shared.exploits:
-                        tracker.log(
-                            step, {f"searched.{key}": value for key, value in values.items()}
-                        )
+                        tracker.log(step, {f"searched.{key}": v for key, v in values.items()})
                     if step == 0:
                         report(newest)
 
@@ -169,7 +160,7 @@ def _report(step: int, metrics: Mapping[str, float], metric: str, values: Values
 
 
 def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]:
-    """What a trial has reported up to a checkpoint, by its own record."""
+    """Return what a trial reported up to a checkpoint, from its own metrics file."""
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     return [
         _report(row["step"], row, metric, values)
@@ -179,9 +170,7 @@ def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]
 
 
 def _continue_schedule(notes: dict[str, str], version: int, number: int, values: Values) -> None:
-    """The schedule of a checkpoint: from which step on it was trained in which trial with which
-    values.
-    """
+    """Add to a checkpoint's schedule: since which step which trial trained with which values."""
     schedule = json.loads(notes.get("schedule", "[]"))
     if not schedule or (schedule[-1]["trial"], schedule[-1]["values"]) != (number, values):
         schedule.append({"step": version, "trial": number, "values": values})

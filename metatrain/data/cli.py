@@ -21,7 +21,10 @@ app = typer.Typer(help="Data sets: list, import, check.", no_args_is_help=True)
 
 @app.command("list")
 def list_(json: AsJson = False) -> None:
-    """List the data sets that can be used. Example: metatrain data list"""
+    """List the data sets that can be used.
+
+    Example: metatrain data list
+    """
     from rich.table import Table
 
     from metatrain.data.sources import SOURCES

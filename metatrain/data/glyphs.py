@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 
 
 def draw(classes: int, drawings: int, seed: int) -> NDArray[np.uint8]:
-    """[classes, drawings, 28, 28] uint8, ink bright on dark."""
+    """Draw [classes, drawings, 28, 28] uint8, ink bright on dark."""
     uniform = _Uniform(seed)
     strokes = 2 + uniform(3, classes)  # 2 to 4
     # Control points [classes, strokes, 3, xy]; strokes often start where the one before ended, as
@@ -35,7 +35,7 @@ def draw(classes: int, drawings: int, seed: int) -> NDArray[np.uint8]:
 
 
 def _draw_class(control: Ints, drawings: int, uniform: _Uniform) -> NDArray[np.uint8]:
-    """control [strokes, 3, 2] -> [drawings, 28, 28]."""
+    """Draw control points [strokes, 3, 2] as [drawings, 28, 28]."""
     centre = SIDE * UNIT // 2
     wobble = sum(
         uniform(2 * UNIT + 1, drawings, *control.shape) - UNIT for _ in range(2)
@@ -74,7 +74,7 @@ def _draw_class(control: Ints, drawings: int, uniform: _Uniform) -> NDArray[np.u
 
 
 class _Uniform:
-    """Integers below a bound, from PCG64's raw stream, which numpy guarantees never to change."""
+    """Integers below a bound, from PCG64's raw stream: numpy guarantees that it never changes."""
 
     def __init__(self, seed: int) -> None:
         self._bits = np.random.PCG64(seed)

@@ -67,31 +67,23 @@ class ImageStore:
     schemes: list[Scheme]
     synthetic: bool
     checksum: str = ""  # of all of it, whatever wrote the file; empty before it is saved
-    bits: Depth | None = (
-        # how many of their 16 bits the source's grey images use; None if it has no such images
-        None
-    )
+    # How many of their 16 bits the source's grey images use; None if it has no such images.
+    bits: Depth | None = None
 
     def __repr__(self) -> str:
         return f"ImageStore({self.name!r}: {', '.join(self._facts())})"
 
     def _repr_html_(self) -> str:
-        """What notebooks show: the same facts, and an image of each of some classes."""
+        """Show the same facts in a notebook, and an image of each of some classes."""
         facts = f"<b>{html.escape(self.name)}</b>: {html.escape(', '.join(self._facts()))}"
-        shown = [
-            c for c in range(0, len(self.sizes), -(-len(self.sizes) // SHOWN) or 1) if self.sizes[c]
-        ]
+        every = -(-len(self.sizes) // SHOWN) or 1
+        shown = [c for c in range(0, len(self.sizes), every) if self.sizes[c]]
         if not shown:
             return facts
-        strip = (
-            torch.cat([self.images[self.offsets[c]].cpu() for c in shown], dim=2)
-            .permute(1, 2, 0)
-            .numpy()
-        )
-        picture, file = (
-            Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]),
-            io.BytesIO(),
-        )
+        first = [self.images[self.offsets[c]].cpu() for c in shown]
+        strip = torch.cat(first, dim=2).permute(1, 2, 0).numpy()
+        picture = Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0])
+        file = io.BytesIO()
         picture.thumbnail((1000, 100))
         picture.save(file, "PNG")
         names = html.escape(", ".join(self.class_names[c] for c in shown))
@@ -112,7 +104,7 @@ class ImageStore:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """[channels, height, width]"""
+        """[channels, height, width] of an image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
@@ -122,11 +114,11 @@ class ImageStore:
         return self.sizes.cumsum(0) - self.sizes
 
     def class_of(self, image: int) -> int:
-        """The class of the image with this index."""
+        """Return the class of the image with this index."""
         return int(torch.searchsorted(self.offsets, image, right=True)) - 1
 
     def scheme(self, name: str | None) -> Scheme:
-        """The splits of that name; the first ones where the name is None."""
+        """Return the splits of that name; None: the first ones."""
         if name is None:
             return self.schemes[0]
         for scheme in self.schemes:
@@ -155,7 +147,7 @@ class ImageStore:
 
     @classmethod
     def read(cls, name: str, folder: Path, again: str) -> ImageStore:
-        """Verify and memory-map the data set in a folder; `again` says how to get it anew."""
+        """Verify and memory-map the data set in a folder; `again` says how to get it again."""
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest.get("format") != FORMAT:
             raise InputError(f"{folder} was written by another version", remedy=again)
@@ -235,7 +227,7 @@ class ImageStore:
 
 
 def duplicates(store: ImageStore, scheme: Scheme) -> list[str]:
-    """Images, named by class, that equal an image of a class in another split."""
+    """Return images, named by class, that equal an image of a class in another split."""
     split_of = {c: split for split, members in scheme.classes.items() for c in members}
     first: dict[bytes, int] = {}
     found = []
@@ -248,8 +240,9 @@ def duplicates(store: ImageStore, scheme: Scheme) -> list[str]:
 
 
 def twins(store: ImageStore) -> list[tuple[int, int]]:
-    """The index of each image that equals an earlier one, and that one's: of the same class, if
-    there is one.
+    """Return (image, equal earlier image) by index for each image that equals an earlier one.
+
+    The earlier one is of the same class if there is such a one.
     """
     first: dict[bytes, int] = {}
     of_class: dict[tuple[int, bytes], int] = {}
@@ -263,24 +256,25 @@ def twins(store: ImageStore) -> list[tuple[int, int]]:
 
 
 def _digests(store: ImageStore) -> Iterator[tuple[int, bytes]]:
-    """The class of each image, and what tells it from images of other pixels."""
+    """Yield the class of each image, and a digest of its pixels."""
     class_of = torch.repeat_interleave(torch.arange(len(store.sizes)), store.sizes).tolist()
     for c, image in zip(class_of, store.images.numpy(), strict=True):
         yield c, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def folder_of(name: str) -> Path:
-    """Where the data set of that name is kept."""
-    if not re.fullmatch(r"\w[\w.-]*", name) or yaml.safe_load(name) != name:  # recipes name it, too
+    """Return where the data set of that name is kept."""
+    # Recipes name it as well: YAML must read it as text.
+    if not re.fullmatch(r"\w[\w.-]*", name) or yaml.safe_load(name) != name:
         raise InputError(
             f"{name!r} cannot name a data set",
-            remedy=("use letters, digits, '_', '-' and '.', and not a number"),
+            remedy="use letters, digits, '_', '-' and '.', and not a number",
         )
     return cache() / name
 
 
 def checksum_of(name: str) -> str | None:
-    """That of an imported data set's content, as recorded; None where there is none."""
+    """Return the recorded checksum of an imported data set's content; None if there is none."""
     manifest = folder_of(name) / "manifest.json"
     return str(json.loads(manifest.read_text()).get("content")) if manifest.exists() else None
 

@@ -43,11 +43,11 @@ TURNS: dict[Any, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the EXIF's orientation
-SINGLE = "a single image was given where several are expected: put it into a list, as [image]"
+ONE_IMAGE = "a single image was given instead of several"
 
 
 class Read(NamedTuple):
-    """A picture as 8 bits a channel, and the numbers that they were made from."""
+    """A picture as 8 bits a channel, and the numbers that it was made from."""
 
     image: Image.Image  # upright, of mode 1, L or RGB
     highest: int | None = None  # the highest value of a grey image of 16 bits
@@ -55,17 +55,18 @@ class Read(NamedTuple):
 
 
 def depth_of(highest: int) -> Depth:
-    """How many of their 16 bits grey images use whose highest value this is."""
+    """Return how many of their 16 bits grey images use, if this is their highest value."""
     depths: tuple[Depth, ...] = get_args(Depth)
     return next(bits for bits in depths if highest < 1 << bits)
 
 
 def listed(pictures: Any, channels: int) -> list[Picture]:
-    """N pictures, one by one. InputError for a single one: its rows or channels would be taken for
-    pictures.
+    """Return N pictures, one by one.
+
+    Raises InputError for a single picture: its rows or channels would be taken for pictures.
     """
     if isinstance(pictures, str | bytes | os.PathLike | Image.Image):
-        raise InputError(SINGLE)
+        raise InputError(ONE_IMAGE, remedy="put it into a list, as [image]")
     if isinstance(pictures, Mapping | Set):
         raise InputError(
             f"images are a {type(pictures).__name__}, which has no order",
@@ -85,16 +86,15 @@ def listed(pictures: Any, channels: int) -> list[Picture]:
     if len(shape) < 2 or not _is_numeric(array):
         raise InputError(
             "images must be a list of paths or of images, or numbers [N, H, W], [N, H, W, C] or "
-            "[N, C, H, W]; "
-            f"got {array.dtype} of shape {shape}"
+            f"[N, C, H, W]; got {array.dtype} of shape {shape}"
         )
     if len(shape) == 2 or (len(shape) == 3 and (shape[2] in (3, 4) or shape[0] == channels == 3)):
-        raise InputError(SINGLE)
+        raise InputError(ONE_IMAGE, remedy="put it into a list, as [image]")
     return list(array)
 
 
 def stack(pictures: Sequence[Picture], shape: Sequence[int], bits: Depth | None = None) -> Tensor:
-    """[N, *shape] uint8; `shape` is [channels, height, width] with 1 (grey) or 3 (RGB) channels."""
+    """Return [N, *shape] uint8; `shape` is [channels, height, width], with 1 or 3 channels."""
     pixels = np.empty((len(pictures), *shape), np.uint8)
     for i, picture in enumerate(pictures):
         pixels[i] = to_pixels(picture, shape, bits)
@@ -104,12 +104,11 @@ def stack(pictures: Sequence[Picture], shape: Sequence[int], bits: Depth | None 
 def to_pixels(
     picture: Picture, shape: Sequence[int], bits: Depth | None = None
 ) -> NDArray[np.uint8]:
-    """The picture's middle, cut to the aspect ratio of `shape` and resized; what is transparent
-    becomes white.
+    """Cut the middle of a picture to the aspect ratio of `shape` and resize it: uint8 [*shape].
 
-    `bits` is how many of their 16 bits the grey images of the data set use; if it is None, the
-    picture's own values decide. Raises InputError for a picture that cannot be read as an image, or
-    has higher values.
+    Transparent parts become white. `bits` is how many of their 16 bits the grey images of the data
+    set use; None: the picture's own values decide. Raises InputError for a picture that cannot be
+    read as an image, or has higher values.
     """
     channels, height, width = shape
     image = read(picture, bits).image
@@ -119,7 +118,7 @@ def to_pixels(
 
 
 def read(picture: Picture, bits: Depth | None = None) -> Read:
-    """One picture; `bits` as for `to_pixels`."""
+    """Read one picture; `bits` as for `to_pixels`."""
     if isinstance(picture, np.ndarray) and picture.ndim == 0:
         picture = picture.item()  # a path in an array of its own
     is_path, is_bytes = isinstance(picture, str | os.PathLike), isinstance(picture, bytes)
@@ -149,7 +148,7 @@ def read(picture: Picture, bits: Depth | None = None) -> Read:
 
 
 def _reason(error: Exception) -> str:
-    """Why PIL cannot read a file, on one line."""
+    """Return why PIL cannot read a file, on one line."""
     if isinstance(error, UnidentifiedImageError):
         return f"not one of {', '.join(sorted(set(FORMATS.values())))}"
     if isinstance(error, MemoryError):
@@ -206,8 +205,9 @@ def _plain(image: Image.Image, bits: Depth | None) -> Read:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says, if that can be read; nothing else in there matters to the
-    pixels.
+    """Turn an image as its EXIF says, if that can be read.
+
+    Nothing else in there changes the pixels.
     """
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -221,18 +221,14 @@ def _is_numeric(array: NDArray[Any] | Tensor) -> bool:
 
 
 def _from_array(picture: Any) -> NDArray[np.uint8]:
-    """[H, W] or [H, W, C] uint8."""
+    """Return [H, W] or [H, W, C] uint8."""
     try:
         if isinstance(picture, Tensor):
             picture = picture.detach().cpu()
             array = (picture.float() if picture.is_floating_point() else picture).numpy()
         else:
             array = np.asarray(picture)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # rows of several lengths, a sparse tensor
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, sparse
         raise InputError(
             f"an image of type {type(picture).__name__} is no array of numbers ({error})"
         ) from error
@@ -245,11 +241,8 @@ def _from_array(picture: Any) -> NDArray[np.uint8]:
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if (
-        array.ndim not in (2, 3)
-        or 0 in array.shape
-        or (array.ndim == 3 and array.shape[2] not in (3, 4))
-    ):
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not is_image or 0 in array.shape:
         raise InputError(
             "an image must be [H, W], [H, W, C] or [C, H, W] with 1, 3 or 4 channels, got "
             f"{array.shape}"

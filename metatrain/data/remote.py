@@ -1,5 +1,6 @@
-"""Data sets that lie elsewhere: each machine copies one into its cache once, and its processes
-memory-map the copy.
+"""Data sets that lie elsewhere: each machine copies one into its cache once.
+
+The processes of a machine memory-map the copy.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ CHUNK = 8 << 20  # bytes asked for at once
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether `name` is where a data set lies, and not that of one in the cache."""
+    """Whether `name` is a place, and not the name of a data set in the cache."""
     return "/" in name
 
 
 def fetch(uri: str, checksum: str | None = None) -> Path:
-    """The folder in the cache that has the data set at `uri`, a folder or an address such as
-    s3://bucket/omniglot.
+    """Return the folder in the cache that has the data set at `uri`.
 
-    What is there already is taken, and needs no network where its `checksum` is given. One process
-    of a machine copies and the others wait; a copy that was interrupted goes on. InputError where
-    what came is not what was stored.
+    uri: a folder, or an address such as s3://bucket/omniglot.
+    checksum: of the data set; if the cache has it, no network is needed.
+
+    One process of a machine copies, and the others wait. An interrupted copy is resumed. Raises
+    InputError if what came is not what was stored.
     """
     uri = uri.rstrip("/")
     name = Path(uri).name
@@ -49,11 +51,10 @@ def fetch(uri: str, checksum: str | None = None) -> Path:
 
 
 def push(store: images.ImageStore, uri: str) -> None:
-    """Copy a data set to `uri`: an empty or new place, or that of an earlier one, which stays until
-    the copy is whole.
+    """Copy a data set to `uri`: an empty or new place, or that of an earlier data set.
 
-    The manifest comes last. A reader that comes between the two files refuses them, since the
-    checksum differs.
+    The earlier one stays until the copy is whole. The manifest comes last. A reader that comes
+    between the two files refuses them, since the checksum differs.
     """
     folder = images.folder_of(store.name)
     system, path = storage.filesystem(uri)
@@ -62,9 +63,8 @@ def push(store: images.ImageStore, uri: str) -> None:
         path = uri = str(Path(path).resolve())
     uri, path = uri.rstrip("/"), path.rstrip("/")
     _check_target(uri, Path(path) if local else None, folder)
-    arriving = (
-        f"{path}/images.arrow.partial" if local else f"{path}/images.arrow"
-    )  # elsewhere it appears as a whole
+    # A storage shows a file only once it is whole.
+    arriving = f"{path}/images.arrow.partial" if local else f"{path}/images.arrow"
     try:
         if system.type_name not in storage.WITHOUT_FOLDERS:
             system.create_dir(path, recursive=True)
@@ -87,7 +87,7 @@ def _check_target(uri: str, path: Path | None, folder: Path) -> None:
         if any(place.exists() and place.samefile(own) for own in (folder, storage.cache())):
             raise InputError(
                 f"{uri} is in this machine's data cache, where the data set is already",
-                remedy=(f"give a folder outside of {storage.cache()}, or an address"),
+                remedy=f"give a folder outside of {storage.cache()}, or an address",
             )
     if storage.is_file(uri):
         raise InputError(f"{uri} is a file", remedy="give a folder for the data set")
@@ -99,14 +99,13 @@ def _check_target(uri: str, path: Path | None, folder: Path) -> None:
     except InputError as error:
         raise InputError(
             f"{uri} holds {', '.join(sorted(names)[:3])} and no data set",
-            remedy=("give a new folder, an empty one, or one that a data set was pushed to"),
+            remedy="give a new folder, an empty one, or one that a data set was pushed to",
         ) from error
 
 
 def _place(name: str, content: str) -> Path:
-    return (
-        storage.cache() / "fetched" / f"{name}-{content}"
-    )  # by content: what changes there is another data set here
+    # By content: a data set that changes there is another one here.
+    return storage.cache() / "fetched" / f"{name}-{content}"
 
 
 def _is_whole(folder: Path) -> bool:
@@ -114,7 +113,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 class _Stored(NamedTuple):
-    """What a data set's manifest says of it."""
+    """A data set's manifest."""
 
     manifest: bytes
     content: str
@@ -128,7 +127,7 @@ def _stored(uri: str) -> _Stored:
     except FileNotFoundError:
         raise InputError(
             f"{uri} holds no data set (no manifest.json)",
-            remedy=(f"put one there with `metatrain data push NAME {uri}`"),
+            remedy=f"put one there with `metatrain data push NAME {uri}`",
         ) from None
     try:
         found = json.loads(manifest)
@@ -144,7 +143,7 @@ def _stored(uri: str) -> _Stored:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time."""
+    """Let one process of this machine in at a time."""
     import fcntl  # here: not every system has it, and not everyone fetches
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -154,8 +153,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _copy(uri: str, folder: Path, stored: _Stored) -> None:
-    """The images to a partial file that is kept where this is interrupted, and whole under their
-    name.
+    """Copy the images to a partial file, and rename it once it is whole.
+
+    An interrupted copy keeps the partial file.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir(exist_ok=True)

@@ -20,11 +20,10 @@ from metatrain.data.images import ImageStore, Rotations, Scheme, folder_of
 
 
 def open_data(name: str, checksum: str | None = None) -> ImageStore:
-    """An imported data set, or the one that lies at a path or an address such as
-    s3://bucket/omniglot.
+    """Open an imported data set, or the one at a path or an address such as s3://bucket/omniglot.
 
-    The built-in one is drawn where it is not there yet. What lies elsewhere is copied to the cache
-    first, unless the one with this checksum is there.
+    The built-in data set is drawn if the cache lacks it. One that lies elsewhere is copied to the
+    cache, unless the cache has the one with this checksum.
     """
     if remote.is_elsewhere(name):
         folder = remote.fetch(name, checksum)
@@ -64,9 +63,7 @@ def _glyphs(source: Path | None) -> ImageStore:
 
 
 def _omniglot(source: Path | None) -> ImageStore:
-    """Omniglot (Lake et al. 2015), 28x28 as in Vinyals et al. 2016, with the splits of the
-    papers.
-    """
+    """Read Omniglot (Lake et al. 2015), 28x28 as in Vinyals et al. 2016, with published splits."""
     with tempfile.TemporaryDirectory() as temporary:
         if source is None:
             source = Path(temporary)
@@ -125,11 +122,12 @@ def _omniglot(source: Path | None) -> ImageStore:
 
 
 def omniglot_schemes(names: list[str]) -> list[Scheme]:
-    """The published divisions of the 1623 characters, which come sorted: 964 background, then 659
-    evaluation.
+    """Return the published divisions of the 1623 characters.
 
-    The papers' shuffles depend on a directory order that was never recorded: only the sizes can be
-    repeated.
+    names: of the characters, sorted: 964 of background, then 659 of evaluation.
+
+    The shuffles of the papers depend on a directory order that was never recorded: only the sizes
+    can be repeated.
     """
     everything = list(range(len(names)))
     shuffled = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
@@ -182,17 +180,15 @@ def _download_omniglot(folder: Path) -> None:
     except Exception as error:
         raise InputError(
             f"Omniglot could not be downloaded ({error})",
-            remedy=(
-                "pass --source with a folder that holds "
-                "images_background and images_evaluation, as folders or zips"
-            ),
+            remedy="pass --source with a folder that holds images_background and "
+            "images_evaluation, as folders or zips",
         ) from error
     for part in ("images_background", "images_evaluation"):
         shutil.move(folder / "omniglot-py" / part, folder / part)
 
 
 def _pngs(source: Path, part: str) -> Iterator[tuple[tuple[str, str, str], bytes]]:
-    """((alphabet, character, file), bytes) of all drawings in the folder or zip `source/part`."""
+    """Yield ((alphabet, character, file), bytes) of all drawings in `source/part` or its zip."""
     if (source / part).is_dir():
         for path in (source / part).glob("*/*/*.png"):
             yield (path.parts[-3], path.parts[-2], path.name), path.read_bytes()
@@ -205,7 +201,7 @@ def _pngs(source: Path, part: str) -> Iterator[tuple[tuple[str, str, str], bytes
     else:
         raise InputError(
             f"{source} holds neither a folder {part} nor {part}.zip",
-            remedy=("pass --source with one that does"),
+            remedy="pass --source with one that does",
         )
 
 

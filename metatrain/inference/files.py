@@ -172,7 +172,7 @@ def _read(
     if all(columns.is_number(name) for name in file.types):
         raise InputError(
             f"{path} has numbers where the names of its columns should be",
-            remedy=("add a first line of names"),
+            remedy="add a first line of names",
         )
     table = {name: file.column(name).to_pylist() for name in file.types}
     family = learned.recipe.family
@@ -200,7 +200,7 @@ def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[An
     if len(values) != examples:
         raise InputError(
             f"{path} has {examples} examples and {len(values)} targets",
-            remedy=("give each its target, or none at all"),
+            remedy="give each its target, or none at all",
         )
     if not learned.has_classes and any(
         value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
