@@ -20,10 +20,12 @@ from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share a service, or a file's fixtures, in one of pytest's processes."""
     for item in items:
-        used = [name for name in ("nodes", "ray_cluster") if name in item.fixturenames]
+        shared = ("nodes", "ray_cluster", "_omniglot_cache")
+        used = [name for name in shared if name in item.fixturenames]
         item.add_marker(pytest.mark.xdist_group([*used, item.path.stem][0]))
 
 

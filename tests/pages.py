@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from photos import album
-from services import cache_in
+from services import cache_in, command, drawing
 
 ROOT = Path(__file__).parent.parent
 LESS = (
@@ -96,6 +98,20 @@ class Home:
             "VENV",
         ):  # of another test's Ray, of `make test`
             self.environment.pop(name, None)
+
+    def call(self, line: str) -> str:
+        """What `metatrain ...` prints here, in this process: starting another takes longer."""
+        path, modules = sys.path[:], set(sys.modules)
+        with pytest.MonkeyPatch.context() as patch, drawing():
+            patch.chdir(self.folder)
+            patch.setenv("METATRAIN_CACHE", self.environment["METATRAIN_CACHE"])
+            done = command(*shlex.split(line)[1:])
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:  # of recipes/, which other tests have, too
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "recipes")):
+                del sys.modules[name]
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def run(self, command: str, environment: dict[str, str] | None = None) -> str:
         options = {
