@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import py_compile
+import re
 import shlex
 import shutil
 import subprocess
@@ -137,14 +138,15 @@ def test_what_a_cluster_is_sent_is_the_package_and_nothing_that_is_installed(min
 
 def test_overrides_of_an_evaluation_are_as_strict_as_the_recipe(mine: Path) -> None:
     config = schema.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.inner_stpes=1"])
-    with pytest.raises(
-        InputError,
-        match=r"evaluation.algorithm: inner_stpes is not a key .* did you mean 'inner_steps'",
-    ):
+    with pytest.raises(InputError) as error:
         config.setting("score")
+    name = "mine.classes:SignMAML"
+    assert error.value.what == f"evaluation.algorithm: inner_stpes is not a key of {name}"
+    assert error.value.remedy == "did you mean 'inner_steps'?"
     config = schema.load(RunConfig, mine / "mine.yaml", ["evaluation.algorithm.name=maml"])
-    with pytest.raises(InputError, match=r"evaluation\.algorithm cannot change the name"):
+    with pytest.raises(InputError) as error:
         config.setting("score")
+    assert error.value.what == f"evaluation.algorithm cannot change the name from {name!r}"
 
 
 def test_dump_then_parse_is_identity(mine: Path) -> None:
@@ -386,11 +388,11 @@ def test_whatever_an_own_module_raises_is_one_sentence(mine: Path, text: str) ->
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    with pytest.raises(
-        InputError,
-        match=rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\): fix it, or",
-    ):
+    with pytest.raises(InputError) as error:
         schema.load(RunConfig, mine / "mine.yaml", ["model.name=mine.raising:Net"])
+    what = rf"model: cannot import 'mine.raising:Net' \({RAISED[text]}\)"
+    assert re.search(f"{what}$", error.value.what)
+    assert error.value.remedy == "fix it, or run in the folder that holds it"
 
 
 def test_ctrl_c_while_an_own_module_is_imported_is_no_error_of_its(mine: Path) -> None:
