@@ -75,6 +75,12 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
             "family": {"ways": 3},
         },
     },
+    "matching": GLYPHS
+    | {
+        "model": GLYPHS["model"] | {"head": {"name": "attention"}},
+        "algorithm": {"name": "matching"},
+        "outer": SHORT,
+    },
     "ridge": GLYPHS | {"algorithm": {"name": "ridge"}, "outer": SHORT},
     "recurrent": SINUSOID
     | {

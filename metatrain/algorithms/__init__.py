@@ -1,6 +1,7 @@
 """Meta-learning algorithms: one paper, one file, one frozen dataclass."""
 
 from metatrain.algorithms.maml import MAML
+from metatrain.algorithms.matching import Matching
 from metatrain.algorithms.meta_sgd import MetaSGD
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.algorithms.recurrent import Recurrent
@@ -8,4 +9,4 @@ from metatrain.algorithms.reptile import Reptile
 from metatrain.algorithms.ridge import Ridge
 
 # What a recipe chooses from by `algorithm.name`.
-BuiltIn = MAML | MetaSGD | Prototypical | Recurrent | Reptile | Ridge
+BuiltIn = MAML | MetaSGD | Matching | Prototypical | Recurrent | Reptile | Ridge
