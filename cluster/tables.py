@@ -13,7 +13,7 @@ from metatrain.names import printable
 
 
 def of_scores(scores: Sequence[Score]) -> Table:
-    """A row for each of a few steps of adaptation, for the result by each further norm, and for
+    """A row for each of a few steps of adaptation, for each further norm and evaluation, and for
     each baseline.
     """
     first = scores[0]
@@ -32,7 +32,8 @@ def of_scores(scores: Sequence[Score]) -> Table:
         table.add_row(*cells, style="bold" if is_result else None)
     for score in scores[1:]:
         name = f"{_adapted(score.steps[-1], len(score.steps))}, norm {score.norm}"
-        table.add_row(name, *_measured(score, -1, diverged))
+        other = f"{score.evaluation} on {score.tasks} tasks: " if score.evaluation else ""
+        table.add_row(other + name, *_measured(score, -1, diverged))
     for baseline, value in first.baselines.items():
         empty = [""] * (len(table.columns) - 3)
         table.add_row(

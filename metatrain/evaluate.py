@@ -96,7 +96,8 @@ class Score:
                 f"{self.metric.text(self.median)} statistic=median quartiles={low}..{high} "
                 f"tasks={self.tasks} diverged={self.diverged}"
             )
-        return f'result: {self.metric.name}={found} protocol="{self.protocol}"'
+        name = f"result {self.evaluation}".rstrip()
+        return f'{name}: {self.metric.name}={found} protocol="{self.protocol}"'
 
     def warning(self) -> str | None:
         """A sentence about tasks that diverged, or are about to, if there are any."""

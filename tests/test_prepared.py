@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ from cases import SINUSOID, config
 from torch import nn
 
 from cluster import run
-from metatrain.core import Purpose
+from cluster.tracking import description
+from metatrain.core import InputError, Purpose, Ticket, generator_for
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
 from metatrain.problems import network
@@ -90,3 +94,49 @@ def test_networks_that_share_a_shape_leave_each_other_as_they_are(built: list[st
     first.init(seed)["head.bias"].add_(1.0)
     assert torch.equal(second.init(seed)["head.bias"], before)
     assert built == ["mlp"] * 3  # one shape, and the numbers of two seeds
+
+
+def test_further_evaluations_are_scored_under_their_names_everywhere(tmp_path: Path) -> None:
+    further = {
+        "ten": {"tasks": 6, "family": {"queries": 10}},
+        "val_split": {"tasks": 4, "split": "val", "seed": 5},
+    }
+    folder, scores = run.train(
+        config(EVALUATED, evaluations=further, output=str(tmp_path / "run"), outer__steps=1)
+    )
+    assert [(score.evaluation, score.tasks) for score in scores] == [
+        ("", 8),
+        ("ten", 6),
+        ("val_split", 4),
+    ]
+    recorded = json.loads((tmp_path / "run" / "result.json").read_text())["scores"]
+    assert [row["evaluation"] for row in recorded] == ["", "ten", "val_split"]
+    metrics = description.as_metrics(scores)
+    assert metrics["test/mse"] == scores[0].mean
+    assert metrics["test/ten/mse"] == scores[1].mean
+    assert metrics["test/ten/mse_ci95"] == scores[1].ci95
+    assert "10 query points" in scores[1].protocol
+    assert scores[1].line().startswith("result ten: mse=")
+    assert scores[0].line().startswith("result: mse=")
+    alone = [s.mean for s in run.evaluate(str(folder), []) if s.evaluation]
+    assert alone == [scores[1].mean, scores[2].mean]
+
+
+def test_an_evaluation_with_a_name_draws_tasks_of_its_own_and_the_others_keep_theirs() -> None:
+    like = {name: {"tasks": 8, "tasks_per_ticket": 4} for name in ("a", "b")}
+    settings = prepare(config(EVALUATED, evaluations=like).recipe()).settings
+    first = {name: settings[Purpose("score", name)].tickets()[0] for name in ("", "a", "b")}
+    drawn = {name: generator_for(1, t, "tasks").initial_seed() for name, t in first.items()}
+    assert len(set(drawn.values())) == 3
+    plain = Ticket("score", "test", 0, 0)
+    assert first[""] == plain
+    key = b"1/score/test/0/0/tasks"  # what the tasks of recipes have been drawn by so far
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    assert drawn[""] == int.from_bytes(digest, "little") >> 1
+
+
+@pytest.mark.parametrize("name", ["support_plus_1", "a b", "ways/10", ""])
+def test_a_name_that_mlflow_could_not_tell_from_another_is_refused(name: str) -> None:
+    with pytest.raises(InputError) as error:
+        config(SINUSOID, evaluations={name: {"tasks": 4}})
+    assert repr(name) in str(error.value)

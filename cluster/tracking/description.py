@@ -73,13 +73,14 @@ def _result(score: Score) -> str:
     rows += [(name.replace("_", " "), text(mean)) for name, mean in score.baselines.items()]
     lines = [f"| {label} | {shown} |" for label, shown in rows]
     norm = "" if score.norm == "none" else f" (norm {score.norm})"
-    return "\n".join([f"| {score.metric.name}{norm} | |", "|---|---|", *lines])
+    other = f"{score.evaluation}: " if score.evaluation else ""
+    return "\n".join([f"| {other}{score.metric.name}{norm} | |", "|---|---|", *lines])
 
 
 def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
     """Return the scores under their names in MLflow: test/accuracy, test/accuracy_ci95 and so on.
 
-    Those of a further norm have its name, such as test/support_plus_1/accuracy.
+    Those of a further norm or evaluation have its name, such as test/support_plus_1/accuracy.
     """
     found: dict[str, float] = {}
     for prefix, score in _named(scores):
@@ -89,7 +90,8 @@ def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
         if score.diverged:
             found |= {f"{name}_median": score.median, f"{name}_diverged_tasks": score.diverged}
         found |= {f"test/{prefix}{measure}": value for measure, value in score.measures.items()}
-        found |= {f"test/{baseline}": value for baseline, value in score.baselines.items()}
+        own = f"test/{score.evaluation}/".replace("//", "/")
+        found |= {f"{own}{baseline}": value for baseline, value in score.baselines.items()}
     return finite(found)
 
 
@@ -103,8 +105,12 @@ def adaptation(scores: Sequence[Score]) -> dict[int, dict[str, float]]:
 
 
 def _named(scores: Sequence[Score]) -> list[tuple[str, Score]]:
-    """Return each score with the prefix of its metrics: a further norm's, as "support_plus_1/"."""
-    return [
-        ("" if i == 0 else f"{score.norm.replace('+', '_plus_')}/", score)
-        for i, score in enumerate(scores)
-    ]
+    """Return each score with the prefix of its metrics, such as "support_plus_1/" or "ways10/"."""
+    found, seen = [], set()
+    for score in scores:
+        names = [score.evaluation] if score.evaluation else []
+        if score.evaluation in seen:  # by a further norm
+            names.append(score.norm.replace("+", "_plus_"))
+        seen.add(score.evaluation)
+        found.append(("".join(f"{name}/" for name in names), score))
+    return found
