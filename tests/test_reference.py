@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 import sys
+from functools import partial
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -90,13 +91,18 @@ def meanings(kind: Any) -> dict[str, str]:
     }
 
 
+def last_cell(row: re.Match[str], meaning: str) -> str:
+    return f"{row[1]} {meaning} |"
+
+
 def with_meanings(text: str, kind: Any, title: str = "") -> str:
     """A page's text whose table of a dataclass's keys has their docstrings in its last column."""
     part = part_of(text, title) if title else text
     defaults, new = keys(kind, "required"), part
     for key, meaning in meanings(kind).items():
         cells = re.escape(f"`{key}` | {defaults[key]} |")
-        new = re.sub(rf"^(.*{cells}) .* \|$", rf"\1 {meaning} |", new, flags=re.MULTILINE)
+        row = re.compile(rf"^(.*{cells}) .* \|$", re.MULTILINE)
+        new = row.sub(partial(last_cell, meaning=meaning.replace("|", r"\|")), new)
     return text.replace(part, new)
 
 
