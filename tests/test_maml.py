@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import context
+from cases import context, drawn_images, exact, images
+from gradients import assert_meta_gradient
 from torch import Tensor
 
 from metatrain.algorithms import MAML
 from metatrain.core import Context, Meta, Norm, Params, Path, Task
-from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import Conv4
 from metatrain.problems.supervised import Supervised
 
@@ -59,28 +59,8 @@ def test_meta_gradient_of_a_quadratic_is_its_closed_form(
     assert update.tasks == 2
 
 
-def supervised(net: Conv4, path: Path, norm: Norm = "transductive") -> Supervised:
-    return Supervised(
-        model=net,
-        inputs=(1, 28, 28),
-        outputs=3,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        norm=(norm,),
-        path=path,
-    )
-
-
-def tasks(count: int = 3) -> Task:
-    g = torch.Generator().manual_seed(1)
-    x = torch.rand(2, count, 6, 1, 28, 28, generator=g, dtype=torch.float64)
-    y = torch.arange(3).repeat_interleave(2).expand(count, 6)
-    return Task(x[0], y, x[1], y)
-
-
 def start(problem: Supervised) -> Meta:
-    params = problem.init(torch.Generator().manual_seed(0))
-    return Meta({name: p.double() for name, p in params.items()}, {}, {})
+    return exact(MAML(inner_lr=0.4).init(problem, torch.Generator().manual_seed(0)))
 
 
 def handwritten(
@@ -120,7 +100,7 @@ def handwritten(
 @pytest.mark.parametrize("net", NETS)
 def test_meta_gradient_equals_a_handwritten_loop(net: str, first_order: bool, path: Path) -> None:
     model = replace(NETS[net], filters=16) if path == "fused" else NETS[net]
-    problem, task = supervised(model, path), tasks()
+    problem, task = images(model, path), drawn_images(3)
     meta = start(problem)
     maml = MAML(inner_lr=0.4, inner_steps=2, first_order=first_order)
     found = maml.update(problem, meta, task, context()).direction.model
@@ -141,34 +121,22 @@ def test_meta_gradient_agrees_with_finite_differences(
     """Along random directions: of the query loss after adaptation, as a function of theta; with the
     inner gradient held constant in the first-order case.
     """
-    problem, task = supervised(NETS[net], "reference", norm), tasks()
+    problem, task = images(NETS[net], "reference", norm=norm), drawn_images(3)
     meta = start(problem)
     maml = MAML(inner_lr=0.4, inner_steps=2, first_order=first_order)
-    gradient = maml.update(problem, meta, task, context()).direction.model
     *_, adapted = maml.adapt(problem, meta, task, context())
+    change = {name: adapted[name] - p for name, p in meta.model.items()}
 
-    def loss(theta: Params) -> float:
-        if first_order:  # phi(theta) = theta + (phi - theta0), whose derivative is the identity
-            phi = {name: theta[name] + (adapted[name] - meta.model[name]) for name in theta}
-        else:
-            *_, phi = maml.adapt(problem, Meta(theta, {}, {}), task, context())
-        return float(problem.query(phi, task, context())["loss"].mean())
+    def held(moved: Meta) -> list[Params]:
+        return [{name: p + change[name] for name, p in moved.model.items()}]
 
-    g = torch.Generator().manual_seed(2)
-    for _ in range(3):
-        v = {
-            name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()
-        }
-        h = 1e-6
-        up = loss({name: p + h * v[name] for name, p in meta.model.items()})
-        down = loss({name: p - h * v[name] for name, p in meta.model.items()})
-        analytic = float(sum((gradient[name] * v[name]).sum() for name in v))
-        assert abs((up - down) / (2 * h) - analytic) < 1e-4 * abs(analytic)
+    adapt = held if first_order else None
+    assert_meta_gradient(maml, problem, meta, task, adapt=adapt)
 
 
 def test_the_orders_differ() -> None:
     """First-order MAML drops the Hessian term, which is not small."""
-    problem, task = supervised(NETS["maml"], "reference"), tasks()
+    problem, task = images(NETS["maml"], "reference"), drawn_images(3)
     meta = start(problem)
     exact, first = (
         MAML(inner_lr=0.4, first_order=order)
@@ -180,7 +148,7 @@ def test_the_orders_differ() -> None:
 
 
 def test_frozen_parameters_do_not_adapt_but_are_meta_learned() -> None:
-    problem, task = supervised(NETS["maml"], "reference"), tasks()
+    problem, task = images(NETS["maml"], "reference"), drawn_images(3)
     meta = start(problem)
     maml = MAML(inner_lr=0.4, adapts=("*.conv.*", "head.*"))
     *_, phi = maml.adapt(problem, meta, task, context())
@@ -193,14 +161,16 @@ def test_frozen_parameters_do_not_adapt_but_are_meta_learned() -> None:
 
 def test_adaptation_keeps_no_graph() -> None:
     """Evaluation's memory must not grow with inner steps."""
-    problem = supervised(NETS["maml"], "reference")
-    for phi in MAML(inner_lr=0.4, inner_steps=3).adapt(problem, start(problem), tasks(), context()):
+    problem = images(NETS["maml"], "reference")
+    for phi in MAML(inner_lr=0.4, inner_steps=3).adapt(
+        problem, start(problem), drawn_images(3), context()
+    ):
         assert all(not p.requires_grad and p.grad_fn is None for p in phi.values())
 
 
 def test_update_leaves_the_meta_parameters_alone() -> None:
-    problem = supervised(NETS["maml"], "reference")
+    problem = images(NETS["maml"], "reference")
     meta = start(problem)
     before = {name: p.clone() for name, p in meta.model.items()}
-    MAML(inner_lr=0.4).update(problem, meta, tasks(), context())
+    MAML(inner_lr=0.4).update(problem, meta, drawn_images(3), context())
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in meta.model.items())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GLYPHS, SINUSOID, config, context
+from cases import GLYPHS, SINUSOID, config, context, drawn_images, exact, images
 from gradients import assert_meta_gradient
 from test_maml import NETS, start
 
@@ -25,9 +25,7 @@ from metatrain.start import prepare
 
 
 def rates(algorithm: MetaSGD, problem: Any) -> Meta:
-    """In float64."""
-    meta = algorithm.init(problem, torch.Generator().manual_seed(0))
-    return Meta(*({name: p.double() for name, p in params.items()} for params in meta))
+    return exact(algorithm.init(problem, torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("kind", ["parameter", "layer_step"])

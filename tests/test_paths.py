@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import context
+from cases import context, drawn_images, exact, images
 from torch import Tensor, nn
 
 from metatrain.algorithms import MAML, MetaSGD, Prototypical, Reptile
 from metatrain.core import Meta, Norm, Params, Path, Task, Update
-from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import Conv4, heads
 from metatrain.problems.supervised import Supervised
 
@@ -37,32 +36,9 @@ ALGORITHMS: dict[str, Any] = {
 }
 
 
-def problem(
-    model: Any, path: Path, ways: int = 3, norm: Norm = "transductive", side: int = 28
-) -> Supervised:
-    return Supervised(
-        model=model,
-        inputs=(1, side, side),
-        outputs=ways,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        norm=(norm,),
-        path=path,
-        targets="classes",
-    )
-
-
-def draw(count: int, ways: int = 3, side: int = 28) -> Task:
-    g = torch.Generator().manual_seed(1)
-    x = torch.rand(2, count, 2 * ways, 1, side, side, generator=g, dtype=torch.float64)
-    y = torch.arange(ways).repeat_interleave(2).expand(count, 2 * ways)
-    return Task(x[0], y, x[1], y)
-
-
 def update(algorithm: Any, bound: Supervised, tasks: Task) -> Update:
-    meta = algorithm.init(bound, torch.Generator().manual_seed(0))
-    exact = Meta(*({name: p.double() for name, p in params.items()} for params in meta))
-    return algorithm.update(bound, exact, tasks, context())
+    meta = exact(algorithm.init(bound, torch.Generator().manual_seed(0)))
+    return algorithm.update(bound, meta, tasks, context())
 
 
 def assert_equal(found: Update, expected: Update) -> None:
@@ -78,20 +54,20 @@ def assert_equal(found: Update, expected: Update) -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("net", NETS)
 def test_all_paths_give_the_same_update(net: str, name: str) -> None:
-    tasks, algorithm = draw(2), ALGORITHMS[name]
-    expected = update(algorithm, problem(NETS[net], "reference"), tasks)
+    tasks, algorithm = drawn_images(2), ALGORITHMS[name]
+    expected = update(algorithm, images(NETS[net], "reference"), tasks)
     for path in ("batched", "fused"):
-        assert_equal(update(algorithm, problem(NETS[net], path), tasks), expected)
+        assert_equal(update(algorithm, images(NETS[net], path), tasks), expected)
 
 
 @pytest.mark.parametrize("ways", [2, 5, 20])
 @pytest.mark.parametrize("name", ["second order", "second order, recomputed", "first order"])
 @pytest.mark.parametrize("net", ["max-pool", "strided"])
 def test_from_2_to_20_ways(net: str, name: str, ways: int) -> None:
-    tasks, algorithm = draw(1, ways), ALGORITHMS[name]
-    expected = update(algorithm, problem(NETS[net], "reference", ways), tasks)
+    tasks, algorithm = drawn_images(1, ways), ALGORITHMS[name]
+    expected = update(algorithm, images(NETS[net], "reference", ways), tasks)
     for path in ("batched", "fused"):
-        assert_equal(update(algorithm, problem(NETS[net], path, ways), tasks), expected)
+        assert_equal(update(algorithm, images(NETS[net], path, ways), tasks), expected)
 
 
 @pytest.mark.parametrize("path", ["reference", "batched", "fused"])
@@ -103,12 +79,12 @@ def test_uneven_tickets_add_up_to_the_whole(name: str, net: str, path: Path) -> 
     """The mean over five tasks is that of two and of three, weighted; mini-batches go by the tasks'
     places, too.
     """
-    tasks, algorithm = draw(5), ALGORITHMS[name]
+    tasks, algorithm = drawn_images(5), ALGORITHMS[name]
     if isinstance(algorithm, Reptile):
         algorithm = Reptile(
             inner_lr=0.1, inner_steps=3, inner_optimizer="sgd"
         )  # without draws that tickets decide
-    bound = problem(NETS[net], path)
+    bound = images(NETS[net], path)
     whole = update(algorithm, bound, tasks)
     parts = [
         update(algorithm, bound, Task(*(leaf[rows] for leaf in tasks)))
@@ -122,24 +98,24 @@ def test_uneven_tickets_add_up_to_the_whole(name: str, net: str, path: Path) -> 
 @pytest.mark.parametrize("norm", ["transductive", "support", "support+1", "running"])
 @pytest.mark.parametrize("path", ["batched", "fused"])
 def test_predictions_agree_whoever_the_statistics_are_of(path: Path, norm: Norm) -> None:
-    tasks, model = draw(2), NETS["strided"]
+    tasks, model = drawn_images(2), NETS["strided"]
     meta = MAML(inner_lr=0.4).init(
-        problem(model, "reference", norm=norm), torch.Generator().manual_seed(0)
+        images(model, "reference", norm=norm), torch.Generator().manual_seed(0)
     )
     params = {name: p.double() + 0.1 for name, p in (meta.model | meta.state).items()}
     phi = {name: torch.stack([p, 1.1 * p]) for name, p in params.items()}
-    expected = problem(model, "reference", norm=norm).predict(phi, tasks, context(work="score"))
-    found = problem(model, path, norm=norm).predict(phi, tasks, context(work="score"))
+    expected = images(model, "reference", norm=norm).predict(phi, tasks, context(work="score"))
+    found = images(model, path, norm=norm).predict(phi, tasks, context(work="score"))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_running_statistics_are_seen_past_fused_kernels() -> None:
-    tasks = draw(2)
+    tasks = drawn_images(2)
     found = [
-        problem(NETS["strided"], path, norm="running").statistics(
+        images(NETS["strided"], path, norm="running").statistics(
             {
                 name: p.double()
-                for name, p in problem(NETS["strided"], path).init(torch.Generator()).items()
+                for name, p in images(NETS["strided"], path).init(torch.Generator()).items()
             },
             tasks,
         )
@@ -177,8 +153,8 @@ class Tied:
 
 
 def test_a_parameter_of_two_names_adapts_under_both() -> None:
-    tasks, algorithm = draw(2), MAML(inner_lr=0.4)
-    found = [update(algorithm, problem(Tied(), path), tasks) for path in ("reference", "batched")]
+    tasks, algorithm = drawn_images(2), MAML(inner_lr=0.4)
+    found = [update(algorithm, images(Tied(), path), tasks) for path in ("reference", "batched")]
     assert_equal(found[1], found[0])
 
 
@@ -209,9 +185,9 @@ def test_batch_norm_under_vmap_is_right_in_second_order() -> None:
     """grad(vmap(grad)) of it is silently wrong by up to a percent; only the forward pass is ever
     vmapped here.
     """
-    tasks, algorithm = draw(3), MAML(inner_lr=0.4, inner_steps=2)
+    tasks, algorithm = drawn_images(3), MAML(inner_lr=0.4, inner_steps=2)
     found = [
-        update(algorithm, problem(LibraryNorm(), path), tasks) for path in ("reference", "batched")
+        update(algorithm, images(LibraryNorm(), path), tasks) for path in ("reference", "batched")
     ]
     assert_equal(found[1], found[0])
 
@@ -232,8 +208,8 @@ def test_float32_is_off_by_no_more_than_a_flipped_choice(path: Path) -> None:
     compare in float64.
     """
     tasks, bound, algorithm = (
-        draw(2),
-        problem(NETS["max-pool"], path),
+        drawn_images(2),
+        images(NETS["max-pool"], path),
         MAML(inner_lr=0.4, inner_steps=2),
     )
     meta = algorithm.init(bound, torch.Generator().manual_seed(0))
@@ -250,10 +226,10 @@ def test_float32_is_off_by_no_more_than_a_flipped_choice(path: Path) -> None:
 @pytest.mark.parametrize("path", ["reference", "batched", "fused"])
 def test_an_error_in_a_forward_pass_leaves_the_network_as_it_was(path: Path) -> None:
     """functional_call puts parameters into the module for a while."""
-    bound = problem(NETS["strided"], path)
+    bound = images(NETS["strided"], path)
     own = {name: p.data_ptr() for name, p in bound.module.named_parameters()}
     params: Params = {name: p[None] for name, p in bound.init(torch.Generator()).items()}
-    wrong = draw(1)._replace(query_x=torch.rand(1, 4, 3, 28, 28))
+    wrong = drawn_images(1)._replace(query_x=torch.rand(1, 4, 3, 28, 28))
     with pytest.raises(RuntimeError):
         bound.predict(params, wrong, context(work="score"))
     assert {name: p.data_ptr() for name, p in bound.module.named_parameters()} == own
@@ -276,8 +252,8 @@ def test_first_order_takes_the_query_gradient_at_the_adapted_parameters() -> Non
     nowhere.
     """
     tasks, bound, algorithm = (
-        draw(2),
-        problem(NETS["strided"], "reference"),
+        drawn_images(2),
+        images(NETS["strided"], "reference"),
         ALGORITHMS["first order"],
     )
     meta = algorithm.init(bound, torch.Generator().manual_seed(0))

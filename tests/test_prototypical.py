@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, GLYPHS, config, context
+from cases import CASES, GLYPHS, config, context, drawn_images, exact, images
 from torch.func import functional_call
 
 import metatrain
@@ -18,7 +18,6 @@ from cluster import run
 from metatrain import core, schema
 from metatrain.algorithms import Prototypical, Recurrent
 from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket
-from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import Conv4, heads
 from metatrain.problems.supervised import Supervised, part
 from metatrain.tasks import open_data
@@ -30,28 +29,15 @@ LINEAR = heads.Linear()
 def supervised(
     norm: Norm = "transductive", path: core.Path = "reference", head: heads.Head = LINEAR
 ) -> Supervised:
-    return Supervised(
-        model=Conv4(filters=4, head=head),
-        inputs=(1, 28, 28),
-        outputs=WAYS,
-        loss=cross_entropy,
-        metrics={"accuracy": accuracy},
-        norm=(norm,),
-        path=path,
-        targets="classes",
-    )
+    return images(Conv4(filters=4, head=head), path, WAYS, norm)
 
 
-def tasks(count: int = 2) -> Task:
-    g = torch.Generator().manual_seed(1)
-    x = torch.rand(2, count, WAYS * SHOTS, 1, 28, 28, generator=g, dtype=torch.float64)
-    y = torch.arange(WAYS).repeat_interleave(SHOTS).expand(count, -1)
-    return Task(x[0], y, x[1], y)
+def tasks() -> Task:
+    return drawn_images(2, WAYS, SHOTS)
 
 
 def start(problem: Supervised) -> Meta:
-    meta = Prototypical().init(problem, torch.Generator().manual_seed(0))
-    return Meta(*({name: p.double() for name, p in params.items()} for params in meta))
+    return exact(Prototypical().init(problem, torch.Generator().manual_seed(0)))
 
 
 def scoring() -> Context:
@@ -160,7 +146,7 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     net = Conv4(filters=4, head=heads.Memory(hidden=4))
     bound = config(GLYPHS).family.bind(net, ("transductive",), "reference")
     with pytest.raises(
-        InputError, match="this algorithm computes head.weight, and the network has none"
+        InputError, match=r"this algorithm computes head\.weight, and the network has none"
     ):
         Prototypical().init(bound, torch.Generator())
     with pytest.raises(InputError, match="recurrent needs a network with a memory"):

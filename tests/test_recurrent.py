@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, SINUSOID, config, context
+from gradients import assert_meta_gradient
 from torch import nn
 
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Recurrent
-from metatrain.core import Meta, Params, Path, Ticket
+from metatrain.core import Meta, Path, Ticket
 from metatrain.models import MLP, heads
 from metatrain.models.memory import Memory
 from metatrain.problems.supervised import Supervised
@@ -69,26 +70,7 @@ def draw(family: Any, count: int = 3) -> Any:
 def test_the_gradient_through_reading_agrees_with_finite_differences(cell: str, path: Path) -> None:
     problem, meta = bound(cell, path)
     task = draw(Sinusoid(shots=4, queries=3))
-    gradient = Recurrent().update(problem, meta, task, context()).direction.model
-
-    def loss(model: Params) -> float:
-        steps = Recurrent().adapt(problem, meta._replace(model=model), task, context())
-        return float(
-            torch.stack([problem.query(phi, task, context())["loss"] for phi in steps]).mean()
-        )
-
-    g = torch.Generator().manual_seed(2)
-    for _ in range(3):
-        v = {
-            name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()
-        }
-        h = 1e-5
-        up, down = (
-            loss({name: p + sign * h * v[name] for name, p in meta.model.items()})
-            for sign in (1, -1)
-        )
-        analytic = float(sum((gradient[name] * v[name]).sum() for name in v))
-        assert abs((up - down) / (2 * h) - analytic) < 1e-6 * max(abs(analytic), 1)
+    assert_meta_gradient(Recurrent(), problem, meta, task, every_step=True, h=1e-5, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
@@ -97,16 +79,7 @@ def test_second_derivatives_go_through_cells(cell: str) -> None:
     problem, meta = bound(cell, "reference")
     task = draw(Sinusoid(shots=4, queries=3))
     maml = MAML(inner_lr=0.1, inner_steps=2)
-    gradient = maml.update(problem, meta, task, context()).direction.model
-    g = torch.Generator().manual_seed(2)
-    v = {name: torch.randn(p.shape, generator=g, dtype=p.dtype) for name, p in meta.model.items()}
-    losses = []
-    for h in (1e-5, -1e-5):
-        moved = Meta({name: p + h * v[name] for name, p in meta.model.items()}, {}, {})
-        *_, phi = maml.adapt(problem, moved, task, context())
-        losses.append(float(problem.query(phi, task, context())["loss"].mean()))
-    analytic = float(sum((gradient[name] * v[name]).sum() for name in v))
-    assert abs((losses[0] - losses[1]) / 2e-5 - analytic) < 1e-4 * max(abs(analytic), 1)
+    assert_meta_gradient(maml, problem, meta, task, h=1e-5)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
