@@ -98,6 +98,17 @@ def test_no_two_files_import_each_other() -> None:
     ).prepare()  # raises CycleError
 
 
+def test_a_sweep_is_resolved_without_a_run_a_pool_or_a_worker() -> None:
+    known = {module(path): path for path in FILES}
+    reached: set[str] = set()
+    rest = {"tuning.search"}
+    while rest:
+        name = rest.pop()
+        reached.add(name)
+        rest |= imports(known[name], set(known)) - reached
+    assert {name for name in reached if name.startswith("cluster.")} == {"cluster.config"}
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_packages_are_those_of_this_checkout(layer: str) -> None:
     code = f"import {layer}; print({layer}.__file__)"
