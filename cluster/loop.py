@@ -67,21 +67,14 @@ def train(
             tickets = training.tickets(learner.version)
             updates, version = requests.collect_updates(tickets, oldest)
             staleness = learner.version - version
-            learned = learner.apply(updates)
+            applied = learner.apply(updates)
             pool.publish(Snapshot(learner.version, learner.meta()))
             seconds = time.monotonic() - started
             metrics: Metrics = {
-                **{
-                    f"train/{name}": value
-                    for name, value in learned.items()
-                    if name.endswith(("_before", "_after"))
-                },
-                "learner.gradient_norm": learned["gradient_norm"],
-                "learner.lr": learned["lr"],
-                **{
-                    f"algorithm.{name}": float(p.mean())
-                    for name, p in learner.meta().algorithm.items()
-                },
+                **{f"train/{name}": value for name, value in applied.metrics.items()},
+                "learner.gradient_norm": applied.gradient_norm,
+                "learner.lr": applied.lr,
+                **{f"algorithm.{name}": value for name, value in applied.learned.items()},
                 "system/staleness": staleness,
                 "system/tasks_per_s": outer.tasks_per_step / seconds,
                 "system/worker_utilisation": (requests.busy_s - busy_s)

@@ -68,7 +68,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
         checkpoint.check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
     start = prepared.meta if saved is not None else warm(prepared.recipe, prepared.meta)
-    learner = Learner(to_device(start, device), config.outer)
+    learner = Learner(to_device(start, device), config.outer, config.seed)
     notes: dict[str, str] = {}
     if saved is not None:
         learner.load_state_dict(saved.tensors, saved.scalars)

@@ -8,12 +8,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metatrain.core import InputError, Meta, Params, Sentence, Update, at_least
+from metatrain import aggregation
+from metatrain.aggregation import Mean, Private, norm_of
+from metatrain.core import (
+    InputError,
+    Meta,
+    Sentence,
+    Ticket,
+    Update,
+    at_least,
+    generator_for,
+)
 
 Number = bool | int | float | tuple[float, ...]
 DESCENDED = ("model.", "algorithm.")  # the meta-parameters that an optimizer moves
@@ -51,9 +61,17 @@ class Outer:
     """Bound of each of its entries."""
     max_staleness: int = 0
     """Outer steps by which an update may be old; above 0 two runs differ."""
+    aggregate: aggregation.BuiltIn = Mean()
+    """How a step's updates become one: `mean`, `median`, `trimmed_mean` or `private`."""
 
     def __post_init__(self) -> None:
         at_least(self, lr=0, steps=1, tasks_per_step=1, tasks_per_ticket=1, max_staleness=0)
+        if isinstance(self.aggregate, Private) and self.tasks_per_ticket != 1:
+            raise InputError(
+                "tasks_per_ticket",
+                got=self.tasks_per_ticket,
+                expected="1, as aggregate private bounds the influence of each task",
+            )
         found = getattr(torch.optim, self.optimizer, None)
         if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
             raise InputError(
@@ -77,15 +95,25 @@ class Outer:
 
 
 class Diverged(Sentence, RuntimeError):
-    """The mean update is not finite."""
+    """The update of a step is not finite."""
+
+
+class Applied(NamedTuple):
+    """What an outer step says of itself."""
+
+    metrics: dict[str, float]  # the updates', their means over the tasks
+    gradient_norm: float  # before it is bounded
+    lr: float
+    learned: dict[str, float]  # the mean of each of the algorithm's own parameters, after the step
 
 
 class Learner:
-    """Descends weighted means of updates; knows nothing of the algorithm they come from."""
+    """Descends what becomes of updates; knows nothing of the algorithm they come from."""
 
-    def __init__(self, meta: Meta, outer: Outer) -> None:
+    def __init__(self, meta: Meta, outer: Outer, seed: int = 0) -> None:
+        """`seed` decides the noise of an aggregation that adds some."""
         self.version = 0  # outer steps applied
-        self._outer = outer
+        self._outer, self._seed = outer, seed
         own = {name: p.detach().clone() for name, p in meta.flat().items()}
         self._params = {name: p for name, p in own.items() if name.startswith(DESCENDED)}
         self._state = {name: p for name, p in own.items() if name.startswith("state.")}
@@ -116,30 +144,26 @@ class Learner:
                 )
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
-    def apply(self, updates: Sequence[Update]) -> dict[str, float]:
-        """One outer step along the mean of the updates, weighted by their tasks and added in the
-        order given.
+    def apply(self, updates: Sequence[Update]) -> Applied:
+        """Take one outer step along the updates, in the order given and weighted by their tasks.
 
-        Returns the mean of their metrics, and "gradient_norm" (before clipping) and "lr". Raises
-        Diverged, with nothing changed, where the mean is not finite.
+        Raises Diverged, with nothing changed, if what they become is not finite.
         """
         total = sum(update.tasks for update in updates)
-        mean = _weighted_mean(
-            [(update.direction.flat(), update.tasks / total) for update in updates]
-        )
-        norm = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(mean[name]) for name in self._params])
-        )
+        weights = [update.tasks / total for update in updates]
+        flat = [update.direction.flat() for update in updates]
+        generator = generator_for(self._seed, Ticket("update", "train", self.version, 0), "noise")
+        directions = [{name: each[name] for name in self._params} for each in flat]
+        direction = self._outer.aggregate(directions, weights, generator)
+        norm = norm_of(direction)
         if not torch.isfinite(norm):
             raise Diverged(
-                f"the mean update of outer step {self.version} is not finite: lower "
-                "algorithm.inner_lr or outer.lr, "
-                "or bound the step with outer.clip_norm"
+                f"the update of outer step {self.version} is not finite: lower algorithm.inner_lr "
+                "or outer.lr, or bound the step with outer.clip_norm"
             )
         for name, p in self._params.items():
-            p.grad = torch.empty_like(p).copy_(
-                mean[name]
-            )  # fused optimizers go by memory: lie as the parameter does
+            # Fused optimizers go by memory: lie as the parameter does.
+            p.grad = torch.empty_like(p).copy_(direction[name])
         if self._outer.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self._params.values(), self._outer.clip_value)
         if self._outer.clip_norm is not None:
@@ -148,13 +172,22 @@ class Learner:
         for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * rate
         self._optimizer.step()
-        self._state = {name: mean[name] for name in self._state}
+        states = [{name: each[name] for name in self._state} for each in flat]
+        self._state = Mean()(states, weights, generator)
         self.version += 1
         metrics = {
             name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
             for name in updates[0].metrics
         }
-        return metrics | {"gradient_norm": float(norm), "lr": self._outer.lr * rate}
+        return Applied(metrics, float(norm), self._outer.lr * rate, self._learned())
+
+    def _learned(self) -> dict[str, float]:
+        """The mean of each of the algorithm's own parameters: one copy from a GPU for all."""
+        own = {n: p for n, p in self._params.items() if n.startswith("algorithm.")}
+        if not own:
+            return {}
+        means = torch.stack([p.detach().mean() for p in own.values()]).tolist()
+        return {n.removeprefix("algorithm."): m for n, m in zip(own, means, strict=True)}
 
     def meta(self) -> Meta:
         """The meta-parameters now. The tensors are the learner's own: read them before the next
@@ -229,12 +262,3 @@ class Learner:
             for pattern in members
             if members[pattern]
         ]
-
-
-def _weighted_mean(parts: Sequence[tuple[Params, float]]) -> Params:
-    first, weight = parts[0]
-    mean = {name: p * weight for name, p in first.items()}
-    for params, weight in parts[1:]:
-        for name, p in params.items():
-            mean[name].add_(p, alpha=weight)
-    return mean

@@ -44,11 +44,12 @@ def test_meta_parameters_are_flat_under_one_name_each_and_come_back() -> None:
 
 def test_updates_one_and_zero_under_sgd_three_give_minus_one_and_a_half() -> None:
     learner = Learner(meta(), outer())
-    metrics = learner.apply([update(1.0), update(0.0)])
+    applied = learner.apply([update(1.0), update(0.0)])
     assert learner.meta().model["w"].tolist() == [-1.5, -1.5]
     assert learner.meta().algorithm["lr"].item() == -1.5
     assert learner.version == 1
-    assert metrics["loss"] == 0.5
+    assert applied.metrics == {"loss": 0.5}
+    assert applied.learned == {"lr": -1.5}
 
 
 def test_updates_weigh_as_many_tasks_as_they_have() -> None:
@@ -99,8 +100,8 @@ def test_the_layout_of_updates_changes_nothing() -> None:
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     learner = Learner(meta(), outer(lr=1.0, clip_norm=1.0))
-    metrics = learner.apply([update(10.0)])
-    assert metrics["gradient_norm"] == pytest.approx(10 * 3**0.5)
+    applied = learner.apply([update(10.0)])
+    assert applied.gradient_norm == pytest.approx(10 * 3**0.5)
     assert learner.meta().model["w"].norm().item() == pytest.approx((2 / 3) ** 0.5, rel=1e-4)
     learner = Learner(meta(), outer(lr=1.0, clip_value=0.25))
     learner.apply([update(10.0)])

@@ -18,7 +18,7 @@ from pages import ROOT
 from pydantic import TypeAdapter
 
 from cluster.config import Checkpoint, RunConfig, Tracking, Workers
-from metatrain import algorithms, models, schema, tasks
+from metatrain import aggregation, algorithms, models, schema, tasks
 from metatrain.learner import Outer
 from metatrain.models import heads
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Validation
@@ -26,7 +26,13 @@ from tuning.config import ASHA, PBT, Sweep
 
 COMPONENTS = [
     kind
-    for union in (algorithms.BuiltIn, tasks.BuiltIn, models.BuiltIn, get_args(heads.Head)[0])
+    for union in (
+        algorithms.BuiltIn,
+        tasks.BuiltIn,
+        models.BuiltIn,
+        get_args(heads.Head)[0],
+        get_args(aggregation.BuiltIn)[0],
+    )
     for kind in get_args(union)
 ]
 GROUPS = [Outer, Validation, Evaluation, Workers, Checkpoint, Tracking]

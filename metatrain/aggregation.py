@@ -1,0 +1,134 @@
+"""How the directions of a step's tickets become the one that the learner descends.
+
+Each takes the tickets' directions in ticket order, their weights, which are their shares of the
+step's tasks, and a generator of the step's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from metatrain.core import InputError, Params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean over the tasks."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["mean"] = "mean"
+
+    def __call__(
+        self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
+    ) -> Params:
+        mean = {name: p * weights[0] for name, p in directions[0].items()}
+        for direction, weight in zip(directions[1:], weights[1:], strict=True):
+            for name, p in direction.items():
+                mean[name].add_(p, alpha=weight)
+        return mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Median:
+    """The median of each entry over the tickets, which all count alike.
+
+    Few wrong directions cannot move it far (Yin et al. 2018, arXiv 1803.01498).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["median"] = "median"
+
+    def __call__(
+        self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
+    ) -> Params:
+        return _trimmed(directions, (len(directions) - 1) // 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimmedMean:
+    """The mean of each entry over the tickets without the extreme ones; all count alike.
+
+    Yin et al. 2018, arXiv 1803.01498.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["trimmed_mean"] = "trimmed_mean"
+    trim: float = 0.1
+    """Share of the tickets that is left out at each end, below 0.5."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trim < 0.5:
+            raise InputError("trim", got=self.trim, expected="at least 0 and below 0.5")
+
+    def __call__(
+        self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
+    ) -> Params:
+        return _trimmed(directions, int(self.trim * len(directions)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Private:
+    """The mean of bounded directions with Gaussian noise (Abadi et al. 2016, arXiv 1607.00133).
+
+    The unit whose influence is bounded is a task, so a ticket must hold one. What privacy that
+    gives, for so many steps of so many tasks, is an accountant's to say.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["private"] = "private"
+    clip: float
+    """Largest norm of a task's direction."""
+    noise_multiplier: float
+    """Standard deviation of the noise on the sum, in units of `clip`."""
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0:
+            raise InputError("clip", got=self.clip, expected="above 0")
+        if not self.noise_multiplier >= 0:
+            raise InputError("noise_multiplier", got=self.noise_multiplier, expected="at least 0")
+
+    def __call__(
+        self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
+    ) -> Params:
+        bounded = [_scaled(d, (self.clip / norm_of(d)).clamp(max=1.0)) for d in directions]
+        equal = [1 / len(bounded)] * len(bounded)
+        mean = Mean()(bounded, equal, generator)
+        deviation = self.noise_multiplier * self.clip / len(bounded)
+        for p in mean.values():
+            noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            p.add_(noise.to(p.device), alpha=deviation)
+        return mean
+
+
+BuiltIn = Annotated[Mean | Median | TrimmedMean | Private, Field(discriminator="name")]
+
+
+def norm_of(direction: Params) -> Tensor:
+    """[] the norm of all entries together."""
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(p) for p in direction.values()])
+    )
+
+
+def _scaled(direction: Params, factor: Tensor) -> Params:
+    return {name: p * factor for name, p in direction.items()}
+
+
+def _trimmed(directions: Sequence[Params], out: int) -> Params:
+    """The mean of each entry without the `out` lowest and highest; nan if any of all is."""
+    found = {}
+    for name in directions[0]:
+        entries = torch.stack([direction[name] for direction in directions]).sort(0).values
+        lost = entries[-1].isnan()  # which sort last
+        found[name] = entries[out : len(entries) - out].mean(0).masked_fill(lost, torch.nan)
+    return found
