@@ -12,7 +12,7 @@ are shared by the tasks and have none.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -27,7 +27,6 @@ Params = dict[str, Tensor]  # name -> tensor, named as Module.named_parameters n
 Norm = Literal[
     "transductive", "support", "support+1", "running", "none"
 ]  # whose statistics normalise a query example
-Targets = Literal["classes", "numbers", "rewards"]
 # How a ticket's tasks are computed, chosen once, by the driver: all in one batch of tensors, or one
 # after the other, in plain PyTorch or with the kernels of metatrain.ops.
 Path = Literal["batched", "reference", "fused"]
@@ -323,13 +322,6 @@ class Problem(Protocol):
         """
         ...
 
-    @property
-    def targets(self) -> Targets:
-        """What a task is learned from: examples of classes or with numbers, or the rewards of
-        episodes.
-        """
-        ...
-
     def init(self, generator: torch.Generator) -> Params:
         """Fresh parameters that are trained, without a leading T."""
         ...
@@ -358,10 +350,6 @@ class Problem(Protocol):
         """[T] mean loss on the support set, or on the mini-batch of it that `batch` [T, B]
         indexes.
         """
-        ...
-
-    def support_size(self, task: Any) -> int:
-        """S, from which mini-batches are drawn where there are examples."""
         ...
 
     @property
@@ -398,20 +386,32 @@ class Problem(Protocol):
         """
         ...
 
+    def baselines(self, task: Any) -> dict[str, Tensor]:
+        """[T] each: the metric of methods that learn nothing."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A problem of labelled examples, on which an algorithm may compute by itself."""
+
+    @property
+    def classes(self) -> bool:
+        """Whether labels are classes; else they are numbers."""
+        ...
+
+    def support_size(self, task: Any) -> int:
+        """S, from which mini-batches are drawn."""
+        ...
+
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
-        """[T, S, F] features of the support examples and [T, S, feedback] their targets, classes
-        being one-hot.
+        """[T, S, F] features of the support examples and [T, S, feedback] their labels, classes
+        as one-hot vectors.
         """
         ...
 
     def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:
-        """Yield `params`, then with the network's memory after each support example; of
-        environments just `params`.
-        """
-        ...
-
-    def baselines(self, task: Any) -> dict[str, Tensor]:
-        """[T] each: the metric of methods that learn nothing."""
+        """Yield `params`, then with the network's memory after each support example."""
         ...
 
 
@@ -433,6 +433,29 @@ class Algorithm(Protocol):
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         """The direction that makes adaptation to such tasks better."""
         ...
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """An algorithm whose updates depend on the outer step, such as by weights that anneal."""
+
+    def phase(self, step: int) -> Hashable:
+        """Equal for outer steps whose updates are the same computation.
+
+        A GPU may repeat a recorded update for another step of its phase. An update of a phased
+        algorithm may read `context.ticket.step`; any other that reads it is never repeated.
+        """
+        ...
+
+
+def labelled(problem: Problem) -> Labelled:
+    """A problem as one of labelled examples; InputError if it is none."""
+    if not isinstance(problem, Labelled):
+        raise InputError(
+            "this algorithm computes on labelled examples, and these tasks have none",
+            remedy="choose another algorithm",
+        )
+    return problem
 
 
 def generator_for(seed: int, ticket: Ticket, purpose: str) -> torch.Generator:

@@ -53,7 +53,7 @@ def images(norm: Norm, model: Any) -> Supervised:
         metrics={"accuracy": accuracy},
         norm=(norm,),
         path="reference",
-        targets="classes",
+        classes=True,
     )
 
 

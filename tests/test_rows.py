@@ -332,7 +332,7 @@ class Lines:
 
     def bind(self, model, norm, path):
         return Supervised(model=model, inputs=(2,), outputs=2, loss=cross_entropy,
-                          metrics={"accuracy": accuracy}, norm=norm, path=path, targets="classes")
+                          metrics={"accuracy": accuracy}, norm=norm, path=path, classes=True)
 
     def check(self, split): pass
     def resolved(self): return self

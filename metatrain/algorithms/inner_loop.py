@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from metatrain.algorithms.inner_optimizers import Optimizer, Rates, State, sgd
-from metatrain.core import Context, InputError, Meta, Params, Problem, Update, chunks, count, take
+from metatrain.core import (
+    Context,
+    InputError,
+    Labelled,
+    Meta,
+    Params,
+    Problem,
+    Update,
+    chunks,
+    count,
+    take,
+)
 
 Order = Literal[0, 1, 2]
 SGD = sgd()
@@ -37,7 +48,7 @@ def init_without(problem: Problem, generator: torch.Generator, names: Sequence[s
 
     Raises InputError if the tasks have no classes, or the network has no such parameters.
     """
-    if problem.targets != "classes":
+    if not (isinstance(problem, Labelled) and problem.classes):
         raise InputError(
             "this algorithm tells classes apart, and these tasks have none",
             remedy="choose another algorithm",

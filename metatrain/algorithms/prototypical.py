@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, Meta, Params, Problem, Update
+from metatrain.core import Context, Meta, Params, Problem, Update, labelled
 from metatrain.models.heads import BIAS, WEIGHT
 
 
@@ -37,7 +37,7 @@ class Prototypical:
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         """Before adaptation all classes are equally probable."""
         phi = inner_loop.start(meta, task)
-        features, classes = problem.embed(phi, task, context)  # [T, S, F], [T, S, ways] one-hot
+        features, classes = labelled(problem).embed(phi, task, context)  # [T, S, F], [T, S, ways]
         prototypes = classes.mT @ features / classes.sum(1)[..., None]  # [T, ways, F]
         head = {WEIGHT: 2 * prototypes, BIAS: -prototypes.square().sum(-1)}
         yield phi | {name: torch.zeros_like(p) for name, p in head.items()}

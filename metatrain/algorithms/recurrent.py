@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Meta, Params, Problem, Update
+from metatrain.core import Context, InputError, Labelled, Meta, Params, Problem, Update
 from metatrain.models.heads import HIDDEN
 
 
@@ -42,7 +42,9 @@ class Recurrent:
         return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        return problem.read(inner_loop.start(meta, task), task, context)
+        phi = inner_loop.start(meta, task)
+        # A policy's memory is a part of its episodes.
+        return problem.read(phi, task, context) if isinstance(problem, Labelled) else iter([phi])
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         return inner_loop.mean_gradient(

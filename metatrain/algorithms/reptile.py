@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Meta, Params, Problem, Update, chunks, count
+from metatrain.core import (
+    Context,
+    InputError,
+    Labelled,
+    Meta,
+    Params,
+    Problem,
+    Update,
+    chunks,
+    count,
+    labelled,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,7 @@ class Reptile:
         )
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        if self.inner_batch is not None and problem.targets == "rewards":
+        if self.inner_batch is not None and not isinstance(problem, Labelled):
             raise InputError(
                 "inner_batch draws from examples, and an environment has none",
                 remedy="leave it out",
@@ -90,7 +101,7 @@ class Reptile:
     def _batches(self, problem: Problem, task: Any, context: Context) -> list[Tensor | None]:
         if self.inner_batch is None:
             return [None] * self.inner_steps
-        size, tasks = problem.support_size(task), count(task)
+        size, tasks = labelled(problem).support_size(task), count(task)
         drawn = inner_loop.minibatches(
             size, self.inner_batch, self.inner_steps, tasks, context.generator
         )

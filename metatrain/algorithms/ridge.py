@@ -53,7 +53,7 @@ class Ridge:
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         """Before adaptation all classes are equally probable."""
         phi = inner_loop.start(meta, task)
-        features, classes = labelled(problem).embed(phi, task, context)  # [T, S, F], [T, S, ways] one-hot
+        features, classes = labelled(problem).embed(phi, task, context)  # [T, S, F], [T, S, ways]
         strength, alpha = meta.algorithm["log_lambda"].exp(), meta.algorithm["log_alpha"].exp()
         w = alpha * regression(pad(features, (0, 1), value=1.0), classes, strength).mT
         head = {WEIGHT: w[..., :-1], BIAS: w[..., -1] + meta.algorithm["beta"]}

@@ -65,7 +65,7 @@ class Learned:
     @property
     def has_classes(self) -> bool:
         """Whether targets are labels; else they are numbers."""
-        return self._problem.targets == "classes"
+        return self._problem.classes
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Learned:
     @property
     def targets(self) -> int:
         """How many numbers, or labels, belong to an example."""
-        return 1 if self._problem.targets == "classes" else self._problem.outputs
+        return 1 if self._problem.classes else self._problem.outputs
 
     @property
     def protocol(self) -> str:
@@ -109,7 +109,7 @@ class Learned:
         if not len(x):
             raise InputError("there are no examples to adapt to", remedy="give one or more")
         classes = None
-        if self._problem.targets == "classes":
+        if self._problem.classes:
             labels = labels_of(targets, len(x))
             classes = classes_of(labels)
             y = torch.tensor([classes.index(label) for label in labels])

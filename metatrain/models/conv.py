@@ -40,7 +40,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.conv.weight.dim() == 5:
             return self._of_tasks(x)
-        if self.fused and self.norm is not None and self.norm.statistics_from is None:
+        if self.fused and self.norm is not None and self.norm.statistics == "batch":
             scale, shift = self.norm.affine()
             shape = Shape(stride=self.conv.stride[0], pool=2 if self.pool else 1, eps=self.norm.eps)
             return block(x, self.conv.weight, scale, shift, shape)

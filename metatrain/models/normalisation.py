@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 
 from metatrain.core import InputError
 
+# Those of all examples of a batch, the ones that a layer holds, or those of so many first examples.
+Statistics = Literal["batch", "held"] | int
+
 
 class BatchStatistics(nn.Module):
     """Normalise with the mean and variance of a batch, per channel, or with those that it holds.
 
     y = scale * (x - mean) / sqrt(variance + eps) + shift, over all dimensions of x [N, C, ...] but
     the second. The eps of 0.001 is that of the TensorFlow code of MAML's and Reptile's papers.
-    `statistics_from` says which examples the statistics are of: all (None), the first ones, or none
-    of them (0), which takes the ones held; see `normalised_by`.
+    `normalised_by` changes whose `statistics` are used.
     """
 
     mean: Tensor
@@ -32,7 +35,7 @@ class BatchStatistics(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.statistics_from: int | None = None
+        self.statistics: Statistics = "batch"
         self.held = (
             False  # whether it came with statistics of its own, which only `norm: running` uses
         )
@@ -44,11 +47,11 @@ class BatchStatistics(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, ...]."""
         scale, shift = self.affine()
-        if self.statistics_from is None:
+        if self.statistics == "batch":
             return F.batch_norm(x, None, None, scale, shift, training=True, eps=self.eps)
         variance, mean = self.variance, self.mean
-        if self.statistics_from:
-            variance, mean = moments(x[: self.statistics_from])
+        if self.statistics != "held":
+            variance, mean = moments(x[: self.statistics])
         # batch_norm cannot be differentiated with respect to statistics that it is given.
         factor = scale * torch.rsqrt(variance + self.eps)
         shape = (-1, *[1] * (x.dim() - 2))
@@ -57,8 +60,8 @@ class BatchStatistics(nn.Module):
     def of_tasks(self, x: Tensor, pixels: int) -> Tensor:
         """The same for T tasks at once, each with a scale and a shift: x [T, N * pixels, C]."""
         variance, mean = self.variance[..., None, :], self.mean[..., None, :]
-        if self.statistics_from != 0:
-            seen = x if self.statistics_from is None else x[:, : self.statistics_from * pixels]
+        if self.statistics != "held":
+            seen = x if self.statistics == "batch" else x[:, : self.statistics * pixels]
             variance, mean = torch.var_mean(seen, dim=1, correction=0, keepdim=True)
         scale, shift = self.affine()
         factor = scale[:, None] * torch.rsqrt(variance + self.eps)
@@ -80,19 +83,18 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def normalised_by(layers: Sequence[BatchStatistics], statistics_from: int | None) -> Iterator[None]:
-    """Have a network's layers take the statistics of the first examples of a batch, or with 0 the
-    ones that they hold.
+def normalised_by(layers: Sequence[BatchStatistics], statistics: Statistics) -> Iterator[None]:
+    """Have a network's layers normalise with other statistics.
 
     The network must be the calling thread's own.
     """
     for layer in layers:
-        layer.statistics_from = statistics_from
+        layer.statistics = statistics
     try:
         yield
     finally:
         for layer in layers:
-            layer.statistics_from = None
+            layer.statistics = "batch"
 
 
 TORCHS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -1,84 +1,21 @@
-"""Reinforcement learning as algorithms see it: episodes of a task's environment, and policy
-gradients from them.
-"""
+"""Reinforcement learning as algorithms see it: episodes of tasks and their policy gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from copy import copy
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
-from metatrain.core import Context, InputError, Model, Norm, Params, Path, Targets
+from metatrain.core import Context, InputError, Model, Norm, Params, Path
 from metatrain.metrics import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
+from metatrain.problems.environment import Environment, Rollout, advantages, check_environment
 from metatrain.problems.functional import call, part, trying
-from metatrain.problems.network import Network, Spec, network
-
-RIDGE = 1e-5  # regularises the baseline's fit
-
-
-class Environment(Protocol):
-    """T tasks' environments, N = `episodes` at once in each; what is observed is the whole state.
-
-    An action is one of `actions`, as a one-hot vector, or `actions` real numbers where it is not
-    `discrete`.
-    """
-
-    @property
-    def observations(self) -> int:
-        """Numbers in an observation."""
-        ...
-
-    @property
-    def actions(self) -> int: ...
-
-    @property
-    def discrete(self) -> bool: ...
-
-    @property
-    def horizon(self) -> int:
-        """H, steps of an episode."""
-        ...
-
-    @property
-    def episodes(self) -> int:
-        """N, for each gradient and each score."""
-        ...
-
-    @property
-    def discount(self) -> float:
-        """Of a reward one step later, in gradients."""
-        ...
-
-    def start(self, task: Any) -> Tensor:
-        """[T, N, observations]"""
-        ...
-
-    def step(
-        self, task: Any, observation: Tensor, action: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """From [T, N, observations] and [T, N, actions] the next observation, the reward [T, N],
-        whether it ended.
-        """
-        ...
-
-    def baselines(self, task: Any) -> dict[str, Tensor]:
-        """[T] each: returns to compare with."""
-        ...
-
-
-class Rollout(NamedTuple):
-    """N episodes of H steps for each of T tasks. After an episode's end its rewards are zero."""
-
-    observations: Tensor  # [T, N, H, observations]
-    actions: Tensor  # [T, N, H, actions]
-    rewards: Tensor  # [T, N, H]
-    alive: Tensor  # [T, N, H] 1 until the episode ends, its last step included; then 0
+from metatrain.problems.network import Spec, network
 
 
 class Played(NamedTuple):
@@ -88,7 +25,6 @@ class Played(NamedTuple):
     log_probs: Tensor  # [T, N, H], which can be differentiated
 
 
-@dataclass(frozen=True, kw_only=True)
 class Episodes:
     """Implements core.Problem for a policy that acts in environments.
 
@@ -105,18 +41,12 @@ class Episodes:
     A network with a memory keeps it over an episode, and gets each action and its reward.
     """
 
-    environment: Environment
-    model: Model
-    path: Path
-    norm: Sequence[Norm] = field(init=False, default=("none",))
-    targets: Targets = field(init=False, default="rewards")
-    measures: Mapping[str, Measure] = field(init=False, default_factory=dict)
-    network: Network = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        env = self.environment
-        spec = Spec(self.model, (env.observations,), env.actions, env.actions + 1)
-        object.__setattr__(self, "network", network(spec))
+    def __init__(self, *, environment: Environment, model: Model, path: Path) -> None:
+        self.environment, self.path = environment, path
+        self.norm: tuple[Norm, ...] = ("none",)
+        self.measures: Mapping[str, Measure] = {}
+        actions = environment.actions
+        self.network = network(Spec(model, (environment.observations,), actions, actions + 1))
 
     @property
     def module(self) -> nn.Module:
@@ -130,24 +60,7 @@ class Episodes:
         return self.network.fresh(generator, trained=False)
 
     def check(self, task: Any) -> None:
-        env, tasks, generator = self.environment, len(task[0]), torch.Generator().manual_seed(0)
-        observation = env.start(task)
-        action = torch.zeros(tasks, env.episodes, env.actions)
-        action[..., 0] = 1.0
-        following, reward, ended = env.step(task, observation, action, generator)
-        for what, x, shape in (
-            ("`start` gives observations", observation, (env.observations,)),
-            ("`step` gives observations", following, (env.observations,)),
-            ("`step` gives rewards", reward, ()),
-            ("`step` says what ended", ended, ()),
-        ):
-            expected = (tasks, env.episodes, *shape)
-            if not isinstance(x, Tensor) or x.shape != expected:
-                given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-                raise InputError(
-                    f"{what} of shape {given}",
-                    expected=f"{list(expected)}, which is [tasks, episodes, ...]",
-                )
+        check_environment(self.environment, task)
 
     def try_out(self, task: Any) -> Collection[str]:
         env, tasks = self.environment, len(task[0])
@@ -185,9 +98,6 @@ class Episodes:
     ) -> Tensor:
         return self.surrogate(self.predict(params, task, context), normalise=True)
 
-    def support_size(self, task: Any) -> int:
-        return self.environment.episodes
-
     def predict(
         self, params: Params, task: Any, context: Context, norm: Norm | None = None
     ) -> Played:
@@ -202,14 +112,6 @@ class Episodes:
 
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
         return self.judge(self.predict(params, task, context), task)
-
-    def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
-        raise InputError(
-            "an environment has no labelled examples to embed", remedy="choose another algorithm"
-        )
-
-    def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:
-        yield params
 
     def baselines(self, task: Any) -> dict[str, Tensor]:
         return self.environment.baselines(task)
@@ -242,37 +144,13 @@ class Episodes:
     def surrogate(self, played: Played, normalise: bool) -> Tensor:
         """[T] whose gradient is the policy gradient, negated."""
         rollout = played.rollout
-        advantages = self.advantages(rollout)
+        weight = advantages(rollout, self.environment.discount)
         steps = torch.full_like(rollout.alive[:, 0, 0], rollout.alive[0].numel())
         if normalise:
             steps = rollout.alive.sum((1, 2))
-            deviation = (advantages.square().sum((1, 2)) / steps).sqrt()
-            advantages = advantages / (deviation + 1e-8)[:, None, None]
-        return -(played.log_probs * advantages).sum((1, 2)) / steps
-
-    def advantages(self, rollout: Rollout) -> Tensor:
-        """[T, N, H]"""
-        horizon, alive = self.environment.horizon, rollout.alive.double()
-        ahead = torch.arange(horizon, device=alive.device)
-        ahead = ahead - ahead[:, None]  # [t, t'] steps from t to t'
-        weights = torch.where(
-            ahead >= 0, self.environment.discount ** ahead.clamp(min=0).double(), 0.0
-        )
-        returns = rollout.rewards.double() @ weights.T
-        time = torch.linspace(0, 1, horizon, device=alive.device, dtype=alive.dtype).expand_as(
-            returns
-        )[..., None]
-        seen = rollout.observations.double()
-        x = (
-            torch.cat([seen, seen**2, time, time**2, time**3, torch.ones_like(time)], -1)
-            * alive[..., None]
-        )
-        x, y = x.flatten(1, 2), (returns * alive).flatten(1, 2)[..., None]
-        gram = x.mT @ x + RIDGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-        advantage = (y - x @ torch.linalg.solve(gram, x.mT @ y)).view_as(returns)
-        total = alive.sum((1, 2), keepdim=True)
-        centred = (advantage - (advantage * alive).sum((1, 2), keepdim=True) / total) * alive
-        return centred.to(rollout.rewards.dtype)
+            deviation = (weight.square().sum((1, 2)) / steps).sqrt()
+            weight = weight / (deviation + 1e-8)[:, None, None]
+        return -(played.log_probs * weight).sum((1, 2)) / steps
 
     def log_probs(self, params: Params, rollout: Rollout) -> Tensor:
         """[T, N, H] of the rollout's actions, by the policy of `params`."""
@@ -317,7 +195,7 @@ class Episodes:
     def _again(self) -> Episodes:
         """The same problem with a network that is built a second time."""
         other = copy(self)
-        object.__setattr__(other, "network", self.network.again())
+        other.network = self.network.again()
         return other
 
     def _memory(self, params: Params) -> tuple[Tensor, ...]:

@@ -1,6 +1,4 @@
-"""Supervised learning as algorithms see it: a family's losses and a network as functions of the
-tasks' parameters.
-"""
+"""Supervised learning as algorithms see it: losses and a network as functions of parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from copy import copy
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +19,6 @@ from metatrain.core import (
     Norm,
     Params,
     Path,
-    Targets,
     Task,
     Ticket,
     generator_for,
@@ -30,9 +26,10 @@ from metatrain.core import (
 )
 from metatrain.metrics import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
-from metatrain.models.normalisation import BatchStatistics, moments, normalised_by
+from metatrain.models.normalisation import BatchStatistics, Statistics, moments, normalised_by
+from metatrain.problems.checks import check_examples, listed, per_task, shape
 from metatrain.problems.functional import call, part, trying
-from metatrain.problems.network import Network, Spec, buffers, network, same
+from metatrain.problems.network import Spec, buffers, network, same
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction [T, N, *out], target [T, N, ...]) -> [T]
 # When a network that is tried twice, then built again, can give other outputs, and what to do.
@@ -46,71 +43,78 @@ OTHERWISE = (
         "keep what it draws in parameters or buffers, drawn with torch",
     ),
 )
-RUNNING = 0  # examples that the statistics are of: none of them
 
 
-@dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """Implements core.Problem for tasks with a support and a query set.
+    """Implements core.Problem and core.Labelled for tasks with a support and a query set."""
 
-    `norm` says whose statistics normalise a query example where the network has batch statistics:
-    those of the whole query set ("transductive"), of the support set ("support"), of the support
-    set and that one example ("support+1"; Nichol et al. 2018, section 6.1), or moving averages of
-    those of training tasks ("running"; Ioffe and Szegedy 2015). These are of the network before
-    adaptation, normalise the support set also, and are not used in training itself, which is
-    transductive: right for prototypes, and known to hurt if the inner loop changes the network.
-    Training uses the first norm.
+    def __init__(
+        self,
+        *,
+        model: Model,
+        inputs: Sequence[int],
+        outputs: int,
+        loss: Loss,
+        metrics: Mapping[str, Loss],
+        norm: Sequence[Norm],
+        path: Path,
+        classes: bool = False,
+        to_float: Callable[[Tensor], Tensor] = lambda x: x,
+        ordered: bool = False,
+        baselines: Mapping[str, Callable[[Task], Tensor]] | None = None,
+        measures: Mapping[str, Measure] | None = None,
+    ) -> None:
+        """Bind what a family measures to a network.
 
-    A network with a memory reads the support set in an order that is drawn for each task, or as it
-    is where it is `ordered`. Classes, of which there are `outputs`, are told to it as one-hot
-    vectors.
-    """
-
-    model: Model
-    inputs: Sequence[int]
-    outputs: int
-    loss: Loss
-    metrics: dict[str, Loss]
-    norm: Sequence[Norm]
-    path: Path
-    targets: Targets = "numbers"
-    to_float: Callable[[Tensor], Tensor] = lambda x: x
-    ordered: bool = False
-    baseline_metrics: dict[str, Callable[[Task], Tensor]] = field(default_factory=dict)
-    measures: Mapping[str, Measure] = field(default_factory=dict)
-
-    network: Network = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        inputs, outputs = tuple(self.inputs), self.outputs
-        spec = Spec(self.model, inputs, outputs, outputs, fused=self.path == "fused")
-        object.__setattr__(self, "network", network(spec))
-        if "running" in self.norm[1:] or (self.norm[0] == "running" and len(self.norm) > 1):
-            raise InputError(
-                "norm 'running' adapts differently and cannot be listed with others",
-                remedy="evaluate each alone",
-            )
-        normalises = bool(self.normalisations)
-        if normalises and "none" in self.norm:
-            raise InputError(
-                "norm is 'none' but the model normalises with batch statistics",
-                remedy="give norm as transductive, support, support+1 or running, or set "
-                "model.norm to none",
-            )
-        if self.norm[0] != "running" and any(layer.held for layer in self.normalisations.values()):
-            raise InputError(
-                f"the network {type(self.module).__name__} comes with running statistics, which "
-                f"norm {self.norm[0]!r} does not use",
-                remedy="set norm to running, or leave them as they are in a new layer",
-            )
-        for name in self.metrics:
+        inputs: shape of an example as the network gets it.
+        outputs: classes, or numbers of a target.
+        metrics: by name, each of predictions and targets, [T].
+        norm: if the network has batch statistics, whose normalise a query example. "transductive":
+            those of the whole query set; "support": of the support set; "support+1": of the
+            support set and that one example (Nichol et al. 2018, section 6.1); "running": moving
+            averages of those of training tasks (Ioffe and Szegedy 2015). These are of the network
+            before adaptation, normalise the support set also, and are not used in training itself,
+            which is transductive: right for prototypes, and known to hurt if the inner loop
+            changes the network. Training uses the first norm.
+        path: how tasks are computed.
+        classes: whether targets are class numbers, which a memory gets as one-hot vectors.
+        to_float: examples of tasks as the network gets them.
+        ordered: whether a memory reads the support set as it is; else in an order that is drawn.
+        baselines: by name, the metric [T] of methods that learn nothing.
+        measures: by name, what an evaluation measures on all tasks together.
+        """
+        self.inputs, self.outputs, self.path, self.classes = inputs, outputs, path, classes
+        self.loss, self.metrics, self.measures = loss, metrics, measures or {}
+        self.to_float, self.ordered, self._baselines = to_float, ordered, baselines or {}
+        self.network = network(Spec(model, tuple(inputs), outputs, outputs, path == "fused"))
+        self._check_norm(norm)
+        self.norm: tuple[Norm, ...] = tuple(norm) if self.normalisations else ("none",)
+        for name in metrics:
             if name == "loss" or not re.fullmatch(r"[\w.-]+", name):
                 raise InputError(
                     "the name of a metric",
                     got=name,
                     expected="letters, digits, '_', '.' and '-', and not 'loss'",
                 )
-        object.__setattr__(self, "norm", tuple(self.norm) if normalises else ("none",))
+
+    def _check_norm(self, norm: Sequence[Norm]) -> None:
+        if "running" in norm and len(norm) > 1:
+            raise InputError(
+                "norm 'running' adapts differently and cannot be listed with others",
+                remedy="evaluate each alone",
+            )
+        if self.normalisations and "none" in norm:
+            raise InputError(
+                "norm is 'none' but the model normalises with batch statistics",
+                remedy="give norm as transductive, support, support+1 or running, or set "
+                "model.norm to none",
+            )
+        if norm[0] != "running" and any(layer.held for layer in self.normalisations.values()):
+            raise InputError(
+                f"the network {type(self.module).__name__} comes with running statistics, which "
+                f"norm {norm[0]!r} does not use",
+                remedy="set norm to running, or leave them as they are in a new layer",
+            )
 
     @property
     def module(self) -> nn.Module:
@@ -137,9 +141,7 @@ class Supervised:
         }
 
     def statistics(self, params: Params, tasks: Task) -> Params:
-        """Means and variances of what each normalisation gets, over a task's examples; their mean
-        over the tasks.
-        """
+        """Mean and variance of what each normalisation gets of a task; their mean over tasks."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.state()}
 
         def keep(name: str, x: Tensor) -> None:
@@ -147,12 +149,10 @@ class Supervised:
             found[f"{name}.mean"].append(mean)
             found[f"{name}.variance"].append(variance)
 
-        # Fused kernels go past the layers, unless the statistics are those of the first examples:
-        # here of all.
+        # Fused kernels go past the layers, unless a number of examples is given: here all.
         layers, examples = self.normalisations, tasks.support_x.shape[1] + tasks.query_x.shape[1]
-        whole = any(
-            not name.startswith("body.") for name in layers
-        )  # prototypes have no head of their own to call
+        # Prototypes have no head of their own to call.
+        whole = any(not name.startswith("body.") for name in layers)
         module = self.module if whole else self.module.get_submodule("body")
         own = params if whole else part(params, "body.")
         with ExitStack() as hooks:
@@ -177,7 +177,7 @@ class Supervised:
             rows = torch.arange(len(batch), device=batch.device)[:, None]
             x, y = x[rows, batch], y[rows, batch]
         prediction = self._forward(params, self.to_float(x), self._support_statistics(context))
-        return _of_tasks("loss", self.loss(prediction, y), len(y))
+        return per_task("loss", self.loss(prediction, y), len(y))
 
     def support_size(self, task: Task) -> int:
         return int(task.support_y.shape[1])
@@ -189,7 +189,7 @@ class Supervised:
         norm = norm or self.norm[0]
         query = self.to_float(task.query_x)
         if norm == "running" and context.ticket.work != "update":
-            return self._forward(params, query, RUNNING)
+            return self._forward(params, query, "held")
         if norm in ("transductive", "running", "none"):
             return self._forward(params, query)
         support = self.to_float(task.support_x)
@@ -206,58 +206,22 @@ class Supervised:
 
     def judge(self, prediction: Tensor, task: Task) -> dict[str, Tensor]:
         tasks = len(prediction)
-        loss = _of_tasks("loss", self.loss(prediction, task.query_y), tasks)
+        loss = per_task("loss", self.loss(prediction, task.query_y), tasks)
         found = {"loss": loss}
         for name, metric in self.metrics.items():
             same = metric is self.loss
             value = loss.detach() if same else metric(prediction.detach(), task.query_y)
-            found[name] = _of_tasks(name, value, tasks)
+            found[name] = per_task(name, value, tasks)
         return found
 
     def query(self, params: Params, task: Task, context: Context) -> dict[str, Tensor]:
         return self.judge(self.predict(params, task, context), task)
 
     def check(self, task: Task) -> None:
-        support, query = (self.to_float(x) for x in (task.support_x, task.query_x))
-        numbers = (self.outputs,) if self.targets == "numbers" else ()
-        for name, x, y in (("support", support, task.support_y), ("query", query, task.query_y)):
-            if x.dim() > 1 and not x.shape[1]:
-                raise InputError(
-                    f"{name}_x is {_shape(x)}, which is no example of a task",
-                    remedy="give at least one",
-                )
-            if x.shape[2:] != torch.Size(self.inputs):
-                raise InputError(
-                    f"{name}_x is {_shape(x)}",
-                    expected=f"[T, N, {_listed(self.inputs)}], as `bind` says",
-                )
-            if y.shape != (*x.shape[:2], *numbers):
-                expected = (
-                    f"[T, N, {_listed(numbers)}] for T tasks of N examples" if numbers else "[T, N]"
-                )
-                raise InputError(
-                    f"{name}_y is {_shape(y)} and {name}_x {_shape(x)}",
-                    expected=f"{name}_y as {expected}",
-                    remedy="add the last dimension with [..., None]"
-                    if y.dim() == 2 and numbers
-                    else "correct `sample`",
-                )
-            if x.dtype != torch.float32 or (numbers and y.dtype != torch.float32):
-                wrong, kind = (
-                    (f"{name}_x", x.dtype) if x.dtype != torch.float32 else (f"{name}_y", y.dtype)
-                )
-                raise InputError(
-                    f"{wrong} is {kind}",
-                    expected="torch.float32",
-                    remedy="convert it with .float()",
-                )
-            if not numbers and (
-                y.dtype != torch.int64 or not (int(y.min()) >= 0 and int(y.max()) < self.outputs)
-            ):
-                raise InputError(
-                    f"{name}_y is {y.dtype} in {y.min()}..{y.max()}",
-                    expected=f"class numbers below {self.outputs} as torch.int64",
-                )
+        floats = task._replace(
+            support_x=self.to_float(task.support_x), query_x=self.to_float(task.query_x)
+        )
+        check_examples(floats, tuple(self.inputs), self.outputs, classes=self.classes)
 
     def try_out(self, task: Task) -> Collection[str]:
         params = self.network.first() | self.state()
@@ -286,7 +250,7 @@ class Supervised:
             name: p.expand(2, *p.shape).clone().requires_grad_() for name, p in params.items()
         }
         with (
-            trying(who, f"on examples of shape [{_listed(self.inputs)}]", "its `forward`"),
+            trying(who, f"on examples of shape [{listed(self.inputs)}]", "its `forward`"),
             torch.enable_grad(),
         ):
             first, *others = (problem.predict(leaves, two, context) for problem in tried)
@@ -298,7 +262,7 @@ class Supervised:
                 trying(f"the family's {name}", "on its first tasks", "what `bind` gives"),
                 torch.enable_grad(),
             ):
-                value = _of_tasks(
+                value = per_task(
                     name, measure(first if name == "loss" else first.detach(), two.query_y), 2
                 )
                 if name == "loss":
@@ -308,12 +272,12 @@ class Supervised:
             if bool(first.isfinite().all()) and not bool(value.isfinite().all()):
                 raise InputError(
                     f"the family's {name} is not finite on its first tasks",
-                    remedy=("correct what `bind` gives"),
+                    remedy="correct what `bind` gives",
                 )
         if all(gradient is None for gradient in gradients):
             raise InputError(
                 f"no parameter of {who.removeprefix('the ')} changes the loss",
-                remedy=("correct its `forward`"),
+                remedy="correct its `forward`",
             )
         return self.metrics.keys()
 
@@ -322,19 +286,14 @@ class Supervised:
         with self._normalised(params, self._support_statistics(context)):
             features: Tensor = call(self._part("body"), self.path, part(params, "body."), x)
         y = task.support_y
-        return features, one_hot(y, self.outputs).to(
-            features.dtype
-        ) if self.targets == "classes" else y
+        return features, one_hot(y, self.outputs).to(features.dtype) if self.classes else y
 
     def read(self, params: Params, task: Task, context: Context) -> Iterator[Params]:
         yield params
         features, targets = self.embed(params, task, context)
         if not self.ordered:
-            order = (
-                torch.rand(targets.shape[:2], generator=context.generator)
-                .argsort(1)
-                .to(targets.device)[..., None]
-            )
+            drawn = torch.rand(targets.shape[:2], generator=context.generator)
+            order = drawn.argsort(1).to(targets.device)[..., None]
             features, targets = features.take_along_dim(order, 1), targets.take_along_dim(order, 1)
         head = part(params, "head.")
         module, memory = self._part("head"), (params[HIDDEN], params[PREVIOUS])
@@ -344,12 +303,12 @@ class Supervised:
             yield params | {HIDDEN: memory[0], PREVIOUS: memory[1]}
 
     def baselines(self, task: Task) -> dict[str, Tensor]:
-        return {name: baseline(task) for name, baseline in self.baseline_metrics.items()}
+        return {name: baseline(task) for name, baseline in self._baselines.items()}
 
     def _again(self) -> Supervised:
         """The same problem with a network that is built a second time."""
         other = copy(self)
-        object.__setattr__(other, "network", self.network.again())
+        other.network = self.network.again()
         return other
 
     def _part(self, name: str) -> nn.Module:
@@ -357,29 +316,25 @@ class Supervised:
             return self.module.get_submodule(name)
         except AttributeError as error:
             raise InputError(
-                (
-                    f"the network {type(self.module).__name__} has no part named {name!r}, which "
-                    "this "
-                    "algorithm computes "
-                    "by itself"
-                ),
+                f"the network {type(self.module).__name__} has no part named {name!r}, which this "
+                "algorithm computes by itself",
                 remedy="name its parts `body` and `head`, or choose another algorithm",
             ) from error
 
-    def _support_statistics(self, context: Context) -> int | None:
-        return RUNNING if self.norm[0] == "running" and context.ticket.work != "update" else None
+    def _support_statistics(self, context: Context) -> Statistics:
+        held = self.norm[0] == "running" and context.ticket.work != "update"
+        return "held" if held else "batch"
 
-    def _forward(self, params: Params, x: Tensor, statistics_from: int | None = None) -> Tensor:
-        """params [T, *shape], x [T, N, *in] -> [T, N, outputs]; statistics over the first
-        `statistics_from` examples.
+    def _forward(self, params: Params, x: Tensor, statistics: Statistics = "batch") -> Tensor:
+        """params [T, *shape], x [T, N, *in] -> [T, N, outputs].
 
-        InputError if the network gives another shape, which a loss might broadcast.
+        Raises InputError if the network gives another shape, which a loss might broadcast.
         """
-        with self._normalised(params, statistics_from):
+        with self._normalised(params, statistics):
             predicted: Tensor = call(self.module, self.path, params, x)
         if not isinstance(predicted, Tensor) or predicted.shape != (*x.shape[:2], self.outputs):
             given = (
-                _shape(predicted[0]) if isinstance(predicted, Tensor) else type(predicted).__name__
+                shape(predicted[0]) if isinstance(predicted, Tensor) else type(predicted).__name__
             )
             raise InputError(
                 f"the network {type(self.module).__name__} gives {given} for {x.shape[1]} examples",
@@ -387,39 +342,12 @@ class Supervised:
             )
         return predicted
 
-    def _normalised(
-        self, params: Params, statistics_from: int | None
-    ) -> AbstractContextManager[None]:
-        if statistics_from is None:
+    def _normalised(self, params: Params, statistics: Statistics) -> AbstractContextManager[None]:
+        if statistics == "batch":
             return nullcontext()
-        if statistics_from == RUNNING and not self.state().keys() <= params.keys():
+        if statistics == "held" and not self.state().keys() <= params.keys():
             raise InputError(
                 "norm is 'running', but no moving averages were learned",
                 remedy="train with norm: running, or give another norm",
             )
-        return normalised_by([*self.normalisations.values()], statistics_from)
-
-
-def _of_tasks(name: str, value: Tensor, tasks: int) -> Tensor:
-    """A loss or metric; InputError if it is not a real number for each task, which would be
-    averaged wrongly.
-    """
-    if not isinstance(value, Tensor) or value.shape != (tasks,) or value.is_complex():
-        given = (
-            type(value).__name__
-            if not isinstance(value, Tensor)
-            else f"{value.dtype} {_shape(value)}"
-        )
-        raise InputError(
-            f"{name} is {given} for {tasks} tasks",
-            expected=f"real numbers [{tasks}], a mean for each of them",
-        )
-    return value if value.is_floating_point() else value.float()
-
-
-def _shape(x: Tensor) -> str:
-    return f"[{_listed(x.shape)}]"
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+        return normalised_by([*self.normalisations.values()], statistics)

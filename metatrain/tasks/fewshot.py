@@ -143,8 +143,8 @@ class FewShot:
             norm=norm,
             path=path,
             to_float=self._to_float,
-            targets="classes",
-            baseline_metrics={"nearest_neighbour_on_pixels": nearest_neighbour},
+            classes=True,
+            baselines={"nearest_neighbour_on_pixels": nearest_neighbour},
             measures={"ece": ECE},
         )
 

@@ -81,7 +81,7 @@ class Series(Generated):
             norm=norm,
             path=path,
             ordered=True,
-            baseline_metrics={"persistence": persistence, "least_squares": least_squares},
+            baselines={"persistence": persistence, "least_squares": least_squares},
         )
 
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:

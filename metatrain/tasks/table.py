@@ -200,7 +200,7 @@ class Table:
             metrics={"mse": mean_squared_error},
             norm=norm,
             path=path,
-            baseline_metrics={
+            baselines={
                 "support_mean": support_mean,
                 "ridge_on_support_rows": ridge,
                 "ridge_on_training_groups": self._pooled_ridge,

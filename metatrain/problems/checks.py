@@ -1,0 +1,75 @@
+"""What is refused of a family's tasks and losses before they are learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metatrain.core import InputError, Task
+
+
+def check_examples(
+    task: Task, inputs: tuple[int, ...], outputs: int, *, classes: bool
+) -> None:
+    """Refuse tasks that are not T tasks of examples of the shape `inputs` with their targets.
+
+    task: examples as the network gets them.
+    outputs: classes, or numbers of a target.
+    """
+    numbers = () if classes else (outputs,)
+    sets = (("support", task.support_x, task.support_y), ("query", task.query_x, task.query_y))
+    for name, x, y in sets:
+        if x.dim() > 1 and not x.shape[1]:
+            raise InputError(
+                f"{name}_x is {shape(x)}, which is no example of a task",
+                remedy="give at least one",
+            )
+        if x.shape[2:] != torch.Size(inputs):
+            raise InputError(
+                f"{name}_x is {shape(x)}", expected=f"[T, N, {listed(inputs)}], as `bind` says"
+            )
+        if y.shape != (*x.shape[:2], *numbers):
+            of_numbers = f"[T, N, {listed(numbers)}] for T tasks of N examples"
+            raise InputError(
+                f"{name}_y is {shape(y)} and {name}_x {shape(x)}",
+                expected=f"{name}_y as {of_numbers if numbers else '[T, N]'}",
+                remedy="add the last dimension with [..., None]"
+                if y.dim() == 2 and numbers
+                else "correct `sample`",
+            )
+        floats = [(f"{name}_x", x.dtype), *([(f"{name}_y", y.dtype)] if numbers else [])]
+        for wrong, kind in floats:
+            if kind != torch.float32:
+                raise InputError(
+                    f"{wrong} is {kind}",
+                    expected="torch.float32",
+                    remedy="convert it with .float()",
+                )
+        if classes and (y.dtype != torch.int64 or not 0 <= int(y.min()) <= int(y.max()) < outputs):
+            raise InputError(
+                f"{name}_y is {y.dtype} in {y.min()}..{y.max()}",
+                expected=f"class numbers below {outputs} as torch.int64",
+            )
+
+
+def per_task(name: str, value: Tensor, tasks: int) -> Tensor:
+    """A loss or metric [T]; InputError if it is another shape, which would be averaged wrongly."""
+    if isinstance(value, Tensor) and value.shape == (tasks,) and not value.is_complex():
+        return value if value.is_floating_point() else value.float()
+    given = f"{value.dtype} {shape(value)}" if isinstance(value, Tensor) else type(value).__name__
+    raise InputError(
+        f"{name} is {given} for {tasks} tasks",
+        expected=f"real numbers [{tasks}], a mean for each of them",
+    )
+
+
+def shape(x: Tensor) -> str:
+    """A tensor's shape, such as "[4, 1]"."""
+    return f"[{listed(x.shape)}]"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers of a shape, such as "4, 1"."""
+    return ", ".join(map(str, numbers))
