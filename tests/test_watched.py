@@ -1,6 +1,4 @@
-"""What a CUDA graph may repeat: an update that reads nothing of its ticket that another step would
-have otherwise.
-"""
+"""What a CUDA graph may repeat: an update that reads nothing that decides another step's."""
 
 from __future__ import annotations
 
@@ -8,14 +6,16 @@ import copy
 import operator
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from cases import CASES, GLYPHS, config, context
 
-from cluster.workers.cuda import Replayed
+from cluster.workers.cuda import Replayed, Replays
 from cluster.workers.plan import choose_plan
+from cluster.workers.watched import SAME as OF_ALL
 from cluster.workers.watched import Watched
 from cluster.workers.worker import Worker
 from metatrain.core import Context, Meta, Ticket, Update, generator_for
@@ -34,7 +34,7 @@ DEPENDS: dict[str, Callable[[Ticket], Any]] = {
     "itemgetter": operator.itemgetter(2),
     "slice": lambda t: t[2:],
     "unpacked": lambda t: [*t],
-    "assigned": lambda t: (lambda work, split, step, part: step)(*t),
+    "assigned": lambda t: (lambda work, split, step, *rest: step)(*t),
     "tuple": tuple,
     "zip": lambda t: dict(zip(Ticket._fields, t, strict=True)),
     "enumerate": lambda t: list(enumerate(t)),
@@ -56,7 +56,7 @@ DEPENDS: dict[str, Callable[[Ticket], Any]] = {
     "str": str,
     "f-string": lambda t: f"{t}",
     "format": lambda t: f"{t!r:>80}",
-    "percent": lambda t: "%s/%s/%d/%x" % t,  # noqa: UP031
+    "percent": lambda t: "%s/%s/%d/%x/%s" % t,  # noqa: UP031
     "percent of one": lambda t: "%s" % (t,),  # noqa: UP031
     "added": lambda t: (*t, 1) + (t + (1,)),  # noqa: RUF005
     "added to": lambda t: (1,) + t,  # noqa: RUF005
@@ -69,10 +69,10 @@ DEPENDS: dict[str, Callable[[Ticket], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda t: pickle.loads(pickle.dumps(t)),
     "generator_for": lambda t: generator_for(0, t, "mine").initial_seed(),
-    "sum": lambda t: sum(t[2:]),
+    "sum": lambda t: sum(t[2:4]),
     "max": lambda t: max(t, OTHER),
     "sorted": lambda t: sorted([OTHER, t]),
-    "tensor": lambda t: torch.tensor(t[2:]).tolist(),
+    "tensor": lambda t: torch.tensor(t[2:4]).tolist(),
 }
 SAME: dict[str, Callable[[Ticket], Any]] = {
     "nothing": lambda t: None,
@@ -185,8 +185,9 @@ def test_updates_of_this_project_are_replayed_if_they_draw_nothing(
 ) -> None:
     """Under watch each gives the same bits."""
     recipe = config(CASES.get(probe, RECOMPUTED)).recipe()
-    worker, ticket = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0]), Ticket("update", "train", 0, 0)
-    worker.load(0, worker.layout.flatten(prepare(recipe).meta))
+    prepared, ticket = prepare(recipe), Ticket("update", "train", 0, 0)
+    worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
+    worker.load(0, worker.layout.flatten(prepared.meta))
     plain, _ = worker.compute(ticket)
     update, decides = type(recipe.algorithm).update, []
 
@@ -204,3 +205,60 @@ def test_updates_of_this_project_are_replayed_if_they_draw_nothing(
     assert all(
         torch.equal(again.direction.model[name], p) for name, p in plain.direction.model.items()
     )
+
+
+class Annealed:
+    """An algorithm whose updates change at an outer step, of which it draws nothing."""
+
+    def update(self, problem: Any, meta: Meta, tasks: Any, context: Context) -> Update:
+        x = (tasks[0] * (1.0 if context.ticket.step < 3 else 0.5)).sum()
+        return Update(Meta({"x": x}, {}, {}), 1, {})
+
+
+class WithPhases(Annealed):
+    def phase(self, step: int) -> bool:
+        return step < 3
+
+
+class Recorded:
+    """Stands for a CUDA graph: what it repeats was computed for the call that was recorded."""
+
+    def replay(self) -> None:
+        Recorded.replays += 1
+
+    replays = 0
+
+
+def record(replayed: Replayed, tasks: Any, context: Context) -> None:
+    watched = Watched(context, replayed._same)
+    replayed._tasks = tuple(leaf.clone() for leaf in tasks)
+    replayed._update = replayed._step(tasks, watched.context)
+    replayed._replays = not watched.decides()
+    replayed._graph = Recorded() if replayed._replays else None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("algorithm", "replays"), [(WithPhases(), 8), (Annealed(), 0)])
+def test_updates_of_a_phased_algorithm_are_replayed_within_a_phase(
+    algorithm: Any, replays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two numbers of tasks in turn, in two phases of three steps."""
+    monkeypatch.setattr(Replayed, "_record", record)
+    monkeypatch.setattr(Recorded, "replays", 0)
+    step = partial(algorithm.update, None, Meta({}, {}, {}))
+    replay = Replays(step, algorithm)
+    for outer in range(6):
+        for size in (2, 3):
+            given = Context(Ticket("update", "train", outer, 0), torch.Generator())
+            tasks = (torch.ones(size),)
+            found = replay(tasks, given).direction.model["x"]
+            assert torch.equal(found, step(tasks, given).direction.model["x"])
+    assert Recorded.replays == replays
+
+
+def test_a_phased_algorithm_that_reads_more_of_its_ticket_is_not_replayed() -> None:
+    replays = []
+    for name in ("step", "part"):
+        watched = Watched(context(), OF_ALL | {"step"})
+        getattr(watched.context.ticket, name)
+        replays.append(not watched.decides())
+    assert replays == [True, False]

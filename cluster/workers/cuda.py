@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
-from cluster.workers.watched import Watched
-from metatrain.core import Context, Update
+from cluster.workers.watched import SAME, Watched
+from metatrain.core import Algorithm, Context, Phased, Update, count
 
 log = logging.getLogger(__name__)
 
@@ -23,18 +23,39 @@ def exact_products() -> None:
 Step = Callable[[Any, Context], Update]
 
 
-class Replayed:
-    """An update as one CUDA graph: instead of thousands of small kernels the GPU is sent one thing
-    to do.
+class Replays:
+    """An algorithm's updates, each number of tasks as a graph of its own, new in each phase.
 
-    The first call is computed as it is. If it drew random numbers or read which step it is, so are
-    all others: a replay would repeat them. The second one is recorded, on buffers of its own for
-    the tasks; parameters must stay where they are. What a call returns lies where the next one
-    writes.
+    Graphs of an earlier phase are dropped, since outer steps do not return to it.
     """
 
-    def __init__(self, step: Step) -> None:
-        self._step = step
+    def __init__(self, step: Step, algorithm: Algorithm) -> None:
+        self._step, self._algorithm = step, algorithm
+        self._phase: Hashable = None
+        self._graphs: dict[int, Replayed] = {}  # by the number of tasks
+
+    def __call__(self, tasks: Any, context: Context) -> Update:
+        same, phase = SAME, None
+        if isinstance(self._algorithm, Phased):
+            same, phase = SAME | {"step"}, self._algorithm.phase(context.ticket.step)
+        if phase != self._phase:
+            self._phase, self._graphs = phase, {}
+        if count(tasks) not in self._graphs:
+            self._graphs[count(tasks)] = Replayed(self._step, same)
+        return self._graphs[count(tasks)](tasks, context)
+
+
+class Replayed:
+    """An update as one CUDA graph: instead of thousands of small kernels the GPU is sent one task.
+
+    The first call is computed as it is. If it drew random numbers or read of its ticket more than
+    the `same`, so are all others: a replay would repeat them. The second call is recorded, on
+    buffers of its own for the tasks; parameters must stay where they are. What a call returns lies
+    where the next one writes.
+    """
+
+    def __init__(self, step: Step, same: frozenset[str] = SAME) -> None:
+        self._step, self._same = step, same
         self._calls = 0
         self._replays = True
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -42,7 +63,7 @@ class Replayed:
     def __call__(self, tasks: Any, context: Context) -> Update:
         self._calls += 1
         if self._calls == 1:
-            watched = Watched(context)
+            watched = Watched(context, self._same)
             update = self._step(tasks, watched.context)
             self._replays = not watched.decides()
             watched.leave()
@@ -60,12 +81,10 @@ class Replayed:
 
     def _record(self, tasks: Any, context: Context) -> None:
         self._tasks = type(tasks)(*(leaf.clone() for leaf in tasks))
-        watched = Watched(context)
+        watched = Watched(context, self._same)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            aside
-        ):  # libraries choose and allocate what they need outside the graph
+        with torch.cuda.stream(aside):  # libraries allocate what they need outside the graph
             for _ in range(2):
                 self._step(self._tasks, watched.context)
         torch.cuda.current_stream().wait_stream(aside)

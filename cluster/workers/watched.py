@@ -1,6 +1,4 @@
-"""A context that notes what a computation reads of it: whether the next ticket's would be computed
-in the same way.
-"""
+"""A context that notes what a computation reads of it: the next one may be computed otherwise."""
 
 from __future__ import annotations
 
@@ -12,25 +10,21 @@ from torch import Tensor
 
 from metatrain.core import Context, Ticket
 
-SAME = (
-    "work",
-    "split",
-    "variant",
-    "purpose",
-    "__class__",
-)  # of all tickets that a step is computed for
+# What all tickets have in common that an update is computed for.
+SAME = frozenset({"work", "split", "variant", "purpose", "__class__"})
 Note = Callable[[], None]
 
 
 class Watched:
-    """Stands for a context. The computation gets `context`, in which everything is as in the one
-    that was given.
+    """Stands for a context: a computation gets `context`, which answers as the given one does.
+
+    same: attributes of the ticket that need no notice, since they decide nothing.
     """
 
-    def __init__(self, given: Context) -> None:
+    def __init__(self, given: Context, same: frozenset[str] = SAME) -> None:
         self._noted, self._given = False, given.generator
         self._generator = _Generator(given.generator, self._note)
-        self.context = Context(_ticket(given.ticket, self._note), self._generator)
+        self.context = Context(_ticket(given.ticket, self._note, same), self._generator)
 
     def decides(self) -> bool:
         """Whether the ticket or random numbers may have decided something so far."""
@@ -45,14 +39,14 @@ class Watched:
 
 
 class _Ticket(Ticket):
-    """Notes what is read of it, but for what is the `SAME`, and answers as the plain ticket."""
+    """Notes what is read of it, but for what is the same, and answers as the plain ticket."""
 
     def __new__(cls, *fields: Any, **named: Any) -> Ticket:  # type: ignore[misc]
-        return Ticket(*fields, **named)  # for `type(ticket)(...)`, of which nothing has to be known
+        return Ticket(*fields, **named)  # for `type(ticket)(...)`, which tells nothing
 
     def __getattribute__(self, name: str) -> Any:
         mine = object.__getattribute__(self, "__dict__")
-        if name not in SAME:
+        if name not in mine["same"]:
             mine["note"]()
         return getattr(mine["plain"], name)
 
@@ -111,9 +105,9 @@ class _Value:
         return index
 
 
-def _ticket(plain: Ticket, note: Note) -> Ticket:
+def _ticket(plain: Ticket, note: Note, same: frozenset[str]) -> Ticket:
     found = tuple.__new__(_Ticket, [_Value(value, note) for value in plain])
-    object.__getattribute__(found, "__dict__").update(plain=plain, note=note)
+    object.__getattribute__(found, "__dict__").update(plain=plain, note=note, same=same)
     return found
 
 

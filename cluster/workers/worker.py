@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cluster.pools.pool import Spent
-from cluster.workers.cuda import Replayed, Step, exact_products
+from cluster.workers.cuda import Replays, Step, exact_products
 from cluster.workers.layout import Layout
 from cluster.workers.memory import keep_freed_memory
 from cluster.workers.plan import Plan, device_of
@@ -27,7 +27,6 @@ from metatrain.core import (
     Scores,
     Ticket,
     Update,
-    count,
     generator_for,
     to_device,
 )
@@ -52,7 +51,7 @@ class Worker:
         self.version = -1
         self._problems: dict[Purpose, Problem] = {}
         self._drawn: dict[Ticket, Any] = {}
-        self._steps: dict[int, Step] = {}  # by the number of tasks
+        self._replays: Replays | None = None  # of a GPU
         try:
             self._problem(TRAINING)
         except Unavailable as reason:
@@ -87,12 +86,8 @@ class Worker:
             group = "outer" if ticket.work == "update" else "evaluation"
             raise InputError(
                 f"the memory of the {self._device.type} is not enough for a ticket",
-                remedy=(
-                    "set "
-                    f"{group}.tasks_per_ticket "
-                    "lower, or algorithm.recompute or algorithm.first_order to true where the "
-                    "algorithm has them"
-                ),
+                remedy=f"set {group}.tasks_per_ticket lower, or algorithm.recompute or "
+                "algorithm.first_order to true if the algorithm has them",
             ) from error
 
     def _compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
@@ -105,7 +100,7 @@ class Worker:
         if ticket.work == "update":
             step: Step = partial(setting.algorithm.update, problem, self._meta)
             if self._device.type == "cuda":
-                step = self._steps.setdefault(count(tasks), Replayed(step))
+                step = self._replays = self._replays or Replays(step, setting.algorithm)
             update = step(tasks, context)
             if self._device.type == "cuda":  # away from where the next replay writes
                 update = update._replace(
