@@ -96,7 +96,7 @@ def load(uri: str) -> Saved:
     if set(files) != FILES:
         raise InputError(
             f"{uri} is no checkpoint, it holds {', '.join(sorted(files))}",
-            remedy=("give one of checkpoints/step-*"),
+            remedy="give one of checkpoints/step-*",
         )
     run = json.loads(files["run.json"])
     if run.get("format") != FORMAT:

@@ -190,7 +190,7 @@ def _check_free(folder: Folder, resume: str | None) -> None:
                 "checkpoint "
                 "of it"
             ),
-            remedy=("give another output, or put its checkpoints back"),
+            remedy="give another output, or put its checkpoints back",
         )
     if resume is None and (
         newest is not None or held.step >= 0 or storage.listing(f"{folder}/checkpoints")
@@ -222,7 +222,7 @@ def _check_place(uri: str | None) -> None:
     if uri is not None and checkpoint.latest(uri) is not None:
         raise InputError(
             f"checkpoint.uri is {uri}, which holds the checkpoints of another run",
-            remedy=(f"give another one, or continue that run with --resume {uri}"),
+            remedy=f"give another one, or continue that run with --resume {uri}",
         )
 
 

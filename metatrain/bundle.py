@@ -49,7 +49,7 @@ def read_directory(uri: str) -> dict[str, bytes]:
     if not is_complete(uri):
         raise InputError(
             f"{uri} holds no bundle or checkpoint (no {MANIFEST})",
-            remedy=("give a run's folder, or train it to its end"),
+            remedy="give a run's folder, or train it to its end",
         )
     try:
         manifest = json.loads(storage.read(f"{uri}/{MANIFEST}"))
@@ -94,7 +94,8 @@ def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None 
     code = custom_source.texts(own_classes(recipe)) if code is None else code
     sources = {f"{CODE}{name}": data for name, data in code.items()}
     write_directory(
-        uri, {"meta.safetensors": save_tensors(meta.flat()), "recipe.yaml": text.encode(), **sources}
+        uri,
+        {"meta.safetensors": save_tensors(meta.flat()), "recipe.yaml": text.encode(), **sources},
     )
 
 
@@ -148,11 +149,8 @@ def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
             path = "its folder here" if storage.is_remote(uri) else shlex.quote(place)
             raise InputError(
                 f"{uri} needs {name}, which cannot be imported here ({error.reason})",
-                remedy=(
-                    "its source "
-                    f"is in {place}; {copy}"
-                    f"read it, and if you trust it, set PYTHONPATH={path}"
-                ),
+                remedy=f"its source is in {place}; {copy}read it, and if you trust it, set "
+                f"PYTHONPATH={path}",
             ) from error
 
 

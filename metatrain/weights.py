@@ -72,7 +72,7 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
     if rest:
         raise InputError(
             f"model.weights: {place} has {', '.join(rest[:3])}, which the network does not have",
-            remedy=("give weights of the same network"),
+            remedy="give weights of the same network",
         )
     return found
 
@@ -102,7 +102,7 @@ def _weights(place: str) -> Params:
             raise
         raise InputError(
             f"model.weights: {place} is no safetensors file ({error})",
-            remedy=("save a state_dict with safetensors.torch"),
+            remedy="save a state_dict with safetensors.torch",
         ) from error
     log.info("initial weights: %s (sha256 %s)", place, hashlib.sha256(data).hexdigest()[:16])
     return tensors

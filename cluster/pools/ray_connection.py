@@ -108,7 +108,7 @@ def _start_local(options: dict[str, Any]) -> None:
     source = f"{names[0]}={folder}" if names else folder
     raise InputError(
         f"Ray cannot have its files in {source} ({reason})",
-        remedy=("set RAY_TMPDIR to a short folder that can be written, such as /tmp"),
+        remedy="set RAY_TMPDIR to a short folder that can be written, such as /tmp",
     )
 
 

@@ -179,7 +179,7 @@ class RayPool:
                         f"{_wanted(workers)} could start "
                         f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}"
                     ),
-                    remedy=("ask for less or add nodes"),
+                    remedy="ask for less or add nodes",
                 )
 
     def _say_who_waits(self) -> None:
@@ -270,7 +270,7 @@ def _check_capacity(workers: Workers) -> None:
                     "machine, which has "
                     f"{_resources(there)}"
                 ),
-                remedy=("lower workers.min, workers.cpus or workers.gpus, or give --address"),
+                remedy="lower workers.min, workers.cpus or workers.gpus, or give --address",
             )
 
 

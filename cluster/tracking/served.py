@@ -71,7 +71,7 @@ def predict(learned: Any, rows: pd.DataFrame) -> pd.DataFrame:
     if (missing.any(axis=1) & ~unknown).any():
         raise InputError(
             f"a row has some of {', '.join(targets)}",
-            remedy=("give all of them, or none in a row to be predicted"),
+            remedy="give all of them, or none in a row to be predicted",
         )
     support, query = rows[~unknown], rows[unknown]
     if support.empty:

@@ -30,7 +30,7 @@ from metatrain.core import (
     generator_for,
     to_device,
 )
-from metatrain.ops.build import Unavailable
+from metatrain.ops.build import KernelsUnavailable
 from metatrain.start import TRAINING, Prepared
 
 
@@ -54,7 +54,7 @@ class Worker:
         self._replays: Replays | None = None  # of a GPU
         try:
             self._problem(TRAINING)
-        except Unavailable as reason:
+        except KernelsUnavailable as reason:
             raise InputError(
                 f"this worker cannot use the compute path {plan.path!r} that the driver chose "
                 f"({reason})"
