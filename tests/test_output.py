@@ -154,6 +154,7 @@ def test_the_folder_of_a_project_by_its_dot_is_refused_on_the_command_line(
     "inside", ["checkpoints", "checkpoints/step-00000004", "bundle", "figures"]
 )
 def test_a_folder_of_a_runs_is_no_runs_folder(inside: str, done: Path) -> None:
+    (done / "figures" / "curve.png").write_bytes(b"a picture")  # tests draw none themselves
     before = files(done)
     with pytest.raises(InputError, match="is not empty and holds no run"):
         run.prepare(config(SINUSOID, output=str(done / inside)))
