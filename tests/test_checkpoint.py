@@ -22,7 +22,7 @@ from cluster.workers.worker import Worker
 from metatrain import bundle, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
-from metatrain.ops.build import Unavailable
+from metatrain.ops.build import KernelsUnavailable
 from metatrain.start import prepare
 
 
@@ -113,7 +113,7 @@ def test_a_run_goes_on_by_the_path_that_it_began_with(
     """
 
     def unavailable(name: str) -> None:
-        raise Unavailable("there is no compiler")
+        raise KernelsUnavailable("there is no compiler")
 
     base = CASES["maml-conv4-fused"] | {"output": str(tmp_path / "run")}
     with monkeypatch.context() as patch:

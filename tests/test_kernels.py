@@ -24,6 +24,7 @@ from metatrain.core import InputError
 from metatrain.data.sources import import_data
 from metatrain.ops import build
 from metatrain.ops.block import FEW, KERNELS, Shape, block, reference
+from metatrain.problems import network
 from metatrain.start import prepare
 
 FUSED = GLYPHS | {"model": {"name": "conv4", "filters": 16}}
@@ -208,6 +209,7 @@ def test_what_is_built_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def without(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     build.library.cache_clear()
+    network._kept.cache_clear()  # networks that kernels compute
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
@@ -243,7 +245,8 @@ def test_without_a_compiler_the_reference_runs_and_a_worker_that_should_not_refu
 
 @pytest.mark.parametrize("model", [{"filters": 24}, {"filters": 16, "norm": "none"}])
 def test_networks_that_the_kernels_are_not_for_take_the_reference(model: dict[str, object]) -> None:
-    plan, reason = choose_plan(prepare(config(GLYPHS, model={"name": "conv4"} | model).recipe()), 0, 1)
+    recipe = config(GLYPHS, model={"name": "conv4"} | model).recipe()
+    plan, reason = choose_plan(prepare(recipe), 0, 1)
     assert plan.path == "reference"
     assert "filters in multiples of 16" in reason
 

@@ -13,7 +13,7 @@ from cluster.tracking.mlflow_errors import limit_retries, short_error
 from metatrain import storage
 from metatrain.core import InputError
 from metatrain.ops.block import KERNELS
-from metatrain.ops.build import Unavailable, library
+from metatrain.ops.build import KernelsUnavailable, library
 from metatrain.storage import cache
 
 COMPARED = ("ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors", "mlflow")
@@ -89,7 +89,7 @@ def _not_built() -> str:
     try:
         for name in KERNELS:
             library(name)
-    except Unavailable as reason:
+    except KernelsUnavailable as reason:
         return str(reason)
     return ""
 

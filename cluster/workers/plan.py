@@ -8,7 +8,7 @@ import torch
 
 from metatrain.core import InputError, Path
 from metatrain.first_look import check_sample
-from metatrain.ops.build import Unavailable
+from metatrain.ops.build import KernelsUnavailable
 from metatrain.start import TRAINING, Prepared
 
 
@@ -37,7 +37,7 @@ def choose_plan(prepared: Prepared, gpus: float, threads: int) -> tuple[Plan, st
         return Plan("batched", device, threads), f"{together} a ticket's tasks together"
     try:
         prepared.bind(TRAINING, "fused")
-    except Unavailable as reason:
+    except KernelsUnavailable as reason:
         slower = (
             "one task after the other; the fused kernels, which take about half the time, "
             f"cannot be used: {reason}"

@@ -27,7 +27,7 @@ from metatrain.core import (
 from metatrain.inference.adapted import Adapted
 from metatrain.inference.given import array_of, classes_of, examples_of, labels_of
 from metatrain.isolation import isolated
-from metatrain.ops.build import Unavailable
+from metatrain.ops.build import KernelsUnavailable
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
 
@@ -169,7 +169,7 @@ class Learned:
         """Bind a family to the kernels that training uses, if this machine has them."""
         try:
             problem = family.bind(self.recipe.model, (norm,), "fused")
-        except Unavailable:
+        except KernelsUnavailable:
             problem = family.bind(self.recipe.model, (norm,), "reference")
         if not isinstance(problem, Supervised):
             raise InputError(

@@ -16,7 +16,7 @@ from metatrain.models import heads
 from metatrain.models.layers import Linear
 from metatrain.models.normalisation import BatchStatistics
 from metatrain.ops.block import CHANNELS, KERNELS, Shape, block
-from metatrain.ops.build import Unavailable, library
+from metatrain.ops.build import KernelsUnavailable, library
 
 
 class Block(nn.Module):
@@ -51,9 +51,7 @@ class Block(nn.Module):
         return F.max_pool2d(x, 2) if self.pool else x
 
     def _of_tasks(self, x: Tensor) -> Tensor:
-        """Each task's convolution is a matrix product, so that all of them are one batched
-        product.
-        """
+        """Each task's convolution is a matrix product: all of them are one batched product."""
         tasks, images, _, height, width = x.shape
         stride = self.conv.stride[0]
         height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
@@ -75,9 +73,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Blocks, whose last images become features [N, F] by flattening them or by their spatial
-    mean.
-    """
+    """Blocks, whose last images become features [N, F]: flattened, or their spatial mean."""
 
     takes_tasks = True
 
@@ -92,12 +88,13 @@ class Blocks(nn.Sequential):
 
 
 def fuse(module: nn.Module) -> None:
-    """Have the kernels of metatrain.ops compute a network's blocks; Unavailable where they
-    cannot.
+    """Have the kernels of metatrain.ops compute a network's blocks.
+
+    Raises KernelsUnavailable if they cannot.
     """
     blocks = [m for m in module.modules() if isinstance(m, Block)]
     if not blocks or any(b.norm is None or b.conv.out_channels % CHANNELS for b in blocks):
-        raise Unavailable(
+        raise KernelsUnavailable(
             f"they are for conv4 with batch statistics and filters in multiples of {CHANNELS}"
         )
     for name in KERNELS:
@@ -108,8 +105,9 @@ def fuse(module: nn.Module) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Conv4:
-    """Four blocks of (3x3 convolution, batch norm, ReLU, halving) and a head; Glorot-uniform
-    weights.
+    """Four blocks of 3x3 convolution, batch norm, ReLU and halving, and a head.
+
+    Weights start Glorot-uniform.
 
     MAML's Omniglot net (Finn et al. 2017): pool="stride", features="mean", norm_scale=False, and
     shifts that are not adapted (MAML(adapts=("*.conv.*", "head.*"))). Reptile's (Nichol et al.

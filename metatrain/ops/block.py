@@ -1,8 +1,8 @@
-"""The block of few-shot networks on a CPU: 3x3 convolution, batch statistics, ReLU, max-pool,
-differentiable twice.
+"""The block of few-shot networks on a CPU, which can be differentiated twice.
 
-With z = conv(x, w) and, for each channel over the M pixels of z, its mean m, its variance, r = 1 /
-sqrt(variance + eps) and zhat = (z - m) r,
+It is 3x3 convolution, batch statistics, ReLU and max-pool. With z = conv(x, w) and, for each
+channel over the M pixels of z, its mean m, its variance, r = 1 / sqrt(variance + eps) and
+zhat = (z - m) r,
 
     y = max over a window of relu(scale zhat + shift).
 
@@ -12,16 +12,16 @@ s2 = sum u zhat,
     gz = scale r (u - s1 / M - zhat s2 / M),   gscale = s2,   gshift = s1,
     gx and gw are conv's gradients of gz: linear in gz and w, and in gz and x.
 
-Second derivative, along cotangents (vx, vw, a, b) of (gx, gw, gscale, gshift): what reaches gz is v
-= conv(vx, w) + conv(x, vw); with v1 = sum v, v2 = sum v zhat, vu = sum v u and core = vu - s1 v1 /
-M - s2 v2 / M,
+Second derivative, along cotangents (vx, vw, a, b) of (gx, gw, gscale, gshift): what reaches gz is
+v = conv(vx, w) + conv(x, vw). With v1 = sum v, v2 = sum v zhat, vu = sum v u and
+core = vu - s1 v1 / M - s2 v2 / M,
 
     d/du     = scale r (v - v1 / M - zhat v2 / M) + a zhat + b
     d/dscale = r core
     d/dz     = r (q - mean q - zhat mean(q zhat)) - scale r^2 zhat core / M,
                q = u (a - scale r v2 / M) - v scale r s2 / M
-    d/dx     = gradient of conv with respect to x for (gz, vw),   d/dw = with respect to w for (gz,
-    vx).
+    d/dx     = gradient of conv with respect to x for (gz, vw),
+    d/dw     = gradient of conv with respect to w for (gz, vx).
 
 PyTorch's double backward of a convolution pads, transposes and groups; here it is four
 convolutions. Those of few small images, for which oneDNN takes longer, go to the kernels of
@@ -53,9 +53,7 @@ class Shape(NamedTuple):
 
 
 def reference(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape) -> Tensor:
-    """x [N, C, H, W], weight [O, C, 3, 3], scale and shift [O] -> [N, O, h, w], in plain
-    PyTorch.
-    """
+    """The block in plain PyTorch: x [N, C, H, W], weight [O, C, 3, 3], scale and shift [O]."""
     z = F.conv2d(x, weight, None, shape.stride, 1)
     y = F.relu(F.batch_norm(z, None, None, scale, shift, training=True, eps=shape.eps))
     return F.max_pool2d(y, shape.pool) if shape.pool > 1 else y
@@ -64,7 +62,7 @@ def reference(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Sh
 def block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape) -> Tensor:
     """What `reference` computes, for O a multiple of 16, channels last.
 
-    Raises Unavailable where the kernels are not built yet and cannot be.
+    Raises KernelsUnavailable if the kernels are not built and cannot be.
     """
     wide = len(weight)
     fits = (
@@ -72,16 +70,13 @@ def block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape)
         and len(x) > 0
         and weight.shape[1:] == (x.shape[1], 3, 3)
         and wide % CHANNELS == 0
-    )
-    fits = (
-        fits
         and scale.shape == shift.shape == (wide,)
         and x.dtype == weight.dtype == scale.dtype == shift.dtype
     )
     if not fits:  # kernels read memory as they are told
         raise RuntimeError(
-            f"a block of weights {list(weight.shape)} does not fit images {list(x.shape)}, or "
-            "their types"
+            f"a block of weights {list(weight.shape)} and {weight.dtype} does not fit images "
+            f"{list(x.shape)} of {x.dtype}"
         )
     if x.shape[1] <= first_block.MOST_CHANNELS and not x.requires_grad:
         return first_block.first_block(x, weight, scale, shift, *shape)
@@ -94,9 +89,7 @@ def block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape)
 
 
 class _Block(torch.autograd.Function):
-    """(x, weight, scale, shift) -> (y, z): z is there for _Gradient, whose derivative it passes
-    on.
-    """
+    """(x, weight, scale, shift) -> (y, z), where z passes on the derivative of _Gradient."""
 
     @staticmethod
     def forward(
@@ -115,25 +108,23 @@ class _Block(torch.autograd.Function):
         return y, z
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor | None, also: Tensor | None) -> Any:
+    def backward(ctx: Any, gy: Tensor | None, gz_upstream: Tensor | None) -> Any:
         x, weight, scale, z, winner, choice, mean, rstd = ctx.saved_tensors
         if gy is None:
             gy = _last(torch.zeros_like(choice, dtype=z.dtype))
-        of = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        found = _Gradient.apply(
-            gy, also, x, weight, scale, z, winner, choice, mean, rstd, ctx.shape, of
-        )
-        return *found, None
+        needs_grad = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        stored = x, weight, scale, z, winner, choice, mean, rstd
+        return *_Gradient.apply(gy, gz_upstream, *stored, ctx.shape, needs_grad), None
 
 
 class _Gradient(torch.autograd.Function):
-    """(gy, what else reaches z; x, weight, scale, z) -> (gx, gw, gscale, gshift)."""
+    """(gy, what else reaches gz; x, weight, scale, z) -> (gx, gw, gscale, gshift)."""
 
     @staticmethod
     def forward(
         ctx: Any,
         gy: Tensor,
-        also: Tensor | None,
+        gz_upstream: Tensor | None,
         x: Tensor,
         weight: Tensor,
         scale: Tensor,
@@ -143,18 +134,18 @@ class _Gradient(torch.autograd.Function):
         mean: Tensor,
         rstd: Tensor,
         shape: Shape,
-        of: tuple[bool, bool],
+        needs_grad: tuple[bool, bool],
     ) -> Any:
         gy = _last(gy)
         gz, s1, s2 = torch.empty_like(z), torch.empty_like(mean), torch.empty_like(mean)
         _norm("backward", shape, z, gy, z, winner, choice, scale, mean, rstd, gz, s1, s2)
-        if also is not None:
-            gz.add_(also)
-        gx = _input_gradient(gz, x, weight, shape.stride) if of[0] else None
-        gw = _weight_gradient(gz, x, weight, shape.stride) if of[1] else None
+        if gz_upstream is not None:
+            gz.add_(gz_upstream)
+        gx = _input_gradient(gz, x, weight, shape.stride) if needs_grad[0] else None
+        gw = _weight_gradient(gz, x, weight, shape.stride) if needs_grad[1] else None
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(gy, gz, x, weight, scale, z, winner, choice, mean, rstd, s1, s2)
-        ctx.shape, ctx.again = shape, also is not None
+        ctx.shape, ctx.again = shape, gz_upstream is not None
         return gx, gw, s2, s1
 
     @staticmethod
@@ -174,12 +165,11 @@ class _Gradient(torch.autograd.Function):
         a, b = (zeros if cotangent is None else cotangent.contiguous() for cotangent in (a, b))
         given = v, a, b, gy, z, winner, choice, scale, mean, rstd, s1, s2
         _norm("double_backward", ctx.shape, z, *given, ggy, of_z, of_scale)
-        of_x = (
-            _input_gradient(gz, x, vw, stride)
-            if vw is not None and ctx.needs_input_grad[2]
-            else None
-        )
-        of_weight = _weight_gradient(gz, vx, weight, stride) if vx is not None else None
+        of_x = of_weight = None
+        if vw is not None and ctx.needs_input_grad[2]:
+            of_x = _input_gradient(gz, x, vw, stride)
+        if vx is not None:
+            of_weight = _weight_gradient(gz, vx, weight, stride)
         return ggy, None, of_x, of_weight, of_scale, of_z, None, None, None, None, None, None
 
 
@@ -198,9 +188,7 @@ def _norm(function: str, shape: Shape, z: Tensor, *tensors: Tensor) -> None:
 
 
 def _few(outputs: int, weight: Tensor) -> bool:
-    """Whether a convolution of so many output pixels and weights like weight goes to our
-    kernels.
-    """
+    """Whether a convolution of so many output pixels goes to our kernels."""
     wide, narrow = weight.shape[:2]
     return outputs <= FEW and narrow % CHANNELS == 0 and wide % CHANNELS == 0
 

@@ -1,5 +1,6 @@
-"""C++ compiled on first use, kept in the cache, and called through ctypes: no headers of torch,
-seconds to build.
+"""C++ that is compiled on first use, kept in the cache, and called through ctypes.
+
+It needs no headers of torch, so that it builds in seconds.
 """
 
 from __future__ import annotations
@@ -40,18 +41,16 @@ TIMEOUT_S = 300.0
 KINDS = {torch.float32: "float", torch.float64: "double"}
 
 
-class Unavailable(RuntimeError):
-    """The kernels cannot be used: for this network, or here, where no compiler builds them. The
-    message says why.
-    """
+class KernelsUnavailable(RuntimeError):
+    """The kernels cannot compute this network, or cannot be built here: the message says why."""
 
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL:
-    """NAME.cpp of this folder as a library, built for this processor where that has not happened
-    yet.
+    """NAME.cpp of this folder as a library, which is built for this processor if it is not yet.
 
     Of several processes that ask at once one builds, and a reader sees a whole file or none.
+    Raises KernelsUnavailable if it cannot be built.
     """
     source = Path(__file__).with_name(f"{name}.cpp")
     try:
@@ -71,12 +70,12 @@ def library(name: str) -> ctypes.CDLL:
                     with awaiting(f"compiling {source.name}, once for this machine"):
                         _compile(source, built)
         if built.stat().st_uid not in (0, os.getuid()):
-            raise Unavailable(
+            raise KernelsUnavailable(
                 f"{built} is another user's, and its code would run as yours: set METATRAIN_CACHE"
             )
         return ctypes.CDLL(str(built))
     except OSError as error:
-        raise Unavailable(f"{source.name} cannot be built and loaded ({error})") from error
+        raise KernelsUnavailable(f"{source.name} cannot be built and loaded ({error})") from error
 
 
 def call(
@@ -105,7 +104,9 @@ def _compile(source: Path, built: Path) -> None:
         or [name for name in COMPILERS if shutil.which(name)][:1]
     )
     if not compiler:
-        raise Unavailable("there is no C++ compiler: install g++ or clang, or name one in CXX")
+        raise KernelsUnavailable(
+            "there is no C++ compiler: install g++ or clang, or name one in CXX"
+        )
     with tempfile.TemporaryDirectory(dir=built.parent) as temporary:
         half = Path(temporary) / built.name
         try:
@@ -118,7 +119,7 @@ def _compile(source: Path, built: Path) -> None:
         except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, "stderr", None) or str(error).encode()
             reason = said.decode(errors="replace").strip().partition("\n")[0][:200]
-            raise Unavailable(
+            raise KernelsUnavailable(
                 f"{' '.join(compiler)} does not build {source.name} ({reason})"
             ) from error
         half.replace(built)

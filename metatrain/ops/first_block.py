@@ -1,20 +1,22 @@
-"""The block on images of few channels, whose gradient nobody wants: the first one of a network.
+"""The first block of a network: on images of few channels, whose gradient nobody wants.
 
 A patch p is the K = 9 I numbers of an image that one output z = w . p of the convolution is made
-of. So the statistics of z follow from those of the patches, which do not depend on the weights,
+of. So the statistics of z follow from those of the patches, which do not depend on the weights:
 
-    mean z = w . mean p,   variance of z = w . C w   with the patches' covariance C = mean(p p^T) -
-    mean p mean p^T,
+    mean z = w . mean p,   variance of z = w . C w,
+    C = mean(p p^T) - mean p mean p^T, the patches' covariance.
 
-and with V = scale rstd w, c = shift - scale rstd (w . mean p), where rstd = 1 / sqrt(variance +
-eps), the block is
+With rstd = 1 / sqrt(variance + eps), V = scale rstd w and c = shift - scale rstd (w . mean p) the
+block is
 
     y = max over a window of relu(V . p + c).
 
-Where it is known which pixel of each window was chosen, that is linear in V and c: (V, c) -> V . p
-+ c at the chosen pixels. Its transpose is g -> (sum of g p, sum of g) over them. These two are each
-other's derivatives, and the rest is PyTorch on tensors of [O, K]. Nothing of the size of z is ever
-stored.
+Once it is known which pixel of each window was chosen, the block is linear in V and c:
+
+    (V, c) -> V . p + c at the chosen pixels.
+
+Its transpose is g -> (sum of g p, sum of g) over them. These two are each other's derivatives. The
+rest is PyTorch on tensors of [O, K]. Nothing of the size of z is ever stored.
 """
 
 from __future__ import annotations
