@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from cases import GLYPHS, SINUSOID, config
-from services import S3
+from services import S3, drawing
 
 import metatrain
 from cluster.config import RunConfig, Workers
@@ -33,7 +33,8 @@ SHORT = SINUSOID | {"outer": SINUSOID["outer"] | {"steps": 3}}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> metatrain.Run:
-    return metatrain.train(SHORT, output=str(tmp_path_factory.mktemp("api") / "a"))
+    with drawing():
+        return metatrain.train(SHORT, output=str(tmp_path_factory.mktemp("api") / "a"))
 
 
 @pytest.fixture
@@ -433,6 +434,7 @@ def test_looking_at_runs_imports_no_code_of_theirs(copied: metatrain.Run) -> Non
     assert "3 of 3 steps" in repr(copied)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_runs_in_a_storage_are_opened_and_listed(trained: metatrain.Run, s3: S3) -> None:
     run = metatrain.train(SHORT, output="s3://bucket/api/first")
     assert run.result["mean"].tolist() == trained.result["mean"].tolist()
