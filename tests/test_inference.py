@@ -69,10 +69,11 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     )
     run.train(settings)
     recipe, meta = bundle.load(str(folder / "bundle"))
-    worker = Worker(prepare(recipe), Plan("reference", "cpu", 1))
+    prepared = prepare(recipe)
+    worker = Worker(prepared, Plan("reference", "cpu", 1))
     worker.load(0, worker.layout.flatten(meta))
     ticket = Ticket("score", "test", 0, 0)
-    setting, problem = worker._bind(ticket.work)
+    setting, problem = prepared.settings[ticket.purpose], prepared.problems[ticket.purpose]
     seen: list[Tensor] = []
 
     def spy(prediction: Tensor, _: Tensor) -> Tensor:
@@ -232,7 +233,7 @@ def test_a_bundle_alone_is_enough_in_half_a_gigabyte(tmp_path: Path) -> None:
             [0, 1, 2],
             r"tells 5 classes apart, got labels of 3 \(0, 1, 2\): give examples of 5 classes",
         ),
-        (1, [0], "all examples have the same label, so that there is nothing to tell apart"),
+        (1, [0], "all examples have the same label, so there is nothing to tell apart"),
         (5, [0, 1], "there are 5 examples but 2 labels"),
         (2, [0, "a"], "labels must be numbers or strings, all of one kind"),
         (5, torch.eye(5), "labels must be one number or string for each example, not vectors"),
