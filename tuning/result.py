@@ -133,7 +133,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "chosen_by": outcome.protocol,
         "values": outcome.winner.values,
         "trials": rows,
-        "scores": [dataclasses.asdict(score) for score in outcome.scores],
+        "scores": [score.record() for score in outcome.scores],
     }
 
 
