@@ -491,9 +491,7 @@ def test_the_runner_up_is_another_class_also_if_two_are_as_probable(trained: Tra
     adapted = learned.adapt(*part(trained, "support"))
     classes = list(adapted.classes or ())
     found = Predictions(classes, torch.full((2, len(classes)), 1 / len(classes)))
-    shown, *_ = classified(
-        learned, adapted, found, "image", ["a.png", "b.png"], [None, "\x1b[31m"]
-    )
+    shown, *_ = classified(learned, adapted, found, "image", ["a.png", "b.png"], [None, "\x1b[31m"])
     for count in (1, None):
         table = shown(count, None)
         assert len(table["image"]) == (count or 2)
