@@ -149,7 +149,7 @@ def _own(name: str, protocol: type) -> type[Any]:
     if lacking:
         raise InputError(
             f"{name!r} lacks {', '.join(lacking)}",
-            remedy=f"metatrain/core.py says what a {protocol.__name__} has",
+            remedy=f"metatrain/core/contracts.py says what a {protocol.__name__} has",
         )
     return kind
 

@@ -123,10 +123,11 @@ class Score:
 def scores(
     problem: Problem, algorithm: Algorithm, meta: Meta, tasks: Any, context: Context
 ) -> Scores:
-    """Adapt to each task and measure it on its query set on the way: at steps 0 to 10, each tenth
-    one, and the last.
+    """Adapt to each task, and measure it on its query set at steps 0 to 10, each tenth, and the
+    last.
     """
-    parts = [_measured(problem, algorithm, meta, chunk, context) for chunk in chunks(problem, tasks)]
+    groups = chunks(problem, tasks)
+    parts = [_measured(problem, algorithm, meta, group, context) for group in groups]
     steps, curves, pooled = zip(*parts, strict=True)
     return Scores(steps[0], _joined(curves), problem.baselines(tasks), _joined(pooled))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metatrain.core import InputError, Path, Purpose, generator_for
+from metatrain.core import ComputePath, InputError, Purpose, generator_for
 from metatrain.metrics import Metric
 from metatrain.problems.functional import trying
 from metatrain.start import Prepared
@@ -20,7 +20,7 @@ def check_data(prepared: Prepared) -> None:
         check_sample(prepared, setting.purpose, "reference")
 
 
-def check_sample(prepared: Prepared, purpose: Purpose, path: Path) -> None:
+def check_sample(prepared: Prepared, purpose: Purpose, path: ComputePath) -> None:
     """Refuse a family whose first tasks are not what the network, computed on this path, and the
     losses need.
     """

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from metatrain.core import (
+    ComputePath,
     InputError,
     Meta,
-    Path,
     Problem,
     Purpose,
     Setting,
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
         """The setting of a purpose."""
         return self.settings[Purpose(work, variant)]
 
-    def bind(self, purpose: Purpose, path: Path) -> Problem:
+    def bind(self, purpose: Purpose, path: ComputePath) -> Problem:
         """The problem of a purpose on a compute path."""
         if path == "reference":
             return self.problems[purpose]

@@ -1,7 +1,7 @@
 """A family, models and an algorithm of one's own, for `recipes/own.yaml` and `own_resnet.yaml`:
 copy and change them.
 
-Each is a frozen dataclass with a `name`; what it must do is written in `metatrain/core.py`.
+Each is a frozen dataclass with a `name`; `metatrain/core/contracts.py` says what it must do.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from metatrain import figures
 from metatrain.algorithms import inner_loop
 from metatrain.core import (
     Adapt,
+    ComputePath,
     Context,
     Meta,
     Model,
     Norm,
     Params,
-    Path,
     Problem,
     Split,
     Task,
@@ -52,7 +52,7 @@ class Parabolas(Generated):
         y = a * (x - b).square()
         return Task(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
         return Supervised(
             model=model,
             inputs=(1,),

@@ -8,7 +8,7 @@ import torch
 
 from cluster.config import RunConfig
 from metatrain import schema
-from metatrain.core import Context, Meta, Norm, Path, Task, Ticket, Work, generator_for
+from metatrain.core import ComputePath, Context, Meta, Norm, Task, Ticket, Work, generator_for
 from metatrain.metrics import accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
 
@@ -130,7 +130,9 @@ def context(seed: int = 0, work: Work = "update") -> Context:
     return Context(ticket, generator_for(seed, ticket, "adaptation"))
 
 
-def images(model: Any, path: Path = "reference", ways: int = 3, norm: Norm = "transductive") -> Any:
+def images(
+    model: Any, path: ComputePath = "reference", ways: int = 3, norm: Norm = "transductive"
+) -> Any:
     """A problem of classes of images, which it takes as the floats that they are."""
     return Supervised(
         model=model,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatrain.algorithms import MAML, inner_loop
 from metatrain.algorithms.inner_optimizers import OPTIMIZERS, Name
-from metatrain.core import Context, Meta, Params, Path, Task
+from metatrain.core import ComputePath, Context, Meta, Params, Task
 
 TORCH: dict[Name, Any] = {
     "sgd": torch.optim.SGD,
@@ -24,7 +24,7 @@ TORCH: dict[Name, Any] = {
 class Wavy:
     """A smooth loss that is not quadratic; nothing depends on `dead`."""
 
-    def __init__(self, path: Path = "batched") -> None:
+    def __init__(self, path: ComputePath = "batched") -> None:
         self.path = path
 
     def support_loss(
@@ -48,7 +48,7 @@ def tasks() -> Task:
     return Task(*torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(1)).double())
 
 
-def meta_gradient(algorithm: MAML, path: Path = "batched") -> Params:
+def meta_gradient(algorithm: MAML, path: ComputePath = "batched") -> Params:
     return algorithm.update(Wavy(path), start(), tasks(), context()).direction.model  # type: ignore[arg-type]
 
 
@@ -87,7 +87,9 @@ def test_the_gradient_through_their_steps_agrees_with_finite_differences(name: N
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("path", ["batched", "reference"])
-def test_steps_that_are_computed_again_carry_the_optimizers_state(name: Name, path: Path) -> None:
+def test_steps_that_are_computed_again_carry_the_optimizers_state(
+    name: Name, path: ComputePath
+) -> None:
     kept, again = (
         meta_gradient(
             MAML(inner_lr=0.03, inner_steps=3, inner_optimizer=name, recompute=recompute), path

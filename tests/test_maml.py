@@ -13,7 +13,7 @@ from gradients import assert_meta_gradient
 from torch import Tensor
 
 from metatrain.algorithms import MAML
-from metatrain.core import Context, Meta, Norm, Params, Path, Task
+from metatrain.core import ComputePath, Context, Meta, Norm, Params, Task
 from metatrain.models import Conv4
 from metatrain.problems.supervised import Supervised
 
@@ -29,7 +29,7 @@ class Quadratic:
     (theta - c).
     """
 
-    path: Path = "batched"
+    path: ComputePath = "batched"
 
     def support_loss(
         self, params: Params, task: Any, context: Context, batch: Tensor | None = None
@@ -44,7 +44,7 @@ class Quadratic:
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_meta_gradient_of_a_quadratic_is_its_closed_form(
-    path: Path, steps: int, first_order: bool
+    path: ComputePath, steps: int, first_order: bool
 ) -> None:
     a = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
     c = torch.tensor([[1.0], [-3.0]], dtype=torch.float64)
@@ -98,7 +98,9 @@ def handwritten(
 @pytest.mark.parametrize("path", ["batched", "reference", "fused"])
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("net", NETS)
-def test_meta_gradient_equals_a_handwritten_loop(net: str, first_order: bool, path: Path) -> None:
+def test_meta_gradient_equals_a_handwritten_loop(
+    net: str, first_order: bool, path: ComputePath
+) -> None:
     model = replace(NETS[net], filters=16) if path == "fused" else NETS[net]
     problem, task = images(model, path), drawn_images(3)
     meta = start(problem)

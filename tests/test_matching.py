@@ -11,7 +11,7 @@ from cases import context, drawn_images, exact, images
 from torch.func import functional_call
 
 from metatrain.algorithms import Matching, Prototypical
-from metatrain.core import InputError, Meta, Path
+from metatrain.core import ComputePath, InputError, Meta
 from metatrain.models import MLP, Conv4, heads
 from metatrain.problems.functional import part
 from metatrain.tasks import Sinusoid
@@ -19,7 +19,7 @@ from metatrain.tasks import Sinusoid
 WAYS = 3
 
 
-def bound(head: heads.Head, path: Path = "reference") -> Any:
+def bound(head: heads.Head, path: ComputePath = "reference") -> Any:
     return images(Conv4(filters=16, pool="stride", head=head), path, WAYS)
 
 
@@ -28,7 +28,7 @@ def start(algorithm: Any, problem: Any) -> Meta:
 
 
 @pytest.mark.parametrize("path", ["reference", "batched", "fused"])
-def test_probabilities_and_gradient_are_the_papers_equations(path: Path) -> None:
+def test_probabilities_and_gradient_are_the_papers_equations(path: ComputePath) -> None:
     problem, task = bound(heads.Attention(), path), drawn_images(shots=2)
     meta = start(Matching(), problem)
     update = Matching().update(problem, meta, task, context())

@@ -184,7 +184,7 @@ def test_dump_then_parse_is_identity(mine: Path) -> None:
         (
             "model.name",
             "mine.classes:Parabolas",
-            "model: 'mine.classes:Parabolas' lacks module: metatrain/core.py",
+            "model: 'mine.classes:Parabolas' lacks module: metatrain/core/contracts.py",
         ),
         (
             "algorithm.inner_rl",

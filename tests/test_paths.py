@@ -13,7 +13,7 @@ from cases import context, drawn_images, exact, images
 from torch import Tensor, nn
 
 from metatrain.algorithms import MAML, MetaSGD, Prototypical, Reptile
-from metatrain.core import Meta, Norm, Params, Path, Task, Update
+from metatrain.core import ComputePath, Meta, Norm, Params, Task, Update
 from metatrain.models import Conv4, heads
 from metatrain.problems.supervised import Supervised
 
@@ -75,7 +75,7 @@ def test_from_2_to_20_ways(net: str, name: str, ways: int) -> None:
 @pytest.mark.parametrize(
     "name", ["second order", "second order, recomputed", "first order", "Reptile"]
 )
-def test_uneven_tickets_add_up_to_the_whole(name: str, net: str, path: Path) -> None:
+def test_uneven_tickets_add_up_to_the_whole(name: str, net: str, path: ComputePath) -> None:
     """The mean over five tasks is that of two and of three, weighted; mini-batches go by the tasks'
     places, too.
     """
@@ -97,7 +97,7 @@ def test_uneven_tickets_add_up_to_the_whole(name: str, net: str, path: Path) -> 
 
 @pytest.mark.parametrize("norm", ["transductive", "support", "support+1", "running"])
 @pytest.mark.parametrize("path", ["batched", "fused"])
-def test_predictions_agree_whoever_the_statistics_are_of(path: Path, norm: Norm) -> None:
+def test_predictions_agree_whoever_the_statistics_are_of(path: ComputePath, norm: Norm) -> None:
     tasks, model = drawn_images(2), NETS["strided"]
     meta = MAML(inner_lr=0.4).init(
         images(model, "reference", norm=norm), torch.Generator().manual_seed(0)
@@ -203,7 +203,7 @@ def test_products_on_a_gpu_are_float32() -> None:
 
 
 @pytest.mark.parametrize("path", ["reference", "batched", "fused"])
-def test_float32_is_off_by_no_more_than_a_flipped_choice(path: Path) -> None:
+def test_float32_is_off_by_no_more_than_a_flipped_choice(path: ComputePath) -> None:
     """Where a ReLU or a maximum decides otherwise, exact implementations differ by percents:
     compare in float64.
     """
@@ -224,7 +224,7 @@ def test_float32_is_off_by_no_more_than_a_flipped_choice(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["reference", "batched", "fused"])
-def test_an_error_in_a_forward_pass_leaves_the_network_as_it_was(path: Path) -> None:
+def test_an_error_in_a_forward_pass_leaves_the_network_as_it_was(path: ComputePath) -> None:
     """functional_call puts parameters into the module for a while."""
     bound = images(NETS["strided"], path)
     own = {name: p.data_ptr() for name, p in bound.module.named_parameters()}

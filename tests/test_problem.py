@@ -6,14 +6,14 @@ import pytest
 import torch
 from cases import context
 
-from metatrain.core import InputError, Norm, Path, Task
+from metatrain.core import ComputePath, InputError, Norm, Task
 from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import MLP, Conv4
 from metatrain.problems.supervised import Supervised
 
 
 def problem(
-    norm: tuple[Norm, ...], path: Path = "reference", model: Conv4 | MLP | None = None
+    norm: tuple[Norm, ...], path: ComputePath = "reference", model: Conv4 | MLP | None = None
 ) -> Supervised:
     return Supervised(
         model=model or Conv4(filters=4, pool="stride"),
@@ -35,7 +35,7 @@ def setup(bound: Supervised) -> tuple[dict[str, torch.Tensor], Task]:
 
 
 @pytest.mark.parametrize("path", ["reference", "batched"])
-def test_support_plus_one_is_one_forward_pass_per_query_example(path: Path) -> None:
+def test_support_plus_one_is_one_forward_pass_per_query_example(path: ComputePath) -> None:
     bound = problem(("support+1",), path)
     params, task = setup(bound)
     found = bound.predict(params, task, context())
@@ -49,7 +49,9 @@ def test_support_plus_one_is_one_forward_pass_per_query_example(path: Path) -> N
 
 
 @pytest.mark.parametrize("path", ["reference", "batched"])
-def test_support_statistics_make_query_predictions_independent_of_each_other(path: Path) -> None:
+def test_support_statistics_make_query_predictions_independent_of_each_other(
+    path: ComputePath,
+) -> None:
     bound = problem(("support",), path)
     params, task = setup(bound)
     everyone = bound.predict(params, task, context())

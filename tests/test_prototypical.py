@@ -27,7 +27,7 @@ LINEAR = heads.Linear()
 
 
 def supervised(
-    norm: Norm = "transductive", path: core.Path = "reference", head: heads.Head = LINEAR
+    norm: Norm = "transductive", path: core.ComputePath = "reference", head: heads.Head = LINEAR
 ) -> Supervised:
     return images(Conv4(filters=4, head=head), path, WAYS, norm)
 
@@ -55,7 +55,9 @@ def features(problem: Supervised, model: Params, x: torch.Tensor) -> torch.Tenso
 
 @pytest.mark.parametrize("path", ["reference", "batched"])
 @pytest.mark.parametrize("head", [LINEAR, heads.Cosine()])
-def test_loss_and_gradient_are_the_papers_equations(head: heads.Head, path: core.Path) -> None:
+def test_loss_and_gradient_are_the_papers_equations(
+    head: heads.Head, path: core.ComputePath
+) -> None:
     problem, task = supervised(path=path, head=head), tasks()
     meta = start(problem)
     update = Prototypical().update(problem, meta, task, context())

@@ -15,7 +15,7 @@ from torch import nn
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Recurrent
-from metatrain.core import Meta, Path, Ticket
+from metatrain.core import ComputePath, Meta, Ticket
 from metatrain.models import MLP, heads
 from metatrain.models.memory import Memory
 from metatrain.problems.supervised import Supervised
@@ -45,7 +45,7 @@ def test_a_cell_is_that_of_torch(kind: str) -> None:
     torch.testing.assert_close(output, ours.out(expected[0]))
 
 
-def bound(cell: Any, path: Path = "batched", family: Any = None) -> tuple[Supervised, Meta]:
+def bound(cell: Any, path: ComputePath = "batched", family: Any = None) -> tuple[Supervised, Meta]:
     """On sinusoids, in float64."""
     problem = (family or Sinusoid(shots=4, queries=3)).bind(
         MLP(hidden=(5,), head=heads.Memory(cell=cell, hidden=6)), ("none",), path
@@ -67,7 +67,9 @@ def draw(family: Any, count: int = 3) -> Any:
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "none"])
 @pytest.mark.parametrize("path", ["batched", "reference"])
-def test_the_gradient_through_reading_agrees_with_finite_differences(cell: str, path: Path) -> None:
+def test_the_gradient_through_reading_agrees_with_finite_differences(
+    cell: str, path: ComputePath
+) -> None:
     problem, meta = bound(cell, path)
     task = draw(Sinusoid(shots=4, queries=3))
     assert_meta_gradient(Recurrent(), problem, meta, task, every_step=True, h=1e-5, tolerance=1e-6)

@@ -15,7 +15,7 @@ from cluster import run
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Recurrent, Reptile
-from metatrain.core import InputError, Meta, Params, Path, Scores, Ticket, Update
+from metatrain.core import ComputePath, InputError, Meta, Params, Scores, Ticket, Update
 from metatrain.metrics import RETURN
 from metatrain.models import MLP, heads
 from metatrain.problems.environment import Rollout, advantages
@@ -162,7 +162,7 @@ def test_an_inner_step_does_not_depend_on_the_size_of_rewards(scale: float) -> N
 
 @pytest.mark.parametrize("path", ["batched", "reference"])
 def test_the_meta_gradient_goes_through_the_inner_policy_gradient(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: ComputePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64, with episodes held fixed, against finite differences of the query loss after two
     inner steps.

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from metatrain.algorithms import Reptile
 from metatrain.algorithms.inner_loop import minibatches
-from metatrain.core import Meta, Path
+from metatrain.core import ComputePath, Meta
 from metatrain.learner import Learner, Outer
 from metatrain.models import MLP
 from metatrain.tasks import Sinusoid
@@ -20,7 +20,7 @@ from metatrain.tasks import Sinusoid
 FAMILY = Sinusoid(shots=8, queries=2)
 
 
-def setup(path: Path = "batched"):
+def setup(path: ComputePath = "batched"):
     problem = FAMILY.bind(MLP(hidden=(7,)), ("none",), path)
     meta = Meta(problem.init(torch.Generator().manual_seed(0)), {}, {})
     return problem, meta, FAMILY.sample(torch.Generator().manual_seed(1), 3, "train")
@@ -46,7 +46,7 @@ def test_one_sgd_step_with_outer_step_one_is_one_sgd_step() -> None:
 
 @pytest.mark.parametrize("path", ["batched", "reference"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_steps_on_minibatches_equal_a_handwritten_loop(optimizer: str, path: Path) -> None:
+def test_steps_on_minibatches_equal_a_handwritten_loop(optimizer: str, path: ComputePath) -> None:
     problem, meta, task = setup(path)
     reptile = Reptile(inner_optimizer=optimizer, inner_lr=0.01, inner_steps=4, inner_batch=3)
     update = reptile.update(problem, meta, task, context())

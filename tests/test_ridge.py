@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metatrain.algorithms import Ridge
 from metatrain.algorithms.ridge import regression
-from metatrain.core import InputError, Meta, Path
+from metatrain.core import ComputePath, InputError, Meta
 from metatrain.models import MLP, Conv4, heads
 from metatrain.tasks import Sinusoid
 
@@ -47,7 +47,7 @@ def test_the_closed_form_is_the_least_squares_solution(
 
 
 @pytest.mark.parametrize("path", ["reference", "batched"])
-def test_logits_are_those_of_each_tasks_regression_scaled_and_shifted(path: Path) -> None:
+def test_logits_are_those_of_each_tasks_regression_scaled_and_shifted(path: ComputePath) -> None:
     problem, task = images(SMALL, path), drawn_images()
     meta = start(problem)
     before, phi = Ridge().adapt(problem, meta, task, context())
@@ -71,7 +71,7 @@ def test_the_meta_gradient_agrees_with_finite_differences(part: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["batched", "fused"])
-def test_every_path_gives_the_same_update(path: Path) -> None:
+def test_every_path_gives_the_same_update(path: ComputePath) -> None:
     updates = []
     for each in ("reference", path):
         problem = images(Conv4(filters=16, pool="stride"), each)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from metatrain.core import Meta, Path
+from metatrain.core import ComputePath, Meta
 
 ALIGNMENT = 16  # float32 values: 64 bytes, so that a parameter lies alike in every process
 
@@ -19,7 +19,7 @@ class Layout:
     On the fused path the weights of convolutions lie channels last, as its kernels read them.
     """
 
-    def __init__(self, meta: Meta, path: Path = "reference") -> None:
+    def __init__(self, meta: Meta, path: ComputePath = "reference") -> None:
         self._last = path == "fused"
         self._slots: list[tuple[str, int, torch.Size]] = []  # (flat name, offset, shape)
         self.size = 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from metatrain.core import InputError, Path
+from metatrain.core import ComputePath, InputError
 from metatrain.first_look import check_sample
 from metatrain.ops.build import KernelsUnavailable
 from metatrain.start import TRAINING, Prepared
@@ -15,7 +15,7 @@ from metatrain.start import TRAINING, Prepared
 class Plan(NamedTuple):
     """How tickets are computed: decided once by the driver, and part of a checkpoint."""
 
-    path: Path
+    path: ComputePath
     device: str
     threads: int
 

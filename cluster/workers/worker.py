@@ -18,9 +18,9 @@ from cluster.workers.memory import keep_freed_memory
 from cluster.workers.plan import Plan, device_of
 from metatrain import evaluate
 from metatrain.core import (
+    ComputePath,
     Context,
     InputError,
-    Path,
     Problem,
     Purpose,
     Resident,
@@ -44,7 +44,7 @@ class Worker:
             exact_products()
         keep_freed_memory()
         self._prepared = prepared
-        self._path: Path = plan.path
+        self._path: ComputePath = plan.path
         self.layout = Layout(prepared.meta, plan.path)
         self._buffer = torch.zeros(self.layout.size, device=self._device)
         self._meta = self.layout.unflatten(self._buffer)

@@ -10,9 +10,7 @@ from torch import Tensor
 from metatrain.core import InputError, Task
 
 
-def check_examples(
-    task: Task, inputs: tuple[int, ...], outputs: int, *, classes: bool
-) -> None:
+def check_examples(task: Task, inputs: tuple[int, ...], outputs: int, *, classes: bool) -> None:
     """Refuse tasks that are not T tasks of examples of the shape `inputs` with their targets.
 
     task: examples as the network gets them.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
-from metatrain.core import Context, InputError, Model, Norm, Params, Path
+from metatrain.core import ComputePath, Context, InputError, Model, Norm, Params
 from metatrain.metrics import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.problems.environment import Environment, Rollout, advantages, check_environment
@@ -41,7 +41,7 @@ class Episodes:
     A network with a memory keeps it over an episode, and gets each action and its reward.
     """
 
-    def __init__(self, *, environment: Environment, model: Model, path: Path) -> None:
+    def __init__(self, *, environment: Environment, model: Model, path: ComputePath) -> None:
         self.environment, self.path = environment, path
         self.norm: tuple[Norm, ...] = ("none",)
         self.measures: Mapping[str, Measure] = {}

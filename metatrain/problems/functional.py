@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from metatrain.core import InputError, Params, Path
+from metatrain.core import ComputePath, InputError, Params
 
 
-def call(module: nn.Module, path: Path, params: Params, *inputs: Tensor) -> Any:
+def call(module: nn.Module, path: ComputePath, params: Params, *inputs: Tensor) -> Any:
     """The module as a function of T tasks' parameters [T, *shape] and inputs [T, ...]: outputs [T,
     ...].
 

@@ -13,12 +13,12 @@ from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from metatrain.core import (
+    ComputePath,
     Context,
     InputError,
     Model,
     Norm,
     Params,
-    Path,
     Task,
     Ticket,
     generator_for,
@@ -57,7 +57,7 @@ class Supervised:
         loss: Loss,
         metrics: Mapping[str, Loss],
         norm: Sequence[Norm],
-        path: Path,
+        path: ComputePath,
         classes: bool = False,
         to_float: Callable[[Tensor], Tensor] = lambda x: x,
         ordered: bool = False,

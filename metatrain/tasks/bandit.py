@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, at_least
+from metatrain.core import Adapt, ComputePath, Context, InputError, Model, Norm, Split, at_least
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
@@ -81,7 +81,7 @@ class Bandit(Generated):
         chances = task.probabilities
         return {"random": self.pulls * chances.mean(1), "best_arm": self.pulls * chances.amax(1)}
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Episodes:
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
         return Episodes(environment=self, model=model, path=path)
 
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:

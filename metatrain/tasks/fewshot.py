@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task, at_least
+from metatrain.core import (
+    Adapt,
+    ComputePath,
+    Context,
+    InputError,
+    Model,
+    Norm,
+    Split,
+    Task,
+    at_least,
+)
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
 from metatrain.data.sources import open_data
@@ -133,7 +143,7 @@ class FewShot:
         vars(there)["store"] = _resident(self.data, self.checksum, device)
         return there
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
         return Supervised(
             model=model,
             inputs=self.shape or self.store.shape,

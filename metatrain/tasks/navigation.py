@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, at_least
+from metatrain.core import Adapt, ComputePath, Context, InputError, Model, Norm, Split, at_least
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
@@ -73,7 +73,7 @@ class Navigation(Generated):
         """The return of not moving at all."""
         return {"standing_still": -self.horizon * task.places.norm(dim=-1)}
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Episodes:
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
         return Episodes(environment=self, model=model, path=path)
 
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:

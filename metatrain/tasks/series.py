@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, Model, Norm, Path, Split, Task, at_least
+from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, Task, at_least
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.generated import Generated
@@ -71,7 +71,7 @@ class Series(Generated):
         x, y = y.unfold(1, 2, 1)[:, :-1], y[:, 2:, None]
         return Task(x[:, : self.shots], y[:, : self.shots], x[:, self.shots :], y[:, self.shots :])
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
         return Supervised(
             model=model,
             inputs=(2,),

@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, Context, InputError, Model, Norm, Path, Split, Task, at_least
+from metatrain.core import (
+    Adapt,
+    ComputePath,
+    Context,
+    InputError,
+    Model,
+    Norm,
+    Split,
+    Task,
+    at_least,
+)
 from metatrain.data import columns, frames
 from metatrain.data.rows import Rows, feature_names, read
 from metatrain.metrics import MSE, Metric, mean_squared_error
@@ -191,7 +201,7 @@ class Table:
             )
         return found
 
-    def bind(self, model: Model, norm: Sequence[Norm], path: Path) -> Supervised:
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
         return Supervised(
             model=model,
             inputs=(len(self._features),),

@@ -1,0 +1,296 @@
+"""What families, models, problems and algorithms are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from metatrain.core.values import (
+    Adapt,
+    ComputePath,
+    Context,
+    Meta,
+    Norm,
+    Params,
+    Purpose,
+    Split,
+    Ticket,
+    Update,
+    count,
+    take,
+)
+from metatrain.errors import InputError
+from metatrain.metrics import Measure, Metric
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class TaskFamily(Protocol):
+    """A distribution over tasks: a frozen dataclass such as Sinusoid(shots=10).
+
+    A family without data gets `check`, `resolved` and `describe` from tasks.generated.Generated.
+    """
+
+    @property
+    def metric(self) -> Metric:
+        """The metric people read: one of those that the bound problem measures."""
+        ...
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Any:
+        """Draw `count` tasks of a split."""
+        ...
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Problem:
+        """The problem of learning these tasks with a model. `norm[0]` also normalises training."""
+        ...
+
+    def check(self, split: Split) -> None:
+        """Raise InputError if the split cannot give such tasks."""
+        ...
+
+    def resolved(self) -> TaskFamily:
+        """The family as a run records it, with nothing left open: its bundle binds it without its
+        data.
+        """
+        ...
+
+    def describe(self) -> str:
+        """The part of a protocol line that names the tasks."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """A family that shows what adaptation does."""
+
+    def picture(self, problem: Any, adapt: Adapt, context: Context) -> Figure:
+        """Draw tasks with the context's generator, and show them before and after adaptation.
+
+        problem: one that the family bound.
+        """
+        ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """A family whose data can lie on a device."""
+
+    def resident(self, device: torch.device) -> TaskFamily:
+        """The same family with its data, and so its samples, on the device."""
+        ...
+
+
+@runtime_checkable
+class RawExamples(Protocol):
+    """A family that takes a user's examples as they are, such as paths of images or rows of a
+    table.
+    """
+
+    def examples(self, raw: Any) -> Tensor:
+        """[N, *in]: N examples as the family's tasks have them; InputError if they cannot be."""
+        ...
+
+
+@runtime_checkable
+class RawNumbers(Protocol):
+    """A family whose targets are numbers on a scale of its own."""
+
+    def targets(self, raw: Any) -> Tensor:
+        """[N, outputs]: N targets as the family's tasks have them; InputError if they cannot be."""
+        ...
+
+    def predictions(self, output: Tensor) -> Tensor:
+        """[N] or [N, outputs]: the network's outputs [N, outputs] in the units of the data."""
+        ...
+
+
+class Model(Protocol):
+    """A network's hyper-parameters: a frozen dataclass such as MLP(hidden=(40, 40))."""
+
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
+        """Build the network for examples of shape `inputs`: a `body` that gives features [N, F],
+        and a `head` on them.
+
+        What a network with a memory is told after each example that it reads has `feedback`
+        numbers: the target, or the action and the reward. Other networks do not use it.
+        """
+        ...
+
+
+class Problem(Protocol):
+    """A family bound to a model: all that an algorithm knows of data and network.
+
+    `params` are all that a network needs to predict for T tasks: each tensor has a leading T. Among
+    them may be what is no weight: the state of a memory, or running statistics.
+    """
+
+    @property
+    def path(self) -> ComputePath: ...
+
+    @property
+    def norm(self) -> Sequence[Norm]:
+        """Whose statistics normalise query examples; ("none",) where nothing is normalised by
+        statistics.
+        """
+        ...
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh parameters that are trained, without a leading T."""
+        ...
+
+    def frozen(self, generator: torch.Generator) -> Params:
+        """Fresh parameters that are not: those that the network was built with
+        `requires_grad_(False)`.
+        """
+        ...
+
+    def state(self) -> Params:
+        """What training does not descend but tracks, as it is at the start: running statistics, if
+        `norm` says so.
+        """
+        ...
+
+    def statistics(self, params: Params, tasks: Any) -> Params:
+        """What the tasks say that `state` should be, by shared parameters, which have no leading
+        T.
+        """
+        ...
+
+    def support_loss(
+        self, params: Params, task: Any, context: Context, batch: Tensor | None = None
+    ) -> Tensor:
+        """[T] mean loss on the support set, or on the mini-batch of it that `batch` [T, B]
+        indexes.
+        """
+        ...
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """What an evaluation measures on all tasks together."""
+        ...
+
+    def predict(self, params: Params, task: Any, context: Context, norm: Norm | None = None) -> Any:
+        """Predict the query set: [T, Q, *out], or of a policy the episodes that it plays.
+
+        norm: whose statistics normalise the query examples; the first of `self.norm` by default.
+        """
+        ...
+
+    def judge(self, prediction: Any, task: Any) -> dict[str, Tensor]:
+        """Measure a prediction, [T] each: "loss", which can be differentiated, and the family's
+        metrics, which cannot.
+        """
+        ...
+
+    def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
+        """Predict the query set, then judge the prediction."""
+        ...
+
+    def check(self, task: Any) -> None:
+        """Raise InputError if the tasks are not what this problem is of."""
+        ...
+
+    def try_out(self, task: Any) -> Collection[str]:
+        """The names of the metrics; InputError if the network, the loss or a metric cannot compute
+        these tasks.
+        """
+        ...
+
+    def baselines(self, task: Any) -> dict[str, Tensor]:
+        """[T] each: the metric of methods that learn nothing."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A problem of labelled examples, on which an algorithm may compute by itself."""
+
+    @property
+    def classes(self) -> bool:
+        """Whether labels are classes; else they are numbers."""
+        ...
+
+    def support_size(self, task: Any) -> int:
+        """S, from which mini-batches are drawn."""
+        ...
+
+    def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
+        """[T, S, F] features of the support examples and [T, S, feedback] their labels, classes
+        as one-hot vectors.
+        """
+        ...
+
+    def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:
+        """Yield `params`, then with the network's memory after each support example."""
+        ...
+
+
+class Algorithm(Protocol):
+    """A meta-learning algorithm: a frozen dataclass such as MAML(inner_lr=0.4, inner_steps=1)."""
+
+    def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        """The meta-parameters to start from; InputError where the algorithm cannot learn this
+        problem.
+        """
+        ...
+
+    def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
+        """Yield the tasks' parameters before adaptation, then after each inner step: values,
+        without a graph.
+        """
+        ...
+
+    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+        """The direction that makes adaptation to such tasks better."""
+        ...
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """An algorithm whose updates depend on the outer step, such as by weights that anneal."""
+
+    def phase(self, step: int) -> Hashable:
+        """Equal for outer steps whose updates are the same computation.
+
+        A GPU may repeat a recorded update for another step of its phase. An update of a phased
+        algorithm may read `context.ticket.step`; any other that reads it is never repeated.
+        """
+        ...
+
+
+def labelled(problem: Problem) -> Labelled:
+    """A problem as one of labelled examples; InputError if it is none."""
+    if not isinstance(problem, Labelled):
+        raise InputError(
+            "this algorithm computes on labelled examples, and these tasks have none",
+            remedy="choose another algorithm",
+        )
+    return problem
+
+
+class Setting(NamedTuple):
+    """What tickets of one purpose are computed with."""
+
+    purpose: Purpose
+    split: Split
+    family: TaskFamily
+    algorithm: Algorithm
+    norm: tuple[Norm, ...]
+    seed: int
+    tasks: int  # a step's, or an evaluation's
+    tasks_per_ticket: int
+
+    def tickets(self, step: int = 0) -> list[Ticket]:
+        """All tickets of this purpose, in the order in which their answers are added."""
+        parts = -(-self.tasks // self.tasks_per_ticket)
+        work, variant = self.purpose
+        return [Ticket(work, self.split, step, part, variant) for part in range(parts)]
+
+
+def chunks(problem: Problem, tasks: Any) -> list[Any]:
+    """The tasks in groups that are computed at once: all, or each on its own to save memory."""
+    return [tasks] if problem.path == "batched" else [take(tasks, i) for i in range(count(tasks))]
