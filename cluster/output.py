@@ -1,8 +1,7 @@
-"""Where a run's results go: its folder, the checkpoint to continue from, and what a start must not
-overwrite.
+"""A run's folder: choose it, find the checkpoint to continue from, and never overwrite results.
 
-A new run takes a folder that is empty or holds no more than a start that ended before its first
-checkpoint leaves. What else lies there, and what only its own checkpoints could give again, is
+A new run takes a folder that is empty, or that holds only what a start leaves which ended before
+its first checkpoint. Other files, and results that cannot be made again from checkpoints, are
 refused before anything is written.
 """
 
@@ -27,9 +26,10 @@ from metatrain.storage import Folder
 
 log = logging.getLogger(__name__)
 
-RESULTS = {"result.json", "bundle", "figures"}  # what a run leaves at its end
-RECORDS = {"metrics.jsonl", "mlflow.json", "checkpoints"}  # what it leaves on its way
-EARLY = {"mlflow.json", "error.txt"}  # what is there before config.yaml
+RESULTS = {"result.json", "bundle", "figures"}  # written at the end of a run
+RECORDS = {"metrics.jsonl", "mlflow.json", "checkpoints"}  # written during a run
+EARLY = {"mlflow.json", "error.txt"}  # may be there before config.yaml
+# The keys by which a config.yaml is a run's.
 KEYS = {
     "name",
     "family",
@@ -47,11 +47,11 @@ KEYS = {
 def choose(
     config: RunConfig, resume: str | None, *, trial: bool = False
 ) -> tuple[Folder, checkpoint.Saved | None]:
-    """A run's folder, and the checkpoint to continue from; InputError if something there would be
-    lost.
+    """Return a run's folder, and the checkpoint to continue from.
 
-    The folder of a sweep's `trial` is its own, in which it may also continue from another trial's
-    checkpoint.
+    trial: the folder is a sweep's trial's own, which may continue from another trial's checkpoint.
+
+    Raises InputError if the run would overwrite something.
     """
     runs = Path("runs") / config.name
     folder, saved = Folder(config.output or _dated(runs)), None
@@ -70,14 +70,14 @@ def choose(
         _check_free(folder, resume)
         _check_place(config.checkpoint.uri)
         if resume:
-            log.info("there is nothing to resume for %s: starting afresh", config.name)
+            log.info("there is nothing to resume for %s: starting a new run", config.name)
     elif not trial:
         _check_continued(folder, config, saved)
     return folder, saved
 
 
 def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list[Path]:
-    """Write a run's config.yaml, and the source of modules of the user's own."""
+    """Write config.yaml and the source of the user's own modules; return their paths."""
     written = [folder / "config.yaml"]
     storage.write(str(written[0]), schema.as_yaml(config).encode())
     for name, data in code.items():
@@ -86,8 +86,9 @@ def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list
 
 
 def whole_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """(step, line) for each whole line of a metrics.jsonl; a process that was killed while writing
-    left half of one.
+    """Yield (step, line) for each whole line of a metrics.jsonl.
+
+    A process that was killed while writing leaves half a line.
     """
     for line in data.split(b"\n"):
         try:
@@ -101,7 +102,7 @@ def whole_lines(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 class _Held(NamedTuple):
-    """What a folder holds."""
+    """The contents of a folder."""
 
     names: set[str]
     config: schema.Tree | None  # of the run whose folder it is
@@ -114,7 +115,7 @@ class _Held(NamedTuple):
         )
 
     def is_ahead(self) -> bool:
-        """Whether the run has more than it would have before its first checkpoint."""
+        """Whether the run has made more steps than come before its first checkpoint."""
         try:
             config = self.config or {}
             first = min(int(config["checkpoint"]["every_steps"]), int(config["outer"]["steps"]))
@@ -132,36 +133,30 @@ def _look(folder: Folder) -> _Held:
     names = {info.base_name for info in held} - {name for name in files if name.startswith(".")}
     config = _recorded(uri) if "config.yaml" in files else None
     lines = whole_lines(storage.read(f"{uri}/metrics.jsonl")) if "metrics.jsonl" in files else []
-    own = (
-        [config["checkpoint"]["uri"]]
-        if config is not None and config["checkpoint"].get("uri")
-        else []
-    )
-    return _Held(
-        names, config, max((step for step, _ in lines), default=-1), [*own, f"{uri}/checkpoints"]
-    )
+    last = max((step for step, _ in lines), default=-1)
+    elsewhere = config["checkpoint"].get("uri") if config is not None else None
+    roots = [*([elsewhere] if elsewhere else []), f"{uri}/checkpoints"]
+    return _Held(names, config, last, roots)
 
 
 def _recorded(uri: str) -> schema.Tree | None:
-    """The config.yaml of a run; None if it is something else's."""
+    """Read the config.yaml of a run; None if it is something else's."""
     try:
         tree = yaml.safe_load(storage.read(f"{uri}/config.yaml").decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    return (
-        tree
-        if isinstance(tree, dict) and tree.keys() >= KEYS and isinstance(tree["checkpoint"], dict)
-        else None
-    )
+    if not isinstance(tree, dict) or not tree.keys() >= KEYS:
+        return None
+    return tree if isinstance(tree["checkpoint"], dict) else None
 
 
 def _root(saved: checkpoint.Saved) -> str:
-    """Where a checkpoint lies, with others of its run."""
+    """Return the folder that holds a run's checkpoints, from one of them."""
     return saved.uri.rpartition("/")[0]
 
 
 def _newest(folder: Folder, config: RunConfig) -> str | None:
-    """The newest checkpoint of the run in a folder, or of the one that lost this folder."""
+    """Return the newest checkpoint of the run in a folder, or of a run whose folder is lost."""
     newest, uri = _look(folder).newest(), config.checkpoint.uri
     if newest is None and uri is not None and config.output is not None:
         newest = checkpoint.latest(uri)
@@ -171,25 +166,21 @@ def _newest(folder: Folder, config: RunConfig) -> str | None:
 
 
 def _check_free(folder: Folder, resume: str | None) -> None:
-    """Refuse a folder that holds something else, or a run."""
+    """Refuse a folder that holds a run, or anything else."""
     held = _look(folder)
     if held.config is None or not held.names & RECORDS:
         early = EARLY if held.config is None else EARLY | {"config.yaml", "code"}
         other = sorted(name for name in held.names - early if not name.endswith(".partial"))
         if other:
             raise InputError(
-                f"{folder} is not empty and holds no run, but {other[0]}",
+                f"{folder} holds {other[0]} and no run",
                 remedy="give another output",
             )
         return
     newest = held.newest()
     if newest is None and held.is_ahead():
         raise InputError(
-            (
-                f"{folder} holds a run that cannot be continued, as {held.roots[0]} has no "
-                "checkpoint "
-                "of it"
-            ),
+            f"{folder} holds a run whose checkpoints are gone from {held.roots[0]}",
             remedy="give another output, or put its checkpoints back",
         )
     if resume is None and (
@@ -197,26 +188,23 @@ def _check_free(folder: Folder, resume: str | None) -> None:
     ):
         raise InputError(
             f"{folder} already holds a run",
-            remedy="pass --resume auto to continue it, or another output",
+            remedy="pass --resume auto to continue it, or give another output",
         )
 
 
 def _check_continued(folder: Folder, config: RunConfig, saved: checkpoint.Saved) -> None:
-    """Refuse to continue from a checkpoint in the folder, or with the checkpoint.uri, of another
-    run.
-    """
+    """Refuse to continue a checkpoint in another run's folder or with its checkpoint.uri."""
     held, root, place = _look(folder), _root(saved), config.checkpoint.uri
     own = any(_same(root, other) for other in held.roots)
-    if not own and not (
-        held.config is not None and _same(held.config["output"], saved.config.output)
-    ):
+    output = held.config["output"] if held.config is not None else None
+    if not own and not _same(output, saved.config.output):
         _check_free(folder, None)
     if place is not None and not any(_same(place, other) for other in (root, *held.roots)):
         _check_place(place)
 
 
 def _check_place(uri: str | None) -> None:
-    """Refuse a checkpoint.uri whose checkpoints the first own one would replace."""
+    """Refuse a checkpoint.uri that holds another run's checkpoints, which would be replaced."""
     if uri is not None and storage.is_file(uri):
         raise InputError(f"checkpoint.uri is {uri}, which is a file", remedy="give a folder")
     if uri is not None and checkpoint.latest(uri) is not None:
@@ -227,18 +215,17 @@ def _check_place(uri: str | None) -> None:
 
 
 def _same(one: str | None, other: str | None) -> bool:
-    """Whether two paths or addresses are of one place."""
-    return one is not None and other is not None and _whole(one) == _whole(other)
+    """Whether two paths or addresses name one place."""
+    return one is not None and other is not None and _absolute(one) == _absolute(other)
 
 
-def _whole(uri: str) -> str:
+def _absolute(uri: str) -> str:
     local = uri.removeprefix("file://")
     return uri.rstrip("/") if storage.is_remote(local) else str(Path(local).resolve())
 
 
 def _dated(runs: Path) -> Path:
-    """A folder of this moment; those of runs that start in the same second are numbered."""
+    """Return a new folder with date and time; runs of the same second are numbered."""
     name = time.strftime("%Y%m%d-%H%M%S")
-    return next(
-        path for i in count() if not (path := runs / (f"{name}-{i}" if i else name)).exists()
-    )
+    paths = (runs / (f"{name}-{i}" if i else name) for i in count())
+    return next(path for path in paths if not path.exists())

@@ -40,6 +40,8 @@ LONG = SINUSOID | {
     "tracking": {"experiment": "jobs"},
 }
 
+OR_ELSE = "pass --resume auto to continue it, or give another output"
+
 
 def written(path: Path, tree: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(tree))
@@ -181,8 +183,7 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
     assert last(unknown.stderr).startswith(
         "error: there is no job lang on this cluster; the nearest name is long: "
     )
-    holds = f"{where} already holds a run: pass --resume auto to continue it, or another output"
-    assert last(refused.stderr).endswith(holds)
+    assert last(refused.stderr).endswith(f"{where} already holds a run: {OR_ELSE}")
     assert not actors
     (recorded,) = runs_of(nodes.environment["MLFLOW_TRACKING_URI"], "jobs")
     assert recorded.info.status == "KILLED"
@@ -436,7 +437,7 @@ def test_a_sweep_as_a_job_leaves_parent_and_children(nodes: Nodes, s3: S3, tmp_p
     for resume, why in (
         (
             [],
-            f"{where} already holds a sweep: pass --resume auto to continue it, or another output",
+            f"{where} already holds a sweep: {OR_ELSE}",
         ),
         (["--resume", "auto"], f"the sweep in {where} is finished: give another output"),
     ):

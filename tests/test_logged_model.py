@@ -162,7 +162,7 @@ def test_it_is_code_and_plain_files(tmp_path: Path) -> None:
     }
     assert "python_model" not in files["MLmodel"].read_text()  # the key of a pickled one
     wanted = files["requirements.txt"].read_text().splitlines()
-    assert {line.partition("==")[0] for line in wanted} == set(logged_model.PACKAGES)
+    assert {line.partition("==")[0] for line in wanted} == set(logged_model.NEEDED)
     assert not [line for line in wanted if "/" in line or "@" in line or "+" in line]
 
 

@@ -131,9 +131,7 @@ def test_a_folder_with_something_else_is_refused(
 ) -> None:
     folder = made(tmp_path / "taken")
     before = files(folder)
-    with pytest.raises(
-        InputError, match=r"taken is not empty and holds no run, but \S+: give another output"
-    ):
+    with pytest.raises(InputError, match=r"taken holds \S+ and no run: give another output"):
         run.prepare(config(SINUSOID, output=str(folder)), resume)
     assert files(folder) == before
 
@@ -146,7 +144,7 @@ def test_the_folder_of_a_project_by_its_dot_is_refused_on_the_command_line(
     before = files(tmp_path)
     done = command("train", "../s.yaml", "--set", "output=.")
     assert done.returncode == 2
-    assert done.stderr == "error: . is not empty and holds no run, but .git: give another output\n"
+    assert done.stderr == "error: . holds .git and no run: give another output\n"
     assert files(tmp_path) == before
 
 
@@ -156,7 +154,7 @@ def test_the_folder_of_a_project_by_its_dot_is_refused_on_the_command_line(
 def test_a_folder_of_a_runs_is_no_runs_folder(inside: str, done: Path) -> None:
     (done / "figures" / "curve.png").write_bytes(b"a picture")  # tests draw none themselves
     before = files(done)
-    with pytest.raises(InputError, match="is not empty and holds no run"):
+    with pytest.raises(InputError, match=r"holds \S+ and no run"):
         run.prepare(config(SINUSOID, output=str(done / inside)))
     assert files(done) == before
 
@@ -178,9 +176,7 @@ def test_an_address_with_other_objects_is_refused(resume: str | None, s3: S3) ->
         where = f"s3://bucket/{resume}-{len(name)}"
         storage.write(f"{where}/{name}", b"mine")
         s3.log.write_text("")
-        with pytest.raises(
-            InputError, match=f"is not empty and holds no run, but {name.partition('/')[0]}: give"
-        ):
+        with pytest.raises(InputError, match=f"holds {name.partition('/')[0]} and no run: give"):
             run.prepare(config(SINUSOID, output=where), resume)
         assert not s3.asked(
             "GET", f"{where.removeprefix('s3://bucket/')}/{name}"
@@ -227,7 +223,7 @@ def test_what_an_early_end_leaves_is_no_hindrance(
         return
     assert run.prepare(settings, resume).learner.version == 0
     assert (resume is not None) == (
-        "there is nothing to resume for sinusoid: starting afresh" in caplog.messages
+        "there is nothing to resume for sinusoid: starting a new run" in caplog.messages
     )
 
 
@@ -247,10 +243,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_over(
             shutil.rmtree(done / name) if (done / name).is_dir() else (done / name).unlink()
         (done / "mlflow.json").write_text("{}")
     before = files(done)
-    sentence = (
-        r"run holds a run that cannot be continued, as \S+run/checkpoints has no "
-        r"checkpoint of it: give another"
-    )
+    sentence = r"run holds a run whose checkpoints are gone from \S+run/checkpoints: give another"
     with pytest.raises(InputError, match=sentence):
         run.prepare(config(SINUSOID, output=str(done), **SHORT), resume)
     assert files(done) == before
@@ -273,7 +266,7 @@ def test_a_run_whose_checkpoint_uri_is_gone_is_not_started_over(
     for resume in (None, "auto"):
         with pytest.raises(
             InputError,
-            match="cannot be continued, as elsewhere has no checkpoint of it: give another",
+            match="whose checkpoints are gone from elsewhere: give another",
         ):
             run.prepare(again, resume)
     assert files(tmp_path) == before
@@ -335,7 +328,7 @@ def test_a_run_continues_in_its_own_folder_or_in_a_free_one(
     before = files(tmp_path)
     for name, sentence in (
         ("other", "other already holds a run"),
-        ("other/bundle", "bundle is not empty and holds"),
+        ("other/bundle", r"bundle holds \S+ and no run"),
     ):
         with pytest.raises(InputError, match=sentence):
             run.prepare(config(SINUSOID, output=str(tmp_path / name), **more), str(done))

@@ -128,7 +128,7 @@ def _check_folder(search: Search, resume: str | None) -> None:
         if not resume:
             raise InputError(
                 f"{folder} already holds a sweep",
-                remedy="pass --resume auto to continue it, or another output",
+                remedy="pass --resume auto to continue it, or give another output",
             )
         other = searches.changed(searches.load(folder / "sweep.yaml"), search)
         if other is not None:

@@ -1,6 +1,4 @@
-"""What a run learns from and is measured on, as data sets of MLflow's: name, checksum, place,
-splits and counts.
-"""
+"""A run's data as data sets of MLflow: name, checksum, place, splits and counts."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ class Described(NamedTuple):
 
 
 def inputs(settings: Iterable[Setting]) -> list[DatasetInput]:
-    """The data sets of a run, one for each use; InputError if the data is not at hand."""
+    """Return the data sets of a run, one for each use; InputError if the data cannot be found."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     found = []
@@ -58,7 +56,7 @@ def inputs(settings: Iterable[Setting]) -> list[DatasetInput]:
 
 
 def describe(family: TaskFamily, split: Split) -> Described:
-    """A split of the data that a family draws its tasks from, or the law by which it makes them."""
+    """Describe a split of a family's data, or the settings from which it generates tasks."""
     if isinstance(family, FewShot):
         return _images(family, split)
     if isinstance(family, Table):
@@ -79,9 +77,7 @@ def describe(family: TaskFamily, split: Split) -> Described:
 
 
 def place(data: str) -> tuple[str, dict[str, Any]]:
-    """The kind of a data set's source, and its name or where it lies: without a user, a password or
-    a query.
-    """
+    """Return the kind of a data set's source, and its name or its address without secrets."""
     scheme, mark, _ = data.partition("://")
     if mark:
         return scheme, {"uri": _cleaned(data)}
@@ -89,7 +85,7 @@ def place(data: str) -> tuple[str, dict[str, Any]]:
 
 
 def _cleaned(value: Any) -> Any:
-    """The same without users, passwords and queries of addresses."""
+    """Remove users, passwords and queries from all addresses in a value."""
     if isinstance(value, dict):
         return {key: _cleaned(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The bundle of a run as a logged model, for `mlflow.pyfunc.load_model`; its code is served.py."""
+"""A run's bundle as a logged model, for `mlflow.pyfunc.load_model`; its code is served.py."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_name("served.py")
-NOT_IN_NAMES = re.compile(
-    r"[/:.%\"'\s]+"
-)  # MLflow's rule; a space would have to be quoted in runs:/RUN/NAME
-# What predicting needs. MLflow would load the model in another process to find it out, which takes
-# many seconds.
-PACKAGES = (
+# MLflow's rule for names; a space would have to be quoted in runs:/RUN/NAME.
+NOT_IN_NAMES = re.compile(r"[/:.%\"'\s]+")
+# The packages that predicting needs. MLflow would load the model in another process to find them,
+# which takes many seconds.
+NEEDED = (
     "ray-metatrain",
     "mlflow",
     "torch",
@@ -54,11 +53,9 @@ QUERIES = 2  # rows in the example that have none
 def record(
     client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, step: int
 ) -> str | None:
-    """Log a bundle as an output of a run, with a signature and an example; the model's id, or None
-    if it can be none.
+    """Log a bundle as an output of a run, with a signature and an example.
 
-    A bundle can be none if its family has no labelled examples, or none that are columns of a
-    table.
+    Returns the model's id, or None if the family's examples are not labelled columns of a table.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
@@ -67,9 +64,7 @@ def record(
         learned = inference.load(bundle)
         example = example_of(learned)
     except InputError as reason:
-        log.info(
-            "MLflow has the bundle as files only, and not as a model that predicts: %s", reason
-        )
+        log.info("MLflow has the bundle as files and not as a model that predicts: %s", reason)
         return None
     made = client.create_logged_model(
         experiment_id,
@@ -97,7 +92,7 @@ def record(
 
 
 def described(learned: Learned) -> str:
-    """What it predicts from what: the description on its page."""
+    """Return the description on the model's page: its protocol, inputs and outputs."""
     from cluster.tracking import served
 
     features, targets = (
@@ -108,20 +103,16 @@ def described(learned: Learned) -> str:
     )
     return (
         f"{learned.protocol}\n\nThe input is a table of {features}{bytes_of}, and {targets}. It "
-        "adapts to the rows "
-        f"that have {targets}, and predicts those that have none."
+        f"adapts to the rows that have {targets}, and predicts those that have none."
     )
 
 
 def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, model: Any) -> None:
-    """Write the model to `folder`/model: the script, the bundle, and the source of the user's own
-    modules.
-    """
+    """Write the model to `folder`/model: the script, the bundle, the user's own modules."""
     from mlflow import pyfunc
 
-    copy = (
-        folder / "bundle"
-    )  # MLflow would read the bundle's own path as an address, and a % in it as a code
+    # MLflow would read the bundle's own path as an address, and a % in it as a code.
+    copy = folder / "bundle"
     shutil.copytree(bundle, copy)
     code = copy / "code"
     pyfunc.save_model(
@@ -140,8 +131,9 @@ def save(bundle: Path, learned: Learned, example: pd.DataFrame, folder: Path, mo
 
 
 def signature(learned: Learned, example: pd.DataFrame) -> ModelSignature:
-    """The columns of the table, none of which may be missing: what is to be predicted has an empty
-    label or target.
+    """Return the columns of the input and of the predictions.
+
+    No column may be missing: a row to predict has an empty label or target.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -167,7 +159,7 @@ def signature(learned: Learned, example: pd.DataFrame) -> ModelSignature:
 
 
 def example_of(learned: Learned) -> pd.DataFrame:
-    """A few rows of a task of the evaluation, of which the last have no label or target."""
+    """Return a few rows of a task of the evaluation; the last ones have no label or target."""
     import pandas as pd
 
     from cluster.tracking import served
@@ -199,9 +191,9 @@ def example_of(learned: Learned) -> pd.DataFrame:
 
 
 def requirements() -> list[str]:
-    """The packages as they are here, without the label of a build, which no registry has."""
+    """Return the needed packages with their versions, without the labels of builds."""
     found = []
-    for package in PACKAGES:
+    for package in NEEDED:
         try:
             found.append(f"{package}=={metadata.version(package).partition('+')[0]}")
         except metadata.PackageNotFoundError:  # a job's own copy of this project
@@ -210,7 +202,7 @@ def requirements() -> list[str]:
 
 
 def _png(image: Tensor) -> bytes:
-    """The file of an image, uint8 [C, H, W]."""
+    """Return a PNG file of an image, uint8 [C, H, W]."""
     file, pixels = io.BytesIO(), image.permute(1, 2, 0).numpy()
     Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(file, "PNG")
     return file.getvalue()

@@ -1,7 +1,6 @@
-"""The script of a logged model, of which MLflow keeps a copy and runs it to load the model: nothing
-is pickled.
+"""The script of a logged model: MLflow keeps a copy, and runs it to load the model; no pickle.
 
-One table goes in: its rows with a label or a target are the support set, those without are
+The input is one table. Rows with a label or a target are the support set; rows without one are
 predicted.
 """
 
@@ -36,9 +35,9 @@ class Served(PythonModel):  # type: ignore[misc]
 
 
 def columns(learned: Any) -> tuple[list[str], list[str]]:
-    """The names of the columns that are an example, and of those that are its label or targets.
+    """Return the columns of an example, and those of its label or targets.
 
-    InputError if this family's examples are no columns of a table.
+    Raises InputError if the family's examples are not columns of a table.
     """
     family: Any = learned.recipe.family
     numbered = ["y"] if learned.targets == 1 else [f"y{i}" for i in range(learned.targets)]
@@ -49,8 +48,8 @@ def columns(learned: Any) -> tuple[list[str], list[str]]:
         return list(family.features or ()), [family.target]
     if isinstance(family, RawExamples):
         raise InputError(
-            f"{learned.recipe.family.name} takes examples of its own kind, for which there are no "
-            "columns of a table"
+            f"{learned.recipe.family.name} takes examples of its own kind, which are not columns "
+            "of a table"
         )
     size = math.prod(learned.inputs)
     if size > MOST_COLUMNS:
@@ -62,25 +61,21 @@ def columns(learned: Any) -> tuple[list[str], list[str]]:
 
 
 def predict(learned: Any, rows: pd.DataFrame) -> pd.DataFrame:
-    """The predictions of the unlabelled rows, in their order and with their index, from the
-    labelled ones.
-    """
+    """Adapt to the labelled rows and predict the others, in their order and with their index."""
     features, targets = columns(learned)
     missing = rows[targets].isna()
     unknown = missing.all(axis=1)
     if (missing.any(axis=1) & ~unknown).any():
         raise InputError(
             f"a row has some of {', '.join(targets)}",
-            remedy="give all of them, or none in a row to be predicted",
+            remedy="give all of them, or none in a row to predict",
         )
     support, query = rows[~unknown], rows[unknown]
     if support.empty:
-        raise InputError(
-            f"no row has its {targets[0]}", remedy="give the examples to adapt to theirs"
-        )
+        raise InputError(f"no row has its {targets[0]}", remedy="give it in the rows to adapt to")
     if query.empty:
         raise InputError(
-            f"every row has its {targets[0]}", remedy="leave it empty in the rows to be predicted"
+            f"every row has its {targets[0]}", remedy="leave it empty in the rows to predict"
         )
     given = (
         support[targets[0]].tolist() if len(targets) == 1 else support[targets].to_numpy(np.float64)
@@ -98,16 +93,14 @@ def predict(learned: Any, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def outputs(learned: Any) -> list[str]:
-    """The names of the columns of numbers that are predicted."""
-    return (
-        ["prediction"]
-        if learned.targets == 1
-        else [f"prediction{i}" for i in range(learned.targets)]
-    )
+    """Return the columns of predicted numbers."""
+    if learned.targets == 1:
+        return ["prediction"]
+    return [f"prediction{i}" for i in range(learned.targets)]
 
 
 def _examples(learned: Any, rows: pd.DataFrame, features: list[str]) -> Any:
-    """Rows as `adapt` and `predict` take them."""
+    """Return rows as `adapt` and `predict` take them."""
     if isinstance(learned.recipe.family, FewShot):
         return [_encoded(image) for image in rows["image"]]
     if isinstance(learned.recipe.family, Table):
@@ -116,7 +109,7 @@ def _examples(learned: Any, rows: pd.DataFrame, features: list[str]) -> Any:
 
 
 def _encoded(image: Any) -> bytes:
-    """The bytes of an image's file. A path is refused: a server that predicts would open it."""
+    """Return the bytes of an image's file, and refuse a path, which a server would open."""
     if not isinstance(image, bytes | bytearray | memoryview):
         raise InputError(
             f"image holds {type(image).__name__}",
