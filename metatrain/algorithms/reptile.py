@@ -10,18 +10,7 @@ import torch
 from torch import Tensor
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import (
-    Context,
-    InputError,
-    Labelled,
-    Meta,
-    Params,
-    Problem,
-    Update,
-    chunks,
-    count,
-    labelled,
-)
+from metatrain.core import Context, Meta, Params, Problem, Update, chunks, count, labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +42,8 @@ class Reptile:
         )
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        if self.inner_batch is not None and not isinstance(problem, Labelled):
-            raise InputError(
-                "inner_batch draws from examples, and an environment has none",
-                remedy="leave it out",
-            )
+        if self.inner_batch is not None:
+            labelled(problem, "leave algorithm.inner_batch out")
         return Meta(problem.init(generator), {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:

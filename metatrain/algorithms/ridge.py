@@ -68,6 +68,7 @@ def regression(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
     """[T, F, C]: the W that minimises |x W - y|^2 + strength * |W|^2; x [T, S, F], y [T, S, C]."""
     examples, features = x.shape[1:]
     eye = torch.eye(min(examples, features), dtype=x.dtype, device=x.device)
+    # Both are positive definite: there is nothing to check, for which a GPU would have to wait.
     if examples < features:
-        return x.mT @ torch.linalg.solve(x @ x.mT + strength * eye, y)
-    return torch.linalg.solve(x.mT @ x + strength * eye, x.mT @ y)
+        return x.mT @ torch.linalg.solve_ex(x @ x.mT + strength * eye, y)[0]
+    return torch.linalg.solve_ex(x.mT @ x + strength * eye, x.mT @ y)[0]

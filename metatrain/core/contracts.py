@@ -262,12 +262,12 @@ class Phased(Protocol):
         ...
 
 
-def labelled(problem: Problem) -> Labelled:
+def labelled(problem: Problem, remedy: str = "choose another algorithm") -> Labelled:
     """A problem as one of labelled examples; InputError if it is none."""
     if not isinstance(problem, Labelled):
         raise InputError(
             "this algorithm computes on labelled examples, and these tasks have none",
-            remedy="choose another algorithm",
+            remedy=remedy,
         )
     return problem
 

@@ -1,6 +1,4 @@
-"""Batch normalisation without hidden state: whose statistics normalise is decided by the caller of
-the network.
-"""
+"""Batch normalisation without hidden state: the caller decides whose statistics normalise."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ class BatchStatistics(nn.Module):
         super().__init__()
         self.eps = eps
         self.statistics: Statistics = "batch"
-        self.held = (
-            False  # whether it came with statistics of its own, which only `norm: running` uses
-        )
+        self.held = False  # whether it came with its own statistics, for `norm: running` alone
         self.scale = nn.Parameter(torch.ones(channels)) if scale else None
         self.shift = nn.Parameter(torch.zeros(channels)) if shift else None
         self.register_buffer("mean", torch.zeros(channels))
@@ -68,9 +64,7 @@ class BatchStatistics(nn.Module):
         return x * factor + (shift[:, None] - mean * factor)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift. Without a scale, batch_norm's second derivative fails in PyTorch: ones
-        stand in for it.
-        """
+        """Scale and shift; ones for no scale, without which PyTorch fails in second order."""
         shift = torch.zeros_like(self.mean) if self.shift is None else self.shift
         return torch.ones_like(shift) if self.scale is None else self.scale, shift
 
@@ -101,12 +95,11 @@ TORCHS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def converted(module: nn.Module) -> nn.Module:
-    """The network with BatchStatistics in place of torch's batch normalisation, of the same eps,
-    scale and shift.
+    """The network with BatchStatistics in place of torch's batch normalisation.
 
-    torch's layers change their running statistics in the forward pass; here `norm: running` tracks
-    them, from those that the layer has. InputError for a layer that does not know its number of
-    channels yet, or computes otherwise.
+    They have the same eps, scale and shift. torch's layers change their running statistics in the
+    forward pass; here `norm: running` tracks them, from those that the layer has.
+    Raises InputError for a layer that does not know its number of channels yet, or is no torch's.
     """
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
@@ -125,9 +118,7 @@ def _converted(norm: _BatchNorm) -> BatchStatistics:
     if type(norm) not in TORCHS:
         raise InputError(
             f"{type(norm).__name__} keeps running statistics and is none of torch's own layers",
-            remedy=(
-                "use torch.nn.BatchNorm2d, say, or metatrain.models.normalisation.BatchStatistics"
-            ),
+            remedy="use torch.nn.BatchNorm2d or metatrain.models.normalisation.BatchStatistics",
         )
     layer = BatchStatistics(norm.num_features, norm.affine, norm.affine, norm.eps)
     if norm.affine:
