@@ -17,9 +17,9 @@ from cluster.pools.pool import Snapshot
 from cluster.workers.plan import choose_plan
 from metatrain import protocol
 from metatrain.algorithms import MAML
-from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores, Task
+from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores
 from metatrain.evaluate import scores, summarise
-from metatrain.metrics import ACCURACY, ECE, Metric
+from metatrain.metrics import ACCURACY, ECE
 from metatrain.models import MLP
 from metatrain.names import described
 from metatrain.start import prepare
@@ -217,47 +217,6 @@ def test_an_evaluation_does_not_take_what_would_change_nothing(base: Any, algori
     prepared = prepare(config(SINUSOID, algorithm=base).recipe())
     line = protocol.of_score(prepared, Purpose("score"), 1)
     assert line.count("initial_lr") == (base["name"] == "meta_sgd")  # of the training only
-
-
-@pytest.mark.parametrize(
-    ("metric", "text", "brief", "interval"),
-    [
-        (Metric("f1", "max", "percent"), "91.03%", "91.0%", "91.03 ± 1.12%"),
-        (Metric("accuracy", "max"), "0.9103", "0.910", "0.9103 ± 0.0112"),
-        (Metric("error", "min", "log"), "0.9103", "0.910", "0.9103 ± 0.0112"),
-    ],
-)
-def test_a_metric_is_read_as_it_says_and_not_as_it_is_called(
-    metric: Metric, text: str, brief: str, interval: str
-) -> None:
-    assert (metric.text(0.9103), metric.brief(0.9103)) == (text, brief)
-    assert metric.interval(0.9103, 0.0112) == interval
-    assert metric.text(math.nan) == metric.brief(math.inf) == "none"
-    assert metric.interval(math.nan, math.nan) == "none ± none"
-    assert Metric("mse", "min").text(123456.7) == "1.235e+05"
-
-
-def test_the_calibration_error_is_of_all_examples_together_and_not_a_mean_over_tasks() -> None:
-    """Guo et al. 2017, equation 3, from its words."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(6, 10, 5, generator=generator)
-    labels = torch.randint(5, (6, 10), generator=generator)
-    tasks = Task(logits, labels, logits, labels)
-    confidences, predicted = logits.softmax(-1).flatten(0, 1).max(-1)
-    right = (predicted == labels.flatten()).double()
-    expected = 0.0
-    for m in range(15):
-        inside = (confidences >= m / 15) & (confidences < (m + 1) / 15)
-        if inside.any():
-            gap = right[inside].mean() - confidences[inside].double().mean()
-            expected += float(inside.double().mean() * gap.abs())
-    bins = ECE.pool(logits, tasks)
-    assert bins.shape == (6, 15, 3)
-    assert ECE.value(bins) == pytest.approx(expected, rel=1e-6)
-    assert ECE.value(bins) != pytest.approx(sum(ECE.value(b[None]) for b in bins) / 6, rel=0.05)
-    certain = torch.eye(5)[labels] * 1e4  # the largest confidence is in the last bin
-    assert ECE.value(ECE.pool(certain, tasks)) == 0.0
-    assert ECE.value(ECE.pool(-certain, tasks)) == pytest.approx(0.25)  # four classes, all wrong
 
 
 def test_measures_leave_diverged_tasks_out() -> None:

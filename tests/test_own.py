@@ -505,7 +505,7 @@ def test_code_of_a_bundle_is_run_only_if_python_is_told_to_look_there(
         f"'mine'): its source is in {moved}/code; read it, and if you trust it, set "
         f"PYTHONPATH='{moved}/code'"
     )
-    assert done.stderr.splitlines()[-1] == f"metatrain.core.InputError: {sentence}"
+    assert done.stderr.splitlines()[-1] == f"metatrain.errors.InputError: {sentence}"
     done = loading(elsewhere, moved, PYTHONPATH=f"{moved}/code")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{moved}/code/helpers.py\n", "")
     assert (
