@@ -11,7 +11,7 @@ ifneq ($(TORCH),cpu)
 $(error TORCH is $(TORCH): leave it out, or set it to cpu)
 endif
 endif
-PYTEST = $(BIN)/pytest --numprocesses 2 --dist loadgroup
+PYTEST = $(BIN)/pytest --numprocesses 2
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint fast all format

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -20,13 +23,23 @@ from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a service, or a file's fixtures, in one of pytest's processes."""
-    for item in items:
-        shared = ("nodes", "ray_cluster", "_omniglot_cache")
-        used = [name for name in shared if name in item.fixturenames]
-        item.add_marker(pytest.mark.xdist_group([*used, item.path.stem][0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all tests of a file, and of files that share a service, to one of pytest's processes."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByService(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return service_of(config.rootpath / file) or file
+
+    return ByService(config, log)
+
+
+@cache
+def service_of(file: Path) -> str | None:
+    text = file.read_text()
+    return next((name for name in ("nodes: Nodes", "ray_cluster") if name in text), None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,15 +102,18 @@ def ray_cluster(_s3: S3) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _omniglot_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real Omniglot, imported once into a cache of its own."""
+    """The real Omniglot, imported once into a cache of its own, which pytest's processes share."""
     source = Path(os.environ.get("METATRAIN_DATA", "")) / "omniglot"
     if not (source / "images_background.zip").exists():
         pytest.skip("METATRAIN_DATA has no omniglot/images_background.zip")
-    folder = cache_in(tmp_path_factory.mktemp("omniglot") / "cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METATRAIN_CACHE", str(folder))
-        import_data("omniglot", source)
-    return folder
+    own = tmp_path_factory.getbasetemp()
+    top = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with (top / "omniglot.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (top / "omniglot").exists():
+            patch.setenv("METATRAIN_CACHE", str(cache_in(top / "omniglot")))
+            import_data("omniglot", source)
+    return top / "omniglot"
 
 
 @pytest.fixture
