@@ -515,8 +515,8 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
         budget={"trials": 4},
         search="optuna",
         at_once=2,
-        outer__steps=1500,
-        validation__every_steps=100,
+        outer__steps=900,
+        validation__every_steps=60,
         tracking__uri=None,
     )
     arguments = [sys.executable, "-m", "tuning.cli", "tune", "sweep.yaml"]
