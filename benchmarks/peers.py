@@ -104,7 +104,7 @@ def loss_of(workload: Workload) -> Callable[[Tensor, Tensor], Tensor]:
 def adapting(workload: Workload, names: dict[str, str]) -> list[str]:
     """The usual network's names of what the inner loop changes."""
     patterns = workload.algorithm.adapts if isinstance(workload.algorithm, MAML) else ("*",)
-    chosen = inner_loop.matching(list(names.values()), patterns)
+    chosen = inner_loop.adapting(list(names.values()), patterns)
     return [name for name, ours in names.items() if ours in chosen]
 
 

@@ -70,7 +70,7 @@ def check_positive(**options: float | None) -> None:
             raise InputError(name, got=value, expected="above 0")
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def adapting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The names that match a pattern; InputError if a pattern matches none."""
     if not patterns:
         raise InputError(

@@ -49,7 +49,7 @@ class MAML:
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
-        inner_loop.matching(list(model), self.adapts)
+        inner_loop.adapting(list(model), self.adapts)
         return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
@@ -62,7 +62,7 @@ class MAML:
     def _descend(
         self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order
     ) -> Iterator[Params]:
-        rate = dict.fromkeys(inner_loop.matching(list(meta.model), self.adapts), self.inner_lr)
+        rate = dict.fromkeys(inner_loop.adapting(list(meta.model), self.adapts), self.inner_lr)
         return inner_loop.descend(
             lambda phi: problem.support_loss(phi, task, context),
             inner_loop.start(meta, task),

@@ -45,7 +45,7 @@ class MetaSGD:
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
         alpha: Params = {}
-        for name in inner_loop.matching(list(model), self.adapts):
+        for name in inner_loop.adapting(list(model), self.adapts):
             shape = model[name].shape if self.rates == "parameter" else ()
             alpha |= {self._key(k, name): torch.full(shape, self.initial_lr) for k in self._steps}
         return Meta(model, alpha, problem.state())
@@ -61,7 +61,7 @@ class MetaSGD:
     def _descend(
         self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order
     ) -> Iterator[Params]:
-        adapting = inner_loop.matching(list(meta.model), self.adapts)
+        adapting = inner_loop.adapting(list(meta.model), self.adapts)
         rates = [
             {name: meta.algorithm[self._key(k, name)] for name in adapting} for k in self._steps
         ]
