@@ -43,8 +43,9 @@ def test_a_short_recipe_differs_from_its_full_one_only_in_training(path: Path) -
     assert short.evaluation.algorithm == full.evaluation.algorithm
 
 
-def test_there_are_recipes() -> None:
-    assert len(RECIPES) >= 18
+def test_every_algorithm_has_a_recipe() -> None:
+    named = {yaml.safe_load(path.read_text())["algorithm"]["name"] for path in RECIPES}
+    assert {kind.name for kind in get_args(BuiltIn)} <= named
 
 
 @pytest.mark.parametrize("base", [SINUSOID, GLYPHS, REPTILE])
@@ -137,6 +138,27 @@ def test_what_is_wrong_is_named_with_its_path(key: str, value: Any, sentence: st
         schema.parse(RunConfig, tree, "my.yaml")
     assert str(caught.value).startswith(f"my.yaml: {sentence}")
     assert "\n" not in str(caught.value)
+
+
+def test_each_purpose_has_tasks_of_its_own() -> None:
+    recipe = config(
+        SINUSOID,
+        seed=3,
+        evaluation__seed=4,
+        validation={"tasks": 12, "seed": 5},
+        evaluations={"again": {"seed": 6, "split": "val", "tasks": 8, "tasks_per_ticket": 4}},
+    ).recipe()
+    drawn = {
+        (s.purpose.work, s.purpose.variant): (s.split, s.seed, s.tasks, s.tasks_per_ticket)
+        for s in recipe.settings().values()
+    }
+    assert drawn == {
+        ("update", ""): ("train", 3, 10, 3),
+        ("validate", ""): ("val", 5, 12, 7),
+        ("score", ""): ("test", 4, 30, 7),
+        ("score", "again"): ("val", 6, 8, 4),
+    }
+    assert all(purpose == setting.purpose for purpose, setting in recipe.settings().items())
 
 
 def test_overrides_of_the_evaluation_are_validated_too() -> None:
