@@ -23,7 +23,7 @@ class Report(NamedTuple):
     value: float  # mean over the tasks that did not diverge; nan if all did
     ci95: float  # nan if validation gives none
     values: Values
-    diverged: str = ""  # why it cannot go on
+    diverged: str = ""  # why training cannot continue
     diverged_tasks: int = 0  # of validation
 
     def compared(self, mode: Better) -> float:

@@ -62,7 +62,7 @@ class Shared(NamedTuple):
     base: schema.Tree
     metric: str
     mode: Better
-    exploits: bool  # whether trials go on from each other's checkpoints
+    exploits: bool  # whether trials continue from each other's checkpoints
     parent: str | None  # the sweep's run in MLflow
     store: str  # where MLflow is
     recipe: str  # the file of what they share

@@ -84,11 +84,8 @@ def _omniglot(source: Path | None) -> ImageStore:
     counts = [len(members) for members in files.values()]
     if counts != [964, 659]:
         raise InputError(
-            (
-                f"{source} has {counts[0]} background and {counts[1]} evaluation characters; "
-                "Omniglot has 964 and 659 in images_background and images_evaluation (folders or "
-                "zips)"
-            ),
+            f"{source} has {counts[0]} background and {counts[1]} evaluation characters; Omniglot "
+            "has 964 and 659 in images_background and images_evaluation (folders or zips)",
             remedy="get it again",
         )
     names = [name for members in files.values() for name in members]

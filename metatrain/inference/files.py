@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +19,7 @@ from metatrain.data import columns
 from metatrain.data.folders import labelled_files
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Predictions
-from metatrain.inference.report import (
-    Columns,
-    Predicted,
-    agreement,
-    classified,
-    cut,
-    notes_of,
-    result_of,
-    text,
-)
+from metatrain.inference.report import Predicted, classified, numbered
 from metatrain.names import counted
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
@@ -110,45 +102,8 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
     if isinstance(found, Predictions):
         table, notes, result = classified(learned, adapted, found, "row", places, truth)
         return Predicted(table, notes, result, None, result["predictions"])
-    rows = [
-        {"row": place, "target": target, "prediction": value}
-        for place, target, value in zip(places, truth, found.values.tolist(), strict=True)
-    ]
-
-    def shown(count: int | None, most: int | None) -> Columns:
-        heads = [
-            "row",
-            *(["target"] if any(target is not None for target in truth) else []),
-            "prediction",
-        ]
-        columns = {head: [text(row[head]) for row in rows[:count]] for head in heads}
-        return columns | {"row": cut(places[:count], most)}
-
-    notes, result = (
-        notes_of(learned, adapted, "row", len(places)),
-        result_of(learned, adapted, rows),
-    )
-    known = [i for i, target in enumerate(truth) if target is not None]
-    if not known or found.values.dim() > 1:
-        return Predicted(shown, notes, result, None, rows)
-    told = torch.tensor([float(truth[i]) for i in known], dtype=torch.float64)
-    constant = float(np.mean(np.asarray(targets, np.float64)))
-    errors = [
-        float((guess - told).square().mean()) for guess in (found.values[known].double(), constant)
-    ]
-    roots = [f"{error**0.5:.6g}" for error in errors]
-    notes.append(
-        f"root mean squared error over {counted(len(known), 'row')}, in units of {names[0]}: "
-        f"{roots[0]}; "
-        f"{roots[1]} if the mean of the support set's targets is predicted"
-    )
-    return Predicted(
-        shown,
-        notes,
-        result | {"mean_squared_error": errors[0]},
-        agreement(adapted, x[known], told),
-        rows,
-    )
+    mean = float(np.mean(np.asarray(targets, np.float64))) if found.values.dim() == 1 else math.nan
+    return numbered(learned, adapted, x, found, places, truth, names[0], mean)
 
 
 def _read(

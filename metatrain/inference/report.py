@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from metatrain.awaiting import awaiting
 from metatrain.inference.adapted import Adapted
 from metatrain.inference.learned import Learned
-from metatrain.inference.predictions import Predictions
+from metatrain.inference.predictions import Numbers, Predictions
 from metatrain.names import counted, few, printable, shortened
 from metatrain.plain import to_json
 
@@ -130,6 +131,51 @@ def classified(
         result_of(learned, adapted, rows)
         | {"accuracy": sum(known) / len(known) if known else None},
     )
+
+
+def numbered(
+    learned: Learned,
+    adapted: Adapted,
+    x: Tensor,
+    found: Numbers,
+    places: list[str],
+    truth: list[Any],
+    unit: str,
+    mean: float,
+) -> Predicted:
+    """Report predicted numbers of rows.
+
+    x: the rows as the network gets them. truth: their targets, or None. unit: the target's name.
+    mean: of the support set's targets, to compare with.
+    """
+    rows = [
+        {"row": place, "target": target, "prediction": value}
+        for place, target, value in zip(places, truth, found.values.tolist(), strict=True)
+    ]
+    known = [i for i, target in enumerate(truth) if target is not None]
+    heads = ["row", "target", "prediction"] if known else ["row", "prediction"]
+
+    def shown(count: int | None, most: int | None) -> Columns:
+        columns = {head: [text(row[head]) for row in rows[:count]] for head in heads}
+        return columns | {"row": cut(places[:count], most)}
+
+    notes, result = (
+        notes_of(learned, adapted, "row", len(places)),
+        result_of(learned, adapted, rows),
+    )
+    if not known or found.values.dim() > 1:
+        return Predicted(shown, notes, result, None, rows)
+    targets = torch.tensor([float(truth[i]) for i in known], dtype=torch.float64)
+    error, constant = (
+        float((guess - targets).square().mean()) for guess in (found.values[known].double(), mean)
+    )
+    notes.append(
+        f"root mean squared error over {counted(len(known), 'row')}, in units of {unit}: "
+        f"{error**0.5:.6g}; {constant**0.5:.6g} if the mean of the support set's targets is "
+        "predicted"
+    )
+    picture = agreement(adapted, x[known], targets)
+    return Predicted(shown, notes, result | {"mean_squared_error": error}, picture, rows)
 
 
 def notes_of(learned: Learned, adapted: Adapted, kind: str, queries: int) -> list[str]:
