@@ -54,8 +54,8 @@ def test_train_ten_equals_train_five_kill_resume(base: dict[str, Any], tmp_path:
         "from cluster.config import RunConfig\n"
         "from metatrain import schema\n"
         "save = checkpoint.save\n"
-        "def save_and_die(*args):\n"
-        "    save(*args)\n"
+        "def save_and_die(*args, **named):\n"
+        "    save(*args, **named)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoint.save = save_and_die\n"
         "run.train(schema.parse(RunConfig, json.loads(sys.argv[1]), 'test'))\n"
@@ -132,6 +132,29 @@ def test_only_the_newest_are_kept_and_an_unfinished_one_does_not_count(tmp_path:
     assert newest.endswith("step-00000002")
     assert checkpoint.load(str(tmp_path)).scalars["version"] == 2
     assert checkpoint.load(newest).notes == {"mlflow_run_id": "abc"}
+
+
+def test_a_removal_that_breaks_off_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(str(tmp_path), [1, 2])
+    remove = storage.remove
+
+    def break_off(uri: str) -> None:
+        if Path(uri).is_dir():
+            raise KeyboardInterrupt
+        remove(uri)
+
+    monkeypatch.setattr(storage, "remove", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.forget_after(str(tmp_path), 1)
+    assert checkpoint.latest(str(tmp_path)) == f"{tmp_path}/step-00000001"
+
+
+def test_only_what_is_newer_is_forgotten(tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [1, 2, 3], keep=3)
+    checkpoint.forget_after(str(tmp_path), 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
 @pytest.mark.parametrize("name", sorted(checkpoint.FILES))

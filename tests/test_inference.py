@@ -332,6 +332,17 @@ def test_many_images_are_predicted_in_parts(
     assert torch.equal(adapted.predict(query).probabilities, whole)
 
 
+def test_images_that_are_normalised_together_are_predicted_at_once(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, _ = part(trained, "query")
+    adapted = metatrain.load(trained.folder).adapt(*part(trained, "support"))
+    assert adapted.norm == "transductive"
+    whole = adapted.predict(query).probabilities
+    monkeypatch.setattr("metatrain.inference.adapted.CHUNK", 3)
+    assert torch.equal(adapted.predict(query).probabilities, whole)
+
+
 def test_the_picture_is_of_the_images_and_their_predictions(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

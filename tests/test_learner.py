@@ -54,8 +54,10 @@ def test_updates_one_and_zero_under_sgd_three_give_minus_one_and_a_half() -> Non
 
 def test_updates_weigh_as_many_tasks_as_they_have() -> None:
     learner = Learner(meta(), outer(lr=1.0))
-    learner.apply([update(1.0, tasks=3), update(0.0, tasks=1)])
+    applied = learner.apply([update(1.0, tasks=3), update(0.0, tasks=1)])
     assert learner.meta().model["w"].tolist() == [-0.75, -0.75]
+    assert learner.meta().state["mean"].tolist() == [0.75]
+    assert applied.metrics == {"loss": 0.75}
 
 
 def test_state_is_replaced_by_the_mean_and_not_descended() -> None:

@@ -59,6 +59,33 @@ def test_meta_gradient_of_a_quadratic_is_its_closed_form(
     assert update.tasks == 2
 
 
+class Noisy(Quadratic):
+    """Each loss is weighted at random, as losses of episodes and of dropout are."""
+
+    def support_loss(
+        self, params: Params, task: Any, context: Context, batch: Tensor | None = None
+    ) -> Tensor:
+        drawn = torch.rand(1, generator=context.generator, dtype=torch.float64)
+        return drawn * super().support_loss(params, task, context)
+
+
+@pytest.mark.parametrize("path", ["batched", "reference"])
+def test_steps_that_are_computed_again_draw_what_they_drew_and_leave_the_rest(
+    path: ComputePath,
+) -> None:
+    problem = Noisy()
+    problem.path = path
+    a, c = torch.tensor([[[0.5], [2.0]], [[1.0], [-3.0]]], dtype=torch.float64)
+    meta = Meta({"x": torch.tensor([0.7], dtype=torch.float64)}, {}, {})
+    found = [
+        MAML(inner_lr=0.1, inner_steps=3, recompute=recompute)
+        .update(problem, meta, Task(a, c, a, c), context())
+        .direction.model["x"]
+        for recompute in (False, True)
+    ]
+    assert torch.equal(*found)
+
+
 def start(problem: Supervised) -> Meta:
     return exact(MAML(inner_lr=0.4).init(problem, torch.Generator().manual_seed(0)))
 

@@ -18,7 +18,8 @@ from cluster import run
 from metatrain import core, schema
 from metatrain.algorithms import Prototypical, Recurrent
 from metatrain.core import Context, InputError, Meta, Norm, Params, Task, Ticket
-from metatrain.models import Conv4, heads
+from metatrain.metrics import cross_entropy
+from metatrain.models import MLP, Conv4, heads
 from metatrain.problems.supervised import Supervised, part
 from metatrain.tasks import open_data
 
@@ -77,6 +78,26 @@ def test_loss_and_gradient_are_the_papers_equations(
     assert update.metrics["accuracy_before"] == pytest.approx(1 / WAYS)
     for name, leaf in leaves.items():
         torch.testing.assert_close(update.direction.model[name], leaf.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_prototypes_of_classes_of_unequal_size_by_hand() -> None:
+    problem = Supervised(
+        model=MLP(hidden=()),
+        inputs=(2,),
+        outputs=2,
+        loss=cross_entropy,
+        metrics={},
+        norm=("none",),
+        path="batched",
+        classes=True,
+    )
+    x = torch.tensor([[[0.0, 0.0], [1.0, 3.0], [2.0, 0.0], [4.0, 0.0]]])
+    task = Task(x, torch.tensor([[0, 1, 0, 0]]), x, torch.tensor([[0, 1, 0, 0]]))
+    meta = Prototypical().init(problem, torch.Generator())
+    before, after = Prototypical().adapt(problem, meta, task, context())
+    assert after["head.weight"].tolist() == [[[4.0, 0.0], [2.0, 6.0]]]  # twice the prototypes
+    assert after["head.bias"].tolist() == [[-4.0, -10.0]]  # less the squares of their norms
+    assert not any(before[name].any() for name in ("head.weight", "head.bias"))
 
 
 @pytest.mark.parametrize("norm", ["transductive", "support", "running"])

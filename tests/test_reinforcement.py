@@ -96,6 +96,40 @@ def test_the_surrogates_gradient_is_that_of_the_expected_reward() -> None:
     torch.testing.assert_close(found / found.norm(), exact / exact.norm(), atol=0.02, rtol=0)
 
 
+def played_by_hand(rewards: Any, alive: Any) -> Rollout:
+    """Episodes of one task, all at the origin: the baseline is the mean over them of each step."""
+    steps = torch.zeros(1, *torch.tensor(rewards).shape, 2)
+    return Rollout(steps, steps, *(torch.tensor([x], dtype=torch.float32) for x in (rewards, alive)))
+
+
+@pytest.mark.parametrize(("discount", "first"), [(0.0, 0.5), (0.5, 1.5), (1.0, 2.5)])
+def test_an_advantage_is_of_what_follows_discounted(discount: float, first: float) -> None:
+    """Returns 1 + 4 * discount and 4 of one episode, 0 of the other: half of them is the mean."""
+    rollout = played_by_hand([[1.0, 4.0], [0.0, 0.0]], [[1, 1], [1, 1]])
+    expected = torch.tensor([[[first, 2.0], [-first, -2.0]]])
+    torch.testing.assert_close(advantages(rollout, discount), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("discount", "first"), [(0.0, 0.5), (0.5, 1.5)])
+def test_a_policy_gradient_by_hand(
+    discount: float, first: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second episode ends after a step. Only inner losses are normalised by what is left."""
+    problem, _ = bound(Navigation(horizon=2, episodes=2, discount=discount))
+    rollout = played_by_hand([[1.0, 4.0], [0.0, 0.0]], [[1, 1], [1, 0]])
+    log_probs = torch.zeros(1, 2, 2, requires_grad=True)
+    played = Played(rollout, log_probs)
+    monkeypatch.setattr(problem, "predict", lambda *_: played)
+    task = Goals(torch.zeros(1, 2))
+    (outer,) = torch.autograd.grad(problem.judge(played, task)["loss"].sum(), log_probs)
+    (inner,) = torch.autograd.grad(problem.support_loss({}, task, context()).sum(), log_probs)
+    expected = torch.tensor([[[-first, 0.0], [first, 0.0]]])  # (2 first^2 / 3)^(1/2) deviates
+    torch.testing.assert_close(outer, expected / 4, rtol=1e-4, atol=1e-4)
+    deviation = (2 * first**2 / 3) ** 0.5
+    torch.testing.assert_close(inner, expected / deviation / 3, rtol=1e-4, atol=1e-4)
+    assert problem.judge(played, task)["return"].item() == 2.5
+
+
 @pytest.mark.parametrize(
     "model", [MLP(hidden=(8,)), MLP(hidden=(), head=heads.Memory(cell="gru", hidden=8))]
 )

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cases import GLYPHS, SINUSOID, config
@@ -103,6 +104,15 @@ def test_an_address_is_an_address(uri: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence) as refused:
         storage.filesystem(uri)
     assert "secret" not in str(refused.value)
+
+
+def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path) -> None:
+    for address in (str(tmp_path / "x"), f"file://{tmp_path}/y"):
+        storage.write(address, b"whole")
+        nothing: Any = None
+        with pytest.raises(TypeError):
+            storage.write(address, nothing)
+        assert storage.read(address) == b"whole"
 
 
 def interrupted(uri: str, data: bytes) -> None:
