@@ -1,6 +1,4 @@
-"""The progress line: live on a terminal, one line that changes in a notebook, a plain line now and
-then in a log.
-"""
+"""The progress line: one that changes on a terminal and in a notebook, several in a log."""
 
 from __future__ import annotations
 
@@ -31,10 +29,9 @@ def in_notebook() -> bool:
 
 
 class Line:
-    """One line that is replaced on a terminal and in a notebook, and printed again now and then in
-    a log.
+    """One line that is replaced on a terminal and in a notebook; a log gets it now and then.
 
-    What it said last stays.
+    Its last text stays.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -68,7 +65,10 @@ class Line:
             self._display()
 
     def show(self, done: int, text: str, *, now: bool = False) -> None:
-        """`now`: a log gets it whenever the last line was."""
+        """Show a text and how many of the total are done.
+
+        now: print it to a log even if the last line was printed just before.
+        """
         self._text = text
         if self._live:
             self._live.update(self._task, completed=done, description=text)
@@ -90,7 +90,7 @@ class Line:
 
 
 class ProgressLine:
-    """Shows a run's step, loss, metric, tasks/s and the time to go."""
+    """A run's step, loss, metric, tasks per second and remaining time."""
 
     def __init__(self, metric: Metric, first: int, steps: int, tasks_per_step: int) -> None:
         self._metric, self._steps, self._tasks = metric, steps, tasks_per_step

@@ -43,7 +43,7 @@ def of_scores(scores: Sequence[Score]) -> Table:
 
 
 def of_runs(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each run or sweep, as `metatrain.runs` has them."""
+    """Return a row for each run or sweep that `metatrain.runs` lists."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("name", "kind", "when", "steps", "result", "folder"):
         table.add_column(name, overflow="fold")
@@ -69,7 +69,7 @@ def _adapted(step: int, steps: int) -> str:
 
 
 def _measured(score: Score, i: int, diverged: bool) -> list[str]:
-    """What was measured after the ith of the score's steps."""
+    """Return the cells of the ith of the score's steps."""
     text = score.metric.text
     low, high = map(text, score.curve_quartiles[i])
     lost = (

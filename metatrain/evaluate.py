@@ -1,6 +1,4 @@
-"""Scores of meta-parameters on tasks: pure functions from tickets' measurements to a number with
-its protocol.
-"""
+"""Scores of meta-parameters on tasks: from tickets' measurements to a number with its protocol."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ class Score:
 
     @property
     def usable(self) -> bool:
-        """Whether more than half of the tasks have a result, so that the median of all of them is
-        one of these.
-        """
+        """Whether more than half of the tasks did not diverge: the median of all is of these."""
         return 2 * self.diverged < self.tasks
 
     def record(self) -> dict[str, Any]:
@@ -67,13 +63,13 @@ class Score:
 
     def table_steps(self) -> list[int]:
         """The places in `steps` that a table shows, the result last."""
-        return [i for i, step in enumerate(self.steps[:-1]) if step in SHOWN] + [
-            len(self.steps) - 1
-        ]
+        *shown, last = range(len(self.steps))
+        return [*(i for i in shown if self.steps[i] in SHOWN), last]
 
     def difference(self, baseline: str) -> str:
-        """How the result compares with a baseline on the same tasks, such as "0.0312 ± 0.0041
-        better".
+        """How the result compares with a baseline on the same tasks.
+
+        Examples: "0.0312 ± 0.0041 better", "no clear difference: 1.20 ± 2.10 points".
         """
         value, width = self.differences[baseline]
         if not math.isfinite(value):
@@ -84,8 +80,9 @@ class Score:
         return f"{self.metric.difference(abs(value), width)} {'better' if better else 'worse'}"
 
     def line(self) -> str:
-        """The closing line of a command, for machines and people: with diverged tasks the others'
-        median.
+        """The closing line of a command, for machines and people.
+
+        If tasks diverged, it has the median and the quartiles of the others.
         """
         if not self.diverged:
             width = self.metric.width(self.ci95)
@@ -100,22 +97,18 @@ class Score:
         return f'{name}: {self.metric.name}={found} protocol="{self.protocol}"'
 
     def warning(self) -> str | None:
-        """A sentence about tasks that diverged, or are about to, if there are any."""
+        """A sentence about tasks that diverged or are about to; None if there are none."""
         low, high = self.quartiles
         text = self.metric.text
         remedy = "lower the inner rate, or the number of inner steps, of the evaluation's algorithm"
         if self.diverged:
-            lost = (
-                f"{self.diverged} of {self.tasks} tasks diverged in adaptation and are left out "
-                "of the result"
-            )
-            return f"{lost}: {remedy}"
+            lost = f"{self.diverged} of {self.tasks} tasks diverged in adaptation"
+            return f"{lost} and are left out of the result: {remedy}"
         if low < high and max(low - self.mean, self.mean - high) > FAR * (high - low):
+            middle = f"median {text(self.median)}, quartiles {text(low)}..{text(high)}"
             return (
-                f"a few tasks decide the mean, {text(self.mean)}, as their adaptation is "
-                "about to diverge (median "
-                f"{text(self.median)}, quartiles {text(low)}..{text(high)}): "
-                f"{remedy}"
+                f"a few tasks decide the mean, {text(self.mean)}, as their adaptation is about to "
+                f"diverge ({middle}): {remedy}"
             )
         return None
 
@@ -173,9 +166,7 @@ def _joined(parts: Sequence[ByNorm]) -> ByNorm:
 
 
 def _without_diverged(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Metrics [T], nan for tasks whose loss is not finite: an accuracy of predictions that are nan
-    looks like one.
-    """
+    """Metrics [T], nan for tasks whose loss is not finite: nan predictions have an accuracy."""
     lost = ~found["loss"].isfinite()
     return {name: value.masked_fill(lost, math.nan) for name, value in found.items()}
 
@@ -235,7 +226,6 @@ def _quartiles(values: Tensor) -> tuple[float, float, float]:
     values = values[values.isfinite()]
     if not len(values):
         return math.nan, math.nan, math.nan
-    low, median, high = values.quantile(
-        torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
-    ).tolist()
+    shares = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
+    low, median, high = values.quantile(shares).tolist()
     return low, median, high

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from metatrain.core import InputError, Task
+from metatrain.core import InputError, Params, Task
+from metatrain.problems.functional import trying
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction [T, N, *out], target [T, N, ...]) -> [T]
 
 
 def check_examples(task: Task, inputs: tuple[int, ...], outputs: int, *, classes: bool) -> None:
@@ -50,6 +53,39 @@ def check_examples(task: Task, inputs: tuple[int, ...], outputs: int, *, classes
                 f"{name}_y is {y.dtype} in {y.min()}..{y.max()}",
                 expected=f"class numbers below {outputs} as torch.int64",
             )
+
+
+def check_losses(
+    losses: Mapping[str, Loss], prediction: Tensor, target: Tensor, params: Params, who: str
+) -> None:
+    """Refuse a loss or metrics that fail, are not finite, or do not depend on the network.
+
+    losses: "loss" and the metrics.
+    prediction: the network's, with a graph to `params`.
+    who: the network, in a sentence.
+    """
+    finite = bool(prediction.isfinite().all())
+    gradients: Sequence[Tensor | None] = ()
+    for name, loss in losses.items():
+        with (
+            trying(f"the family's {name}", "on its first tasks", "what `bind` gives"),
+            torch.enable_grad(),
+        ):
+            given = prediction if name == "loss" else prediction.detach()
+            value = per_task(name, loss(given, target), len(prediction))
+            if name == "loss":
+                leaves = list(params.values())
+                gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+        if finite and not bool(value.isfinite().all()):
+            raise InputError(
+                f"the family's {name} is not finite on its first tasks",
+                remedy="correct what `bind` gives",
+            )
+    if all(gradient is None for gradient in gradients):
+        raise InputError(
+            f"no parameter of {who.removeprefix('the ')} changes the loss",
+            remedy="correct its `forward`",
+        )
 
 
 def per_task(name: str, value: Tensor, tasks: int) -> Tensor:

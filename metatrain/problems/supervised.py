@@ -27,11 +27,10 @@ from metatrain.core import (
 from metatrain.metrics import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import BatchStatistics, Statistics, moments, normalised_by
-from metatrain.problems.checks import check_examples, listed, per_task, shape
+from metatrain.problems.checks import Loss, check_examples, check_losses, listed, per_task, shape
 from metatrain.problems.functional import call, part, trying
 from metatrain.problems.network import Spec, buffers, network, same
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # (prediction [T, N, *out], target [T, N, ...]) -> [T]
 # When a network that is tried twice, then built again, can give other outputs, and what to do.
 OTHERWISE = (
     (
@@ -257,28 +256,7 @@ class Supervised:
         for prediction, (when, remedy) in zip(others, OTHERWISE, strict=False):
             if not torch.equal(first, prediction) and bool(first.isfinite().all()):
                 raise InputError(f"{who} gives other outputs {when}", remedy=remedy)
-        for name, measure in {"loss": self.loss, **self.metrics}.items():
-            with (
-                trying(f"the family's {name}", "on its first tasks", "what `bind` gives"),
-                torch.enable_grad(),
-            ):
-                value = per_task(
-                    name, measure(first if name == "loss" else first.detach(), two.query_y), 2
-                )
-                if name == "loss":
-                    gradients = torch.autograd.grad(
-                        value.sum(), list(leaves.values()), allow_unused=True
-                    )
-            if bool(first.isfinite().all()) and not bool(value.isfinite().all()):
-                raise InputError(
-                    f"the family's {name} is not finite on its first tasks",
-                    remedy="correct what `bind` gives",
-                )
-        if all(gradient is None for gradient in gradients):
-            raise InputError(
-                f"no parameter of {who.removeprefix('the ')} changes the loss",
-                remedy="correct its `forward`",
-            )
+        check_losses({"loss": self.loss, **self.metrics}, first, two.query_y, leaves, who)
         return self.metrics.keys()
 
     def embed(self, params: Params, task: Task, context: Context) -> tuple[Tensor, Tensor]:

@@ -32,18 +32,15 @@ if TYPE_CHECKING:
 
 
 def nearest_neighbour(task: Task) -> Tensor:
-    """[T] accuracy of giving each query image the label of the closest support image, in pixel
-    space.
-    """
-    distance = torch.cdist(
-        task.query_x.flatten(2).float(), task.support_x.flatten(2).float()
-    )  # [T, Q, S]
+    """[T] accuracy of giving a query image the label of the support image with closest pixels."""
+    query, support = task.query_x.flatten(2).float(), task.support_x.flatten(2).float()
+    distance = torch.cdist(query, support)  # [T, Q, S]
     return (task.support_y.gather(1, distance.argmin(-1)) == task.query_y).float().mean(1)
 
 
 @lru_cache(maxsize=2)
 def _resident(data: str, checksum: str | None, device: torch.device) -> ImageStore:
-    """One copy for all splits."""
+    """The data set on a device: one copy for all splits."""
     store = open_data(data, checksum)
     return replace(store, images=store.images.to(device))
 
@@ -96,8 +93,9 @@ class FewShot:
         return open_data(self.data, self.checksum)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
-        """support [T, ways * shots, C, H, W], query [T, ways * queries, C, H, W] uint8; labels
-        int64, by class.
+        """x [T, N, C, H, W] uint8 and labels [T, N] int64, in the order of the labels.
+
+        N is ways * shots in the support set and ways * queries in the query set.
         """
         store, scheme = self.store, self.store.scheme(self.splits)
         rotations = scheme.rotations[split]
@@ -112,9 +110,8 @@ class FewShot:
             turns = torch.zeros_like(chosen)
             if rotations == "per-task":
                 turns = torch.randint(4, chosen.shape, generator=generator)
-        examples = choose(
-            generator, store.sizes[chosen], self.shots + self.queries
-        )  # [T, W, K + Q]
+        each = self.shots + self.queries
+        examples = choose(generator, store.sizes[chosen], each)  # [T, W, each]
         rows = store.offsets[chosen][..., None] + examples
         labels = torch.arange(self.ways, device=store.images.device).expand(count, self.ways)
         return Task(
@@ -125,8 +122,9 @@ class FewShot:
         )
 
     def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
-        """[T, W * n, C, H, W] of rows [T, W, n], turned by turns [T, W] quarters: where the data
-        set's images are.
+        """[T, W * n, C, H, W]: rows [T, W, n] of the data set, each class turned by `turns`.
+
+        turns: quarters [T, W].
         """
         device = self.store.images.device
         images = self.store.images[rows.flatten(1).to(device)]
@@ -138,7 +136,7 @@ class FewShot:
         return images
 
     def resident(self, device: torch.device) -> FewShot:
-        """The family with its images on a device, where it then samples: the same tasks."""
+        """The same family with its images, and so its tasks, on a device."""
         there = replace(self)
         vars(there)["store"] = _resident(self.data, self.checksum, device)
         return there
@@ -169,12 +167,12 @@ class FewShot:
         )
 
     def examples(self, pictures: Sequence[Picture] | Tensor) -> Tensor:
-        """[N, C, H, W] uint8: N pictures of any size and mode as this data set's images."""
+        """[N, C, H, W] uint8: pictures of any size and mode, as the data set's images."""
         shape, bits = (self.shape, self.bits) if self.shape else (self.store.shape, self.store.bits)
         return stack(listed(pictures, shape[0]), shape, bits)
 
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
-        """One episode: its images, and each query's predictions before and after adaptation."""
+        """Show an episode: its images, and each query's predictions before and after adaptation."""
         from metatrain import figures
 
         split = context.ticket.split
@@ -231,10 +229,8 @@ class FewShot:
                 f"{self.ways} ways were asked for, but {where} has {available} classes",
                 remedy="lower family.ways",
             )
-        fewest, wanted = (
-            int(self.store.sizes[torch.tensor(classes)].min()),
-            self.shots + self.queries,
-        )
+        fewest = int(self.store.sizes[torch.tensor(classes)].min())
+        wanted = self.shots + self.queries
         if wanted > fewest:
             raise InputError(
                 f"{self.shots} shots and {self.queries} queries need {wanted} images of a class, "
@@ -250,7 +246,7 @@ class FewShot:
         )
 
     def summary(self) -> str:
-        """The tasks that a bundle learned from, without the data set at hand."""
+        """Name the tasks without the data set at hand, as of a bundle."""
         channels, height, width = self.shape or self.store.shape
         colours = "grey" if channels == 1 else "RGB"
         return (
