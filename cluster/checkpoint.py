@@ -29,7 +29,9 @@ NOT_LEARNT = {
     "output",
     "evaluation",
     "evaluations",
+    "validation.patience",
 }  # keys that change nothing learnt
+STEP, BEST = "step-", "best-"  # how the folders of checkpoints are called, before the step
 FORMAT = 2  # of the names in learner.safetensors: those of Meta.flat()
 FILES = {"learner.safetensors", "learner.json", "run.json", "config.yaml"}
 
@@ -57,11 +59,21 @@ class Saved(NamedTuple):
 
 
 def save(
-    root: str, config: RunConfig, plan: Plan, learner: Learner, notes: dict[str, str], keep: int
+    root: str,
+    config: RunConfig,
+    plan: Plan,
+    learner: Learner,
+    notes: dict[str, str],
+    keep: int,
+    *,
+    best: bool = False,
 ) -> str:
-    """Write a checkpoint under `root` and remove all but the newest `keep`; returns its URI."""
+    """Write a checkpoint under `root` and remove all but the newest `keep`; returns its URI.
+
+    best: keep it besides, as that of the best validation so far.
+    """
     tensors, scalars = learner.state_dict()
-    uri = f"{root}/step-{learner.version:08d}"
+    uri = f"{root}/{BEST if best else STEP}{learner.version:08d}"
     files = {
         "learner.safetensors": save_tensors(
             {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -71,13 +83,25 @@ def save(
         "config.yaml": schema.as_yaml(config).encode(),
     }
     bundle.write_directory(uri, files)
-    _remove(root, _complete(root)[:-keep])
+    steps = _complete(root)
+    _remove(root, steps[:-keep])
+    # A run may resume from its newest checkpoint, and needs the best before it.
+    newest = _version(steps[-1]) if steps else -1
+    settled = [name for name in _complete(root, BEST) if _version(name) <= newest]
+    _remove(root, settled[:-1])
     return uri
 
 
+def best(root: str, version: int) -> str | None:
+    """The checkpoint of the best validation, which was after so many steps; None if it is gone."""
+    uri = f"{root}/{BEST}{version:08d}"
+    return uri if bundle.is_complete(uri) else None
+
+
 def forget_after(root: str, version: int) -> None:
-    """Remove the checkpoints that a run made which goes on from an older one."""
-    _remove(root, [name for name in _complete(root) if int(name.removeprefix("step-")) > version])
+    """Remove the checkpoints of later steps: the run resumes from this one."""
+    for kind in (STEP, BEST):
+        _remove(root, [name for name in _complete(root, kind) if _version(name) > version])
 
 
 def load(uri: str) -> Saved:
@@ -136,7 +160,7 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
         scalar = group in ("outer", "algorithm") and all(
             isinstance(v, int | float) for v in (old, new)
         )
-        if old != new and not scalar and group not in NOT_LEARNT:
+        if old != new and not scalar and not {group, key} & NOT_LEARNT:
             raise InputError(
                 f"{saved.uri} was trained with {key} = {old!r} and cannot resume with {new!r}",
                 remedy="change only numbers under outer and algorithm, or start a new run",
@@ -171,12 +195,15 @@ def _remove(root: str, names: Iterable[str]) -> None:
         storage.remove(f"{root}/{name}")
 
 
-def _complete(root: str) -> list[str]:
+def _version(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+def _complete(root: str, kind: str = STEP) -> list[str]:
     """Names of complete checkpoints, oldest first."""
-    found = storage.listing(root)
     names = [
-        i.base_name
-        for i in found
-        if i.type == fs.FileType.Directory and i.base_name.startswith("step-")
+        info.base_name
+        for info in storage.listing(root)
+        if info.type == fs.FileType.Directory and info.base_name.startswith(kind)
     ]
     return sorted(name for name in names if bundle.is_complete(f"{root}/{name}"))

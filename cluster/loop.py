@@ -30,6 +30,7 @@ class Hooks(NamedTuple):
 
     on_step: Callable[[int, Metrics], None]  # after each outer step, with its metrics
     save: Callable[[], None]  # write a checkpoint of the learner as it is
+    finished: Callable[[], bool] = lambda: False  # whether training ends before its last step
 
 
 def train(
@@ -40,7 +41,7 @@ def train(
     hooks: Hooks,
     save_every: int,
 ) -> None:
-    """Take the learner from its version to `outer.steps`.
+    """Take the learner from its version to `outer.steps`, or until the hooks say that it is done.
 
     Whatever ends it early (Interrupted, Diverged, WorkersLost, InputError) leaves a checkpoint of
     the last whole step.
@@ -53,7 +54,8 @@ def train(
     try:
         if validation.every_steps and learner.version == 0:
             hooks.on_step(0, _validate(prepared, requests, 0))
-        while learner.version < outer.steps:
+        ended = learner.version >= outer.steps or hooks.finished()
+        while not ended:
             started, busy_s, cpu_s, waited_s = (
                 time.monotonic(),
                 requests.busy_s,
@@ -90,7 +92,8 @@ def train(
             if validation.every_steps and (learner.version % validation.every_steps == 0 or last):
                 metrics |= _validate(prepared, requests, learner.version)
             hooks.on_step(learner.version, metrics)
-            if learner.version % save_every == 0 or last:
+            ended = last or hooks.finished()
+            if learner.version % save_every == 0 or ended:
                 hooks.save()
                 saved = learner.version
     except (Interrupted, Diverged, WorkersLost, InputError):

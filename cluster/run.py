@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from cluster.config import RunConfig
 from cluster.evaluation import evaluate_all
 from cluster.interrupt import interruptible
 from cluster.output import record
+from cluster.patience import Patience
 from cluster.pools.opening import open_pool
 from cluster.pools.pool import Pool, Snapshot
 from cluster.progress import ProgressLine
@@ -33,6 +35,7 @@ from metatrain.first_look import check_data
 from metatrain.isolation import isolated
 from metatrain.learner import Diverged
 from metatrain.plain import finite
+from metatrain.recipe import Recipe
 from metatrain.start import check_fit
 from metatrain.start import prepare as prepare_recipe
 from metatrain.storage import Folder
@@ -64,19 +67,18 @@ def train(
                 recorded(run, source=source) as tracker,
             ):
                 requests = Requests(pool, should_stop, config.workers.wait_s)
-                learn(run, pool, requests, tracker)
-                bundle.save(
-                    str(run.folder / "bundle"), run.prepared.recipe, learner.meta(), run.code
-                )
-                scores = evaluate_all(run.prepared, requests, learner.version)
+                version, meta = learn(run, pool, requests, tracker)
+                recipe = recipe_after(run.prepared.recipe, version)
+                bundle.save(str(run.folder / "bundle"), recipe, meta, run.code)
+                scores = evaluate_all(run.prepared, requests, version)
                 results.warn(scores)
                 with awaiting("drawing pictures"):
-                    results.leave(run.folder, run.prepared, learner.meta(), scores)
+                    results.leave(run.folder, run.prepared, meta, scores)
                 run.folder.sync()
                 for name in ("figures", "bundle", "result.json"):
                     tracker.artifact(run.folder / name)
-                model = tracker.model(run.folder / "bundle", learner.version)
-                tracker.log(learner.version, description.as_metrics(scores))
+                model = tracker.model(run.folder / "bundle", version)
+                tracker.log(version, description.as_metrics(scores))
                 for step, metrics in description.adaptation(scores).items():
                     tracker.log(step, metrics)
                 load = results.how_to_load(run.prepared, run.folder, model)
@@ -94,10 +96,13 @@ def train(
 
 def learn(
     run: Run, pool: Pool, requests: Requests, tracker: Tracker, hooks: Sequence[loop.Hooks] = ()
-) -> None:
+) -> Snapshot:
     """Take a run's learner to its last step; leaves config.yaml, metrics.jsonl and checkpoints.
 
     hooks: what is told of each step and each checkpoint once the run has recorded it.
+
+    Returns the parameters that are the result, and publishes them: the last ones, or with a
+    patience those of the best validation.
     """
     config, learner, outer = run.config, run.learner, run.config.outer
     for path in record(run.folder, config, run.code):
@@ -106,6 +111,10 @@ def learn(
     checkpoint.forget_after(root, learner.version)
     meter = Meter(DRIVER_S)
 
+    def write_checkpoint(*, best: bool = False) -> None:
+        keep = config.checkpoint.keep
+        checkpoint.save(root, config, run.plan, learner, run.notes, keep, best=best)
+
     def measure(step: int, *, now: bool = False) -> None:
         driver = meter.read(now=now)
         if driver is not None:
@@ -113,19 +122,22 @@ def learn(
             requests.usage.clear()
 
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
-    with metrics_file(run.folder, learner.version) as write, line.line:
+    with metrics_file(run.folder, learner.version) as (rows, write), line.line:
+        patience = Patience(config.validation.patience, config.family.metric, rows)
 
         def on_step(step: int, metrics: Mapping[str, float]) -> None:
             write(step, metrics)
             tracker.log(step, finite(dict(metrics)))
             measure(step)
             line(step, metrics)
+            if patience.improves(step, metrics) and config.validation.patience:
+                write_checkpoint(best=True)
             for other in hooks:
                 other.on_step(step, dict(metrics))
 
         def save() -> None:
             run.folder.sync()  # first: a resumed run forgets what is newer than its checkpoint
-            checkpoint.save(root, config, run.plan, learner, run.notes, config.checkpoint.keep)
+            write_checkpoint()
             for other in hooks:
                 other.save()
 
@@ -134,10 +146,44 @@ def learn(
             learner,
             pool,
             requests,
-            loop.Hooks(on_step, save),
+            loop.Hooks(on_step, save, patience.is_over),
             config.checkpoint.every_steps,
         )
     measure(learner.version, now=True)
+    result = _result(run, patience)
+    if result.version != learner.version:
+        pool.publish(result)
+    return result
+
+
+def _result(run: Run, patience: Patience) -> Snapshot:
+    """The parameters that are evaluated and bundled."""
+    learner, last = run.learner, Snapshot(run.learner.version, run.learner.meta())
+    if not run.config.validation.patience or patience.best in (None, last.version):
+        return last
+    uri = checkpoint.best(checkpoints_of(run), patience.best)
+    if uri is None:
+        log.warning(
+            "the checkpoint of the best validation, after %d steps, is gone: the last parameters "
+            "are evaluated",
+            patience.best,
+        )
+        return last
+    log.info(
+        "training ended after %d of %d steps; the result is of the best validation, after %d",
+        learner.version,
+        run.config.outer.steps,
+        patience.best,
+    )
+    return Snapshot(patience.best, checkpoint.load(uri).meta())
+
+
+def recipe_after(recipe: Recipe, version: int) -> Recipe:
+    """The recipe that gives what was learned in so many steps, as a bundle records it."""
+    if version == recipe.outer.steps:
+        return recipe
+    outer = dataclasses.replace(recipe.outer, steps=version)
+    return dataclasses.replace(recipe, outer=outer)
 
 
 def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:

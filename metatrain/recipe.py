@@ -82,9 +82,18 @@ class Validation:
     """Changed keys of the family; `null`: the evaluation's."""
     algorithm: dict[str, Any] | None = None
     """Changed keys of the algorithm; `null`: the evaluation's."""
+    patience: int = 0
+    """Validations without a better one until training ends; 0: it does not end early."""
 
     def __post_init__(self) -> None:
-        at_least(self, every_steps=0, tasks=1)
+        at_least(self, every_steps=0, tasks=1, patience=0)
+        if self.patience and not self.every_steps:
+            raise InputError(
+                "patience",
+                got=self.patience,
+                expected="0 without validations",
+                remedy="set validation.every_steps",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

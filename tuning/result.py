@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -60,8 +59,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     newest = _checkpoint_of(search, winner, winner.last.step)
     config, meta, version = run.load_trained(newest, [])
     prepared = prepare(config.recipe())
-    outer = dataclasses.replace(config.outer, steps=version)
-    bundle.save(str(folder / "bundle"), dataclasses.replace(config.recipe(), outer=outer), meta)
+    bundle.save(str(folder / "bundle"), run.recipe_after(config.recipe(), version), meta)
     scores = run.evaluate(newest, [])
     schedule = json.loads(checkpoint.load(newest).notes.get("schedule", "[]"))
     if schedule:

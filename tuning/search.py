@@ -76,6 +76,13 @@ def load(path: Path, overrides: Sequence[str] = (), resume: str | None = None) -
 def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     """Resolve a sweep whose trials share `base`; InputError names its file, `path`."""
     check_data(prepare(base.recipe()))
+    if base.validation.patience:
+        raise InputError(
+            "validation.patience",
+            got=base.validation.patience,
+            expected="0 in a sweep, whose trials its scheduler ends",
+            remedy="set it to 0 in the sweep's `set`, or choose a scheduler such as asha",
+        )
     # Trials can resume from each validation that they report.
     saved = dataclasses.replace(base.checkpoint, every_steps=base.validation.every_steps)
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.resolved())

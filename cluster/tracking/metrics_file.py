@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cluster.output import whole_lines
 from metatrain.plain import to_json
@@ -15,11 +16,16 @@ from metatrain.storage import Folder
 log = logging.getLogger(__name__)
 
 
+class MetricsFile(NamedTuple):
+    """A run's metrics.jsonl: what it held up to the run's checkpoint, and how to add a line."""
+
+    rows: list[dict[str, Any]]
+    write: Callable[[int, Mapping[str, float]], None]
+
+
 @contextmanager
-def metrics_file(
-    folder: Folder, version: int
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Write lines to a run's metrics.jsonl; a resumed run forgets those after its checkpoint."""
+def metrics_file(folder: Folder, version: int) -> Iterator[MetricsFile]:
+    """Continue a run's metrics.jsonl; a resumed run forgets the lines after its checkpoint."""
     path = folder / "metrics.jsonl"
     lines = list(whole_lines(path.read_bytes())) if path.exists() else []
     kept = [(step, line) for step, line in lines if step <= version]
@@ -34,7 +40,7 @@ def metrics_file(
         def write(step: int, metrics: Mapping[str, float]) -> None:
             file.write(to_json({"step": step, **metrics}) + "\n")
 
-        yield write
+        yield MetricsFile([json.loads(line) for _, line in kept], write)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

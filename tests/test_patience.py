@@ -1,0 +1,113 @@
+"""Training ends early after validations without a better one; the best is the result, also after a
+resume.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import SINUSOID, config
+
+from cluster import checkpoint, run
+from cluster.patience import Patience
+from metatrain import bundle
+from metatrain.core import InputError
+from metatrain.metrics import ACCURACY, MSE
+
+IMPATIENT = SINUSOID | {
+    "outer": {"steps": 40, "tasks_per_step": 4, "tasks_per_ticket": 2, "lr": 0.05},
+    "validation": {"every_steps": 1, "tasks": 10, "patience": 3},
+    "evaluation": {"tasks": 10},
+    "checkpoint": {"every_steps": 1, "keep": 1},
+}
+
+
+def ends(patience: Patience, name: str, values: list[float | None], **metrics: float) -> list[bool]:
+    found = []
+    for step, value in enumerate(values):
+        patience.improves(step, {name: value, **metrics})
+        found.append(patience.is_over())
+    return found
+
+
+def test_patience_counts_validations_without_a_better_one() -> None:
+    name = "val/mse_after"
+    patience = Patience(2, MSE)
+    falls = [0.1, 5.0, 4.0, 4.0, 3.0, 3.5, 3.0]  # the first one is of untrained parameters
+    assert ends(patience, name, falls) == [False] * 6 + [True]
+    assert patience.best == 4
+    accuracy = Patience(2, ACCURACY)
+    rises = [0.9, 0.5, 0.6, 0.6, 0.5]
+    assert ends(accuracy, "val/accuracy_after", rises) == [False] * 4 + [True]
+    assert accuracy.best == 2
+    assert not any(ends(Patience(0, MSE), name, falls + falls))  # 0: it does not end early
+    assert ends(Patience(2, MSE), name, [9.0, 3.0, None, math.nan])[-1]
+    assert not Patience(2, MSE).improves(3, {"train/loss_after": 1.0})
+
+
+def test_a_validation_with_diverged_tasks_is_no_better_for_what_it_leaves_out() -> None:
+    patience = Patience(2, MSE)
+    assert patience.improves(1, {"val/mse_after": 5.0})
+    assert not patience.improves(2, {"val/mse_after": 1.0, "val/diverged_tasks": 2.0})
+    assert patience.improves(3, {"val/mse_after": 4.0})
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def result_of(folder: Path) -> tuple[dict[str, torch.Tensor], int, str]:
+    recipe, meta = bundle.load(str(folder / "bundle"))
+    return meta.flat(), recipe.outer.steps, (folder / "result.json").read_text()
+
+
+def test_the_best_validated_parameters_are_the_result_also_of_a_resumed_run(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _, (score,) = run.train(config(IMPATIENT, output=str(whole)))
+    values = {row["step"]: row["val/mse_after"] for row in rows_of(whole)}
+    best = min((step for step in values if step), key=values.__getitem__)
+    last = max(values)
+    assert last == best + 3 < 40
+    assert f"trained {best} steps" in score.protocol
+    params, steps, result = result_of(whole)
+    assert steps == best
+    # What ended early is what a run of so many steps gives.
+    run.train(config(IMPATIENT, outer__steps=best, output=str(tmp_path / "short")))
+    for name, p in result_of(tmp_path / "short")[0].items():
+        assert torch.equal(p, params[name]), name
+    # One that is cut short after the best step ends where it would have.
+    run.train(config(IMPATIENT, outer__steps=last - 1, output=str(cut)))
+    for _ in range(2):  # and again, once it has ended
+        run.train(config(IMPATIENT, output=str(cut)), resume="auto")
+        assert [row["step"] for row in rows_of(cut)] == list(range(last + 1))
+        assert result_of(cut)[1:] == (steps, result)
+        assert all(torch.equal(p, params[name]) for name, p in result_of(cut)[0].items())
+
+
+def test_the_best_checkpoint_stays_for_as_long_as_a_resumed_run_may_need_it(tmp_path: Path) -> None:
+    ready = run.prepare(config(IMPATIENT, output=str(tmp_path / "run")))
+    root = str(tmp_path / "checkpoints")
+
+    def save(version: int, *, best: bool = False) -> list[str]:
+        ready.learner.version = version
+        checkpoint.save(root, ready.config, ready.plan, ready.learner, {}, 1, best=best)
+        return sorted(path.name[:5] + path.name[-1] for path in Path(root).iterdir())
+
+    save(1, best=True)
+    save(2)
+    assert save(3, best=True) == ["best-1", "best-3", "step-2"]  # a resumed run forgets the third
+    assert save(4) == ["best-3", "step-4"]
+    checkpoint.forget_after(root, 2)
+    assert not list(Path(root).iterdir())
+    assert checkpoint.best(root, 3) is None
+
+
+def test_patience_without_validations_is_refused() -> None:
+    with pytest.raises(InputError) as error:
+        config(SINUSOID, validation={"patience": 2})
+    assert "validation.every_steps" in str(error.value)
