@@ -12,7 +12,7 @@ from cases import GLYPHS, SINUSOID, config
 
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
-from metatrain.core import InputError, Ticket, generator_for
+from metatrain.core import InputError, Resident, Ticket, generator_for
 from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour
@@ -93,6 +93,7 @@ def test_episodes_stay_in_their_split(split: Any) -> None:
 
 def test_images_that_are_resident_on_a_device_give_the_same_tasks() -> None:
     family = FewShot(data="glyphs", shots=2)
+    assert isinstance(family, Resident)  # by which a worker knows that it can
     there = family.resident(torch.device("cpu"))
     for split in ("train", "test"):
         drawn = [each.sample(generator(), 5, split) for each in (family, there)]
