@@ -13,11 +13,13 @@ import yaml
 from cases import GLYPHS, SINUSOID
 from services import command
 
+from cluster.tracking.tracker import NoTracker
 from metatrain.core import InputError
 from metatrain.isolation import same_random_numbers
 from tuning import config, schedulers, space, sweep
 from tuning import search as searches
 from tuning.journal import Journal
+from tuning.result import conclude
 
 ROOT = Path(__file__).parent.parent
 RECIPE = SINUSOID | {"validation": {"every_steps": 5, "tasks": 4}}
@@ -279,6 +281,17 @@ def test_shots_can_be_searched_where_validation_fixes_its_own(tmp_path: Path) ->
         "set": {"evaluation.family.shots": 3},
     }
     assert load(tmp_path, changes).trials == 3
+
+
+def test_a_sweep_whose_time_is_up_before_a_trial_starts_is_refused(tmp_path: Path) -> None:
+    search, journal = load(tmp_path), Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(InputError, match="no trial came to a validation") as error:
+        conclude(search, journal, NoTracker(), None)
+    assert "budget.minutes" in error.value.remedy
+    journal.write(0, "values", {"outer.lr": 0.002})
+    journal.write(0, "ended", {"state": "failed", "cause": "its node is gone"})
+    with pytest.raises(InputError, match=r"no trial came to a validation: its node is gone$"):
+        conclude(search, journal, NoTracker(), None)
 
 
 def test_ways_that_the_data_has_not_are_refused(tmp_path: Path) -> None:

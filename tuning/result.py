@@ -52,11 +52,15 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     """Test the winner, draw the pictures, and leave all results in the folder and in MLflow."""
     folder = search.folder
     order = ranked(search, journal.trials.values())
-    winner = order[0]
-    if winner.last is None:
-        causes = {trial.cause for trial in order if trial.cause} or {"no trial reported anything"}
-        raise InputError(f"no trial came to a validation: {min(causes)}")
-    newest = _checkpoint_of(search, winner, winner.last.step)
+    if not order or order[0].last is None:  # time was up, or all of them diverged or failed
+        causes = sorted({trial.cause for trial in order if trial.cause})
+        because = f": {causes[0]}" if causes else ""
+        raise InputError(
+            f"no trial came to a validation{because}",
+            remedy="" if causes else "give the sweep more time (budget.minutes)",
+        )
+    winner, last = order[0], order[0].last
+    newest = _checkpoint_of(search, winner, last.step)
     config, meta, version = run.load_trained(newest, [])
     prepared = prepare(config.recipe())
     bundle.save(str(folder / "bundle"), run.recipe_after(config.recipe(), version), meta)
@@ -69,7 +73,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     if place is not None:
         place = _beside(search, order[:MOST_COMPARED], place)
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
-    chosen_by = protocol.of_score(prepared, Purpose("validate"), winner.last.step)
+    chosen_by = protocol.of_score(prepared, Purpose("validate"), last.step)
     outcome = Outcome(order, winner, scores, chosen_by, place)
     (folder / "result.json").write_text(to_json(_as_json(outcome), indent=1))
     for path in (folder / name for name in KEPT):
@@ -84,11 +88,11 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     if all(trial.over for trial in order):  # MLflow never changes a parameter: only when it is sure
         best = {f"best.{key}": value for key, value in winner.values.items()}
         tracker.params([("best.trial", winner.number), *best.items()])
-    if winner.last.diverged_tasks:
+    if last.diverged_tasks:
         log.warning(
             "%d validation tasks of the winner diverged, and no trial that made as many steps had "
             "fewer: search lower inner rates",
-            winner.last.diverged_tasks,
+            last.diverged_tasks,
         )
     return outcome
 
