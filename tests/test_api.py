@@ -161,6 +161,14 @@ def test_a_sentence_names_arguments_and_no_options(trained: metatrain.Run) -> No
         metatrain.train(SHORT, output=trained.folder)
 
 
+def test_an_error_keeps_its_parts_on_the_way_to_python() -> None:
+    with pytest.raises(metatrain.InputError) as refused:
+        metatrain.train(SHORT, workers={"max": 2, "min": 5})
+    error = refused.value
+    found = (error.what, error.got, error.expected)
+    assert found == ("the recipe: workers.min", 5, "1 to max, which is 2")
+
+
 def test_a_folder_that_cannot_be_made_is_one_sentence() -> None:
     Path("file").touch()
     with pytest.raises(metatrain.InputError, match="file"):
