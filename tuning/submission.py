@@ -40,21 +40,18 @@ def read(file: str, overrides: Sequence[str], resume: str | None) -> Submission:
 
 def places_read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (key, path or address) of each place that a recipe, or a trial of a sweep, reads."""
-    families = [base.family, *(base.setting(work).family for work in ("validate", "score"))]
-    data = [getattr(family, "data", None) for family in families]
-    weights = [getattr(base.model, "weights", None)]
+    families = [schema.dump(setting.family) for setting in base.settings().values()]
+    data = [family.get("data") for family in families]
+    weights = [schema.dump(base.model).get("weights")]
     for key, places in (("family.data", data), ("model.weights", weights)):
         places += [value for values in ranges.get(key, {}).values() for value in values]
-    found = [
-        ("family.data", place)
-        for place in data
-        if isinstance(place, str) and ("/" in place or base.family.name == "table")
-    ]
-    if ":" in base.family.name:  # a family of one's own may read any file of this folder
-        given = schema.flatten(schema.dump(base.family))
-        found += [
-            (f"family.{key}", value)
-            for key, value in given
-            if isinstance(value, str) and Path(value).is_file()
-        ]
-    return found + [("model.weights", place) for place in weights if isinstance(place, str)]
+    found = [("model.weights", place) for place in weights if isinstance(place, str)]
+    for place in data:
+        if isinstance(place, str) and ("/" in place or base.family.name == "table"):
+            found.append(("family.data", place))
+    for family in families:
+        if ":" in family["name"]:  # a family of one's own may read any file of this folder
+            for key, value in schema.flatten(family):
+                if isinstance(value, str) and Path(value).is_file():
+                    found.append((f"family.{key}", value))
+    return list(dict.fromkeys(found))
