@@ -166,10 +166,8 @@ def test_every_command_has_help_with_a_worked_example(path: tuple[str, ...]) -> 
     assert re.search(rf"Example:\s+metatrain {' '.join(path)}\b", done.stdout), done.stdout
 
 
-@pytest.mark.parametrize(
-    ("number", "workers"),
-    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 2, marks=pytest.mark.ray)],
-)
+@pytest.mark.ray
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
 def test_an_interrupt_saves_and_the_run_goes_on_exactly(
     number: signal.Signals, workers: int, tmp_path: Path
 ) -> None:
@@ -248,7 +246,7 @@ def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> N
     done = command("train", recipe, *faster, "--resume", "auto")
     refused(
         done,
-        "has made 2 outer steps, so that outer.lr = 0.1 would change nothing: ask for more "
+        "has made 2 outer steps, so outer.lr = 0.1 would change nothing: ask for more "
         "outer.steps",
     )
     assert yaml.safe_load(Path("out/config.yaml").read_text())["outer"]["lr"] == 0.003

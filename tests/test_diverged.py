@@ -101,7 +101,8 @@ def test_predictions_that_are_nan_are_no_accuracy_of_the_first_class(glyphs: Pat
     """argmax of nan is the first class: an overflow looked like 20 % of five ways, with exit code
     0.
     """
-    done = command("evaluate", str(glyphs), "--set", "evaluation.algorithm.inner_lr=1e30")
+    wild = ("--set", "evaluation.algorithm.inner_lr=1e30", "--set", "workers.max=0")
+    done = command("evaluate", str(glyphs), *wild)
     assert done.returncode == 2
     assert "result:" not in done.stdout
     assert done.stderr.splitlines()[-1].startswith(
@@ -191,7 +192,7 @@ def test_a_run_of_which_nothing_is_left_keeps_its_folder_and_ends_in_a_sentence(
         "adaptation_curve",
         "example",
     }
-    assert command("evaluate", "run").returncode == 2
+    assert command("evaluate", "run", "--set", "workers.max=0").returncode == 2
 
 
 class Unpictured(Sinusoid):

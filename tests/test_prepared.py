@@ -118,7 +118,7 @@ def test_further_evaluations_are_scored_under_their_names_everywhere(tmp_path: P
     assert "10 query points" in scores[1].protocol
     assert scores[1].line().startswith("result ten: mse=")
     assert scores[0].line().startswith("result: mse=")
-    alone = [s.mean for s in run.evaluate(str(folder), []) if s.evaluation]
+    alone = [s.mean for s in run.evaluate(str(folder), ["workers.max=0"]) if s.evaluation]
     assert alone == [scores[1].mean, scores[2].mean]
 
 
