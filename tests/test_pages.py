@@ -11,8 +11,12 @@ from urllib.request import Request, urlopen
 
 import pytest
 import yaml
+from cases import GLYPHS
 from pages import FEWER, LESS, ROOT, Home, blocks, commands, end, fenced
 from services import Nodes
+
+from cluster.config import RunConfig
+from metatrain import schema
 
 # In an order in which their commands work. tests/test_infra.py runs the commands of
 # docs/cluster.md.
@@ -126,11 +130,12 @@ def check(command: str, home: Home) -> None:
         assert (home.folder / "adapted" / f"predictions.{second}").exists()
 
 
-def test_every_yaml_block_is_a_file_of_the_recipes() -> None:
+def test_every_yaml_block_is_a_file_of_the_recipes_or_what_a_recipe_takes() -> None:
     files = [yaml.safe_load(path.read_text()) for path in (ROOT / "recipes").rglob("*.yaml")]
     for page in BOTH:
         for block in blocks(f"{page}.md", "yaml"):
-            assert yaml.safe_load(block) in files
+            tree = yaml.safe_load(block)
+            assert tree in files or schema.parse(RunConfig, GLYPHS | tree, page)
 
 
 @pytest.mark.ray
