@@ -18,8 +18,10 @@ import yaml
 from cases import GLYPHS, SINUSOID, config
 from services import command
 
-from cluster import dry_run as probe
+from cluster import dry_run
+from cluster.config import RunConfig
 from metatrain import schema
+from metatrain.start import prepare
 
 LINUX = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc"
@@ -34,6 +36,10 @@ WIDE = SINUSOID | {"model": {"name": "mlp", "hidden": [1024, 1024]}}
 def write(path: Path, tree: dict[str, Any]) -> str:
     path.write_text(yaml.safe_dump(tree))
     return str(path)
+
+
+def estimated(settings: RunConfig) -> dry_run.Estimate:
+    return dry_run.estimate(settings, prepare(settings.recipe()))
 
 
 def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> None:
@@ -62,9 +68,7 @@ def test_bad_input_is_refused_there_too(tmp_path: Path) -> None:
 def test_what_is_estimated_grows_with_the_ticket_where_tasks_are_batched() -> None:
     """From tickets of at most four tasks to one of 400, which is never computed."""
     small, large = (
-        probe.estimate(
-            config(WIDE, outer__tasks_per_step=n, outer__tasks_per_ticket=n)
-        ).ticket.memory
+        estimated(config(WIDE, outer__tasks_per_step=n, outer__tasks_per_ticket=n)).ticket.memory
         for n in (4, 400)
     )
     weights = 4 * 1024**2  # bytes of the large layer
@@ -72,12 +76,10 @@ def test_what_is_estimated_grows_with_the_ticket_where_tasks_are_batched() -> No
 
 
 def test_more_than_is_free_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_available", lambda plan: 1e6)
+    monkeypatch.setattr(dry_run, "available", lambda device: 1e6)
     settings = config(SINUSOID)
-    assert (
-        "set workers.max or outer.tasks_per_ticket lower"
-        in probe.estimate(settings).lines(settings)[-1]
-    )
+    last = estimated(settings).lines(settings)[-1]
+    assert "set workers.max or outer.tasks_per_ticket lower" in last
 
 
 def test_a_profile_is_a_trace_of_one_outer_step(tmp_path: Path) -> None:
