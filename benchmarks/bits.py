@@ -1,5 +1,6 @@
-"""The parameters that each recipe learns in a few outer steps, as checksums: run before and after a
-change.
+"""Checksums of the parameters that each recipe learns in a few outer steps.
+
+Run it before and after a change:
 
     python benchmarks/bits.py > before; ...; python benchmarks/bits.py > after; diff before after
 

@@ -1,5 +1,4 @@
-"""Two trained runs on the same tasks: the paired difference of their results, with its 95 %
-interval.
+"""The paired difference of two trained runs on the same tasks, with its 95 % interval.
 
     python benchmarks/compare.py runs/a runs/b
 

@@ -1,5 +1,4 @@
-"""A GPU: tasks per second against the per-task loop on the same device, and the MAML paper's
-Omniglot run in minutes.
+"""A GPU against the per-task loop on the same device, and the MAML paper's Omniglot run.
 
     python benchmarks/gpu.py --output FOLDER [--minutes 9] [--data omniglot]
 

@@ -1,5 +1,4 @@
-"""What the benchmarks share: candidates that take turns, ratios of medians, memory, the machine,
-dated results.
+"""Tools of the benchmarks: candidates that take turns, ratios, memory, dated results.
 
 Machines are noisy and differ: what is compared is measured in the same process, in turns, and only
 ratios are claims.
@@ -63,11 +62,10 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def gemm_peak() -> float:
-    """GFLOP/s that large float32 products sustain on the threads that torch uses, by the better of
-    its two libraries.
+    """GFLOP/s that large float32 products sustain, by the better of torch's two libraries.
 
-    One has matmul, the other convolutions, which are products of blocks, too: on processors that
-    are not Intel's the first may leave half of the machine unused.
+    One library has matmul, the other convolutions, which are also products of blocks. The first
+    may leave half of the machine unused on processors that are not Intel's.
     """
     a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
     x = torch.randn(16, 128, 30, 30).contiguous(memory_format=torch.channels_last)
@@ -78,9 +76,7 @@ def gemm_peak() -> float:
 
 
 def peak_mb(run: Callable[[], object]) -> float:
-    """Megabytes that a call, not the first one, adds to this process's memory at its peak (Linux,
-    glibc).
-    """
+    """Megabytes that a call after the first adds to this process's peak (Linux, glibc)."""
 
     def now(key: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,5 +1,4 @@
-"""Meta-gradients against peers: tasks per second of a worker, of a handwritten loop and of
-`higher`, in turns.
+"""Meta-gradients against peers: a worker, a handwritten loop and `higher`, in turns.
 
     pip install -e '.[bench]'
     python benchmarks/peers.py [W1 W6 ...] [--rounds 7]
@@ -70,9 +69,7 @@ class UsualConv4(nn.Module):
 
 
 def theirs(workload: Workload, meta: Meta) -> tuple[nn.Module, dict[str, str]]:
-    """The usual network with our parameters, and our name of each of its parameters that ours has,
-    too.
-    """
+    """The usual network with our parameters, and our names of the parameters that both have."""
     if not isinstance(workload.model, Conv4):
         net = workload.model.module(
             (1,) if isinstance(workload.model, MLP) else (1, 28, 28), _outputs(workload), 0

@@ -1,5 +1,4 @@
-"""What workers add: one and two bare processes, no Ray, one and two Ray workers with their driver,
-in turns.
+"""What workers add: bare processes, no Ray, and Ray workers with their driver, in turns.
 
     python benchmarks/scaling.py [--steps 6] [--rounds 7]
 
@@ -55,16 +54,15 @@ def bare(recipe: Recipe, plan: Plan, orders: Connection) -> None:
 
 
 class Bare:
-    """Two processes, of which one, each in turn, or both work: one may be faster for good, by where
-    its memory lies.
+    """Two processes, of which one, each in turn, or both work.
+
+    One of them may be faster for good, by where its memory lies.
     """
 
     def __init__(self, recipe: Recipe, plan: Plan, steps: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._tickets = [
-            ticket
-            for step in range(steps)
-            for ticket in recipe.setting("update").tickets(step)
+            ticket for step in range(steps) for ticket in recipe.setting("update").tickets(step)
         ]
         self._ends = []
         for _ in range(2):

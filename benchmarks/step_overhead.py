@@ -1,5 +1,4 @@
-"""What an outer step costs besides computing, against the size of the parameters and the number of
-Ray workers.
+"""What an outer step costs besides computing, by the number of parameters and of Ray workers.
 
     python benchmarks/step_overhead.py [--steps 60]
 
@@ -64,9 +63,7 @@ def recipe_of(width: int, workers: int, steps: int) -> Recipe:
 
 
 def costs(recipe: Recipe, pool: Pool) -> tuple[list[float], list[float]]:
-    """Milliseconds of each step, and of them besides computing; the first quarter does not
-    count.
-    """
+    """Milliseconds of each step, and those besides computing, after the first quarter."""
     requests, steps, besides = Watched(pool), [], []
 
     def note(step: int, metrics: dict[str, float]) -> None:
@@ -74,9 +71,9 @@ def costs(recipe: Recipe, pool: Pool) -> tuple[list[float], list[float]]:
         besides.append(steps[-1] - 1000 * requests.slowest_s)
 
     hooks = loop.Hooks(note, lambda: None)
-    loop.train(
-        prepare(recipe), Learner(prepare(recipe).meta, recipe.outer), pool, requests, hooks, save_every=10**9
-    )
+    prepared = prepare(recipe)
+    learner = Learner(prepared.meta, recipe.outer)
+    loop.train(prepared, learner, pool, requests, hooks, save_every=10**9)
     skipped = recipe.outer.steps // 4
     return steps[skipped:], besides[skipped:]
 

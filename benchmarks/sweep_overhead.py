@@ -1,5 +1,4 @@
-"""What running trials together costs: workers' processor time per task of one trial, and of four at
-once.
+"""What running trials together costs: processor time per task of one trial, and of four.
 
     python benchmarks/sweep_overhead.py [STEPS]
 

@@ -1,5 +1,6 @@
-"""What the benchmarks compute: W1 to W7 are the few-shot papers' workloads, O1 is the MAML paper's
-Omniglot recipe.
+"""What the benchmarks compute.
+
+W1 to W7 are the few-shot papers' workloads, O1 is the MAML paper's Omniglot recipe.
 """
 
 from __future__ import annotations

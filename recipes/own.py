@@ -100,9 +100,7 @@ class SineNet:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions and a shortcut, halved by max-pool (He et al. 2016, arXiv 1512.03385,
-    figure 2).
-    """
+    """Two 3x3 convolutions and a shortcut, then max-pool (He et al. 2016, arXiv 1512.03385)."""
 
     def __init__(self, narrow: int, wide: int) -> None:
         super().__init__()
@@ -133,15 +131,12 @@ class Residuals(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet:
-    """A residual network with torch's own batch normalisation, which is computed as `norm` of the
-    recipe says.
-    """
+    """A residual network with torch's own batch normalisation; the recipe's `norm` rules it."""
 
     name: str = "recipes.own:ResNet"
     filters: tuple[int, ...] = (64, 128, 256)
-    weights: str | None = (
-        None  # where the initial weights are: a safetensors file, or a run's folder
-    )
+    weights: str | None = None
+    """Initial weights: a safetensors file, or the folder of a run."""
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         return Residuals(inputs[0], outputs, self.filters)
@@ -149,9 +144,7 @@ class ResNet:
 
 @dataclass(frozen=True, kw_only=True)
 class SignMAML:
-    """First-order MAML that adapts by the sign of the gradient (Fan et al. 2021, arXiv
-    2109.07497).
-    """
+    """First-order MAML that adapts by the gradient's sign (Fan et al. 2021, arXiv 2109.07497)."""
 
     name: str = "recipes.own:SignMAML"
     inner_lr: float

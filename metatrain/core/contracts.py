@@ -53,9 +53,7 @@ class TaskFamily(Protocol):
         ...
 
     def resolved(self) -> TaskFamily:
-        """The family as a run records it, with nothing left open: its bundle binds it without its
-        data.
-        """
+        """The family as a run records it: its bundle binds it without its data."""
         ...
 
     def describe(self) -> str:
@@ -86,9 +84,7 @@ class Resident(Protocol):
 
 @runtime_checkable
 class RawExamples(Protocol):
-    """A family that takes a user's examples as they are, such as paths of images or rows of a
-    table.
-    """
+    """A family that takes a user's examples as they are: paths of images, rows of a table."""
 
     def examples(self, raw: Any) -> Tensor:
         """[N, *in]: N examples as the family's tasks have them; InputError if they cannot be."""
@@ -112,11 +108,12 @@ class Model(Protocol):
     """A network's hyper-parameters: a frozen dataclass such as MLP(hidden=(40, 40))."""
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
-        """Build the network for examples of shape `inputs`: a `body` that gives features [N, F],
-        and a `head` on them.
+        """Build the network: a `body` that gives features [N, F], and a `head` on them.
 
-        What a network with a memory is told after each example that it reads has `feedback`
-        numbers: the target, or the action and the reward. Other networks do not use it.
+        inputs: the shape of an example.
+        outputs: numbers that the network predicts.
+        feedback: the length of the vector that a recurrent network receives after each example:
+            the target, or the action and the reward. Other networks do not use it.
         """
         ...
 
@@ -133,44 +130,43 @@ class Problem(Protocol):
 
     @property
     def norm(self) -> Sequence[Norm]:
-        """Whose statistics normalise query examples; ("none",) where nothing is normalised by
-        statistics.
+        """The examples whose statistics normalise a query example, training's first.
+
+        ("none",) if the network normalises nothing by statistics.
         """
         ...
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh parameters that are trained, without a leading T."""
+        """Draw the parameters that are trained, without a leading T."""
         ...
 
     def frozen(self, generator: torch.Generator) -> Params:
-        """Fresh parameters that are not: those that the network was built with
-        `requires_grad_(False)`.
-        """
+        """Draw the parameters that are not trained: those with `requires_grad_(False)`."""
         ...
 
     def state(self) -> Params:
-        """What training does not descend but tracks, as it is at the start: running statistics, if
-        `norm` says so.
-        """
+        """The start of what training tracks: running statistics if the norm is "running"."""
         ...
 
     def statistics(self, params: Params, tasks: Any) -> Params:
-        """What the tasks say that `state` should be, by shared parameters, which have no leading
-        T.
+        """The state that these tasks alone would give.
+
+        params: shared by the tasks, without a leading T.
         """
         ...
 
     def support_loss(
         self, params: Params, task: Any, context: Context, batch: Tensor | None = None
     ) -> Tensor:
-        """[T] mean loss on the support set, or on the mini-batch of it that `batch` [T, B]
-        indexes.
+        """[T] mean loss on the support set.
+
+        batch: [T, B] indices of a mini-batch, by default all of the support set.
         """
         ...
 
     @property
     def measures(self) -> Mapping[str, Measure]:
-        """What an evaluation measures on all tasks together."""
+        """Measures of all tasks together, by name."""
         ...
 
     def predict(self, params: Params, task: Any, context: Context, norm: Norm | None = None) -> Any:
@@ -181,9 +177,7 @@ class Problem(Protocol):
         ...
 
     def judge(self, prediction: Any, task: Any) -> dict[str, Tensor]:
-        """Measure a prediction, [T] each: "loss", which can be differentiated, and the family's
-        metrics, which cannot.
-        """
+        """Measure a prediction, [T] each: "loss", which has a graph, and the metrics."""
         ...
 
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
@@ -195,8 +189,9 @@ class Problem(Protocol):
         ...
 
     def try_out(self, task: Any) -> Collection[str]:
-        """The names of the metrics; InputError if the network, the loss or a metric cannot compute
-        these tasks.
+        """Compute a few tasks and return the names of the metrics.
+
+        Raises InputError if the network, the loss or a metric cannot compute them.
         """
         ...
 
@@ -219,8 +214,9 @@ class Labelled(Protocol):
         ...
 
     def embed(self, params: Params, task: Any, context: Context) -> tuple[Tensor, Tensor]:
-        """[T, S, F] features of the support examples and [T, S, feedback] their labels, classes
-        as one-hot vectors.
+        """Features [T, S, F] and labels [T, S, feedback] of the support examples.
+
+        Classes are one-hot vectors.
         """
         ...
 
@@ -233,14 +229,16 @@ class Algorithm(Protocol):
     """A meta-learning algorithm: a frozen dataclass such as MAML(inner_lr=0.4, inner_steps=1)."""
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        """The meta-parameters to start from; InputError where the algorithm cannot learn this
-        problem.
+        """Draw the meta-parameters to start from.
+
+        Raises InputError if the algorithm cannot learn this problem.
         """
         ...
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        """Yield the tasks' parameters before adaptation, then after each inner step: values,
-        without a graph.
+        """Yield the tasks' parameters before adaptation, then after each inner step.
+
+        They are values, without a graph.
         """
         ...
 
@@ -254,7 +252,7 @@ class Phased(Protocol):
     """An algorithm whose updates depend on the outer step, such as by weights that anneal."""
 
     def phase(self, step: int) -> Hashable:
-        """Equal for outer steps whose updates are the same computation.
+        """Return a value that is equal for steps whose updates are the same computation.
 
         A GPU may repeat a recorded update for another step of its phase. An update of a phased
         algorithm may read `context.ticket.step`; any other that reads it is never repeated.

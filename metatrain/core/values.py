@@ -34,9 +34,8 @@ class Meta(NamedTuple):
 
     model: Params  # the initialisation; goes to the forward pass
     algorithm: Params  # the algorithm's own, such as learned inner rates; descended like `model`
-    # not descended: replaced by the weighted mean of the updates' state, such as running statistics
-    state: Params
-    frozen: Params = {}  # parameters that the network does not train: they stay as they are
+    state: Params  # tracked, such as running statistics: replaced by the mean of the updates' state
+    frozen: Params = {}  # parameters that the network does not train
 
     def flat(self) -> Params:
         """All tensors under one name each, "part.name", such as "model.head.bias"."""

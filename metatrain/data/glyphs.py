@@ -37,9 +37,8 @@ def draw(classes: int, drawings: int, seed: int) -> NDArray[np.uint8]:
 def _draw_class(control: Ints, drawings: int, uniform: _Uniform) -> NDArray[np.uint8]:
     """Draw control points [strokes, 3, 2] as [drawings, 28, 28]."""
     centre = SIDE * UNIT // 2
-    wobble = sum(
-        uniform(2 * UNIT + 1, drawings, *control.shape) - UNIT for _ in range(2)
-    )  # +-2 pixels, triangular
+    # +-2 pixels, triangular.
+    wobble = sum(uniform(2 * UNIT + 1, drawings, *control.shape) - UNIT for _ in range(2))
     points = control + wobble - centre
     # A linear map near the identity, in units of 1/1024: scale 0.74 to 1.21, turn up to 22 degrees,
     # shear up to 0.3.

@@ -52,8 +52,10 @@ class Environment(Protocol):
     def step(
         self, task: Any, observation: Tensor, action: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From [T, N, observations] and [T, N, actions] the next observation, the reward [T, N],
-        whether it ended.
+        """Take a step: the next observation, the reward [T, N], and whether it ended [T, N].
+
+        observation: [T, N, observations].
+        action: [T, N, actions].
         """
         ...
 

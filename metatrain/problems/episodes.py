@@ -176,9 +176,7 @@ class Episodes:
     def _act(
         self, params: Params, observation: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The network's outputs [T, N, actions]; of a memory the state that it goes on with, else
-        nothing.
-        """
+        """Return the network's outputs [T, N, actions], and of a memory the next state."""
         network = {name: p for name, p in params.items() if name != "log_std"}
         if not memory:
             return call(self.module, self.path, network, observation), ()
@@ -199,9 +197,7 @@ class Episodes:
         return other
 
     def _memory(self, params: Params) -> tuple[Tensor, ...]:
-        """Of every episode at its start: state and what it was told last; nothing of a network that
-        has no memory.
-        """
+        """Return the initial hidden state and feedback of each episode, or () without a memory."""
         names = [name for name in (HIDDEN, PREVIOUS) if name in params]
         return tuple(
             params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names

@@ -15,8 +15,7 @@ from metatrain.core import ComputePath, InputError, Params
 
 
 def call(module: nn.Module, path: ComputePath, params: Params, *inputs: Tensor) -> Any:
-    """The module as a function of T tasks' parameters [T, *shape] and inputs [T, ...]: outputs [T,
-    ...].
+    """Compute a module for T tasks: parameters [T, *shape] and inputs [T, ...] to outputs [T, ...].
 
     A module whose `takes_tasks` is true has a forward pass that does this by itself.
     """
@@ -51,9 +50,7 @@ def call(module: nn.Module, path: ComputePath, params: Params, *inputs: Tensor) 
 
 @lru_cache(maxsize=64)
 def _shares(module: nn.Module) -> bool:
-    """Whether a parameter is there under two names, which functional_call would look up again on
-    each call.
-    """
+    """Tell whether a parameter has two names; functional_call would look that up on each call."""
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     return len(names) > len(list(module.parameters()))
 

@@ -43,9 +43,7 @@ class Spec(NamedTuple):
 
 
 class Network(threading.local):
-    """A network for each thread that asks for it: a call puts parameters into the module for as
-    long as it lasts.
-    """
+    """A network for each thread: a call puts its parameters into the module while it lasts."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -96,9 +94,7 @@ def _kept(spec: Spec) -> Network:
 def fresh(
     build: Callable[[], nn.Module], generator: torch.Generator, *, trained: bool = True
 ) -> Params:
-    """The parameters of a network that is built with the generator's seed: those that are trained,
-    or the others.
-    """
+    """Build a network with the generator's seed: its trained parameters, or its others."""
     return _split(_built(build, generator.initial_seed()))[0 if trained else 1]
 
 
@@ -145,9 +141,7 @@ def _split(module: nn.Module) -> tuple[Params, Params]:
 
 
 class _DrawnFrom(TorchDispatchMode):
-    """Let what this thread draws at random on a CPU come from a generator, instead of from torch's
-    global one.
-    """
+    """Draw this thread's random numbers on a CPU from a generator, not from torch's own."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

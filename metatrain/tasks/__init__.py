@@ -8,6 +8,5 @@ from metatrain.tasks.series import Series
 from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.table import Table
 
-BuiltIn = (
-    Sinusoid | FewShot | Series | Bandit | Navigation | Table
-)  # what a recipe chooses from by `family.name`
+# A recipe chooses one by `family.name`.
+BuiltIn = Sinusoid | FewShot | Series | Bandit | Navigation | Table

@@ -26,11 +26,11 @@ class Arms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Bandit(Generated):
-    """An episode is a trial of `pulls` pulls of `arms` arms, each of which pays 1 with a
-    probability p ~ U[0, 1].
+    """An episode is a trial of `pulls` pulls of `arms` arms.
 
-    The return is a trial's whole reward: that of a random choice is pulls / 2. A policy sees
-    nothing but, if it has a memory, its actions and their rewards.
+    Each arm pays 1 with a probability p ~ U[0, 1]. The return is the reward of the whole trial;
+    that of a random choice is pulls / 2. A policy sees nothing. With a memory it sees its actions
+    and their rewards.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

@@ -1,6 +1,4 @@
-"""Forecasting of short time series, each with a law of its own: damped oscillations driven by
-noise.
-"""
+"""Forecasting of short time series: damped oscillations with noise, each by a law of its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A family of one's own in a folder of one's own: it imports its neighbour helpers.py and reads
-rooms.csv.
-"""
+"""A family in a folder of your own: it imports its neighbour helpers.py and reads rooms.csv."""
 
 from __future__ import annotations
 
