@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,16 @@ from services import store
 from cluster import run
 from cluster.config import Tracking
 from cluster.jobs.job import COMMIT, JOB, USER
-from cluster.tracking import description, mlflow_run, mlflow_tracker, provenance, recording
+from cluster.tracking import (
+    description,
+    mlflow_errors,
+    mlflow_run,
+    mlflow_tracker,
+    provenance,
+    recording,
+)
+from cluster.tracking.place import store_uri
+from metatrain.core import InputError
 from metatrain.evaluate import Score
 from metatrain.metrics import ACCURACY
 
@@ -119,6 +130,24 @@ def test_who_has_no_name_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mlflow.user" not in provenance.tags("a", "b", None)
 
 
+def test_passwords_are_not_shown_and_not_recorded() -> None:
+    with pytest.raises(InputError, match=r"uri holds a password") as caught:
+        config(SINUSOID, tracking__uri="https://me:hunter2@mlflow.example")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(InputError, match=r"uri holds a password"):
+        config(SINUSOID, checkpoint__uri="s3://key:hunter2@bucket/run")
+    assert mlflow_errors.redact("https://me:hunter2@host/x") == "https://me:***@host/x"
+    assert mlflow_errors.redact("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert store_uri(Tracking()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere")
+    assert store_uri(Tracking()) == "http://somewhere"
+    assert store_uri(Tracking(uri="sqlite:///x.db")) == f"sqlite:///{tmp_path / 'x.db'}"
+    assert store_uri(Tracking(uri="sqlite:////srv/x.db")) == "sqlite:////srv/x.db"
+
+
 def test_the_columns_of_an_experiment_are_those_of_all_its_runs() -> None:
     first = description.view("", ["test/accuracy"])
     second = json.loads(description.view(first, ["test/mse", "test/accuracy"]))
@@ -129,6 +158,31 @@ def test_the_columns_of_an_experiment_are_those_of_all_its_runs() -> None:
             json.loads(description.view(damaged, ["test/mse"]))["selectedColumns"][0]
             == "metrics.`test/mse`"
         )
+
+
+def test_metrics_go_in_batches_of_a_thousand_and_what_failed_goes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metric = namedtuple("metric", "key value timestamp step")  # for MLflow's, a second to import
+    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Metric=metric))
+    names = [f"train/{i}" for i in range(2500)]
+    batches: list[list[str]] = []
+
+    def log_batch(run_id: str, metrics: Any) -> None:
+        batches.append([metric.key for metric in metrics])
+        if len(batches) == 2:
+            raise ConnectionError
+
+    client: Any = SimpleNamespace(log_batch=log_batch, set_terminated=lambda *_: None)
+    opened = mlflow_run.Opened(client, "1", "run", set())
+    monkeypatch.setattr(mlflow_tracker, "open_run", lambda *_: opened)
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri="sqlite:///x.db"), "s", [], None, {})
+    tracker.log(1, dict.fromkeys(names, 1.0))
+    tracker.flush()
+    tracker.finish("FINISHED")
+    assert tracker.errors == 1
+    assert [len(batch) for batch in batches] == [1000, 1000, 1000, 500]
+    assert [name for batch in batches[:1] + batches[2:] for name in batch] == names
 
 
 def test_scores_have_the_names_of_their_norms() -> None:

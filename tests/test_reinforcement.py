@@ -99,7 +99,9 @@ def test_the_surrogates_gradient_is_that_of_the_expected_reward() -> None:
 def played_by_hand(rewards: Any, alive: Any) -> Rollout:
     """Episodes of one task, all at the origin: the baseline is the mean over them of each step."""
     steps = torch.zeros(1, *torch.tensor(rewards).shape, 2)
-    return Rollout(steps, steps, *(torch.tensor([x], dtype=torch.float32) for x in (rewards, alive)))
+    return Rollout(
+        steps, steps, *(torch.tensor([x], dtype=torch.float32) for x in (rewards, alive))
+    )
 
 
 @pytest.mark.parametrize(("discount", "first"), [(0.0, 0.5), (0.5, 1.5), (1.0, 2.5)])

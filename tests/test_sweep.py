@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,8 +30,8 @@ from cluster.jobs.job import JOB, JOB_CPUS
 from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.storage import Folder
-from tuning import schedulers, sweep
 from tuning import search as searches
+from tuning import sweep
 from tuning.resources import at_once, check_resources
 
 pytestmark = pytest.mark.ray
@@ -410,25 +409,6 @@ def test_one_folder_has_one_sweep_at_a_time(tmp_path: Path) -> None:
         pytest.raises(InputError, match="another process works on the sweep in"),
     ):
         sweep.start(search)
-
-
-def test_what_is_known_of_a_rung_is_not_judged_again(tmp_path: Path) -> None:
-    search = load(tmp_path, scheduler={"name": "asha", "first_rung": 10}, budget={"trials": 3})
-    book = sweep.Journal(tmp_path / "journal.jsonl")
-    for number, value in ((0, 5.0), (1, 1.0), (2, 2.0)):  # the first one passed, being the first
-        book.write(
-            number,
-            "report",
-            {"step": 10, "value": value, "ci95": 0.1, "values": {}, "diverged": ""},
-        )
-    book.write(1, "ended", {"state": "completed", "cause": ""})
-    scheduler = schedulers.scheduler(search, book)
-    again = SimpleNamespace(trial_id="new", name="0")
-    scheduler.on_trial_add(None, again)
-    assert scheduler.on_trial_result(None, again, {"step": 10, "compared": 5.0}) == "CONTINUE"
-    fresh = SimpleNamespace(trial_id="fresh", name="7")
-    scheduler.on_trial_add(None, fresh)
-    assert scheduler.on_trial_result(None, fresh, {"step": 10, "compared": 6.0}) == "STOP"
 
 
 def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from cases import GLYPHS, SINUSOID, config
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain.core import InputError, Resident, Ticket, generator_for
+from metatrain.data.images import ImageStore, Rotations, Scheme
 from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour
@@ -78,6 +79,45 @@ def test_episodes_have_distinct_classes_and_disjoint_support_and_query() -> None
         assert len(set(source.tolist())) == 49
 
 
+@pytest.mark.parametrize("rotations", ["none", "per-task", "classes"])
+def test_a_class_turns_as_one(rotations: Rotations) -> None:
+    """Its support and its query images; a turn may be drawn for it, or be a class of its own."""
+    images = torch.arange(54, dtype=torch.uint8).view(6, 1, 3, 3)
+    known = {
+        torch.rot90(images[i], turn, dims=(-2, -1)).numpy().tobytes(): (i // 2, turn, i)
+        for i in range(6)
+        for turn in range(4)
+    }
+    scheme = Scheme(name="s", classes={"train": [0, 1, 2]}, rotations={"train": rotations})
+    three = ImageStore(
+        name="turning",
+        images=images,
+        class_names=["a", "b", "c"],
+        sizes=torch.tensor([2, 2, 2]),
+        schemes=[scheme],
+        synthetic=True,
+    )
+    family = FewShot(ways=12 if rotations == "classes" else 3)
+    vars(family)["store"] = three
+    family.check("train")
+    task = family.sample(generator(), 20, "train")
+    seen = set()
+    for support, query in zip(task.support_x, task.query_x, strict=True):
+        found = [
+            (known[x.contiguous().numpy().tobytes()], known[y.contiguous().numpy().tobytes()])
+            for x, y in zip(support, query, strict=True)
+        ]
+        assert all(x[:2] == y[:2] and x[2] != y[2] for x, y in found)
+        classes = [x[:2] if rotations == "classes" else x[0] for x, _ in found]
+        assert len({*classes}) == family.ways
+        seen |= {x[1] for x, _ in found}
+    assert seen == ({0} if rotations == "none" else {0, 1, 2, 3})
+    more = replace(family, ways=family.ways + 1)
+    vars(more)["store"] = three
+    with pytest.raises(InputError, match=f"has {family.ways} classes"):
+        more.check("train")
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_episodes_stay_in_their_split(split: Any) -> None:
     family = FewShot(data="glyphs", ways=20, queries=1)
@@ -139,13 +179,18 @@ def test_tasks_are_a_function_of_seed_and_ticket(base: dict[str, Any]) -> None:
         assert not torch.equal(drawn(ticket), different)
 
 
-def test_generators_differ_by_purpose() -> None:
+def test_seed_ticket_and_purpose_decide_what_is_drawn() -> None:
+    def drawn(ticket: Ticket, seed: int = 0, purpose: str = "tasks") -> float:
+        return torch.rand(1, generator=generator_for(seed, ticket, purpose)).item()
+
     ticket = Ticket("score", "test", 0, 0)
-    values = [
-        torch.rand(1, generator=generator_for(0, ticket, purpose)).item()
-        for purpose in ("tasks", "adaptation")
-    ]
-    assert values[0] != values[1]
+    changes: list[dict[str, Any]] = [{"work": "update"}, {"split": "val"}, {"variant": "again"}]
+    changes += [{"step": 1}, {"part": 1}]
+    values = [drawn(ticket._replace(**change)) for change in changes]
+    values += [drawn(ticket), drawn(ticket, seed=1), drawn(ticket, purpose="adaptation")]
+    assert len({*values}) == len(values)
+    # A validation on the evaluation's split and seed is of the evaluation's tasks.
+    assert drawn(ticket._replace(work="validate")) == drawn(ticket)
 
 
 def test_the_last_ticket_of_a_step_takes_what_is_left() -> None:

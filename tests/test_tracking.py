@@ -25,7 +25,6 @@ from cluster import run
 from cluster.config import RunConfig, Tracking
 from cluster.tracking import (
     description,
-    mlflow_errors,
     mlflow_run,
     mlflow_store,
     mlflow_tracker,
@@ -573,16 +572,6 @@ def test_metrics_of_an_outage_arrive_once_it_is_over(
     assert tracker.errors == 2
 
 
-def test_passwords_are_not_shown_and_not_recorded() -> None:
-    with pytest.raises(InputError, match=r"uri holds a password") as caught:
-        config(SINUSOID, tracking__uri="https://me:hunter2@mlflow.example")
-    assert "hunter2" not in str(caught.value)
-    with pytest.raises(InputError, match=r"uri holds a password"):
-        config(SINUSOID, checkpoint__uri="s3://key:hunter2@bucket/run")
-    assert mlflow_errors.redact("https://me:hunter2@host/x") == "https://me:***@host/x"
-    assert mlflow_errors.redact("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
-
-
 def test_a_password_in_the_environment_does_not_reach_a_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -590,15 +579,6 @@ def test_a_password_in_the_environment_does_not_reach_a_message(
     with pytest.raises(InputError, match="MLflow does not answer") as caught:
         run.train(config(SINUSOID, tracking__uri=None))
     assert "hunter2" not in str(caught.value)
-
-
-def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-
-    assert store_uri(Tracking()) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere")
-    assert store_uri(Tracking()) == "http://somewhere"
-    assert store_uri(Tracking(uri="sqlite:///x.db")) == f"sqlite:///{tmp_path / 'x.db'}"
-    assert store_uri(Tracking(uri="sqlite:////srv/x.db")) == "sqlite:////srv/x.db"
 
 
 def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(
