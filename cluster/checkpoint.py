@@ -105,8 +105,9 @@ def forget_after(root: str, version: int) -> None:
 
 
 def load(uri: str) -> Saved:
-    """Read a checkpoint, or the newest one under a run's folder; InputError where it is missing or
-    damaged.
+    """Read a checkpoint, or the newest one under a run's folder.
+
+    Raises InputError if it is missing or damaged.
     """
     if not bundle.is_complete(uri):
         newest = latest(uri) or latest(f"{uri}/checkpoints")
@@ -149,10 +150,7 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
 
     So may its name, and where and how it is computed.
     """
-    before, now = (
-        dict(schema.flatten(schema.dump(saved.config))),
-        dict(schema.flatten(schema.dump(config))),
-    )
+    before, now = (dict(schema.flatten(schema.dump(each))) for each in (saved.config, config))
     changed = []
     for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):
         old, new = before.get(key), now.get(key)
@@ -169,29 +167,22 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
     version = saved.version
     if changed and version >= config.outer.steps:
         raise InputError(
-            (
-                f"{saved.uri} has made {version} outer steps, so that {changed[0]} = "
-                f"{now[changed[0]]} "
-                "would change "
-                "nothing"
-            ),
+            f"{saved.uri} has made {version} outer steps, so {changed[0]} = {now[changed[0]]} "
+            "would change nothing",
             remedy="ask for more outer.steps, or start a new run with another output",
         )
     if saved.plan.path != plan.path:
         raise InputError(
-            (
-                f"{saved.uri} was computed on the {saved.plan.path} path and this run would use "
-                f"{plan.path}"
-            ),
+            f"{saved.uri} was computed on the {saved.plan.path} path and this run would use "
+            f"{plan.path}",
             remedy="resume with the same workers.gpus",
         )
 
 
 def _remove(root: str, names: Iterable[str]) -> None:
     for name in names:
-        storage.remove(
-            f"{root}/{name}/{bundle.MANIFEST}"
-        )  # first, so that no half of it ever looks whole
+        # first, so that no half of it ever looks whole
+        storage.remove(f"{root}/{name}/{bundle.MANIFEST}")
         storage.remove(f"{root}/{name}")
 
 

@@ -1,6 +1,4 @@
-"""Tickets asked of a pool until all have come: retries, staleness and stalls, for training and
-evaluation alike.
-"""
+"""Tickets asked of a pool until all have come: retries, staleness and stalls."""
 
 from __future__ import annotations
 
@@ -25,22 +23,19 @@ class Interrupted(Sentence):
 
 
 class WorkersLost(Sentence, RuntimeError):
-    """The pool cannot go on."""
+    """The pool cannot continue."""
 
 
 def decide(failure: Failure, losses: int) -> Literal["again", "stop"]:
-    """What follows a failure after so many losses in a row: tasks are repeated exactly, and so are
-    their errors.
-    """
+    """What follows a failure after so many losses in a row; an error would repeat exactly."""
     return "again" if failure.kind == "lost" and losses <= MOST_LOSSES else "stop"
 
 
 class Requests:
     """Asks a pool for tickets and hands their contributions over in ticket order.
 
-    Contributions that nobody collects yet are kept, so that training and evaluation tickets can be
-    under way together. The first answer to a ticket counts; tasks are repeated exactly, so that
-    another one would say the same.
+    Contributions that nobody collects yet are kept, so training and evaluation tickets can be under
+    way together. The first answer to a ticket counts; another one would say the same.
     """
 
     def __init__(
@@ -78,10 +73,9 @@ class Requests:
         return [c.result for c in found if isinstance(c.result, Scores)]
 
     def collect(self, tickets: Sequence[Ticket], oldest_version: int = 0) -> list[Contribution]:
-        """Wait until all of these tickets have come; those computed on an older version are asked
-        again.
+        """Wait until all of these tickets have come; ask again for those of an older version.
 
-        Raises Interrupted, or WorkersLost where the pool cannot answer any more.
+        Raises Interrupted, or WorkersLost if the pool cannot answer any more.
         """
         silent_since = time.monotonic()
         while True:

@@ -1,5 +1,4 @@
-"""Two trained runs on the same tasks: the paired difference of their results, with its 95 %
-interval.
+"""Two trained runs on the same tasks: the paired difference of their results, with its interval.
 
 Tasks differ much from each other. Pairs need far fewer of them to tell two runs apart than two
 separate intervals do.
@@ -27,12 +26,8 @@ from metatrain.recipe import Recipe
 from metatrain.start import prepare
 
 THREADS = 1
-DRAWN_BY = (
-    "split",
-    "seed",
-    "tasks",
-    "tasks_per_ticket",
-)  # which tasks an evaluation draws, of one family
+# which tasks an evaluation draws, of one family
+DRAWN_BY = ("split", "seed", "tasks", "tasks_per_ticket")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -88,8 +83,7 @@ class Comparison:
 
 
 def compare(first: str, second: str) -> Comparison:
-    """Evaluate two runs' folders or bundles on the tasks of their evaluation, which must be the
-    same.
+    """Evaluate two runs' folders or bundles on the tasks that both evaluations draw.
 
     Each run adapts as its own evaluation says; the norm is that of the first run.
     """
@@ -132,11 +126,8 @@ def _check_tasks(first: str, recipe: Recipe, second: str, other: Recipe) -> None
     for key in ours | theirs:
         if ours.get(key) != theirs.get(key):
             raise InputError(
-                (
-                    f"{first} and {second} were not tested on the same tasks, {key} is "
-                    f"{ours.get(key)!r} and "
-                    f"{theirs.get(key)!r}"
-                ),
+                f"{first} and {second} were not tested on the same tasks, {key} is "
+                f"{ours.get(key)!r} and {theirs.get(key)!r}",
                 remedy="compare runs whose evaluations draw the same ones",
             )
 
@@ -170,15 +161,10 @@ def _results(
     bad = int((~values.isfinite()).sum())
     if bad:
         raise InputError(
-            (
-                f"{place} has no finite {setting.family.metric.name} on {bad} of {len(values)} tasks, "
-                "so "
-                "the difference is not "
-                "known"
-            ),
-            remedy=(
-                "lower the inner rate, or the number of inner steps, of the evaluation's algorithm"
-            ),
+            f"{place} has no finite {setting.family.metric.name} on {bad} of {len(values)} tasks, "
+            "so the difference is not known",
+            remedy="lower the inner rate, or the number of inner steps, of the evaluation's "
+            "algorithm",
         )
     return values
 

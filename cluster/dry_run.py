@@ -1,6 +1,4 @@
-"""What a run would need, and where its time goes, from a few of its tasks, computed in this process
-and not kept.
-"""
+"""What a run would need, and where its time goes, from a few of its tasks, computed here."""
 
 from __future__ import annotations
 
@@ -30,6 +28,8 @@ class Cost(NamedTuple):
 
 
 class Estimate(NamedTuple):
+    """Of a run."""
+
     plan: Plan
     reason: str
     parameters: int
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
     step_s: float
     total_s: float  # the evaluation included
     workers: int
-    available: float | None  # bytes on this machine, where the operating system says
+    available: float | None  # bytes on this machine, if the operating system says
 
     def lines(self, config: RunConfig) -> list[str]:
         """As people read it."""
@@ -55,16 +55,14 @@ class Estimate(NamedTuple):
             f"{_duration(self.total_s)}",
         ]
         gpus = config.workers.gpus
-        together = (
-            max(min(self.workers, int(1 / gpus)), 1) if gpus else self.workers
-        )  # on the one GPU, or this machine
+        # on the one GPU, or this machine
+        together = max(min(self.workers, int(1 / gpus)), 1) if gpus else self.workers
         if self.available is not None and memory * together > self.available:
             needed, free = memory * together / GB, self.available / GB
             found.append(
                 f"warning: {together} workers need {needed:.1f} GB and {free:.1f} GB are free "
-                "here: "
-                "set workers.max or outer.tasks_per_ticket lower, or algorithm.recompute or "
-                "algorithm.first_order to true where the algorithm has them"
+                "here: set workers.max or outer.tasks_per_ticket lower, or algorithm.recompute or "
+                "algorithm.first_order to true if the algorithm has them"
             )
         return found
 
@@ -81,7 +79,7 @@ def estimate(config: RunConfig, prepared: Prepared) -> Estimate:
     score = _extrapolated(prepared, plan, Purpose("score"))
     outer, evaluation, validation = recipe.outer, recipe.evaluation, recipe.validation
     step_s = -(-outer.tickets() // workers) * update.seconds + _learner_s(prepared)
-    scored = evaluation.tasks
+    scored = sum(s.tasks for s in prepared.used() if s.purpose.work == "score")
     if validation.every_steps:
         scored += validation.tasks * (1 + outer.steps // validation.every_steps)
     score_s = scored / evaluation.tasks_per_ticket * score.seconds / workers

@@ -26,7 +26,7 @@ Metrics = dict[str, float]
 
 
 class Hooks(NamedTuple):
-    """What the loop tells the outside."""
+    """What the loop calls."""
 
     on_step: Callable[[int, Metrics], None]  # after each outer step, with its metrics
     save: Callable[[], None]  # write a checkpoint of the learner as it is

@@ -44,10 +44,10 @@ def checkpoints_of(run: Run) -> str:
 
 
 def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False) -> Run:
-    """Check a configuration, choose its folder, and set up its learner, or that of the checkpoint
-    to go on from.
+    """Check a configuration, choose its folder, and set up its learner.
 
-    A sweep's `trial` may continue in its own folder from another trial's checkpoint.
+    resume: the folder or checkpoint to resume from, or "auto".
+    trial: it may resume in its own folder from another trial's checkpoint.
     """
     code = custom_source.texts(own_classes(config.recipe()))
     config = dataclasses.replace(config, family=config.family.resolved())

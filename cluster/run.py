@@ -50,13 +50,15 @@ def train(
     *,
     source: str | None = None,
 ) -> tuple[Folder, list[Score]]:
-    """Train as configured, or continue from `resume` (a folder, or "auto": the newest run of that
-    name and output).
+    """Train as configured and evaluate what was learned.
 
-    `source` is the recipe's file, if there is one. Returns the run's folder and a score for each
-    norm. The folder holds config.yaml, metrics.jsonl, checkpoints/, bundle/, figures/ and
-    result.json, and the source of the user's own modules in code/. Raises InputError for what the
-    user can mend and Interrupted, after saving, when asked to stop.
+    resume: the folder to resume, or "auto": the newest run of that name and output.
+    source: the recipe's file.
+
+    Returns the run's folder and its scores. The folder holds config.yaml, metrics.jsonl,
+    checkpoints/, bundle/, figures/ and result.json, and the source of the user's own modules in
+    code/. Raises InputError for what the user can fix, and Interrupted, after saving, if somebody
+    asks it to stop.
     """
     with isolated(config.workers.threads), interruptible() as should_stop:
         run = prepare(config, resume)
@@ -187,8 +189,9 @@ def recipe_after(recipe: Recipe, version: int) -> Recipe:
 
 
 def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:
-    """Score a run's folder, checkpoint or bundle on its evaluation tasks, with overrides of what is
-    no training's.
+    """Score a run's folder, checkpoint or bundle on the tasks of its evaluations.
+
+    overrides: such as "evaluation.norm=support+1"; no key of the training.
     """
     for item in overrides:
         if not item.strip().startswith(("evaluation", "workers", "family.checksum")):

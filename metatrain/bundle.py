@@ -45,7 +45,7 @@ def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
 
 
 def read_directory(uri: str) -> dict[str, bytes]:
-    """The files of a complete directory; InputError where something is missing or was changed."""
+    """The files of a complete directory; InputError if something is missing or was changed."""
     if not is_complete(uri):
         raise InputError(
             f"{uri} holds no bundle or checkpoint (no {MANIFEST})",

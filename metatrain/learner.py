@@ -1,6 +1,4 @@
-"""The central learner: meta-parameters, outer optimizer and schedule. The only place where
-meta-parameters change.
-"""
+"""The central learner, the only place where meta-parameters change: optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ class Outer:
     """Bound of each of its entries."""
     max_staleness: int = 0
     """Outer steps by which an update may be old; above 0 two runs differ."""
-    aggregate: aggregation.BuiltIn = Mean()
+    aggregate: aggregation.BuiltIn = field(default_factory=Mean)
     """How a step's updates become one: `mean`, `median`, `trimmed_mean` or `private`."""
 
     def __post_init__(self) -> None:

@@ -57,11 +57,8 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
             got = f"none, but {others}" if tensor is None else f"one of shape {list(tensor.shape)}"
             got = "one that is not of finite real numbers" if fits else got
             raise InputError(
-                (
-                    f"model.weights: the network needs {name} of shape {list(params[name].shape)}, "
-                    "and "
-                    f"{place} has {got}"
-                ),
+                f"model.weights: the network needs {name} of shape {list(params[name].shape)}, and "
+                f"{place} has {got}",
                 remedy="give weights of the same network",
             )
     rest = sorted(

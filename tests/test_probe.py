@@ -224,6 +224,7 @@ import torch
 from cases import SINUSOID, config
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
+from metatrain.start import prepare
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -28,8 +28,9 @@ PROBE_S = 15.0  # for a cluster to say that it is there
 
 @contextmanager
 def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
-    """Join the cluster at `address`, or a surrounding job's, or start a local one; true where it
-    was started here.
+    """Join the cluster at `address`, or a surrounding job's, or start one on this machine.
+
+    Yields whether it was started here.
 
     Workers get `code`, files and package folders to import from, and on a cluster these packages,
     so that they compute what this process would; those of a surrounding job have what that job was
@@ -113,7 +114,7 @@ def _start_local(options: dict[str, Any]) -> None:
 
 
 def _probe(address: str) -> None:
-    """Raise ConnectionError where no Ray answers at HOST:PORT; ray.init would try for minutes."""
+    """Raise ConnectionError if no Ray answers at HOST:PORT; ray.init would try for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "/" in host:
         return  # "auto" and ray:// end soon by themselves

@@ -46,6 +46,7 @@ LOW = (
     "Ray killed it because its node ran low on memory: set outer.tasks_per_ticket "
     "or workers.max lower"
 )
+LOST = (RayActorError, ObjectLostError, OutOfMemoryError)  # a process, or an answer with its node
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 ROOM_S = 5.0  # for a worker to find its place, before the cluster is asked why it has not
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
@@ -72,10 +73,12 @@ class RayPool:
         local: bool,
         group: PlacementGroup | None = None,
     ) -> None:
-        """Start the actors and wait for the first `workers.min`; InputError where they cannot be
-        had.
+        """Start the actors and wait for the first `workers.min`.
 
-        In a placement `group`, which has room reserved for them all, it waits for `workers.max`.
+        local: the cluster is this machine alone, which gets no more room.
+        group: a placement group with room for all: it waits for `workers.max`.
+
+        Raises InputError if they do not start.
         """
         if local:
             _check_capacity(workers)
@@ -88,12 +91,11 @@ class RayPool:
         shared = JOB in os.environ or sum(node["Alive"] for node in ray.nodes()) > 1
         self._arguments = (schema.dump(prepared.recipe), plan, shared)
         self._name, self._workers, self._placed = prepared.recipe.name, workers, group is not None
-        self._told = ""  # who waits for a place
+        self._shortage = ""  # the newest sentence on who waits for a place
         self._ask_s = 0.0  # when to ask for it again
         self._actors: list[_Actor] = []
-        self._under_way: dict[
-            Any, tuple[_Actor, Ticket | None, int]
-        ] = {}  # ref -> actor, ticket, version
+        # by the reference to its answer: the actor, its ticket, the version of the parameters
+        self._under_way: dict[Any, tuple[_Actor, Ticket | None, int]] = {}
         self._waiting: deque[Ticket] = deque()
         self._since: dict[Ticket, float] = {}
         self._version = -1
@@ -129,11 +131,7 @@ class RayPool:
         actor.tickets -= ticket is not None
         try:
             answer = ray.get(done[0])
-        except (
-            RayActorError,
-            ObjectLostError,
-            OutOfMemoryError,
-        ) as error:  # its process, or its answer with the node
+        except LOST as error:
             return self._lost(actor, ticket, error)
         except RayTaskError as error:
             return Failure(ticket, actor.name, "error", _where(error))
@@ -161,9 +159,7 @@ class RayPool:
         self._under_way.clear()
 
     def _wait_for(self, workers: Workers) -> None:
-        """Until enough actors are ready. A local cluster is known to have room; another may be
-        growing.
-        """
+        """Wait until enough actors are ready: a cluster may be growing."""
         deadline = time.monotonic() + workers.wait_s
         while self.status().alive < workers.min:
             failure = self.next(timeout_s=1.0)
@@ -174,11 +170,9 @@ class RayPool:
             if time.monotonic() > deadline:
                 there = _resources(ray.cluster_resources())
                 raise InputError(
-                    (
-                        f"{self.status().alive} of workers.min = {workers.min} workers of "
-                        f"{_wanted(workers)} could start "
-                        f"in workers.wait_s = {workers.wait_s:g} s; the cluster has {there}"
-                    ),
+                    f"{self.status().alive} of workers.min = {workers.min} workers of "
+                    f"{_wanted(workers)} could start in workers.wait_s = {workers.wait_s:g} s; the "
+                    f"cluster has {there}",
                     remedy="ask for less or add nodes",
                 )
 
@@ -186,19 +180,19 @@ class RayPool:
         """Which workers have no place on the cluster, once for each time that this changes."""
         alive = self.status().alive
         if alive == len(self._actors):
-            if self._told:
+            if self._shortage:
                 log.info("%d of %d workers started", alive, alive)
-            self._told, self._ask_s = "", math.inf
+            self._shortage, self._ask_s = "", math.inf
             return
         self._ask_s = time.monotonic() + ROOM_S
         try:
-            told = "" if self._placed else shortage.waiting(self._workers, alive)
+            found = "" if self._placed else shortage.waiting(self._workers, alive)
         except Exception as error:  # a cluster that does not say so can be computed on all the same
             log.debug("the cluster does not say who waits: %s", error)
             return
-        if told and told != self._told:
-            log.warning("%s", told)
-            self._told = told
+        if found and found != self._shortage:
+            log.warning("%s", found)
+            self._shortage = found
 
     def _start(self, actor: _Actor) -> None:
         # one that has just ended still has its name
@@ -265,11 +259,8 @@ def _check_capacity(workers: Workers) -> None:
     for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
         if each * workers.min > there.get(kind, 0.0):
             raise InputError(
-                (
-                    f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this "
-                    "machine, which has "
-                    f"{_resources(there)}"
-                ),
+                f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this "
+                f"machine, which has {_resources(there)}",
                 remedy="lower workers.min, workers.cpus or workers.gpus, or give --address",
             )
 

@@ -21,7 +21,7 @@ from metatrain.start import prepare
 
 
 class RayWorker:
-    """Implements no more than a Worker; refusals are told in `ready`."""
+    """A Worker that another process asks; `ready` says what it could not start for."""
 
     def __init__(self, recipe: schema.Tree, plan: Plan, shared: bool = False) -> None:
         """`shared`: other machines are in the cluster, and may have what this one lacks."""
@@ -36,7 +36,7 @@ class RayWorker:
             self._refusal = (absent(error, this_node()) if shared else None) or str(error)
 
     def ready(self) -> str | None:
-        """Why this worker cannot work; None where it can."""
+        """Why this worker cannot work; None if it can."""
         return self._refusal
 
     def draw(self, ticket: Ticket) -> None:
@@ -51,7 +51,7 @@ class RayWorker:
             self._worker.load(version, torch.from_numpy(flat))
         try:
             result, spent = self._worker.compute(ticket)
-        except Exception as error:  # of a family of the user's, too
+        except Exception as error:  # of a family of the user's also
             lacks = absent(error, this_node()) if self._shared else None
             if lacks is None:
                 raise

@@ -74,7 +74,7 @@ class Worker:
     def compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
         """The ticket's update, on the worker's device, or its scores, and what it cost.
 
-        Raises InputError where memory is not enough.
+        Raises InputError if memory is not enough.
         """
         try:
             return self._compute(ticket)
