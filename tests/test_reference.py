@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -194,6 +196,58 @@ def test_every_file_is_on_the_page(language: str) -> None:
         there = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
         named = rows(section(page, f"{folder.relative_to(ROOT).as_posix()}/"))
         assert named.keys() == there, f"{page} and the files of {folder.relative_to(ROOT)}"
+
+
+def defined(page: str) -> set[tuple[str, str]]:
+    """The names on a page that stand before the file that defines them."""
+    text = (ROOT / page).read_text()
+    return set(re.findall(r"`(\w+(?:\.\w+)?)`(?: in | \| |\W)`([\w/]+\.py)`", text))
+
+
+def test_a_function_is_in_the_file_that_the_page_names() -> None:
+    named = defined("docs/architecture.md")
+    assert len(named) > 50
+    assert named == defined("docs/architecture.zh.md")
+    for name, path in named:
+        source = (ROOT / path).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^ *(?:def |class )?{part}\b", source, re.MULTILINE), (name, path)
+
+
+def imported(path: Path) -> set[str]:
+    """The files of this project that a file imports, also in a function; a package ends in /."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {place for name in found for place in [place_of(name)] if place}
+
+
+def place_of(name: str) -> str:
+    """The file or package that has an imported name, or "" if none of this project has it."""
+    inside = name.replace(".", "/")
+    places = (f"{inside}.py", f"{inside}/", f"{inside.rpartition('/')[0]}.py")
+    packages = (f"{inside.rpartition('/')[0]}/",)
+    there = [place for place in places + packages if place[0] != "/" and (ROOT / place).exists()]
+    return there[0] if there else ""
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_room_imports_what_the_page_allows(language: str) -> None:
+    text = (ROOT / f"docs/architecture{language}.md").read_text()
+    cells = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+    allowed = {room: re.findall(r"`([\w/]+(?:/|\.py))`", names) for room, names in cells}
+    tools = allowed["所有房间" if language else "every room"]
+    assert all((ROOT / name).exists() for names in allowed.values() for name in names)
+    for layer in ("metatrain", "cluster", "tuning"):
+        for path in (ROOT / layer).rglob("*.py"):
+            if path == ROOT / "metatrain" / "__init__.py":
+                continue  # the door to all layers
+            room = f"{path.parent.relative_to(ROOT).as_posix()}/"
+            may = (room, *tools, *allowed[f"`{room}`"])
+            assert not {name for name in imported(path) if not name.startswith(may)}, path
 
 
 if __name__ == "__main__":
