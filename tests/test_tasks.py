@@ -82,10 +82,10 @@ def test_episodes_have_distinct_classes_and_disjoint_support_and_query() -> None
 @pytest.mark.parametrize("rotations", ["none", "per-task", "classes"])
 def test_a_class_turns_as_one(rotations: Rotations) -> None:
     """Its support and its query images; a turn may be drawn for it, or be a class of its own."""
-    images = torch.arange(54, dtype=torch.uint8).view(6, 1, 3, 3)
+    images = torch.arange(81, dtype=torch.uint8).view(9, 1, 3, 3)
     known = {
-        torch.rot90(images[i], turn, dims=(-2, -1)).numpy().tobytes(): (i // 2, turn, i)
-        for i in range(6)
+        torch.rot90(images[i], turn, dims=(-2, -1)).numpy().tobytes(): (i // 3, turn, i)
+        for i in range(9)
         for turn in range(4)
     }
     scheme = Scheme(name="s", classes={"train": [0, 1, 2]}, rotations={"train": rotations})
@@ -93,24 +93,22 @@ def test_a_class_turns_as_one(rotations: Rotations) -> None:
         name="turning",
         images=images,
         class_names=["a", "b", "c"],
-        sizes=torch.tensor([2, 2, 2]),
+        sizes=torch.tensor([3, 3, 3]),
         schemes=[scheme],
         synthetic=True,
     )
-    family = FewShot(ways=12 if rotations == "classes" else 3)
+    family = FewShot(ways=12 if rotations == "classes" else 3, shots=2)
     vars(family)["store"] = three
     family.check("train")
     task = family.sample(generator(), 20, "train")
     seen = set()
-    for support, query in zip(task.support_x, task.query_x, strict=True):
-        found = [
-            (known[x.contiguous().numpy().tobytes()], known[y.contiguous().numpy().tobytes()])
-            for x, y in zip(support, query, strict=True)
-        ]
-        assert all(x[:2] == y[:2] and x[2] != y[2] for x, y in found)
-        classes = [x[:2] if rotations == "classes" else x[0] for x, _ in found]
-        assert len({*classes}) == family.ways
-        seen |= {x[1] for x, _ in found}
+    ways = torch.cat([task.support_x.unflatten(1, (-1, 2)), task.query_x[:, :, None]], 2)
+    for drawn in ways.contiguous().numpy():
+        found = [[known[image.tobytes()] for image in way] for way in drawn]
+        assert all(len({image[:2] for image in way}) == 1 for way in found)
+        assert all(len({image[2] for image in way}) == 3 for way in found)
+        assert len({way[0][: 2 if rotations == "classes" else 1] for way in found}) == family.ways
+        seen |= {way[0][1] for way in found}
     assert seen == ({0} if rotations == "none" else {0, 1, 2, 3})
     more = replace(family, ways=family.ways + 1)
     vars(more)["store"] = three
