@@ -1,6 +1,4 @@
-"""Makes infra/.env: the secrets of compose.yaml, and what a shell here needs to use it. `python
-infra/env.py`
-"""
+"""Write infra/.env: the secrets of compose.yaml, and variables for a shell that uses the cluster."""
 
 import os
 import secrets
@@ -17,16 +15,13 @@ VALUES = {
     "AWS_ACCESS_KEY_ID": "metatrain",
     "AWS_SECRET_ACCESS_KEY": secrets.token_hex(32),
     "POSTGRES_PASSWORD": secrets.token_hex(32),
-    # Ray wants the same on both sides
+    # Ray needs the same version on both sides
     "IMAGE_PYTHON": f"{sys.version_info.major}.{sys.version_info.minor}",
 }
 
 if PATH.exists():
-    sys.exit(
-        f"error: {PATH} is there already, and its secrets are in use: remove it to have new ones"
-    )
-with os.fdopen(
-    os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
-) as file:  # for this user's eyes only
+    sys.exit(f"error: {PATH} is there already and in use: remove it to get new secrets")
+# Only this user can read it.
+with os.fdopen(os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
     file.writelines(f"{name}={value}\n" for name, value in VALUES.items())
 print(f"written: {PATH}")

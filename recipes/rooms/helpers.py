@@ -1,4 +1,4 @@
-"""What rooms.py imports: it is sent to a cluster with it."""
+"""A neighbour that rooms.py imports: a job gets both."""
 
 from __future__ import annotations
 
