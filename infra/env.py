@@ -1,4 +1,4 @@
-"""Write infra/.env: the secrets of compose.yaml, and variables for a shell that uses the cluster."""
+"""Write infra/.env: secrets for compose.yaml, and variables for a shell that uses the cluster."""
 
 import os
 import secrets
