@@ -1,12 +1,11 @@
 """The training loop. It knows a pool and a learner, and neither Ray, nor MLflow, nor the algorithm.
 
-    request(tickets of step v .. v + max_staleness) --> pool --> contributions of step v, in ticket
-    order
-          ^                                                                    | +------
-          publish(version v + 1) <------ learner.apply(updates) <------+---> validate, report, save
+    request(tickets of steps v to v + max_staleness) --> pool --> updates of step v, in ticket order
+          ^                                                           |
+          +---- publish(version v + 1) <---- learner.apply(updates) <-+--> validate, report, save
 
-With max_staleness 0 every update belongs to the newest parameters, so that who computed what
-changes nothing.
+If max_staleness is 0, workers compute all updates from the newest parameters. Which worker computes
+a ticket then does not matter.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ class Patience:
         self._waited = 0  # validations since the best
         self.best: int | None = None  # the step of the best validation
         for row in rows:
-            self.improves(row["step"], row)
+            self.note(row["step"], row)
 
-    def improves(self, step: int, metrics: Mapping[str, Any]) -> bool:
+    def note(self, step: int, metrics: Mapping[str, Any]) -> bool:
         """Note a step's metrics; true if they are of the best validation so far.
 
         The untrained parameters of step 0 are no candidate.

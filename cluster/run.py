@@ -132,7 +132,7 @@ def learn(
             tracker.log(step, finite(dict(metrics)))
             measure(step)
             line(step, metrics)
-            if patience.improves(step, metrics) and config.validation.patience:
+            if patience.note(step, metrics) and config.validation.patience:
                 write_checkpoint(best=True)
             for other in hooks:
                 other.on_step(step, dict(metrics))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20  # of predicted numbers on a terminal
 NAME_COLUMNS = range(8, 61)  # that a class's or a file's name may take in a table on a terminal
+# Norm without "none", which no option has to ask for; tests hold it to core.Norm.
 Statistics = Literal["transductive", "support", "support+1", "running"]
 
 app = typer.Typer(

@@ -65,7 +65,8 @@ class Evaluation:
 class Validation:
     """Measure the parameters on the val split during training.
 
-    What is not given follows the evaluation, so that trials are chosen by what the result measures.
+    `norm`, `family` and `algorithm` default to the evaluation's, so a sweep ranks its trials by the
+    same score as the result.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

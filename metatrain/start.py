@@ -62,7 +62,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 
 def check_fit(prepared: Prepared, meta: Meta) -> None:
-    """Refuse to evaluate meta-parameters on a network that they are not of."""
+    """Raise InputError if validation or an evaluation needs other shapes than those trained."""
     have = {name: list(p.shape) for name, p in meta.flat().items()}
     for setting in prepared.used():
         purpose = setting.purpose
@@ -85,6 +85,6 @@ def check_fit(prepared: Prepared, meta: Meta) -> None:
 
 
 def _initial(seed: int, setting: Setting, problem: Problem) -> Meta:
-    """The meta-parameters that a seed determines, in the shapes that a setting needs."""
+    """Initialise the meta-parameters of a setting from a seed."""
     generator = generator_for(seed, Ticket("update", "train", 0, 0), "init")
     return setting.algorithm.init(problem, generator)._replace(frozen=problem.frozen(generator))

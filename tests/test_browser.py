@@ -17,8 +17,8 @@ import yaml
 from cases import GLYPHS, SINUSOID
 from services import command, drawing, mlflow_in
 
-from cluster.tracking.place import Place, place_of
 from cluster.tracking.pages import served
+from cluster.tracking.place import Place, place_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -29,7 +29,8 @@ from services import Done, command
 import metatrain
 from cluster import tables
 from metatrain import bundle, console, schema
-from metatrain.core import InputError
+from metatrain import cli as metatrain_cli
+from metatrain.core import InputError, Norm
 from metatrain.evaluate import Score
 from metatrain.metrics import ACCURACY, MSE, RETURN, Metric
 from tuning.cli import app
@@ -246,8 +247,7 @@ def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> N
     done = command("train", recipe, *faster, "--resume", "auto")
     refused(
         done,
-        "has made 2 outer steps, so outer.lr = 0.1 would change nothing: ask for more "
-        "outer.steps",
+        "has made 2 outer steps, so outer.lr = 0.1 would change nothing: ask for more outer.steps",
     )
     assert yaml.safe_load(Path("out/config.yaml").read_text())["outer"]["lr"] == 0.003
     other = write(REPTILE, tmp_path / "r.yaml", outer__steps=4)
@@ -655,3 +655,7 @@ def test_the_closing_table_has_few_steps_and_says_what_is_better(
     assert last.endswith(said)
     if metric == ACCURACY:
         assert "25.00% to 75.00%" in rows[0]
+
+
+def test_adapt_offers_each_norm() -> None:
+    assert {*get_args(metatrain_cli.Statistics), "none"} == set(get_args(Norm))

@@ -30,7 +30,7 @@ IMPATIENT = SINUSOID | {
 def ends(patience: Patience, name: str, values: list[float | None], **metrics: float) -> list[bool]:
     found = []
     for step, value in enumerate(values):
-        patience.improves(step, {name: value, **metrics})
+        patience.note(step, {name: value, **metrics})
         found.append(patience.is_over())
     return found
 
@@ -47,14 +47,14 @@ def test_patience_counts_validations_without_a_better_one() -> None:
     assert accuracy.best == 2
     assert not any(ends(Patience(0, MSE), name, falls + falls))  # 0: it does not end early
     assert ends(Patience(2, MSE), name, [9.0, 3.0, None, math.nan])[-1]
-    assert not Patience(2, MSE).improves(3, {"train/loss_after": 1.0})
+    assert not Patience(2, MSE).note(3, {"train/loss_after": 1.0})
 
 
 def test_a_validation_with_diverged_tasks_is_no_better_for_what_it_leaves_out() -> None:
     patience = Patience(2, MSE)
-    assert patience.improves(1, {"val/mse_after": 5.0})
-    assert not patience.improves(2, {"val/mse_after": 1.0, "val/diverged_tasks": 2.0})
-    assert patience.improves(3, {"val/mse_after": 4.0})
+    assert patience.note(1, {"val/mse_after": 5.0})
+    assert not patience.note(2, {"val/mse_after": 1.0, "val/diverged_tasks": 2.0})
+    assert patience.note(3, {"val/mse_after": 4.0})
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

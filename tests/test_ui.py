@@ -21,8 +21,8 @@ from services import command, store
 from cluster import run
 from cluster.config import Tracking
 from cluster.tracking.mlflow_tracker import MLflowTracker
-from cluster.tracking.place import Place
 from cluster.tracking.pages import page, served
+from cluster.tracking.place import Place
 
 pytestmark = pytest.mark.ray
 

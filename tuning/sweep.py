@@ -2,8 +2,7 @@
 
     journal.jsonl --> trials so far --> Tune: those that did not end, then new ones --> trial.run
           ^                                                                               |
-          +--------------- started, reported, ended <--- callback in this process <-------+-->
-          progress, parent run
+          +--- started, reported, ended <--- callback in this process --> progress <------+
 
 `--resume` reads the journal and the trials' own folders: Tune's records are pickles, and lack the
 state of its schedulers.

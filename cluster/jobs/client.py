@@ -1,9 +1,8 @@
 """Jobs on a Ray cluster: send one, list them, find one, stop one.
 
-here --- code, resolved recipe or sweep, own files ---> dashboard ---> `metatrain train|tune` on a
-node: the driver
-     <-- its log, line by line, and its exit code -----                   |
-                                               workers (ray_pool) <-------+-------> output, MLflow
+here -- code, recipe or sweep, own files --> dashboard --> `metatrain train` on a node: driver
+     <- its log, line by line, its exit code --                |
+                                           workers (ray_pool) <+--> output, MLflow
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""What a process takes of its machine: memory and processor, measured now and then, for MLflow's
-system metrics.
+"""Memory and processor time of the driver and the workers, for MLflow's system metrics.
 
     worker's ticket -> Spent.usage -> Requests.usage --+
-                                                       +--> system/worker-0/memory_mb, ... at most
-                                                       each 10 seconds
-    driver, each step ---------------> Meter.read() ---+
+                                                       +--> system/worker-0/memory_mb, ...
+    driver, each step -------------> Meter.read() -----+    at most each 10 seconds
 
-None of it is repeatable, so that no part of it goes to metrics.jsonl or into training. Without
-psutil there is none.
+None of it is repeatable, so no part of it goes to metrics.jsonl or into training. Without psutil
+there is none.
 """
 
 from __future__ import annotations

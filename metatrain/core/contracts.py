@@ -185,7 +185,7 @@ class Problem(Protocol):
         ...
 
     def check(self, task: Any) -> None:
-        """Raise InputError if the tasks are not what this problem is of."""
+        """Raise InputError if the tasks do not fit this problem."""
         ...
 
     def try_out(self, task: Any) -> Collection[str]:

@@ -20,28 +20,15 @@ from metatrain.core import (
     Norm,
     Params,
     Task,
-    Ticket,
-    generator_for,
     take,
 )
 from metatrain.metrics import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import BatchStatistics, Statistics, moments, normalised_by
-from metatrain.problems.checks import Loss, check_examples, check_losses, listed, per_task, shape
-from metatrain.problems.functional import call, part, trying
-from metatrain.problems.network import Spec, buffers, network, same
-
-# When a network that is tried twice, then built again, can give other outputs, and what to do.
-OTHERWISE = (
-    (
-        "for the same examples the second time",
-        "draw nothing at random in `forward`, and change nothing there",
-    ),
-    (
-        "if it is built a second time",
-        "keep what it draws in parameters or buffers, drawn with torch",
-    ),
-)
+from metatrain.problems.checks import Loss, check_examples, per_task, shape
+from metatrain.problems.first_try import try_out
+from metatrain.problems.functional import call, part
+from metatrain.problems.network import Spec, network
 
 
 class Supervised:
@@ -68,17 +55,17 @@ class Supervised:
         inputs: shape of an example as the network gets it.
         outputs: classes, or numbers of a target.
         metrics: by name, each of predictions and targets, [T].
-        norm: if the network has batch statistics, whose normalise a query example. "transductive":
-            those of the whole query set; "support": of the support set; "support+1": of the
-            support set and that one example (Nichol et al. 2018, section 6.1); "running": moving
-            averages of those of training tasks (Ioffe and Szegedy 2015). These are of the network
-            before adaptation, normalise the support set also, and are not used in training itself,
-            which is transductive: right for prototypes, and known to hurt if the inner loop
-            changes the network. Training uses the first norm.
+        norm: the examples whose batch statistics normalise a query example; training uses the
+            first. Networks without batch normalisation ignore it. "transductive": the whole query
+            set. "support": the support set. "support+1": the support set and that one example
+            (Nichol et al. 2018, section 6.1). "running": moving averages over training tasks
+            (Ioffe and Szegedy 2015), of the network before adaptation. Validation and evaluation
+            use them for support and query examples; training itself is transductive. They fit
+            prototypical networks, and hurt if the inner loop changes the network.
         path: how tasks are computed.
         classes: whether targets are class numbers, which a memory gets as one-hot vectors.
         to_float: examples of tasks as the network gets them.
-        ordered: whether a memory reads the support set as it is; else in an order that is drawn.
+        ordered: true: a memory reads the support examples in the given order; else in a random one.
         baselines: by name, the metric [T] of methods that learn nothing.
         measures: by name, what an evaluation measures on all tasks together.
         """
@@ -148,7 +135,8 @@ class Supervised:
             found[f"{name}.mean"].append(mean)
             found[f"{name}.variance"].append(variance)
 
-        # Fused kernels go past the layers, unless a number of examples is given: here all.
+        # Fused kernels skip the layers, so the hooks below would not run. A number of examples,
+        # here all of them, turns the kernels off.
         layers, examples = self.normalisations, tasks.support_x.shape[1] + tasks.query_x.shape[1]
         # Prototypes have no head of their own to call.
         whole = any(not name.startswith("body.") for name in layers)
@@ -195,7 +183,9 @@ class Supervised:
         shots = support.shape[1]
         if norm == "support":
             return self._forward(params, torch.cat([support, query], dim=1), shots)[:, shots:]
-        # support+1: each query example makes a batch of its own with the support set
+        if norm != "support+1":
+            raise ValueError(f"no branch for norm {norm!r}")
+        # Each query example makes a batch of its own with the support set.
         tasks, queries = query.shape[:2]
         each = {name: p.repeat_interleave(queries, dim=0) for name, p in params.items()}
         x = torch.cat(
@@ -223,40 +213,8 @@ class Supervised:
         check_examples(floats, tuple(self.inputs), self.outputs, classes=self.classes)
 
     def try_out(self, task: Task) -> Collection[str]:
-        params = self.network.first() | self.state()
-        who = f"the network {type(self.module).__name__}"
-        tried = [self, self]
-        if self.path == "reference":
-            other = self._again()
-            tried.append(other)
-            if not same(params, other.network.first() | other.state()) or not same(
-                buffers(self.module), buffers(other.module)
-            ):
-                raise InputError(
-                    f"{who} is built with other numbers the second time",
-                    remedy="draw them with torch, whose generator is seeded, and not with numpy or "
-                    "random",
-                )
-        if not self.network.trained:
-            raise InputError(
-                f"{who} has no parameter that is trained",
-                remedy="leave requires_grad of some as it is",
-            )
-        two = type(task)(*(leaf[:2] for leaf in task))
-        ticket = Ticket("score", "test", 0, 0)
-        context = Context(ticket, generator_for(0, ticket, "first look"))
-        leaves = {
-            name: p.expand(2, *p.shape).clone().requires_grad_() for name, p in params.items()
-        }
-        with (
-            trying(who, f"on examples of shape [{listed(self.inputs)}]", "its `forward`"),
-            torch.enable_grad(),
-        ):
-            first, *others = (problem.predict(leaves, two, context) for problem in tried)
-        for prediction, (when, remedy) in zip(others, OTHERWISE, strict=False):
-            if not torch.equal(first, prediction) and bool(first.isfinite().all()):
-                raise InputError(f"{who} gives other outputs {when}", remedy=remedy)
-        check_losses({"loss": self.loss, **self.metrics}, first, two.query_y, leaves, who)
+        # What is built a second time need be compared on one path only.
+        try_out(self, self._again() if self.path == "reference" else None, task)
         return self.metrics.keys()
 
     def embed(self, params: Params, task: Task, context: Context) -> tuple[Tensor, Tensor]:
