@@ -84,6 +84,19 @@ def test_the_state_is_averaged_whatever_becomes_of_the_directions() -> None:
     assert learner.meta().state["mean"].item() == 1.0
 
 
+def test_noise_is_another_in_each_step() -> None:
+    private = Private(clip=1.0, noise_multiplier=1.0)
+    each = {"steps": 2, "tasks_per_step": 1, "tasks_per_ticket": 1, "optimizer": "SGD", "lr": 1.0}
+    zero = Meta({"w": torch.zeros(8)}, {}, {})
+    learner, places = Learner(zero, Outer(**each, aggregate=private)), [zero.model["w"]]
+    for _ in range(2):
+        learner.apply([Update(zero, 1, {})])
+        places.append(learner.meta().model["w"].clone())
+    first, second = torch.stack(places).diff(dim=0)
+    assert first.norm() > 0
+    assert not torch.allclose(first, second)
+
+
 def trained(steps: int = 4, **outer: Any) -> torch.Tensor:
     """The parameters of a run in this process, whose noise is the recipe's."""
     recipe = config(SINUSOID, outer__steps=steps, **outer).recipe()

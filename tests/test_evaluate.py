@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from metatrain import protocol
 from metatrain.algorithms import MAML
 from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores
 from metatrain.evaluate import scores, summarise
-from metatrain.metrics import ACCURACY, ECE
+from metatrain.metrics import ACCURACY, ECE, MSE
 from metatrain.models import MLP
 from metatrain.names import described
 from metatrain.start import prepare
@@ -42,6 +42,24 @@ def test_summary_is_the_mean_with_1_96_standard_errors() -> None:
     assert score.ci95 == pytest.approx(1.96 * 0.2 / math.sqrt(3))
     assert score.baselines["nn"] == pytest.approx(0.3)
     assert score.line() == 'result: accuracy=60.00% ci95=22.63 tasks=3 protocol="a protocol"'
+    assert score.differences["nn"] == pytest.approx((0.3, 1.96 * 0.4 / math.sqrt(3)))
+    assert score.difference("nn") == "no clear difference: 30.00 ± 45.26 points"
+    for metric, value, said in (
+        (ACCURACY, 0.3, "30.00 ± 10.00 points better"),
+        (ACCURACY, -0.3, "30.00 ± 10.00 points worse"),
+        (MSE, 0.3, "0.3000 ± 0.1000 worse"),
+        (MSE, -0.3, "0.3000 ± 0.1000 better"),
+    ):
+        clear = replace(score, metric=metric, differences={"nn": (value, 0.1)})
+        assert clear.difference("nn") == said
+
+
+@pytest.mark.parametrize(("mean", "warned"), [(5.0, True), (-5.0, True), (2.5, False)])
+def test_a_mean_far_from_the_quartiles_is_told(mean: float, warned: bool) -> None:
+    """On either side: a return falls where an error rises."""
+    one = Scores([0], {"none": {"mse": torch.tensor([[0.5], [0.5]])}}, {})
+    score = replace(summarise([one], MSE, {}, "none", ""), mean=mean, quartiles=(0.4, 0.6))
+    assert ("a few tasks decide the mean" in (score.warning() or "")) == warned
 
 
 @pytest.mark.parametrize(("steps", "measured"), [(3, [0, 1, 2, 3]), (25, [*range(11), 20, 25])])

@@ -80,7 +80,7 @@ def test_schedules_fall_to_zero(schedule: Any, rates: list[float]) -> None:
     assert [outer(schedule=schedule).rate(v) for v in (0, 1, 9)] == pytest.approx(rates, abs=1e-4)
     learner = Learner(meta(), outer(lr=1.0, schedule=schedule))
     learner.apply([update(1.0)])
-    learner.apply([update(1.0)])
+    assert learner.apply([update(1.0)]).lr == pytest.approx(rates[1], abs=1e-4)
     assert learner.meta().model["w"][0].item() == pytest.approx(-1 - rates[1], abs=1e-4)
 
 
@@ -108,6 +108,11 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     learner = Learner(meta(), outer(lr=1.0, clip_value=0.25))
     learner.apply([update(10.0)])
     assert learner.meta().model["w"].tolist() == [-0.25, -0.25]
+    both = Learner(
+        Meta({"w": torch.zeros(2)}, {}, {}), outer(lr=1.0, clip_value=3.0, clip_norm=1.0)
+    )
+    both.apply([Update(Meta({"w": torch.tensor([100.0, 4.0])}, {}, {}), 1, {})])
+    assert both.meta().model["w"].tolist() == pytest.approx([-(0.5**0.5)] * 2)  # entries first
 
 
 def test_a_mean_that_is_not_finite_changes_nothing() -> None:

@@ -103,6 +103,17 @@ def test_what_is_read_later_changes_nothing_earlier_and_something_after(cell: st
         assert torch.equal(one, other) == (k < 3), k
 
 
+def test_metrics_are_those_before_anything_is_read_and_after_all() -> None:
+    problem, meta = bound("gru")
+    task = draw(Sinusoid(shots=4, queries=3))
+    first, *_, last = Recurrent().adapt(problem, meta, task, context())
+    found = Recurrent().update(problem, meta, task, context()).metrics
+    for when, phi in (("before", first), ("after", last)):
+        expected = problem.query(phi, task, context())["mse"].mean()
+        assert float(found[f"mse_{when}"]) == pytest.approx(float(expected))
+    assert found["mse_before"] != found["mse_after"]
+
+
 def test_each_query_example_is_predicted_from_the_same_memory() -> None:
     problem, meta = bound("lstm")
     task = draw(Sinusoid(shots=4, queries=3))

@@ -58,6 +58,8 @@ def test_a_walk_is_clipped_rewarded_by_its_distance_and_ends_at_the_goal() -> No
     torch.testing.assert_close(place, torch.tensor([[[0.1, -0.1], [0.05, 0.0], [0.095, -0.1]]]))
     torch.testing.assert_close(reward, -torch.tensor([[0.0, (0.05**2 + 0.1**2) ** 0.5, 0.005]]))
     assert ended.tolist() == [[True, False, True]]
+    still = Navigation(horizon=7).baselines(Goals(torch.tensor([[0.3, -0.4]])))
+    torch.testing.assert_close(still["standing_still"], torch.tensor([-3.5]))
 
 
 def test_after_an_episodes_end_it_has_no_rewards_and_no_weight() -> None:
@@ -110,6 +112,16 @@ def test_an_advantage_is_of_what_follows_discounted(discount: float, first: floa
     rollout = played_by_hand([[1.0, 4.0], [0.0, 0.0]], [[1, 1], [1, 1]])
     expected = torch.tensor([[[first, 2.0], [-first, -2.0]]])
     torch.testing.assert_close(advantages(rollout, discount), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_seen_explains_returns() -> None:
+    """The first place is worth 5 and the second one 1: neither action did that."""
+    rollout = played_by_hand([[5.0], [1.0]], [[1], [1]])
+    torch.testing.assert_close(
+        advantages(rollout, 1.0), torch.tensor([[[2.0], [-2.0]]]), rtol=1e-4, atol=1e-4
+    )
+    seen = rollout._replace(observations=torch.tensor([[[[1.0, 0.0]], [[0.0, 0.0]]]]))
+    torch.testing.assert_close(advantages(seen, 1.0), torch.zeros(1, 2, 1), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("discount", "first"), [(0.0, 0.5), (0.5, 1.5)])

@@ -12,11 +12,13 @@ from cases import GLYPHS, SINUSOID, config
 
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
-from metatrain.core import InputError, Resident, Ticket, generator_for
+from metatrain.core import InputError, Resident, Task, Ticket, generator_for
 from metatrain.data.images import ImageStore, Rotations, Scheme
+from metatrain.models import MLP
 from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
 from metatrain.tasks.fewshot import choose, nearest_neighbour
+from metatrain.tasks.series import least_squares, persistence
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -59,6 +61,22 @@ def test_series_follow_a_law_of_their_own_in_time() -> None:
     assert 3.8 < period.min() < 7
     assert period.max() > 14
     assert weights.std(0).min() > 0.1  # not one law for all
+
+
+def test_forecasts_to_compare_with_by_hand() -> None:
+    """The last value; and the law y_t = 2 y_{t-1} - y_{t-2}, which three steps tell."""
+    x, law = torch.tensor([[[10.0, 0.0], [0.0, 10.0], [10.0, 30.0]]]), torch.tensor([[-1.0], [2.0]])
+    task = Task(x, x @ law, x[:, 2:], (x @ law)[:, 2:])
+    assert persistence(task).item() == 400.0
+    assert least_squares(task).item() < 1e-4
+
+
+def test_networks_see_images_in_0_to_1_and_inverted_if_asked() -> None:
+    for invert, seen in ((False, [0.0, 0.2, 1.0]), (True, [1.0, 0.8, 0.0])):
+        family = FewShot(data="glyphs", invert=invert)
+        problem = family.bind(MLP(hidden=()), ("none",), "batched")
+        found = problem.to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+        assert found.tolist() == pytest.approx(seen)
 
 
 def test_episodes_have_distinct_classes_and_disjoint_support_and_query() -> None:
