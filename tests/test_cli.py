@@ -31,6 +31,7 @@ from cluster import tables
 from metatrain import bundle, console, schema
 from metatrain import cli as metatrain_cli
 from metatrain.core import InputError, Norm
+from metatrain.data.sources import SOURCES
 from metatrain.evaluate import Score
 from metatrain.metrics import ACCURACY, MSE, RETURN, Metric
 from tuning.cli import app
@@ -402,7 +403,7 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     refused(
         command("data", "import", "omniglut"),
-        "'omniglut' is none of glyphs, omniglot: .*give --source",
+        f"'omniglut' is none of {', '.join(SOURCES)}: .*give --source",
     )
     refused(
         command("data", "import", "omniglot", "--size", "28"),

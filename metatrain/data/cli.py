@@ -72,7 +72,10 @@ def _facts(name: str) -> dict[str, object]:
 @app.command("import")
 def import_(
     name: Annotated[
-        str, typer.Argument(help="glyphs, omniglot, or a new name for your own images.")
+        str,
+        typer.Argument(
+            help="A known data set of `metatrain data list`, or a new name for your own images."
+        ),
     ],
     source: Annotated[
         Path | None,
