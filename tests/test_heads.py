@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import GLYPHS, config, context
+from torch import nn
 
 from metatrain.core import InputError
 from metatrain.models import MLP, Conv4, heads
 from metatrain.models.layers import Attention
+from metatrain.models.memory import Memory
 
 BODIES: dict[str, Any] = {"mlp": MLP(hidden=(6,)), "conv4": Conv4(filters=4, pool="stride")}
 HEADS: dict[str, heads.Head] = {
@@ -26,6 +28,23 @@ def bound(body: str, head: str) -> Any:
     family = config(GLYPHS).family
     model = type(BODIES[body])(**{**vars(BODIES[body]), "head": HEADS[head]})
     return family.bind(model, ("transductive",), "batched" if body == "conv4" else "reference")
+
+
+def test_weights_start_as_their_networks_say() -> None:
+    for layer in MLP(hidden=(50,), init_std=0.5).module((1,), 1, 1).modules():
+        if isinstance(layer, nn.Linear):
+            assert 0.5 < layer.weight.abs().max() <= 1.0  # cut at two deviations
+            assert not layer.bias.any()
+    for layer in Conv4(filters=4, norm="none").module((1, 28, 28), 2, 2).modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = (6 / sum(nn.init._calculate_fan_in_and_fan_out(layer.weight))) ** 0.5
+            assert 0.5 * bound < layer.weight.abs().max() <= bound  # Glorot-uniform
+            assert not layer.bias.any()
+
+
+def test_an_lstm_remembers_at_first() -> None:
+    gates = Memory(3, 2, 1, "lstm", 5).features.bias.view(4, 5)  # input, forget, cell, output
+    assert [bool((gate == 1).all()) for gate in gates] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -584,6 +584,23 @@ def test_baselines_are_the_mean_and_a_ridge_regression_of_the_support_rows(
         )
 
 
+def test_the_third_baseline_is_fitted_to_all_rows_of_the_training_groups(
+    houses: pd.DataFrame,
+) -> None:
+    from sklearn.linear_model import Ridge
+
+    family = table()
+    drawn = districts(family, houses, family.sample(generator(), 100, "train").support_y)
+    rows = houses[houses["district"].isin({name for task in drawn for name in task})]
+    x, y = family.examples(rows).double().numpy(), family.targets(rows["price"]).double().numpy()
+    fitted, task = Ridge(alpha=1.0).fit(x, y[:, 0]), family.sample(generator(1), 5, "test")
+    found = family.bind(MLP(), ("none",), "batched").baselines(task)["ridge_on_training_groups"]
+    for t in range(5):
+        predicted = fitted.predict(task.query_x[t].double().numpy())
+        expected = ((task.query_y[t, :, 0].double().numpy() - predicted) ** 2).mean()
+        assert float(found[t]) == pytest.approx(expected, rel=1e-3)
+
+
 FAMILY = {
     "name": "table",
     "data": "houses.csv",
