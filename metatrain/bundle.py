@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -111,7 +112,17 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     tree = yaml.safe_load(files["recipe.yaml"])
     if code:
         _check_code(uri, tree, code)
-    recipe = schema.parse(Recipe, tree, f"{uri}/recipe.yaml")
+    try:
+        recipe = schema.parse(Recipe, tree, f"{uri}/recipe.yaml")
+    except InputError as error:
+        keys = error.__cause__
+        if not isinstance(keys, ValidationError) or keys.errors()[0]["type"] == "value_error":
+            raise
+        # The file is as it was saved: there is nothing to correct in it.
+        remedy = "use the version of ray-metatrain that saved it, or train it again"
+        raise InputError(
+            error.what, got=error.got, expected=error.expected, remedy=remedy
+        ) from error
     different = custom_source.changed(code)
     if different:
         log.warning(

@@ -21,10 +21,10 @@ def of_score(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | No
     trained_norm = "none" if norm == "none" else recipe.norm
     trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(recipe.algorithm)}"
     return (
-        f"{setting.family.describe()}, {setting.split} split, bn={norm}, {described(recipe.model)}, "
-        f"{described(setting.algorithm, adapts=True)}, {setting.tasks} tasks of seed "
-        f"{setting.seed}; trained {_steps(recipe, version)} ({trained}), seed {recipe.seed}; "
-        "losses are means"
+        f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
+        f"{described(recipe.model)}, {described(setting.algorithm, adapts=True)}, "
+        f"{setting.tasks} tasks of seed {setting.seed}; "
+        f"trained {_steps(recipe, version)} ({trained}), seed {recipe.seed}; losses are means"
     )
 
 

@@ -13,6 +13,13 @@ from pydantic import ValidationError
 from metatrain.core import InputError
 from metatrain.custom import OwnClass, no_key
 
+# Keys and names of earlier versions, and what to do with them now.
+FORMER = {
+    "model.classifier": "leave it out if it is linear, or write head: {name: cosine}",
+    "model.name rnn": "write {name: mlp, head: {name: memory}}, whose head has `cell` and `hidden`",
+    "mode": "leave it out, the family's metric says which way is better",
+}
+
 
 def refusal(kind: Any, error: ValidationError, source: str) -> InputError:
     """Say the first thing that is wrong in a file, called `source`, that is read as `kind`."""
@@ -30,14 +37,21 @@ def _refusal(kind: Any, error: Any) -> InputError:
         if len(options) > 1 and tagged:
             here = tagged[0]  # pydantic names the union's chosen member; the file does not
             continue
-        if not options and not isinstance(part, int):
+        if typing.get_origin(here) is dict and part != "[key]":
+            path.append(str(part))
+            here = typing.get_args(here)[1]
+            continue
+        if part == "[key]" or (not options and not isinstance(part, int)):
             break  # pydantic names the members of a plain union, too
         path.append(str(part))
-        fields = typing.get_type_hints(options[0], include_extras=True) if len(options) == 1 else {}
+        fields = _fields(options[0]) if len(options) == 1 else {}
         here = fields.get(part)
         if here is None and error["type"] == "unexpected_keyword_argument":
             file = getattr(kind, "FILE", kind.__name__.lower())
-            return no_key(".".join(path), f"a {file}", fields)
+            key = ".".join(path)
+            if key in FORMER:
+                return InputError(f"{key} is no longer a key of a {file}", remedy=FORMER[key])
+            return no_key(key, f"a {file}", fields)
     key = ".".join(path) or "the file"
     value = error["input"]
     match error["type"]:
@@ -47,6 +61,8 @@ def _refusal(kind: Any, error: Any) -> InputError:
             return InputError(f"{key}.name is missing", expected=f"one of {_names(here)}")
         case "union_tag_invalid":
             given = value.get("name") if isinstance(value, dict) else value
+            if (former := f"{key}.name {given}") in FORMER:
+                return InputError(f"{former} is no longer there", remedy=FORMER[former])
             near = difflib.get_close_matches(str(given), _names(here).split(", "), n=1)
             is_open = any(isinstance(mark, OwnClass) for mark in getattr(here, "__metadata__", ()))
             own = ', or a class of yours as "package.module:Class"' if is_open else ""
@@ -58,6 +74,11 @@ def _refusal(kind: Any, error: Any) -> InputError:
             )
         case "value_error":
             return _inside(".".join(path), error["ctx"]["error"])
+        case "model_attributes_type":
+            first = _names(here).partition(",")[0]
+            return InputError(key, got=value, expected=f"keys, such as {{name: {first}}}")
+        case "dataclass_type" | "dict_type":
+            return InputError(key, got=value, expected="keys with their values")
     expected = error["msg"].removeprefix("Input should be ").partition(", unable to parse")[0]
     return InputError(key, got=value, expected=expected)
 
@@ -69,6 +90,12 @@ def _inside(path: str, error: Exception) -> InputError:
     is_field = error.got is not ...
     what = (f"{path}." if is_field else f"{path}: ") + error.what if path else error.what
     return InputError(what, got=error.got, expected=error.expected, remedy=error.remedy)
+
+
+def _fields(kind: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
 def _dataclasses_of(hint: Any) -> list[Any]:

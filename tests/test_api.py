@@ -481,7 +481,7 @@ SWEEP: dict[str, Any] = {
             {"space": {"outer.steps": {"choice": [1]}}},
             "space.outer.steps cannot be searched",
         ),
-        (SWEEP, {"space": 5}, "space is 5, expected a valid dictionary"),
+        (SWEEP, {"space": 5}, "space is 5, expected keys with their values"),
         ({"name": "x"}, {}, "recipe is missing"),
         (5, {}, "the sweep is 5, expected a YAML file's path, a dict or the dataclass"),
         (SWEEP, {"resume": True}, "resume is True, expected 'auto' or a sweep's folder"),

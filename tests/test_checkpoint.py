@@ -258,3 +258,15 @@ def test_a_checkpoint_of_another_format_is_refused_in_one_sentence(tmp_path: Pat
     with pytest.raises(InputError) as error:
         checkpoint.load(str(tmp_path))
     assert error.value.what.endswith("was saved by another version of ray-metatrain")
+
+
+def test_a_bundle_of_another_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    recipe = config(SINUSOID).recipe()
+    bundle.save(str(tmp_path), recipe, prepare(recipe).meta)
+    files = bundle.read_directory(str(tmp_path))
+    former = files["recipe.yaml"].replace(b"init_std:", b"classifier: linear\n  init_std:")
+    bundle.write_directory(str(tmp_path), files | {"recipe.yaml": former})
+    with pytest.raises(InputError) as error:
+        bundle.load(str(tmp_path))
+    assert "model.classifier is no longer a key" in error.value.what
+    assert error.value.remedy.startswith("use the version of ray-metatrain that saved it")
