@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ from cases import SINUSOID, config
 from cluster import loop
 from cluster.collector import MOST_LOSSES, Interrupted, Requests, WorkersLost, decide
 from cluster.pools.local_pool import LocalPool
-from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
+from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot, Spent
 from cluster.workers.layout import Layout
 from cluster.workers.plan import choose_plan
-from metatrain.core import Ticket
+from metatrain.core import Meta, Ticket, Update
 from metatrain.learner import Diverged, Learner
 from metatrain.start import prepare
 
@@ -164,7 +165,7 @@ def test_validation_does_not_change_what_is_learnt(straight: torch.Tensor) -> No
 
 
 def test_every_step_reports_what_the_tracking_promises() -> None:
-    _, _, _, rows = run()
+    _, requests, _, rows = run()
     assert len(rows) == 20
     expected = {f"train/{name}_{when}" for name in ("loss", "mse") for when in ("before", "after")}
     expected |= {"learner.gradient_norm", "learner.lr", "step"}
@@ -179,6 +180,23 @@ def test_every_step_reports_what_the_tracking_promises() -> None:
     names += ("worker_cpu_ms_per_task",)
     assert rows[0].keys() == expected | {f"system/{name}" for name in names}
     assert 0 <= rows[5]["system/driver_share"] <= 1
+    spent_ms = sum(10 * row["system/worker_cpu_ms_per_task"] for row in rows)  # 10 tasks a step
+    assert spent_ms == pytest.approx(1000 * requests.cpu_s)
+
+
+def test_what_is_collected_says_its_oldest_version_and_what_it_cost() -> None:
+    tickets = [Ticket("update", "train", 0, part) for part in (0, 1)]
+    nothing = Update(Meta({}, {}, {}), 1, {})
+    answers = [
+        Contribution(ticket, version, "w", Spent(2.0, 1.5), nothing)
+        for ticket, version in zip(tickets, (5, 3), strict=True)
+    ]
+    pool: Any = SimpleNamespace(request=lambda _: None, next=lambda _: answers.pop())
+    requests = Requests(pool)
+    requests.ask(tickets)
+    updates, oldest = requests.collect_updates(tickets, 0)
+    assert (len(updates), oldest) == (2, 3)
+    assert (requests.busy_s, requests.cpu_s) == (4.0, 3.0)
 
 
 @pytest.mark.parametrize("kind", ["interrupt", "diverge", "lose"])
