@@ -12,8 +12,8 @@ from torch import nn
 
 from metatrain.core import InputError
 from metatrain.models import MLP, Conv4, heads
-from metatrain.models.layers import Attention
-from metatrain.models.memory import Memory
+from metatrain.models.layers import AttentionLayer
+from metatrain.models.memory import MemoryLayer
 
 BODIES: dict[str, Any] = {"mlp": MLP(hidden=(6,)), "conv4": Conv4(filters=4, pool="stride")}
 HEADS: dict[str, heads.Head] = {
@@ -43,7 +43,7 @@ def test_weights_start_as_their_networks_say() -> None:
 
 
 def test_an_lstm_remembers_at_first() -> None:
-    gates = Memory(3, 2, 1, "lstm", 5).features.bias.view(4, 5)  # input, forget, cell, output
+    gates = MemoryLayer(3, 2, 1, "lstm", 5).features.bias.view(4, 5)  # input, forget, cell, output
     assert [bool((gate == 1).all()) for gate in gates] == [False, True, False, False]
 
 
@@ -66,7 +66,7 @@ def test_attention_is_the_papers_equation_for_one_task_and_for_several() -> None
     g = torch.Generator().manual_seed(0)
     x, support = (torch.randn(2, n, 7, generator=g, dtype=torch.float64) for n in (4, 6))
     targets = F.one_hot(torch.tensor([[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]]), 3).double()
-    attention = Attention(7, 3)
+    attention = AttentionLayer(7, 3)
     params = {"support": support, "targets": targets, "scale": torch.tensor([3.0, 0.5]).double()}
     found = torch.func.functional_call(attention, params, (x,))
     for t in range(2):

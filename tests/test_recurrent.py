@@ -17,7 +17,7 @@ from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Recurrent
 from metatrain.core import ComputePath, Meta, Ticket
 from metatrain.models import MLP, heads
-from metatrain.models.memory import Memory
+from metatrain.models.memory import MemoryLayer
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
@@ -27,7 +27,7 @@ TORCH = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 
 @pytest.mark.parametrize("kind", TORCH)
 def test_a_cell_is_that_of_torch(kind: str) -> None:
-    ours, theirs = Memory(3, 2, 1, kind, 5), TORCH[kind](4, 5)
+    ours, theirs = MemoryLayer(3, 2, 1, kind, 5), TORCH[kind](4, 5)
     theirs.load_state_dict(
         {
             "weight_ih": torch.cat([ours.features.weight, ours.feedback.weight], 1),

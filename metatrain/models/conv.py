@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metatrain.core import InputError
 from metatrain.models import heads
-from metatrain.models.layers import Linear
+from metatrain.models.layers import LinearLayer
 from metatrain.models.normalisation import BatchStatistics
 from metatrain.ops.block import CHANNELS, KERNELS, Shape, block
 from metatrain.ops.build import KernelsUnavailable, library
@@ -155,7 +155,7 @@ class Conv4:
         widths = [channels, *[self.filters] * 4]
         blocks = [Block(*pair, self.pool, self.norm, self.norm_scale) for pair in pairwise(widths)]
         features = self.filters * (1 if self.features == "mean" else height * width)
-        body, linear = Blocks(blocks, self.features == "mean"), Linear(features, outputs)
+        body, linear = Blocks(blocks, self.features == "mean"), LinearLayer(features, outputs)
         # A linear head is drawn in any case, so that bodies are alike whatever their head.
         for layer in (*body.modules(), linear):
             if isinstance(layer, nn.Conv2d | nn.Linear):

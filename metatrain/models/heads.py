@@ -41,7 +41,7 @@ class Cosine:
     name: Literal["cosine"] = "cosine"
 
     def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
-        return layers.Cosine(linear.in_features, linear.out_features)
+        return layers.CosineLayer(linear.in_features, linear.out_features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Attention:
     name: Literal["attention"] = "attention"
 
     def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
-        return layers.Attention(linear.in_features, linear.out_features)
+        return layers.AttentionLayer(linear.in_features, linear.out_features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Memory:
 
     def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
         sizes = linear.in_features, linear.out_features, feedback
-        return memory.Memory(*sizes, self.cell, self.hidden)
+        return memory.MemoryLayer(*sizes, self.cell, self.hidden)
 
 
 LINEAR = Linear()

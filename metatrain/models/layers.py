@@ -9,7 +9,7 @@ from torch import Tensor, nn
 SCALE = 10.0  # of cosines, before training
 
 
-class Linear(nn.Linear):
+class LinearLayer(nn.Linear):
     """Also takes the weights and inputs of T tasks at once, [T, out, in] and [T, N, in]."""
 
     takes_tasks = True  # see metatrain.problems.functional.call
@@ -26,7 +26,7 @@ class Layers(nn.Sequential):
     takes_tasks = True
 
 
-class Cosine(nn.Module):
+class CosineLayer(nn.Module):
     """scale * cos(x, weight_k) for each class k (Gidaris and Komodakis 2018, section 3.2)."""
 
     takes_tasks = True
@@ -41,7 +41,7 @@ class Cosine(nn.Module):
         return self.scale[..., None, None] * cosines(x, self.weight)
 
 
-class Attention(nn.Module):
+class AttentionLayer(nn.Module):
     """Log-probabilities of classes: the support examples' classes, weighted by attention to them.
 
     The weight of example i is softmax_i(scale * cos(x, support_i)) (Vinyals et al. 2016, equation

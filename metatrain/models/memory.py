@@ -11,7 +11,7 @@ Cell = Literal["rnn", "gru", "lstm", "none"]
 GATES: dict[Cell, int] = {"none": 1, "rnn": 1, "gru": 3, "lstm": 4}
 
 
-class Memory(nn.Module):
+class MemoryLayer(nn.Module):
     """A cell on features and on what followed the example before; a linear map of its output.
 
     `hidden` and `previous` are the memory: as parameters its value at the start, as arguments of

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import nn
 
 from metatrain.models import heads
-from metatrain.models.layers import Layers, Linear
+from metatrain.models.layers import Layers, LinearLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class MLP:
         linear = self._linear(widths[-1], outputs)
         return heads.Net(Layers(*layers), self.head.module(linear, feedback))
 
-    def _linear(self, narrow: int, wide: int) -> Linear:
-        linear = Linear(narrow, wide)
+    def _linear(self, narrow: int, wide: int) -> LinearLayer:
+        linear = LinearLayer(narrow, wide)
         if self.init_std is not None:
             std = self.init_std
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
