@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 20  # of predicted numbers on a terminal
 NAME_COLUMNS = range(8, 61)  # that a class's or a file's name may take in a table on a terminal
 # Norm without "none", which no option has to ask for; tests hold it to core.Norm.
-Statistics = Literal["transductive", "support", "support+1", "running"]
+NormOption = Literal["transductive", "support", "support+1", "running"]
 
 app = typer.Typer(
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",
@@ -52,7 +52,7 @@ def adapt(
         list[Path] | None, typer.Argument(help="More examples to predict, as after --query *.png.")
     ] = None,
     norm: Annotated[
-        Statistics | None,
+        NormOption | None,
         typer.Option(
             help="Images whose statistics normalise a prediction. Default: as in the run's "
             "evaluation."

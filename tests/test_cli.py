@@ -659,4 +659,4 @@ def test_the_closing_table_has_few_steps_and_says_what_is_better(
 
 
 def test_adapt_offers_each_norm() -> None:
-    assert {*get_args(metatrain_cli.Statistics), "none"} == set(get_args(Norm))
+    assert {*get_args(metatrain_cli.NormOption), "none"} == set(get_args(Norm))

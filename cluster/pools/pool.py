@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
-from cluster.workers.usage import Usage
+from cluster.workers.usage import Spent
 from metatrain.core import Meta, Scores, Ticket, Update
-
-
-class Spent(NamedTuple):
-    """What a ticket cost its worker.
-
-    If several workers share a core, more seconds pass than the processor works.
-    """
-
-    wall_s: float
-    cpu_s: float
-    usage: Usage | None = None  # of the process that is the worker alone, now and then
 
 
 class Snapshot(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cluster.pools.pool import Spent
 from cluster.workers.layout import Layout
+from cluster.workers.usage import Spent
 from metatrain.core import Scores, Update
 
 

@@ -29,6 +29,17 @@ class Usage(NamedTuple):
     gpu_memory_mb: float | None = None  # that torch holds; None if it does not use a GPU
 
 
+class Spent(NamedTuple):
+    """What a ticket cost its worker.
+
+    If several workers share a core, more seconds pass than the processor works.
+    """
+
+    wall_s: float
+    cpu_s: float
+    usage: Usage | None = None  # of the process that is the worker alone, now and then
+
+
 class Meter:
     """Measures this process, at most each so many seconds."""
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.pools.pool import Spent
 from cluster.workers.cuda import Replays, Step, exact_products
 from cluster.workers.layout import Layout
 from cluster.workers.memory import keep_freed_memory
 from cluster.workers.plan import Plan, device_of
+from cluster.workers.usage import Spent
 from metatrain import evaluate
 from metatrain.core import (
     ComputePath,

@@ -125,13 +125,15 @@ class Scores(NamedTuple):
     pooled: dict[Norm, dict[str, Tensor]] = {}
 
 
-def generator_for(seed: int, ticket: Ticket, purpose: str) -> torch.Generator:
+def generator_for(seed: int, ticket: Ticket, use: str) -> torch.Generator:
     """A CPU generator that depends on nothing but its arguments.
+
+    use: what the numbers are for, such as "tasks"; each use has numbers of its own.
 
     Validation and evaluation of one seed draw alike.
     """
     work = "score" if ticket.work == "validate" else ticket.work
-    key = f"{seed}/{work}/{ticket.split}/{ticket.step}/{ticket.part}/{purpose}"
+    key = f"{seed}/{work}/{ticket.split}/{ticket.step}/{ticket.part}/{use}"
     key += f"/{ticket.variant}" if ticket.variant else ""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -212,8 +212,8 @@ def illustrate(recipe: Recipe, meta: Meta) -> Figure | None:
     problem = setting.family.bind(recipe.model, setting.norm[:1], "reference")
     ticket = Ticket("score", setting.split, 0, 0)
     adaptation, picture = (
-        Context(ticket, generator_for(setting.seed, ticket, purpose))
-        for purpose in ("adaptation", "picture")
+        Context(ticket, generator_for(setting.seed, ticket, use))
+        for use in ("adaptation", "picture")
     )
 
     def adapt(task: Any) -> list[tuple[int, Params]]:
