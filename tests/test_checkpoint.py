@@ -210,6 +210,11 @@ def test_any_pyarrow_filesystem_will_do(tmp_path: Path) -> None:
         ("outer.steps", 40, True),
         ("workers.threads", 2, True),
         ("output", "elsewhere", True),
+        ("name", "another", True),
+        ("evaluation.tasks", 9, True),
+        ("evaluations", {"more": {"tasks": 4}}, True),
+        ("tracking.every_steps", 7, True),
+        ("checkpoint.keep", 5, True),
         ("outer.optimizer", "SGD", False),
         ("family.shots", 9, False),
         ("model.hidden", [3], False),
@@ -228,6 +233,24 @@ def test_only_numbers_of_outer_and_algorithm_may_change(
         return
     with pytest.raises(InputError, match=rf"was trained with {key} = .* and cannot resume with"):
         checkpoint.check_resumable(saved, changed, plan)
+
+
+def test_a_resumed_run_goes_on_in_its_row_of_mlflow(tmp_path: Path) -> None:
+    save_steps(str(tmp_path / "run" / "checkpoints"), [4])
+    ready = run.prepare(config(SINUSOID, output=str(tmp_path / "run")), "auto")
+    assert (ready.learner.version, ready.notes) == (4, {"mlflow_run_id": "abc"})
+
+
+def test_a_change_that_nothing_would_follow_is_refused(tmp_path: Path) -> None:
+    save_steps(str(tmp_path), [20])  # of 20
+    saved = checkpoint.load(str(tmp_path))
+    with pytest.raises(InputError, match="20 outer steps"):
+        checkpoint.check_resumable(saved, config(SINUSOID, outer__lr=0.5), saved.plan)
+    checkpoint.check_resumable(saved, config(SINUSOID), saved.plan)
+    more = config(SINUSOID, outer__lr=0.5, outer__steps=21)
+    checkpoint.check_resumable(saved, more, saved.plan)
+    with pytest.raises(InputError, match="on the batched path"):
+        checkpoint.check_resumable(saved, more, saved.plan._replace(path="fused"))
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from cases import CASES, GLYPHS, SINUSOID, config
 from services import store
 
-from cluster import run
+from cluster import closing, run
 from cluster.config import Tracking
 from cluster.jobs.job import COMMIT, JOB, USER
 from cluster.tracking import (
@@ -197,6 +197,16 @@ def test_scores_have_the_names_of_their_norms() -> None:
     assert curve[0] == {"adaptation/accuracy": 0.2, "adaptation/support_plus_1/accuracy": 0.1}
     assert [curve[step]["adaptation/accuracy"] for step in range(5)] == scores[0].curve
     assert description.adaptation([score(steps=[0], curve=[0.8])]) == {}  # it adapts without steps
+
+
+def test_the_result_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    closing.print_results([score(), score("support+1", mean=0.5), score(evaluation="ways10")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("%")[0] for line in lines] == [
+        "result: accuracy=50.00",
+        "result ways10: accuracy=75.00",
+        "result: accuracy=75.00",
+    ]
 
 
 def test_a_description_says_the_result_and_keeps_what_others_wrote_below_it() -> None:

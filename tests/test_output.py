@@ -316,6 +316,17 @@ def test_a_run_may_move_its_checkpoints(done: Path) -> None:
     )
 
 
+def test_the_newest_run_that_has_a_checkpoint_is_continued(trained: Path) -> None:
+    for day, version in ((1, 4), (2, 2)):
+        step = f"checkpoints/step-{version:08d}"
+        shutil.copytree(trained / step, f"runs/sinusoid/2026010{day}-000000/{step}")
+    Path("runs/sinusoid/20260103-000000").mkdir()  # it ended before its first one
+    folder, saved = output.choose(config(SINUSOID), "auto")
+    assert str(folder) == "runs/sinusoid/20260102-000000"
+    assert saved is not None
+    assert saved.version == 2
+
+
 def test_a_run_continues_in_its_own_folder_or_in_a_free_one(
     done: Path, trained: Path, tmp_path: Path
 ) -> None:
