@@ -316,7 +316,7 @@ def test_what_cannot_be_is_one_sentence() -> None:
             family(**{key: value})  # type: ignore[arg-type]
         assert (error.value.what, error.value.got) == (key, value)
     problem, _ = bound(Bandit())
-    with pytest.raises(InputError, match="leave algorithm.inner_batch out"):
+    with pytest.raises(InputError, match=r"leave algorithm\.inner_batch out"):
         Reptile(inner_lr=0.1, inner_steps=1, inner_batch=2).init(problem, torch.Generator())
     with pytest.raises(InputError, match="recurrent needs a network with a memory"):
         Recurrent().init(problem, torch.Generator())

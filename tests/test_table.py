@@ -234,9 +234,7 @@ def test_odd_but_sound_files_are_read(houses: pd.DataFrame) -> None:
     assert torch.equal(table(data="odd.csv")._rows.values, table()._rows.values)
     money = houses.assign(price=[Decimal(f"{price:.2f}") for price in houses["price"]])
     money.to_parquet("money.parquet")
-    assert table(data="money.parquet").resolved().means == pytest.approx(
-        table().resolved().means
-    )
+    assert table(data="money.parquet").resolved().means == pytest.approx(table().resolved().means)
 
 
 def one_sentence(error: BaseException) -> str:
