@@ -225,6 +225,7 @@ def test_a_description_says_the_result_and_keeps_what_others_wrote_below_it() ->
         "```python\nimport metatrain\n```",
     ):
         assert line in full
+    assert "after step 4" not in full  # that is the result
     assert description.merged(full, "") == full
     assert description.merged(full, empty) == full
     assert description.merged(full, "mine") == f"{full}\n\nmine"
