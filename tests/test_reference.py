@@ -239,7 +239,7 @@ def test_a_room_imports_what_the_page_allows(language: str) -> None:
     text = (ROOT / f"docs/architecture{language}.md").read_text()
     cells = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
     allowed = {room: re.findall(r"`([\w/]+(?:/|\.py))`", names) for room, names in cells}
-    tools = allowed["所有房间" if language else "every room"]
+    tools = allowed["所有目录" if language else "every room"]
     assert all((ROOT / name).exists() for names in allowed.values() for name in names)
     for layer in ("metatrain", "cluster", "tuning"):
         for path in (ROOT / layer).rglob("*.py"):
