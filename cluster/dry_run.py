@@ -1,4 +1,4 @@
-"""What a run would need, and where its time goes, from a few of its tasks, computed here."""
+"""The needs of a run and where its time goes, from a few of its tasks, computed here."""
 
 from __future__ import annotations
 

@@ -105,9 +105,8 @@ def _validate(prepared: Prepared, requests: Requests, version: int) -> Metrics:
     """The mean over the tasks that did not diverge, and how many did, if any."""
     score = evaluate_for(prepared, requests, Purpose("validate"), version)[0]
     name = f"val/{score.metric.name}"
-    before = {
-        f"{name}_before": value for value in score.curve[:-1][:1]
-    }  # none if adapting is no step at all
+    # Empty if adaptation has no step.
+    before = {f"{name}_before": value for value in score.curve[:-1][:1]}
     diverged = {"val/diverged_tasks": float(score.diverged)} if score.diverged else {}
     # The main one first: MLflow's comparison of runs opens on the metric that came first.
     return {f"{name}_after": score.mean, f"{name}_after_ci95": score.ci95, **before, **diverged}

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: result.json, the pictures, and how to put it to use."""
+"""The results of a run: result.json, the pictures, and how to use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command waits for: a spinner on a terminal, a line in a log."""
+"""Says that a command waits: a spinner on a terminal, a line in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share: errors in one sentence, signals, tables and JSON on stdout."""
+"""Shared parts of all commands: errors in one sentence, signals, tables and JSON on stdout."""
 
 from __future__ import annotations
 

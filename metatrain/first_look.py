@@ -1,4 +1,4 @@
-"""A first look at a recipe's tasks, before anything is started: what would end the run later."""
+"""A first look at a recipe's tasks, before a run starts: it refuses those that would end it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def check_data(prepared: Prepared) -> None:
 
 
 def check_sample(prepared: Prepared, purpose: Purpose, path: ComputePath) -> None:
-    """Refuse a family whose first tasks are not what the network, computed on this path, and the
-    losses need.
-    """
+    """Refuse a family whose first tasks do not fit the network or the losses, on this path."""
     setting = prepared.settings[purpose]
     family, ticket = setting.family, setting.tickets()[0]
     who = f"{type(family).__name__} of family.name {prepared.recipe.family.name!r}"

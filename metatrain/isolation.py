@@ -1,4 +1,4 @@
-"""What computing in a caller's process must neither depend on nor change."""
+"""Keeps a run and the settings of the caller's process apart."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Applied(NamedTuple):
 
 
 class Learner:
-    """Descends what becomes of updates; knows nothing of the algorithm they come from."""
+    """Takes outer steps along the aggregated updates, without knowing their algorithm."""
 
     def __init__(self, meta: Meta, outer: Outer, seed: int = 0) -> None:
         """`seed` decides the noise of an aggregation that adds some."""

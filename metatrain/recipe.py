@@ -1,4 +1,4 @@
-"""What a run learns: the recipe, and how its tasks are drawn for each purpose."""
+"""The recipe of a run, and how its tasks are drawn for each purpose."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Validation:
 class Recipe:
     """Everything that decides what is learnt: with a seed it determines the parameters."""
 
-    FILE: ClassVar[str] = "recipe"  # what a sentence calls a file that is read as this
+    FILE: ClassVar[str] = "recipe"  # the word for a file of this kind in errors
     __pydantic_config__ = {"extra": "forbid"}
 
     name: str
@@ -169,7 +169,7 @@ class Recipe:
         )
 
     def _validation(self) -> Setting:
-        """The evaluation's setting with what the validation says itself; its tasks are its own."""
+        """The evaluation's setting, changed by the validation's own keys; its tasks are its own."""
         own, like = self.validation, self.setting("score")
         family, algorithm = like.family, like.algorithm
         if own.family is not None:
@@ -210,7 +210,7 @@ def check_name(name: str) -> None:
 
 
 def check_variant(name: str) -> None:
-    """Refuse names of evaluations that would not be words of a metric's name in MLflow."""
+    """Refuse a name of an evaluation that cannot be part of a metric's name in MLflow."""
     taken = [norm.replace("+", "_plus_") for norm in get_args(Norm)]
     if not (name.isascii() and name.isidentifier()) or name in taken:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a sweep needs of a cluster, and how long it would take."""
+"""The resources that a sweep needs, and how long it would take."""
 
 from __future__ import annotations
 

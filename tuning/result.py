@@ -1,4 +1,4 @@
-"""What a sweep found: the winner, tested once, and the records of all trials."""
+"""The results of a sweep: the winner, tested once, and the records of all trials."""
 
 from __future__ import annotations
 

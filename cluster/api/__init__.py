@@ -1,1 +1,1 @@
-"""What Python callers use, in scripts and in notebooks: train a recipe, open and list runs."""
+"""The functions for scripts and notebooks: train a recipe, open and list runs."""

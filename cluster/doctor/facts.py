@@ -1,4 +1,4 @@
-"""What a process sees on its machine: versions, disk, storage, MLflow, token, kernels."""
+"""Facts that a process sees on its machine: versions, disk, storage, MLflow, token, kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What facts about a machine mean for a run, and what to do about each problem."""
+"""The problems that facts about a machine cause for a run, and a remedy for each."""
 
 from __future__ import annotations
 

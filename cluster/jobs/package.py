@@ -1,4 +1,4 @@
-"""What a job consists of: its command, the files and the code that are sent, its environment."""
+"""The parts of a job: its command, the files and the code that are sent, its environment."""
 
 from __future__ import annotations
 

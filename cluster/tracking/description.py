@@ -1,4 +1,4 @@
-"""What MLflow shows of a run: its description, its scores as metrics, the columns of its table."""
+"""A run on MLflow's pages: its description, its scores as metrics, the columns of its table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GPU needs: exact products, and steps that are sent to it as one graph."""
+"""For GPUs: exact products, and steps that are sent to it as one graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What families, models, problems and algorithms are."""
+"""The contracts of families, models, problems and algorithms."""
 
 from __future__ import annotations
 

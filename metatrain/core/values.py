@@ -1,4 +1,4 @@
-"""What travels between the rooms: parameters, tasks, tickets, updates and scores."""
+"""The values that travel: parameters, tasks, tickets, updates and scores."""
 
 from __future__ import annotations
 

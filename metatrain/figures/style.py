@@ -1,4 +1,4 @@
-"""What all pictures share: how names are drawn, how a metric is scaled, how a file is written."""
+"""Shared parts of all pictures: drawn names, the scale of a metric, written files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was meta-learned, put to use: adapt to a few labelled examples, predict others."""
+"""Uses a trained run: adapt to a few labelled examples, predict others."""
 
 from metatrain.inference.adapted import Adapted as Adapted
 from metatrain.inference.learned import Learned as Learned

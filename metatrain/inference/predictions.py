@@ -1,4 +1,4 @@
-"""What an adapted network says of examples: classes or numbers, also for notebooks."""
+"""Predictions of an adapted network: classes or numbers, also for notebooks."""
 
 from __future__ import annotations
 

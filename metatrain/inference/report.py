@@ -1,4 +1,4 @@
-"""What `metatrain adapt` prints and writes of predictions."""
+"""Predictions as `metatrain adapt` prints and writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused of a family's tasks and losses before they are learned from."""
+"""Refuses tasks and losses of a family that do not fit, before training."""
 
 from __future__ import annotations
 

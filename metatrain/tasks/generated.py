@@ -1,4 +1,4 @@
-"""What families share whose tasks are drawn from a formula."""
+"""Shared methods of families whose tasks are drawn from a formula."""
 
 from __future__ import annotations
 
