@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from cases import GLYPHS, config, context
 from torch import nn
 
+from metatrain.algorithms.maml import MAML
+from metatrain.algorithms.meta_sgd import MetaSGD
+from metatrain.algorithms.reptile import Reptile
 from metatrain.core import InputError
 from metatrain.models import MLP, Conv4, heads
 from metatrain.models.layers import AttentionLayer
@@ -76,6 +79,16 @@ def test_attention_is_the_papers_equation_for_one_task_and_for_several() -> None
         one = {name: p[t] for name, p in params.items()}
         alone = torch.func.functional_call(attention, one, (x[t],))
         torch.testing.assert_close(alone, found[t], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [MAML(inner_lr=0.1), MetaSGD(initial_lr=0.1), Reptile(inner_lr=0.1, inner_steps=1)]
+)
+def test_a_head_that_compares_is_refused_if_no_support_set_is_given_to_it(algorithm: Any) -> None:
+    """It would say the same of each example, and learn nothing."""
+    with pytest.raises(InputError) as error:
+        algorithm.init(bound("mlp", "attention"), torch.Generator())
+    assert "algorithm.name to matching" in error.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_what_they_cannot_learn_is_one_sentence() -> None:
     generator = torch.Generator()
     with pytest.raises(InputError) as error:
         Matching().init(bound(heads.Linear()), generator)
-    assert error.value.remedy == "choose another model.head"
+    assert error.value.remedy.endswith("model.head.name attention")
     numbers = Sinusoid().bind(MLP(head=heads.Attention()), ("none",), "reference")
     with pytest.raises(InputError) as error:
         Matching().init(numbers, generator)

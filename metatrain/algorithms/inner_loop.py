@@ -1,4 +1,4 @@
-"""What algorithms share: descent on support sets, and the meta-gradient through adaptation.
+"""Shared parts of algorithms: descent on support sets, and the meta-gradient through adaptation.
 
 Both work on a ticket's tasks at once.
 """
@@ -27,6 +27,7 @@ from metatrain.core import (
     count,
     take,
 )
+from metatrain.models.heads import SUPPORT
 
 Order = Literal[0, 1, 2]
 SGD = sgd()
@@ -39,12 +40,27 @@ def expand(params: Params, tasks: int) -> Params:
 
 
 def start(meta: Meta, task: Any) -> Params:
-    """The tasks' parameters before adaptation, [T, *shape] each, with all that stays as it is."""
+    """The tasks' parameters before adaptation, [T, *shape] each, and all fixed values."""
     return expand(meta.model | meta.state | meta.frozen, count(task))
 
 
-def init_without(problem: Problem, generator: torch.Generator, names: Sequence[str]) -> Params:
+def init_whole(problem: Problem, generator: torch.Generator) -> Params:
+    """Fresh parameters of a network; InputError if its head needs a support set."""
+    model = problem.init(generator)
+    if SUPPORT in model:
+        raise InputError(
+            "this algorithm gives the network's head no support set to compare with",
+            remedy="set model.head.name to linear, or algorithm.name to matching",
+        )
+    return model
+
+
+def init_without(
+    problem: Problem, generator: torch.Generator, names: Sequence[str], heads: str
+) -> Params:
     """Fresh parameters but for those of a head that an algorithm computes for each task's classes.
+
+    heads: those that have them, such as "linear".
 
     Raises InputError if the tasks have no classes, or the network has no such parameters.
     """
@@ -58,7 +74,7 @@ def init_without(problem: Problem, generator: torch.Generator, names: Sequence[s
         if name not in model:
             raise InputError(
                 f"this algorithm computes {name}, and the network has none",
-                remedy="choose another model.head",
+                remedy=f"choose one that has, such as with model.head.name {heads}",
             )
     return {name: p for name, p in model.items() if name not in names}
 
@@ -237,7 +253,7 @@ def mean_gradient(
         else:
             pairs = zip(steps, weights, strict=False)
             each = [(problem.query(phi, chunk, context), weight) for phi, weight in pairs]
-            before += [metrics for metrics, _ in each[:-1][:1]]  # none if there is no step at all
+            before += [metrics for metrics, _ in each[:-1][:1]]  # empty if adaptation has no step
             found = each[-1][0]
             weighted = torch.stack([weight * metrics["loss"] for metrics, weight in each])
             loss = weighted.sum(0) / sum(weight for _, weight in each)

@@ -48,7 +48,7 @@ class MAML:
         inner_loop.check_positive(inner_lr=self.inner_lr, inner_steps=self.inner_steps)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        model = problem.init(generator)
+        model = inner_loop.init_whole(problem, generator)
         inner_loop.adapting(list(model), self.adapts)
         return Meta(model, {}, problem.state())
 

@@ -30,7 +30,7 @@ class Matching:
     name: Literal["matching"] = "matching"
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        model = inner_loop.init_without(problem, generator, (SUPPORT, TARGETS))
+        model = inner_loop.init_without(problem, generator, (SUPPORT, TARGETS), "attention")
         return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:

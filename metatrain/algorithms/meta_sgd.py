@@ -43,7 +43,7 @@ class MetaSGD:
         inner_loop.check_positive(initial_lr=self.initial_lr, inner_steps=self.inner_steps)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        model = problem.init(generator)
+        model = inner_loop.init_whole(problem, generator)
         alpha: Params = {}
         for name in inner_loop.adapting(list(model), self.adapts):
             shape = model[name].shape if self.rates == "parameter" else ()

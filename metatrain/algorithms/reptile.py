@@ -44,7 +44,7 @@ class Reptile:
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         if self.inner_batch is not None:
             labelled(problem, "leave algorithm.inner_batch out")
-        return Meta(problem.init(generator), {}, problem.state())
+        return Meta(inner_loop.init_whole(problem, generator), {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         phi = {k: p.detach().clone() for k, p in inner_loop.start(meta, task).items()}

@@ -42,7 +42,7 @@ class Ridge:
         )
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        model = inner_loop.init_without(problem, generator, (WEIGHT, BIAS))
+        model = inner_loop.init_without(problem, generator, (WEIGHT, BIAS), "linear")
         start = {
             "log_lambda": torch.tensor(self.initial_lambda).log(),
             "log_alpha": torch.tensor(self.initial_alpha).log(),
