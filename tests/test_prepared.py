@@ -14,6 +14,7 @@ from cases import SINUSOID, config
 from torch import nn
 
 from cluster import run
+from cluster.api.run import Run
 from cluster.tracking import description
 from metatrain.core import InputError, Purpose, Ticket, generator_for
 from metatrain.models.conv import Conv4
@@ -120,6 +121,9 @@ def test_further_evaluations_are_scored_under_their_names_everywhere(tmp_path: P
     assert scores[0].line().startswith("result: mse=")
     alone = [s.mean for s in run.evaluate(str(folder), ["workers.max=0"]) if s.evaluation]
     assert alone == [scores[1].mean, scores[2].mean]
+    seen = Run(str(folder))
+    assert list(seen.result["evaluation"]) == ["", "ten", "val_split"]
+    assert ", ten: mse " in repr(seen)
 
 
 def test_an_evaluation_with_a_name_draws_tasks_of_its_own_and_the_others_keep_theirs() -> None:

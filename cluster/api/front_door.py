@@ -31,7 +31,8 @@ def front_door(again: str) -> Iterator[None]:
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; {again} continues") from None
     except (Diverged, WorkersLost) as error:
-        raise type(error)(f"{error}; the last whole step is saved: {again} continues") from error
+        saved = "; the last whole step is saved" if error.saved else ""
+        raise type(error)(f"{error}{saved}; {again} continues") from error
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise

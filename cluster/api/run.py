@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from metatrain.inference import Learned
 
 # The first columns of a result.
-FIRST = ("metric", "mean", "ci95", "tasks", "norm", "baselines", "protocol")
+FIRST = ("metric", "mean", "ci95", "tasks", "evaluation", "norm", "baselines", "protocol")
 
 
 class Run:
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def result(self) -> pd.DataFrame:
-        """The scores on the evaluation's tasks, a row for each norm; the first is the result."""
+        """The scores, a row for each evaluation and norm; the first is the result."""
         import pandas as pd
 
         found = pd.DataFrame(scores(read_result(self._place)))
@@ -113,7 +113,8 @@ class Run:
             if score.get("diverged"):
                 lost = f"{score['diverged']} of {score['tasks']} tasks diverged"
                 text = f"{metric.name} {metric.brief(score['median'])} (median), {lost}"
-            results.append(text)
+            evaluation = score.get("evaluation")
+            results.append(f"{evaluation}: {text}" if evaluation else text)
         return [known.name, *steps, *results]
 
     def __repr__(self) -> str:
