@@ -211,3 +211,22 @@ def test_the_winners_checkpoint_is_that_of_its_last_validation(tmp_path: Path) -
     save_steps(root, [5, 10])
     found = [result._checkpoint_of(search, winner, step) for step in (5, 7)]
     assert found == [f"{root}/step-00000005", f"{root}/step-00000010"]  # else the newest
+
+
+def test_a_result_has_a_row_for_each_trial() -> None:
+    """A trial made all steps that it reported, also if the last validation is no number."""
+    lost = Trial(4, {"lr": 2}, [Report(5, 1.0, 0.1, {}), Report(10, NAN, NAN, {})], "diverged")
+    best = Trial(1, {"lr": 1}, [Report(20, 0.5, 0.1, {}, diverged_tasks=2)], "completed")
+    found = result._as_json(result.Outcome([best, lost], best, [], "by mse", None))
+    assert found["trials"] == [
+        {"trial": 1, "state": "completed", "step": 20, "value": 0.5, "diverged_tasks": 2, "lr": 1},
+        {
+            "trial": 4,
+            "state": "diverged",
+            "step": 10,
+            "value": None,
+            "diverged_tasks": None,
+            "lr": 2,
+        },
+    ]
+    assert (found["winner"], found["values"], found["chosen_by"]) == (1, {"lr": 1}, "by mse")

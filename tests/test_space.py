@@ -318,7 +318,8 @@ def test_pbt_cannot_change_what_a_training_starts_from(tmp_path: Path) -> None:
 def test_another_sweep_is_told_from_the_same_with_more_trials(tmp_path: Path) -> None:
     one = load(tmp_path)
     assert searches.changed(one, load(tmp_path, {"budget": {"trials": 9}, "at_once": 2})) is None
-    assert searches.changed(one, load(tmp_path, {"set": {"workers.max": 1}})) is None
+    computed = {"workers.max": 1, "workers.threads": 2, "workers.cpus": 0.5, "workers.wait_s": 9.0}
+    assert searches.changed(one, load(tmp_path, {"set": computed})) is None
     assert (
         searches.changed(one, load(tmp_path, {"set": {"tracking.experiment": "x"}}))
         == "its recipe's tracking.experiment"
