@@ -80,7 +80,8 @@ class Private:
     """The mean of bounded directions with Gaussian noise (Abadi et al. 2016, arXiv 1607.00133).
 
     The unit whose influence is bounded is a task, so a ticket must hold one. What privacy that
-    gives, for so many steps of so many tasks, is an accountant's to say.
+    gives, for so many steps of so many tasks, is an accountant's to say. Whoever knows the
+    recipe's seed, which bundles hold, can take the noise away. Metrics have no noise.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

@@ -116,6 +116,11 @@ class Learner:
         self._params = {name: p for name, p in own.items() if name.startswith(DESCENDED)}
         self._state = {name: p for name, p in own.items() if name.startswith("state.")}
         self._frozen = {name: p for name, p in own.items() if name.startswith("frozen.")}
+        if self._state and isinstance(outer.aggregate, Private):
+            raise InputError(
+                "aggregate private does not bound what a task adds to running statistics",
+                remedy="set norm to another one than running",
+            )
         groups = self._groups()
         try:
             self._optimizer = getattr(torch.optim, outer.optimizer)(

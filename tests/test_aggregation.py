@@ -129,3 +129,13 @@ def test_a_ticket_of_several_tasks_is_refused_where_each_is_to_be_private() -> N
             replace(Private(clip=1.0, noise_multiplier=0.5), **wrong)
     with pytest.raises(InputError):
         TrimmedMean(trim=0.5)
+
+
+def test_running_statistics_which_no_noise_covers_are_refused_where_each_task_is_private() -> None:
+    outer = replace(config(SINUSOID).outer, tasks_per_ticket=1)
+    private = replace(outer, aggregate=Private(clip=1.0, noise_multiplier=1.0))
+    state = Meta({"w": torch.zeros(2)}, {}, {"norm.mean": torch.zeros(2)})
+    Learner(state, outer)
+    with pytest.raises(InputError) as error:
+        Learner(state, private)
+    assert error.value.remedy == "set norm to another one than running"
