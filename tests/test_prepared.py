@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ class Counted:
         return nn.Sequential(nn.Linear(*inputs, 4), nn.Tanh(), nn.Linear(4, outputs))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Changeable(Counted):
+    """The same with a list, so that it cannot be hashed."""
+
+    name: str = "test_prepared:Changeable"
+    hidden: list[int] = field(default_factory=lambda: [4])
+
+
 BUILT: list[str] = []
 
 
@@ -75,9 +83,21 @@ def test_a_run_in_this_process_builds_its_network_twice(
     assert built == [model["name"]] * 2
 
 
-def test_a_network_of_ones_own_is_built_once_more_to_try_it_out(built: list[str]) -> None:
-    run.train(config(EVALUATED, model={"name": "test_prepared:Counted"}, output="run"))
+@pytest.mark.parametrize("name", ["Counted", "Changeable"])
+def test_a_network_of_ones_own_is_built_once_more_to_try_it_out(
+    name: str, built: list[str]
+) -> None:
+    run.train(config(EVALUATED, model={"name": f"test_prepared:{name}"}, output="run"))
     assert built == ["own"] * 3
+
+
+def test_a_network_is_built_again_if_its_model_was_changed(built: list[str]) -> None:
+    model = Changeable()
+    one, again = (network.network(network.Spec(model, (1,), 1, 1)) for _ in range(2))
+    model.hidden.append(8)
+    other = network.network(network.Spec(model, (1,), 1, 1))
+    assert one is again is not other
+    assert built == ["own"] * 2
 
 
 @pytest.mark.ray

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -78,12 +78,32 @@ class Network(threading.local):
 
 
 def network(spec: Spec) -> Network:
-    """The network of a spec: the same one each time if the model can be hashed."""
+    """The network of a spec, the same one each time."""
     try:
         hash(spec)
     except TypeError:  # a model of the user's with a list, or one that is not frozen
-        return Network(spec)
+        spec = spec._replace(model=_Itself(spec.model))
     return _kept(spec)
+
+
+class _Itself:
+    """A model that cannot be hashed: equal to itself alone, and only while it shows the same."""
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._shown = model, repr(model)
+
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
+        return self._model.module(inputs, outputs, feedback)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Itself)
+            and other._model is self._model
+            and other._shown == self._shown
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._shown)
 
 
 @lru_cache(maxsize=8)
