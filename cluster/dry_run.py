@@ -68,10 +68,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(config: RunConfig, prepared: Prepared) -> Estimate:
-    """Memory and time of a run, from tickets of one task and of a few; the rest is a straight line
-    through them.
+    """Estimate memory and time of a run from tickets of one task and of a few.
 
-    Workers are taken to have a core each.
+    The rest is a straight line through them. Workers are taken to have a core each.
     """
     recipe, workers = prepared.recipe, max(config.workers.max, 1)
     plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
@@ -97,8 +96,9 @@ def estimate(config: RunConfig, prepared: Prepared) -> Estimate:
 
 
 def trace(config: RunConfig, prepared: Prepared, path: Path) -> str:
-    """Write a trace of one outer step, which ui.perfetto.dev shows; returns a table of what took
-    longest.
+    """Write a trace of one outer step, which ui.perfetto.dev shows.
+
+    Returns a table of the operations that took longest.
     """
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(
@@ -151,8 +151,9 @@ def _learner_s(prepared: Prepared) -> float:
 
 
 def _measured(prepared: Prepared, plan: Plan, purpose: Purpose, tasks: int) -> Cost:
-    """Seconds of the third time, since on a GPU the first two prepare it, and the memory of one
-    more.
+    """Seconds of the third time, and the memory of one more.
+
+    On a GPU the first two times prepare it.
     """
     setting = prepared.settings[purpose]._replace(tasks=tasks, tasks_per_ticket=tasks)
     settings = {**prepared.settings, purpose: setting}

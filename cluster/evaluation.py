@@ -26,8 +26,9 @@ def evaluate_all(prepared: Prepared, requests: Requests, version: int) -> list[S
 def evaluate_for(
     prepared: Prepared, requests: Requests, purpose: Purpose, version: int
 ) -> list[Score]:
-    """Score the published parameters, which are those of `version`, on a purpose's fixed tasks: one
-    score per norm.
+    """Score the published parameters on a purpose's fixed tasks: one score for each norm.
+
+    version: the outer steps that these parameters were trained for.
     """
     setting = prepared.settings[purpose]
     tickets = setting.tickets()

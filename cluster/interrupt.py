@@ -21,12 +21,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if stop:
             raise KeyboardInterrupt
         stop = True
-        told = (
+        answer = (
             f"{stamp()}stopping: it saves first"
             if stamp()
             else "\nstopping; a second Ctrl-C ends at once"
         )
-        os.write(2, f"{told}\n".encode())  # print() might be what was interrupted
+        os.write(2, f"{answer}\n".encode())  # print() might be what was interrupted
 
     if threading.current_thread() is not threading.main_thread():
         # Signals belong to the main thread; whoever owns this one stops it otherwise.

@@ -13,9 +13,7 @@ from metatrain.names import printable
 
 
 def of_scores(scores: Sequence[Score]) -> Table:
-    """A row for each of a few steps of adaptation, for each further norm and evaluation, and for
-    each baseline.
-    """
+    """A row for each of a few inner steps, each further norm and evaluation, and each baseline."""
     first = scores[0]
     diverged = any(any(score.curve_diverged) for score in scores)
     table = Table(f"{first.metric.name} on {first.tasks} tasks")

@@ -1,5 +1,6 @@
-"""Directories of files that are complete or refused, and the bundle: meta-parameters and the recipe
-they came from.
+"""Directories of files that are complete or refused, and the bundle.
+
+A bundle holds meta-parameters and the recipe that they came from.
 
 Files are tensors (safetensors), JSON and YAML; nothing is ever unpickled, and no code is run but
 that of a module which the recipe names as the user's own ("package.module:Class"). `manifest.json`,
@@ -135,8 +136,9 @@ def load(uri: str) -> tuple[Recipe, Meta]:
 
 
 def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:
-    """Refuse code that belongs to no class of the recipe's, and say what to do if such a class is
-    not here.
+    """Refuse code that belongs to no class of the recipe's.
+
+    If such a class is not here, the error says what to do.
     """
     parts = (
         [tree.get(key) for key in ("family", "model", "algorithm")]

@@ -116,8 +116,9 @@ class Score:
 def scores(
     problem: Problem, algorithm: Algorithm, meta: Meta, tasks: Any, context: Context
 ) -> Scores:
-    """Adapt to each task, and measure it on its query set at steps 0 to 10, each tenth, and the
-    last.
+    """Adapt to each task, and measure it on its query set.
+
+    The inner steps 0 to 10, each tenth and the last are measured.
     """
     groups = chunks(problem, tasks)
     parts = [_measured(problem, algorithm, meta, group, context) for group in groups]

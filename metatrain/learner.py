@@ -193,8 +193,9 @@ class Learner:
         return {n.removeprefix("algorithm."): m for n, m in zip(own, means, strict=True)}
 
     def meta(self) -> Meta:
-        """The meta-parameters now. The tensors are the learner's own: read them before the next
-        step.
+        """The meta-parameters now.
+
+        The tensors are the learner's own: read them before the next step.
         """
         return Meta.unflat(self._params | self._state | self._frozen)
 
@@ -211,8 +212,9 @@ class Learner:
         return tensors, scalars
 
     def load_state_dict(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Continue from a state_dict of a learner with the same parameters and optimizer;
-        InputError for others.
+        """Continue from a state_dict of a learner with the same parameters and optimizer.
+
+        Raises InputError for others.
         """
         own = self._params | self._state | self._frozen
         held = {name: p.shape for name, p in own.items()}
@@ -245,8 +247,9 @@ class Learner:
         self.version = int(scalars["version"])
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Each parameter goes to the first pattern that matches its name, or to the group without
-        options.
+        """Each parameter goes to the first pattern that matches its name.
+
+        The others go to the group without options.
         """
         patterns = [*self._outer.groups, "*"]
         members: dict[str, list[Tensor]] = {pattern: [] for pattern in patterns}

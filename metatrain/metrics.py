@@ -86,8 +86,7 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def calibration_bins(logits: Tensor, task: Any) -> Tensor:
-    """[T, BINS, 3]: of each bin of confidence its query examples, those right, and the sum of
-    confidences.
+    """[T, BINS, 3]: each bin's number of query examples, of right ones, and sum of confidences.
 
     logits: [T, Q, classes]; the confidence of a prediction is its largest probability.
     """

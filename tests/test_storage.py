@@ -134,6 +134,27 @@ def test_a_bundle_that_is_replaced_is_whole_or_not_there(
         assert bundle.read_directory("s3://bucket/replaced/bundle") == {"x": version}
 
 
+def test_a_copy_is_of_what_changed_and_its_manifest_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(f"file://{tmp_path}/away")
+    bundle.write_directory(str(folder / "bundle"), {"a": b"1", "z": b"2"})
+    written: list[str] = []
+
+    def write(uri: str, data: bytes, write: Any = storage.write) -> None:
+        written.append(uri.removeprefix(f"{folder}/"))
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write", write)
+    folder.sync()
+    assert sorted(written[:2]) == ["bundle/a", "bundle/z"]
+    assert written[2:] == ["bundle/manifest.json"]
+    (folder / "new").write_text("3")
+    folder.sync()
+    folder.sync()
+    assert written[3:] == ["new"]
+
+
 def test_a_local_folder_is_its_own_copy(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "run")
     folder.create()

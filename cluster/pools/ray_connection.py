@@ -83,8 +83,9 @@ def this_node() -> str:
 
 
 def _start_local(options: dict[str, Any]) -> None:
-    """Start Ray on this machine; InputError if it cannot, such as for a temporary folder that it
-    cannot use.
+    """Start Ray on this machine.
+
+    Raises InputError if it cannot start, such as for a temporary folder that it cannot use.
     """
     names = [name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ]  # Ray takes the first
     folder = os.environ[names[0]] if names else "/tmp"

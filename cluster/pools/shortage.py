@@ -13,8 +13,9 @@ HELD = {"CPU": JOB_CPUS, "GPU": JOB_GPUS}  # by a job's driver: the variables th
 
 
 def waiting(workers: Workers, alive: int) -> str:
-    """How many workers the cluster has no room for, and what they wait for; nothing if all have
-    their place.
+    """How many workers the cluster has no room for, and what they wait for.
+
+    Nothing if all have their place.
     """
     from ray.autoscaler.v2.sdk import (
         get_cluster_status,

@@ -27,7 +27,7 @@ def recorded(
     """Record a run in MLflow: continue the one that its checkpoint names, or start a new one.
 
     tags: the run to continue is the one that has all of these. It is part of a sweep that has
-        begun, so it goes on without MLflow if that does not answer.
+        begun, so it continues without MLflow if that does not answer.
     source: the recipe's file.
     """
     config = run.config

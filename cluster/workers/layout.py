@@ -13,10 +13,10 @@ ALIGNMENT = 16  # float32 values: 64 bytes, so that a parameter lies alike in ev
 
 
 class Layout:
-    """The one flat float32 array of meta-parameters, and of directions, which have no frozen
-    parameters.
+    """The one flat float32 array of meta-parameters, and of directions.
 
-    On the fused path the weights of convolutions lie channels last, as its kernels read them.
+    Directions have no frozen parameters. On the fused path the weights of convolutions lie
+    channels last, as its kernels read them.
     """
 
     def __init__(self, meta: Meta, path: ComputePath = "reference") -> None:

@@ -49,7 +49,7 @@ def choose_plan(prepared: Prepared, gpus: float, threads: int) -> tuple[Plan, st
 
 
 def device_of(plan: Plan) -> torch.device:
-    """Where it computes; InputError where that is not here."""
+    """Where it computes; InputError if that is not here."""
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "workers.gpus asks for a GPU, but torch sees none here", remedy="set workers.gpus to 0"

@@ -56,9 +56,7 @@ class Meter:
                 self._process.cpu_percent()  # from now on
 
     def read(self, *, now: bool = False) -> Usage | None:
-        """A measurement if one is due, or if it has to be `now`; None if not, or if it cannot be
-        had.
-        """
+        """A measurement if one is due or it has to be `now`; else, or if there is none, None."""
         at = time.monotonic()
         if self._process is None or (at < self._due and not now):
             return None
@@ -74,9 +72,7 @@ class Meter:
 
 
 def metrics(measured: Mapping[str, Usage]) -> dict[str, float]:
-    """Measurements by process as MLflow shows them among the system metrics:
-    system/worker-0/memory_mb.
-    """
+    """Measurements by process under MLflow's names, such as system/worker-0/memory_mb."""
     return {
         f"system/{process}/{name}": value
         for process, usage in measured.items()

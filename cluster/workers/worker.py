@@ -1,5 +1,6 @@
-"""The worker: a ticket in, an update or scores out. The same in the driver's process and in a Ray
-actor.
+"""The worker: a ticket in, an update or scores out.
+
+It is the same in the driver's process and in a Ray actor.
 """
 
 from __future__ import annotations

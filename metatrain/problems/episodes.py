@@ -159,11 +159,11 @@ class Episodes:
             outputs, _ = self._act(params, rollout.observations.flatten(1, 2), ())
             outputs = outputs.unflatten(1, rollout.rewards.shape[1:])
         else:
-            told = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
+            feedback = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
             each = []
             for t in range(self.environment.horizon):
                 output, hidden = self._act(params, rollout.observations[:, :, t], memory)
-                memory = *hidden, told[:, :, t]
+                memory = *hidden, feedback[:, :, t]
                 each.append(output)
             outputs = torch.stack(each, 2)
         if self.environment.discrete:
