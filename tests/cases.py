@@ -7,10 +7,25 @@ from typing import Any
 import torch
 
 from cluster.config import RunConfig
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain import schema
-from metatrain.core import ComputePath, Context, Meta, Norm, Task, Ticket, Work, generator_for
+from metatrain.core import (
+    ComputePath,
+    Context,
+    Meta,
+    Norm,
+    Scores,
+    Task,
+    Ticket,
+    Work,
+    generator_for,
+)
+from metatrain.learner import Learner
 from metatrain.metrics import accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
+from metatrain.recipe import Recipe
+from metatrain.start import prepare
 
 SINUSOID: dict[str, Any] = {
     "name": "sinusoid",
@@ -157,3 +172,17 @@ def drawn_images(count: int = 2, ways: int = 3, shots: int = 2) -> Task:
 def exact(meta: Meta) -> Meta:
     """The same in double precision."""
     return Meta(*({name: p.double() for name, p in params.items()} for params in meta))
+
+
+def trained(recipe: Recipe) -> Scores:
+    """What a recipe of one ticket a step scores on its evaluation's first ticket, in this process."""
+    prepared = prepare(recipe)
+    worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
+    learner = Learner(prepared.meta, recipe.outer)
+    for step in range(recipe.outer.steps):
+        worker.load(step, worker.layout.flatten(learner.meta()))
+        learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
+    worker.load(recipe.outer.steps, worker.layout.flatten(learner.meta()))
+    scores = worker.compute(Ticket("score", "test", 0, 0))[0]
+    assert isinstance(scores, Scores)
+    return scores

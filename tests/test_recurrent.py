@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, SINUSOID, config, context
+from cases import CASES, SINUSOID, config, context, trained
 from gradients import assert_meta_gradient
 from torch import nn
 
@@ -178,8 +178,6 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
     """
 
     def error(cell: str) -> torch.Tensor:
-        from metatrain.learner import Learner
-
         recipe = config(
             SINUSOID,
             family={"name": "sinusoid", "shots": 10, "queries": 10},
@@ -192,15 +190,7 @@ def test_a_memory_learns_a_sinusoid_that_it_reads_and_a_net_without_one_does_not
             outer={"steps": 200, "tasks_per_step": 25, "tasks_per_ticket": 25, "lr": 0.01},
             evaluation={"tasks": 200, "tasks_per_ticket": 200},
         ).recipe()
-        worker, learner = (
-            Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0]),
-            Learner(prepare(recipe).meta, recipe.outer),
-        )
-        for step in range(recipe.outer.steps):
-            worker.load(step, worker.layout.flatten(learner.meta()))
-            learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
-        worker.load(recipe.outer.steps, worker.layout.flatten(learner.meta()))
-        return worker.compute(Ticket("score", "test", 0, 0))[0].curves["none"]["mse"].mean(0)
+        return trained(recipe).curves["none"]["mse"].mean(0)
 
     lstm, none = error("lstm"), error("none")
     assert lstm[10] < 0.75 * lstm[0]

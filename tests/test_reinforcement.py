@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, SINUSOID, config, context
+from cases import CASES, SINUSOID, config, context, trained
 from gradients import assert_meta_gradient
 
 from cluster import run
@@ -278,8 +278,6 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
     """Two arms and 120 outer steps: clearly more than the 5 of a random choice; the best arm gives
     6.67.
     """
-    from metatrain.learner import Learner
-
     recipe = config(
         SINUSOID,
         family={"name": "bandit", "arms": 2, "pulls": 10, "episodes": 10},
@@ -292,15 +290,7 @@ def test_rl2_learns_to_find_the_better_arm() -> None:
         outer={"steps": 120, "tasks_per_step": 50, "tasks_per_ticket": 50, "lr": 0.01},
         evaluation={"tasks": 400, "tasks_per_ticket": 400},
     ).recipe()
-    worker, learner = (
-        Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0]),
-        Learner(prepare(recipe).meta, recipe.outer),
-    )
-    for step in range(recipe.outer.steps):
-        worker.load(step, worker.layout.flatten(learner.meta()))
-        learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
-    worker.load(recipe.outer.steps, worker.layout.flatten(learner.meta()))
-    found = worker.compute(Ticket("score", "test", 0, 0))[0]
+    found = trained(recipe)
     assert found.curves["none"]["return"].mean() > found.baselines["random"].mean() + 0.5
 
 
