@@ -175,7 +175,7 @@ def exact(meta: Meta) -> Meta:
 
 
 def trained(recipe: Recipe) -> Scores:
-    """What a recipe of one ticket a step scores on its evaluation's first ticket, in this process."""
+    """Train a recipe of one ticket a step in this process, and score its first test ticket."""
     prepared = prepare(recipe)
     worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
     learner = Learner(prepared.meta, recipe.outer)
