@@ -194,6 +194,10 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
             "is the same for all trials: give it in set",
         ),
         (
+            {"space": {"evaluations.x.tasks": {"integers": [5, 9]}}},
+            "is the same for all trials: give it in set",
+        ),
+        (
             {"space": {"family.shots": {"integers": [1, 5]}}},
             r"changes the validation .*: fix them with set: {evaluation.family.shots: \.\.\.}$",
         ),

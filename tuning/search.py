@@ -27,6 +27,7 @@ from tuning.space import Domain, Values, fitted, plain, read_domain
 SHARED = {  # the same for all trials
     "name",
     "evaluation",
+    "evaluations",
     "validation",
     "workers",
     "checkpoint",
