@@ -181,7 +181,10 @@ def _result(run: Run, patience: Patience) -> Snapshot:
 
 
 def recipe_after(recipe: Recipe, version: int) -> Recipe:
-    """The recipe that gives what was learned in so many steps, as a bundle records it."""
+    """The recipe with the number of steps that were made, as a bundle records it.
+
+    With a schedule, training it again has other rates: the run's config.yaml has those of the run.
+    """
     if version == recipe.outer.steps:
         return recipe
     outer = dataclasses.replace(recipe.outer, steps=version)
