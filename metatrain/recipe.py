@@ -216,8 +216,8 @@ def check_variant(name: str) -> None:
         raise InputError(
             "a name in evaluations",
             got=name,
-            expected="letters, digits and underscores",
-            remedy="give one that is no norm's, such as ways10",
+            expected="a letter, then letters, digits and underscores, and not the name of a norm",
+            remedy="give one such as ways10",
         )
 
 
