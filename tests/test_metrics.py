@@ -15,7 +15,7 @@ import metatrain
 from cluster import run
 from metatrain import inference
 from metatrain.core import Task
-from metatrain.metrics import ECE, Metric
+from metatrain.metrics import ECE, Metric, accuracy, cross_entropy, mean_squared_error
 from metatrain.schema import dump
 from metatrain.start import prepare
 from tuning import search
@@ -132,3 +132,13 @@ def test_a_metric_of_ones_own_is_swept_and_shown_by_what_it_says(
     )
     found = search.load(Path("sweep.yaml"))
     assert (found.metric, found.mode) == ("val/f1_after", "max")
+
+
+def test_errors_are_means_over_examples() -> None:
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [1.0, 3.0]]])
+    labels = torch.tensor([[0, 0, 1]])
+    each = [math.log1p(math.exp(-2)), math.log1p(math.exp(2)), math.log1p(math.exp(-2))]
+    assert cross_entropy(logits, labels).tolist() == pytest.approx([sum(each) / 3])
+    assert accuracy(logits, labels).tolist() == pytest.approx([2 / 3])
+    prediction = torch.tensor([[[1.0], [3.0]]])
+    assert mean_squared_error(prediction, torch.zeros(1, 2, 1)).tolist() == [5.0]
