@@ -172,3 +172,14 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(key: str, value: Any) -> N
     with pytest.raises(InputError) as error:
         outer(**{key: value})
     assert (error.value.what, error.value.got) == (key, value)
+
+
+def test_what_is_loaded_replaces_all_that_the_optimizer_knew() -> None:
+    fresh, used = (Learner(meta(), outer(optimizer="Adam", lr=0.1)) for _ in range(2))
+    start = fresh.state_dict()
+    used.apply([update(1.0)])
+    used.load_state_dict(*start)
+    assert used.version == 0
+    for learner in (fresh, used):
+        learner.apply([update(-1.0)])
+    assert torch.equal(used.meta().model["w"], fresh.meta().model["w"])

@@ -242,3 +242,13 @@ def test_a_pool_without_workers_ends_in_a_sentence() -> None:
     requests = Requests(Empty(recipe, lambda answers: []), wait_s=0.0)
     with pytest.raises(WorkersLost, match="no worker has been alive"):
         requests.collect([Ticket("update", "train", 0, 0)])
+
+
+def test_a_checkpoint_is_written_at_each_interval_and_at_the_end() -> None:
+    recipe, saved = config(SINUSOID, outer__steps=5).recipe(), []
+    prepared = prepare(recipe)
+    learner = Learner(prepared.meta, recipe.outer)
+    pool = LocalPool(prepared, choose_plan(prepared, 0, 1)[0])
+    hooks = loop.Hooks(lambda step, metrics: None, lambda: saved.append(learner.version))
+    loop.train(prepared, learner, pool, Requests(pool), hooks, save_every=2)
+    assert saved == [2, 4, 5]
