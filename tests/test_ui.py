@@ -112,10 +112,11 @@ def test_ui_says_what_is_missing(tmp_path: Path) -> None:
         r"folder"
     )
     refused(
-        "nowhere is no run that was logged to MLflow: give the folder that `train` named", "nowhere"
+        "nowhere holds no run that was logged to MLflow: give the folder that `train` named",
+        "nowhere",
     )
     run.train(config(SINUSOID, outer__steps=1, output=str(tmp_path / "untracked")))
-    refused("untracked is no run that was logged to MLflow", "untracked")
+    refused("untracked holds no run that was logged to MLflow", "untracked")
     (tmp_path / "untracked" / "mlflow.json").write_text("{")
     refused(r"untracked/mlflow\.json is damaged", "untracked")
     (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": "http://127.0.0.1:9"}))
@@ -131,6 +132,4 @@ def test_ui_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "untracked" / "mlflow.json").write_text(json.dumps({"uri": None}))
     refused(r"untracked/mlflow\.json is damaged \(its values are not text\)", "untracked")
     (tmp_path / "mlflow.db").write_text("no database" * 100)
-    refused(
-        r"MLflow cannot use sqlite:////.*/mlflow\.db \(file is not a database\): put that right"
-    )
+    refused(r"MLflow cannot use sqlite:////.*/mlflow\.db \(file is not a database\): fix that")
