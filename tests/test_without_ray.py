@@ -15,6 +15,8 @@ from cases import GLYPHS, SINUSOID
 from photos import album
 from services import Done
 
+pytestmark = pytest.mark.ray  # another Python, in which Ray cannot be imported
+
 TESTS = Path(__file__).parent
 HIDE = """
 import sys
