@@ -36,8 +36,12 @@ def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score
     result = {"scores": [score.record() for score in scores]}
     (folder / "result.json").write_text(to_json(result, indent=1))
     rows = read_metrics(folder / "metrics.jsonl")
+    # The axis says how many tasks the result has; further evaluations have numbers of their own.
     labels = [
-        f"{score.evaluation}: {NORMALISED[score.norm]}".removeprefix(": ") for score in scores
+        f"{score.evaluation}, {score.tasks} tasks: {NORMALISED[score.norm]}"
+        if score.evaluation
+        else NORMALISED[score.norm]
+        for score in scores
     ]
     pictures = {
         "learning_curve": figures.learning_curve(
