@@ -167,6 +167,11 @@ class _DrawnFrom(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._generator = generator
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; torch would import its compiler, a second in each process."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         device = args[0].device if args and isinstance(args[0], Tensor) else kwargs.get("device")
