@@ -11,7 +11,7 @@ ifneq ($(TORCH),cpu)
 $(error TORCH is $(TORCH): leave it out, or set it to cpu)
 endif
 endif
-PYTEST = $(BIN)/pytest --numprocesses 2
+PYTEST = $(BIN)/pytest --numprocesses
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check lint fast all format
@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/metatrain train recipes/demo.yaml --set output=runs/first --resume auto $(ARGS)
 
-# On two cores: tests in two processes, and linting beside them.
+# On two cores: tests in two processes, and linting beside them; in three where many wait for Ray.
 check: $(VENV)/.installed
 	$(MAKE) --no-print-directory -j2 lint fast
 
@@ -41,10 +41,10 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 fast: $(VENV)/.installed
-	$(PYTEST) -m 'not ray'
+	$(PYTEST) 2 -m 'not ray'
 
 all: $(VENV)/.installed
-	$(PYTEST)
+	$(PYTEST) 3
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

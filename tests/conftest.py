@@ -33,11 +33,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             return service_of(config.rootpath / file) or file
 
+    config.option.loadscopereorder = False  # but as `pytest_collection_modifyitems` has it
     return ByService(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no process of pytest works alone at the end."""
+    items.sort(key=lambda item: LONGEST.get(service_of(item.path) or "", len(LONGEST)))
+
+
+# Files that are a service's alone have enough tests to be worth a Ray of their own.
+ALONE = ("test_jobs.py", "test_sweep.py")
+LONGEST = {name: at for at, name in enumerate((*ALONE, "nodes: Nodes", "ray_cluster"))}
 
 
 @cache
 def service_of(file: Path) -> str | None:
+    """What the tests of a file share with those of others, if they do."""
+    if file.name in ALONE:
+        return file.name
     text = file.read_text()
     return next((name for name in ("nodes: Nodes", "ray_cluster") if name in text), None)
 

@@ -21,7 +21,7 @@ from services import cache_in, command, drawing
 ROOT = Path(__file__).parent.parent
 LESS = (
     "--set outer.steps=2 --set outer.tasks_per_step=4 --set outer.tasks_per_ticket=2 "
-    "--set validation.tasks=2 --set evaluation.tasks=4"
+    "--set validation.tasks=2 --set evaluation.tasks=4 --set workers.max=1"
 )
 FEWER = (
     "--set budget.trials=2 --set budget.steps=4 "

@@ -354,7 +354,7 @@ def test_an_unreachable_cluster_is_one_sentence(tmp_path: Path) -> None:
 def test_a_given_cluster_is_joined_and_left_running(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
-    recipe = write(SINUSOID, tmp_path / "s.yaml", workers__max=2, outer__steps=3)
+    recipe = write(SINUSOID, tmp_path / "s.yaml", workers__max=1, outer__steps=3)
     address = ray.get_runtime_context().gcs_address
     joined = spawned("train", recipe, "--set", "output=a", "--address", address)
     assert joined.returncode == 0, joined.stderr

@@ -309,8 +309,7 @@ def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Pa
         output=output,
         space=rates,
         scheduler=pbt,
-        workers__max=1,
-        outer__steps=120,
+        outer__steps=80,
         seed=3,
     )
     outcome = sweep.start(search)
@@ -321,7 +320,7 @@ def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Pa
     for trial in outcome.trials:
         newest = checkpoint.latest(f"{search.folder}/trials/{trial.number:02d}/checkpoints")
         history = json.loads(checkpoint.load(newest).notes["schedule"])
-        ends = [*(entry["step"] for entry in history[1:]), 120]
+        ends = [*(entry["step"] for entry in history[1:]), 80]
         for entry, end in zip(history, ends, strict=True):
             if entry["trial"] == trial.number:  # its own record has what it did itself
                 used = {

@@ -502,7 +502,8 @@ def test_who_has_no_answer_does_not_ask_again_for_what_is_only_nice_to_have(
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         tracker._client = MlflowClient(f"http://127.0.0.1:{server.getsockname()[1]}")
         tracker.describe("first")
-        assert (tracker.errors, len(asked)) == (1, 1)
+        assert tracker.errors == 1
+        until(lambda: len(asked) == 1)
         tracker.describe("second")
         tracker.inputs(prepare(recipe).used())
         assert tracker.model(tmp_path / "bundle", 1) == ""
