@@ -72,6 +72,8 @@ def adam(beta_1: float = 0.9, beta_2: float = 0.999, eps: float = 1e-8) -> Optim
 
 def _optimizer(averages: int, rule: Rule) -> Optimizer:
     def init(params: Params) -> State:
+        if not averages:  # and no zeros, which would be as large as the parameters
+            return State(0, ())
         zeros = {name: torch.zeros_like(p) for name, p in params.items()}
         return State(0, (zeros,) * averages)
 
