@@ -64,6 +64,7 @@ def _private_caches(
     compiler = re.sub(r"\W", "", os.environ.get("CXX", ""))
     # pytest keeps this folder: compiling the kernels takes seconds.
     kernels = request.config.cache.mkdir(f"kernels{compiler}")
+    kernels.chmod(0o700)  # whatever the umask: else nothing in it is loaded
     os.environ["METATRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     (Path(os.environ["METATRAIN_CACHE"]) / ".compiled").symlink_to(kernels)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,53 @@ def test_of_processes_that_start_at_once_one_builds(tmp_path: Path) -> None:
     assert left == sorted([*KERNELS, *(f"{name}.lock" for name in KERNELS)])
 
 
+@pytest.mark.parametrize("planted", ["link", "pipe", "open", "junk link"])
+def test_only_a_library_that_nobody_else_can_write_is_loaded(
+    planted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole, folder = Path(build.library("convolution")._name), tmp_path / "cache" / ".compiled"
+    folder.mkdir(parents=True, mode=0o700)
+    built = folder / whole.name
+    if planted == "link":
+        built.symlink_to(whole)
+    elif planted == "junk link":
+        built.symlink_to("/no/such/place")
+    elif planted == "pipe":
+        os.mkfifo(built)
+    else:
+        built.write_bytes(b"somebody else's code")
+        built.chmod(0o777)
+    cxx = compiler(tmp_path, f'while [ "$1" != -o ]; do shift; done; exec cp {whole} "$2"')
+    without(monkeypatch, METATRAIN_CACHE=str(tmp_path / "cache"), CXX=str(cxx))
+    build.library("convolution")
+    state = built.lstat()
+    assert stat.S_IMODE(state.st_mode) == 0o755
+    assert state.st_size == whole.stat().st_size
+    build.library.cache_clear()
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe", "folder"])
+def test_a_lock_or_folder_that_was_planted_is_refused_and_written_to_by_nobody(
+    planted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, victim = tmp_path / "cache" / ".compiled", tmp_path / "victim"
+    folder.mkdir(parents=True, mode=0o700)
+    victim.write_text("mine")
+    lock = folder / "convolution.lock"
+    if planted == "link":
+        lock.symlink_to(victim)
+    elif planted == "pipe":
+        os.mkfifo(lock)
+    else:
+        folder.chmod(0o777)
+    without(monkeypatch, METATRAIN_CACHE=str(tmp_path / "cache"))
+    with pytest.raises(build.KernelsUnavailable, match=r"others can write|cannot be built"):
+        build.library("convolution")
+    assert victim.read_text() == "mine"
+    assert not list(folder.glob("*.so"))
+    build.library.cache_clear()
+
+
 def test_what_is_built_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     build.library("convolution")
     without(monkeypatch, CXX="/no/such/compiler")
@@ -224,6 +272,7 @@ def without(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         ),
         ({"CXX": "/bin/false"}, "/bin/false does not build"),
         ({"CXX": "/no/such/compiler"}, "/no/such/compiler does not build .*No such file"),
+        ({"CXX": "'g++"}, "cannot be built and loaded .No closing quotation"),
     ],
 )
 def test_without_a_compiler_the_reference_runs_and_a_worker_that_should_not_refuses(

@@ -6,13 +6,13 @@ It needs no headers of torch, so that it builds in seconds.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metatrain import files
 from metatrain.awaiting import awaiting
 from metatrain.storage import cache
 
@@ -49,13 +50,17 @@ class KernelsUnavailable(RuntimeError):
 def library(name: str) -> ctypes.CDLL:
     """NAME.cpp of this folder as a library, which is built for this processor if it is not yet.
 
-    Of several processes that ask at once one builds, and a reader sees a whole file or none.
-    Raises KernelsUnavailable if it cannot be built.
+    Of several processes that ask at once one builds, and a reader sees a whole file or none. Only
+    what nobody else can have written is loaded. Raises KernelsUnavailable if it cannot be built.
     """
     source = Path(__file__).with_name(f"{name}.cpp")
     try:
         folder = cache() / ".compiled"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not files.is_own(folder):
+            raise KernelsUnavailable(
+                f"others can write {folder}, and its code would run as yours: set METATRAIN_CACHE"
+            )
         parts = [
             source.read_bytes(),
             source.with_name("vectors.h").read_bytes(),
@@ -63,19 +68,22 @@ def library(name: str) -> ctypes.CDLL:
             _processor(),
         ]
         built = folder / f"{name}-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.so"
-        if not built.exists():
-            with (folder / f"{name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not built.exists():
+        if not _is_ours(built):
+            with files.locked(folder / f"{name}.lock"):
+                if not _is_ours(built):
                     with awaiting(f"compiling {source.name}, once for this machine"):
                         _compile(source, built)
-        if built.stat().st_uid not in (0, os.getuid()):
-            raise KernelsUnavailable(
-                f"{built} is another user's, and its code would run as yours: set METATRAIN_CACHE"
-            )
         return ctypes.CDLL(str(built))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise KernelsUnavailable(f"{source.name} cannot be built and loaded ({error})") from error
+
+
+def _is_ours(built: Path) -> bool:
+    """Whether a library is there, as a file that nobody else can have written."""
+    try:
+        return stat.S_ISREG(built.lstat().st_mode) and files.is_own(built)
+    except FileNotFoundError:
+        return False
 
 
 def call(
@@ -122,6 +130,7 @@ def _compile(source: Path, built: Path) -> None:
             raise KernelsUnavailable(
                 f"{' '.join(compiler)} does not build {source.name} ({reason})"
             ) from error
+        half.chmod(0o755)  # whatever the umask
         half.replace(built)
 
 
