@@ -10,14 +10,13 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import yaml
 from pyarrow import fs
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from cluster.config import RunConfig
 from cluster.workers.plan import Plan
-from metatrain import bundle, schema, storage
+from metatrain import bundle, schema, storage, yaml_reader
 from metatrain.core import InputError, Meta
 from metatrain.learner import Learner
 
@@ -129,9 +128,10 @@ def load(uri: str) -> Saved:
             f"{uri} was saved by another version of ray-metatrain",
             remedy="resume it with that version, or start a new run",
         )
+    place = f"{uri}/config.yaml"
     return Saved(
         uri,
-        schema.parse(RunConfig, yaml.safe_load(files["config.yaml"]), f"{uri}/config.yaml"),
+        schema.parse(RunConfig, yaml_reader.keys(files["config.yaml"], place), place),
         Plan(**run["plan"]),
         load_tensors(files["learner.safetensors"]),
         json.loads(files["learner.json"]),

@@ -15,7 +15,6 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from pyarrow import fs
 
 from cluster import checkpoint
@@ -142,10 +141,10 @@ def _look(folder: Folder) -> _Held:
 def _recorded(uri: str) -> schema.Tree | None:
     """Read the config.yaml of a run; None if it is something else's."""
     try:
-        tree = yaml.safe_load(storage.read(f"{uri}/config.yaml").decode())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = schema.read(f"{uri}/config.yaml")
+    except InputError:
         return None
-    if not isinstance(tree, dict) or not tree.keys() >= KEYS:
+    if not tree.keys() >= KEYS:
         return None
     return tree if isinstance(tree["checkpoint"], dict) else None
 

@@ -21,12 +21,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from metatrain import custom, custom_source, schema, storage
+from metatrain import custom, custom_source, schema, storage, yaml_reader
 from metatrain.core import InputError, Meta
 from metatrain.recipe import Recipe, own_classes
 
@@ -36,18 +35,26 @@ MANIFEST = "manifest.json"
 CODE = "code/"
 
 
+class Damaged(InputError):
+    """A directory has its manifest, and is not what was saved."""
+
+
 def write_directory(uri: str, files: Mapping[str, bytes]) -> None:
-    """Write files and then their manifest."""
+    """Write files and then their manifest, which is not there in the meantime.
+
+    On a local disk each is synced before the next, so that a power cut keeps the order, too.
+    """
     manifest = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
     }
+    storage.remove(f"{uri}/{MANIFEST}")
     for name, data in [*files.items(), (MANIFEST, json.dumps(manifest, indent=1).encode())]:
         storage.write(f"{uri}/{name}", data)
 
 
 def read_directory(uri: str) -> dict[str, bytes]:
-    """The files of a complete directory; InputError if something is missing or was changed."""
+    """Return the files of a complete directory; raise Damaged if they are not what was saved."""
     if not is_complete(uri):
         raise InputError(
             f"{uri} holds no bundle or checkpoint (no {MANIFEST})",
@@ -65,10 +72,10 @@ def read_directory(uri: str) -> dict[str, bytes]:
         ]
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{uri} is damaged ({error})", remedy="use another checkpoint") from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"{uri} is damaged ({error})", remedy="use another checkpoint") from error
     if changed:
-        raise InputError(
+        raise Damaged(
             f"{uri} is damaged: {changed[0]} is not what was saved",
             remedy="use another checkpoint",
         )
@@ -110,7 +117,7 @@ def load(uri: str) -> tuple[Recipe, Meta]:
             f"{uri} is not a bundle: it holds {', '.join(sorted(files))}",
             remedy="give a run's folder or its bundle",
         )
-    tree = yaml.safe_load(files["recipe.yaml"])
+    tree = yaml_reader.keys(files["recipe.yaml"], f"{uri}/recipe.yaml")
     if code:
         _check_code(uri, tree, code)
     try:

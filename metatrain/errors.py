@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from metatrain.names import printable, quoted
+
+MOST_QUOTED = 200  # characters of a wrong value in a message
+MOST_SAID = 1500  # of each other part of it
+
 
 class Sentence(Exception):
     """An error whose message says all: a notebook shows that alone, and no traceback."""
@@ -27,7 +32,8 @@ class InputError(Sentence, ValueError):
         self, what: str, *, got: object = ..., expected: str = "", remedy: str = ""
     ) -> None:
         self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
-        is_got = "" if got is ... else f" is {got!r}"
+        what, expected, remedy = (_shown(part) for part in (what, expected, remedy))
+        is_got = "" if got is ... else f" is {quoted(got, MOST_QUOTED)}"
         wanted = f", expected {expected}" if expected else ""
         super().__init__(f"{what}{is_got}{wanted}" + (f": {remedy}" if remedy else ""))
 
@@ -38,6 +44,12 @@ class InputError(Sentence, ValueError):
             return cls(f"{place}: {error}")
         what = f"{place}: {error.what}"
         return cls(what, got=error.got, expected=error.expected, remedy=error.remedy)
+
+
+def _shown(text: str) -> str:
+    """Return a part of a message without characters that move a cursor, and cut if it is long."""
+    text = printable(text)
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}…"
 
 
 def at_least(config: object, **least: float) -> None:

@@ -48,10 +48,14 @@ def printable(name: str) -> str:
     )
 
 
-def quoted(name: object) -> str:
+def quoted(name: object, most: int = 42) -> str:
     """Return a name or value for a message: control characters escaped, and cut if it is long."""
-    text = repr(name)
-    return text if len(text) <= 42 else f"{text[:40]}…{text[0]}"
+    try:
+        text = printable(repr(name[:most] if isinstance(name, str) else name))
+    except Exception:  # a whole number of 5,000 digits, or a class of the user's
+        return f"a value of type {type(name).__name__}"
+    is_whole = len(text) <= most and not (isinstance(name, str) and len(name) > most)
+    return text if is_whole else f"{text[: most - 2]}…{text[0]}"
 
 
 def listed(names: Sequence[object]) -> str:

@@ -15,25 +15,14 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from metatrain import storage
+from metatrain import yaml_reader
 from metatrain.core import InputError
 from metatrain.custom import adapter, construct
+from metatrain.names import quoted
 from metatrain.refusal import refusal
 
 Tree = dict[str, Any]
 C = TypeVar("C")
-
-
-class _Loader(yaml.SafeLoader):
-    """Read YAML in which no key is there twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            problem = f"duplicate key {twice!r}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
@@ -43,21 +32,7 @@ def load(kind: type[C], path: Path | str, overrides: Sequence[str] = ()) -> C:
 
 def read(path: Path | str) -> Tree:
     """Read the keys and values of a YAML file, here or in a storage, without validating them."""
-    try:
-        remote = storage.is_remote(str(path))
-        text = storage.read(str(path)).decode() if remote else Path(path).read_text()
-        tree = yaml.load(text, _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot read {path} ({reason})", remedy="give a YAML file such as those in recipes/"
-        ) from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not YAML ({reason})", remedy="fix it there") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} has no keys", remedy="give some, such as `name: my-run`")
-    return tree
+    return yaml_reader.read(path)
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
@@ -68,12 +43,11 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
             expected = "key=value, such as algorithm.inner_lr=0.1"
             raise InputError("--set", got=item, expected=expected)
         try:
-            put(tree, key.strip(), yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise InputError(
-                f"the value of --set {item!r} is not YAML",
-                remedy="write it like --set 'model.hidden=[40, 40]'",
-            ) from error
+            found = yaml_reader.parsed(value, f"the value of --set {quoted(item)}")
+        except InputError as error:
+            remedy = "write it like --set 'model.hidden=[40, 40]'"
+            raise InputError(error.what, expected=error.expected, remedy=remedy) from error
+        put(tree, key.strip(), found)
     return tree
 
 
@@ -183,6 +157,8 @@ def override(component: C, changes: Mapping[str, Any], source: str) -> C:
 def put(tree: Tree, key: str, value: Any) -> None:
     """Set a dotted key."""
     *parents, last = key.split(".")
+    if len(parents) > yaml_reader.MOST_DEPTH:
+        raise InputError(f"the key {quoted(key)} has {len(parents) + 1} parts")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):

@@ -23,10 +23,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
+from metatrain import yaml_reader
 from metatrain.awaiting import reading
 from metatrain.core import InputError, Split
 from metatrain.data.pixels import Depth
@@ -265,7 +265,7 @@ def _digests(store: ImageStore) -> Iterator[tuple[int, bytes]]:
 def folder_of(name: str) -> Path:
     """Return where the data set of that name is kept."""
     # Recipes name it as well: YAML must read it as text.
-    if not re.fullmatch(r"\w[\w.-]*", name) or yaml.safe_load(name) != name:
+    if not re.fullmatch(r"\w[\w.-]*", name) or not yaml_reader.is_text(name):
         raise InputError(
             f"{name!r} cannot name a data set",
             remedy="use letters, digits, '_', '-' and '.', and not a number",
