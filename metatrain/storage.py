@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from metatrain import disk
 from metatrain.core import InputError
 
 PATIENCE_S = 30  # of retries if a storage does not answer
@@ -84,24 +85,26 @@ def read(uri: str) -> bytes:
 def write(uri: str, data: bytes) -> None:
     """Write a whole file, so that readers see all of it or nothing; create its folder."""
     system, path = filesystem(uri)
-    folder, _, _ = path.rpartition("/")
     with _said(
         f"write {uri}",
         "check its address, its keys in the environment and its free space, or give another place",
     ):
+        if isinstance(system, fs.LocalFileSystem):
+            disk.write(Path(path), data)
+            return
         if system.type_name not in WITHOUT_FOLDERS:
-            system.create_dir(folder, recursive=True)
-        whole = isinstance(system, fs.LocalFileSystem)  # elsewhere a file appears when it is closed
-        with system.open_output_stream(f"{path}.partial" if whole else path) as stream:
+            system.create_dir(path.rpartition("/")[0], recursive=True)
+        with system.open_output_stream(path) as stream:  # the file appears when it is closed
             stream.write(data)
-        if whole:
-            system.move(f"{path}.partial", path)
 
 
 def remove(uri: str) -> None:
     """Remove a file, or a folder with all its contents; do nothing if there is neither."""
     system, path = filesystem(uri)
     with _reached(uri):
+        if isinstance(system, fs.LocalFileSystem):
+            disk.remove(Path(path))
+            return
         kind = system.get_file_info(path).type
         if kind == fs.FileType.Directory:
             system.delete_dir(path)
