@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from metatrain.addresses import holds_secret
 from metatrain.core import InputError, at_least
 from metatrain.recipe import Recipe
 
@@ -15,9 +15,10 @@ OUR_PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "c
 
 def _refuse_secret(uri: str | None, remedy: str) -> None:
     """Refuse a password: recipes go to checkpoints, to MLflow and to colleagues."""
-    if uri is not None and urlsplit(uri).password is not None:
+    if uri is not None and holds_secret(uri):
         raise InputError(
-            "uri holds a password, which would be written into every checkpoint", remedy=remedy
+            "uri holds a password or options, which would be written into every checkpoint",
+            remedy=remedy,
         )
 
 

@@ -22,7 +22,6 @@ from cluster.config import Tracking
 from cluster.jobs.job import COMMIT, JOB, USER
 from cluster.tracking import (
     description,
-    mlflow_errors,
     mlflow_run,
     mlflow_tracker,
     provenance,
@@ -136,8 +135,8 @@ def test_passwords_are_not_shown_and_not_recorded() -> None:
     assert "hunter2" not in str(caught.value)
     with pytest.raises(InputError, match=r"uri holds a password"):
         config(SINUSOID, checkpoint__uri="s3://key:hunter2@bucket/run")
-    assert mlflow_errors.redact("https://me:hunter2@host/x") == "https://me:***@host/x"
-    assert mlflow_errors.redact("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    assert config(SINUSOID, tracking__uri="https://me@mlflow.example").tracking.uri
+    assert config(SINUSOID, tracking__uri="sqlite:///x.db?timeout=5").tracking.uri
 
 
 def test_where_runs_go_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -652,8 +652,8 @@ def test_the_command_in_a_jobs_description_has_no_password() -> None:
     )
     job = Job("j", [], {}, [], {}, again=again)
     assert job.metadata()["again"] == (
-        "metatrain submit a.yaml --set family.a=postgres://me:***@db/x --set "
-        "'family.b=https://u:***@h/y z'"
+        "metatrain submit a.yaml --set family.a=postgres://***@db/x --set "
+        "'family.b=https://***@h/y z'"
     )
     plain = (
         "metatrain submit a.yaml --address http://head:8265 --set "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from cluster.doctor.facts import Facts
-from cluster.tracking.mlflow_errors import redact
+from metatrain.addresses import without_secrets
 
 LEAST_GB = 2.0  # free on the disk of data sets
 DRIVER = "driver"
@@ -126,15 +126,15 @@ def _mlflow(facts: Facts, server: str | None) -> tuple[str, str]:
     if not server:
         return why or "no server is set", ""
     if not why:
-        return f"answers at {redact(server)}", ""
+        return f"answers at {without_secrets(server)}", ""
     if "Host header" in why:
         host = urlsplit(server).netloc.rpartition("@")[2]
         return why, f"start MLflow's server with --allowed-hosts {host}"
     if "401" in why or "Unauthorized" in why:
         return why, "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
     return why, (
-        f"start MLflow at {redact(server)}, or set MLFLOW_TRACKING_URI to an address that can be "
-        "reached from there"
+        f"start MLflow at {without_secrets(server)}, or set MLFLOW_TRACKING_URI to an address that "
+        "can be reached from there"
     )
 
 

@@ -11,6 +11,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 
+from metatrain.addresses import hide, without_secrets
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 
@@ -28,7 +29,7 @@ def connect(address: str) -> JobSubmissionClient:
     versions of Ray and Python are not the ones of this machine.
     """
     address = address.rstrip("/")
-    with awaiting(f"connecting to {address}"):
+    with awaiting(f"connecting to {without_secrets(address)}"):
         return _connect(address)
 
 
@@ -39,7 +40,7 @@ def use_token(address: str) -> None:
     """
     if not address.startswith(("http://", "https://")):
         raise InputError(
-            f"--address {address} is not a dashboard's address",
+            f"--address {without_secrets(address)} is not a dashboard's address",
             remedy="give one such as http://HEAD:8265",
         )
     if _asks_for_token(address.rstrip("/")):
@@ -64,7 +65,7 @@ def _connect(address: str) -> JobSubmissionClient:
         wrong = "invalid" in str(error).lower()
         what = "refuses the token that is" if wrong else "asks for a token, and none is"
         raise InputError(
-            f"the cluster at {address} {what} set here",
+            f"the cluster at {without_secrets(address)} {what} set here",
             remedy="set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it",
         ) from error
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -75,7 +76,8 @@ def _connect(address: str) -> JobSubmissionClient:
     ):
         if theirs != ours:
             raise InputError(
-                f"the cluster at {address} runs {what} {theirs}, and this machine {ours}",
+                f"the cluster at {without_secrets(address)} runs {what} {theirs}, and this machine "
+                f"{ours}",
                 remedy="install the same version on both",
             )
     return client
@@ -97,7 +99,7 @@ def _asks_for_token(address: str) -> bool:
 def _no_dashboard(address: str, error: Exception) -> InputError:
     reason = getattr(error, "reason", None) or "the server at that address is not a Ray dashboard"
     return InputError(
-        f"no Ray dashboard answers at {address} ({reason})",
+        f"no Ray dashboard answers at {without_secrets(address)} ({hide(str(reason), address)})",
         remedy="give the head node's, such as http://HEAD:8265",
     )
 

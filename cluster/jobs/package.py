@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from cluster.config import OUR_PACKAGES
 from cluster.jobs.job import COMMIT, JOB, JOB_CPUS, JOB_GPUS, USER
 from cluster.tracking.provenance import commit, user
+from metatrain.addresses import holds_secret, without_secrets
 from metatrain.core import InputError
 
 MOST_BYTES = 1 << 20  # of code and configuration
@@ -49,8 +50,7 @@ class Job(NamedTuple):
 
     def metadata(self) -> dict[str, str]:
         """Return what the cluster's dashboard shows of it besides its name."""
-        # The user may have set a key to an address with a password.
-        again = re.sub(r"(://[^/\s:@']*):[^\s']+@", r"\1:***@", self.again)
+        again = without_secrets(self.again)  # a key may be set to an address with a password
         return {"recipe": self.recipe, "output": self.output, "needs": self.needs, "again": again}
 
     def variables(self) -> dict[str, str]:
@@ -90,9 +90,10 @@ def environment(address: str, names: Sequence[str]) -> dict[str, str]:
     parts = urlsplit(server)
     if parts.scheme not in ("http", "https") or "MLFLOW_TRACKING_URI" in names:
         return found
-    if parts.password is not None:
+    if holds_secret(server):
         raise InputError(
-            "MLFLOW_TRACKING_URI holds a password, which a cluster shows to all who see its jobs",
+            "MLFLOW_TRACKING_URI holds a password or options, which a cluster shows to all who see "
+            "its jobs",
             remedy="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on its nodes, or "
             "pass the address all the same with --env",
         )

@@ -19,6 +19,7 @@ import ray
 
 from cluster.config import OUR_PACKAGES
 from cluster.jobs.job import JOB
+from metatrain.addresses import hide, without_secrets
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.isolation import same_random_numbers
@@ -48,7 +49,8 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None and address.startswith("http"):
         raise InputError(
-            f"{address} is a dashboard's address, which takes jobs", remedy="use `metatrain submit`"
+            f"{without_secrets(address)} is a dashboard's address, which takes jobs",
+            remedy="use `metatrain submit`",
         )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     sent = [*code, *(OUR_PACKAGES if address else [])] if JOB not in os.environ else []
@@ -67,7 +69,8 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(
-                f"no Ray cluster answers at {address} ({reason})", remedy="check --address"
+                f"no Ray cluster answers at {without_secrets(address)} ({hide(reason, address)})",
+                remedy="check --address",
             ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends at once

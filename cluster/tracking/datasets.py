@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metatrain import schema
+from metatrain.addresses import tree_without_secrets, without_secrets
 from metatrain.core import Setting, Split, TaskFamily, Work
 from metatrain.data import remote
 from metatrain.tasks.fewshot import FewShot
@@ -61,7 +62,7 @@ def describe(family: TaskFamily, split: Split) -> Described:
         return _images(family, split)
     if isinstance(family, Table):
         return _rows(family, split)
-    tree = _cleaned(schema.dump(family))
+    tree = tree_without_secrets(schema.dump(family))
     text = json.dumps(tree, sort_keys=True)
     checksum = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     own = ":" in tree["name"]  # nobody knows what it draws from
@@ -80,20 +81,8 @@ def place(data: str) -> tuple[str, dict[str, Any]]:
     """Return the kind of a data set's source, and its name or its address without secrets."""
     scheme, mark, _ = data.partition("://")
     if mark:
-        return scheme, {"uri": _cleaned(data)}
+        return scheme, {"uri": without_secrets(data)}
     return ("local", {"uri": data}) if remote.is_elsewhere(data) else ("imported", {"name": data})
-
-
-def _cleaned(value: Any) -> Any:
-    """Remove users, passwords and queries from all addresses in a value."""
-    if isinstance(value, dict):
-        return {key: _cleaned(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_cleaned(item) for item in value]
-    if not isinstance(value, str) or "://" not in value:
-        return value
-    scheme, mark, rest = value.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _images(family: FewShot, split: Split) -> Described:

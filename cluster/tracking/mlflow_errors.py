@@ -6,9 +6,9 @@ import logging
 import os
 import re
 from importlib import metadata
-from urllib.parse import urlsplit
 
 from cluster.tracking.mlflow_store import database
+from metatrain.addresses import hide, misread, without_secrets
 from metatrain.core import InputError
 
 
@@ -22,15 +22,19 @@ def limit_retries() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
-def redact(uri: str) -> str:
-    """Return the URI with asterisks for its password."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
+def check_address(uri: str) -> None:
+    """Refuse an address of which requests would take a part of the password for the host."""
+    if misread(uri):
+        raise InputError(
+            f"MLflow's address {without_secrets(uri)} has /, ? or # in its user or password",
+            remedy="write %2F, %3F and %23 there, or set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD",
+        )
 
 
 def refusal(error: Exception, uri: str) -> InputError:
     """Say what an error of MLflow's means for the store at `uri`, and what to do."""
-    why, where = short_error(error, uri), redact(uri)
+    why, where = short_error(error, uri), without_secrets(uri)
     if unanswered(error, uri):
         return InputError(
             f"MLflow does not answer at {where} ({why})", remedy="start it, or set tracking.uri"
@@ -69,7 +73,7 @@ def unanswered(error: BaseException | None, uri: str) -> bool:
 
 
 def short_error(error: Exception, uri: str) -> str:
-    """Return an error of MLflow's in one line, without the password of `uri`."""
+    """Return an error of MLflow's in one line, without the secrets of `uri`."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, OSError) and error.strerror:
         first = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
@@ -77,5 +81,4 @@ def short_error(error: Exception, uri: str) -> str:
     for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"\(Caused by (.+)\)$"):
         cause = re.search(pattern, first)
         first = cause[1] if cause else first
-    password = urlsplit(uri).password
-    return (first.replace(password, "***") if password else first)[:200]
+    return hide(first, uri)[:200]

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from cluster.config import Tracking
 from cluster.jobs.job import JOB
 from cluster.tracking import description
-from cluster.tracking.mlflow_errors import limit_retries, redact, refusal, short_error
+from cluster.tracking.mlflow_errors import check_address, limit_retries, refusal, short_error
 from cluster.tracking.mlflow_store import database, opening
 from cluster.tracking.parameters import as_text, changes
 from cluster.tracking.place import store_uri
 from cluster.tracking.provenance import JOB_TAG
 from cluster.tracking.tracker import RunParameters
+from metatrain.addresses import without_secrets
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def open_run(
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its import has set another level
     uri = store_uri(tracking)
+    check_address(uri)
     try:
         with opening(uri):
             client = MlflowClient(uri)
@@ -85,7 +87,7 @@ def open_run(
     if run_id and known is None:
         log.warning(
             "MLflow's run %s is deleted or unknown at %s: what follows step %d is in a new one, %s",
-            *(run_id, redact(uri), step, opened.run_id),
+            *(run_id, without_secrets(uri), step, opened.run_id),
         )
     return opened
 
@@ -165,9 +167,10 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> Experiment:
             if experiment is None:  # else another run was faster
                 raise
     if experiment.lifecycle_stage == "deleted":
-        restore = f"MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} mlflow experiments restore"
+        store = shlex.quote(without_secrets(uri))
+        restore = f"MLFLOW_TRACKING_URI={store} mlflow experiments restore"
         raise InputError(
-            f"MLflow's experiment {name!r} at {redact(uri)} was deleted",
+            f"MLflow's experiment {name!r} at {without_secrets(uri)} was deleted",
             remedy=f"restore it by `{restore} --experiment-id {experiment.experiment_id}`, or set "
             "tracking.experiment to another name",
         )

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cluster.config import Tracking
 from cluster.tracking import description
-from cluster.tracking.mlflow_errors import redact, short_error, unanswered
+from cluster.tracking.mlflow_errors import short_error, unanswered
 from cluster.tracking.mlflow_run import PARENT, log_params, open_run, show_columns
 from cluster.tracking.place import Place, store_uri
 from cluster.tracking.tracker import RunParameters
+from metatrain.addresses import without_secrets
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -87,7 +88,7 @@ class MLflowTracker:
             self._count(error, "the table of runs does not show its results")
 
     def __repr__(self) -> str:
-        return f"MLflowTracker(run {self.run_id} at {redact(self.uri)})"
+        return f"MLflowTracker(run {self.run_id} at {without_secrets(self.uri)})"
 
     def params(self, params: RunParameters) -> None:
         try:
@@ -159,7 +160,7 @@ class MLflowTracker:
             self._count(error, "the run's description was not recorded")
 
     def place(self) -> Place | None:
-        return Place(redact(self.uri), self._run.experiment_id, self.run_id)
+        return Place(without_secrets(self.uri), self._run.experiment_id, self.run_id)
 
     def finish(self, status: str) -> None:
         if self._last is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sqlite3
 import subprocess
@@ -21,6 +20,7 @@ from cluster.tracking.description import VIEW, VIEW_TAG
 from cluster.tracking.mlflow_errors import limit_retries, refusal
 from cluster.tracking.mlflow_store import check, database
 from cluster.tracking.place import TRAINING, Place
+from metatrain.addresses import without_secrets
 from metatrain.core import InputError
 
 START_S = 120.0  # for a server to start
@@ -141,4 +141,4 @@ def _last(output: IO[bytes]) -> str:
     """Return the last line that the server wrote, without a password."""
     output.seek(0)
     line = output.read().decode(errors="replace").strip().rpartition("\n")[2]
-    return re.sub(r":[^:/@]+@", ":***@", line)
+    return without_secrets(line)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from cluster.tracking.tracker import RunParameters
+from metatrain.addresses import without_secrets
 
 # MLflow's rule for names: the pattern of an outer group loses its asterisk.
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
@@ -15,10 +16,13 @@ NOT_SET = "not set"  # the value of a key that a resumed run leaves out
 
 
 def as_text(params: RunParameters) -> dict[str, str]:
-    """Return parameters with the names and lengths that MLflow takes."""
+    """Return parameters without secrets, with the names and lengths that MLflow takes."""
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-    return {NOT_IN_NAMES.sub("_", key): str(value)[:MAX_PARAM_VAL_LENGTH] for key, value in params}
+    return {
+        NOT_IN_NAMES.sub("_", key): without_secrets(str(value))[:MAX_PARAM_VAL_LENGTH]
+        for key, value in params
+    }
 
 
 def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> dict[str, str]:

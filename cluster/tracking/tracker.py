@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cluster.config import Tracking
 from cluster.jobs.job import JOB
 from cluster.tracking.place import Place
+from metatrain.addresses import without_secrets
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def start_tracker(
     if util.find_spec("mlflow") is None:
         if tracking.uri is not None:
             raise InputError(
-                f"tracking.uri is {tracking.uri} but mlflow is not installed",
+                f"tracking.uri is {without_secrets(tracking.uri)} but mlflow is not installed",
                 remedy="pip install mlflow",
             )
         log.warning("mlflow is not installed: metrics go to metrics.jsonl only")
