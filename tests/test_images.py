@@ -140,7 +140,9 @@ def test_a_source_without_omniglot_says_what_is_missing(tmp_path: Path) -> None:
                     f"{part}/Greek/character{number // 20:04d}/{number % 20:02d}.png",
                     b"\x89PNG broken",
                 )
-    with pytest.raises(InputError, match=r"has a drawing that cannot be read \(.*\): get it again"):
+    with pytest.raises(
+        InputError, match=r"cannot be read, Greek/character0000/00.png \(.*\): get it again"
+    ):
         import_data("omniglot", tmp_path)
     assert not (cache() / "omniglot").exists()
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from metatrain.core import InputError, Split
 from metatrain.data import pixels
@@ -125,9 +125,9 @@ def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tupl
         raise InputError(f"{path} does not exist", remedy="give image files, or a folder of them")
     if path.is_file():
         return [(path, None)], []
-    files = _files(path)
+    files, refused = _files(path)
     found = [file for file in files if file.suffix.lower() in FORMATS]
-    refused = [(file, NO_IMAGE) for file in files if file.suffix.lower() not in FORMATS]
+    refused += [(file, NO_IMAGE) for file in files if file.suffix.lower() not in FORMATS]
     if not found:
         others = f", but {few([file.name for file, _ in refused])}" if refused else ""
         raise InputError(
@@ -139,20 +139,24 @@ def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tupl
     return list(zip(found, classes, strict=True)), refused
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return all files but hidden ones, sorted.
+def _files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Return all files but hidden ones, sorted, and the folders that cannot be read, and why.
 
     Links are followed, but not into a folder that they lie in.
     """
-    found = []
-    for name, folders, files in os.walk(folder, followlinks=True):
+    found, unread = [], []
+
+    def refuse(error: OSError) -> None:
+        unread.append((Path(error.filename), f"cannot be read ({error.strerror})"))
+
+    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(name)
         inside = {parent.resolve() for parent in (here, *here.parents)}
         folders[:] = [
             f for f in folders if not f.startswith(".") and (here / f).resolve() not in inside
         ]
         found += [here / file for file in files if not file.startswith(".")]
-    return sorted(found)
+    return sorted(found), unread
 
 
 def _scan(
@@ -165,8 +169,9 @@ def _scan(
             remedy="give one that holds a folder of images for each class",
         )
     classes: dict[str, list[_Found]] = {}
-    refused = []
-    for path in watch(_files(source)):
+    files, unread = _files(source)
+    refused = [(folder.relative_to(source).as_posix(), why) for folder, why in unread]
+    for path in watch(files):
         name, file = path.parent.relative_to(source).as_posix(), path.relative_to(source).as_posix()
         if path.suffix.lower() not in FORMATS:
             refused.append((file, NO_IMAGE))
@@ -228,4 +233,7 @@ def _depth(source: Path, everything: list[_Found]) -> tuple[Depth | None, list[s
 def _is_coloured(image: Image.Image) -> bool:
     if image.mode in ("1", "L"):
         return False
-    return int(np.ptp(np.asarray(image.convert("RGB")), axis=-1).max()) > GREY
+    red, green, blue = image.convert("RGB").split()
+    most = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    least = ImageChops.darker(ImageChops.darker(red, green), blue)
+    return int(np.max(ImageChops.difference(most, least))) > GREY

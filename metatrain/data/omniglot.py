@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from metatrain import files
 from metatrain.core import InputError
 from metatrain.data import pixels
 from metatrain.data.images import ImageStore, Scheme
+
+CHARACTERS = {"images_background": 964, "images_evaluation": 659}
+SHAPE = (1, 28, 28)
+DRAWINGS = 20  # of each character
+MOST_DRAWINGS = DRAWINGS * max(CHARACTERS.values())  # in an archive
+MOST_BYTES = 1 << 14  # of a drawing; the published ones have at most 400
+MOST_PIXELS = 1 << 16  # of a drawing; the published ones have 105 x 105
+MOST_ARCHIVE = 1 << 25  # bytes of a zip; the published ones have 10 MB
+
+
+class Drawing(NamedTuple):
+    """A file of Omniglot."""
+
+    alphabet: str
+    character: str
+    file: str
+    data: bytes
+
+    @property
+    def place(self) -> str:
+        """Its path below its part."""
+        return f"{self.alphabet}/{self.character}/{self.file}"
 
 
 def read(source: Path | None) -> ImageStore:
@@ -28,49 +51,34 @@ def read(source: Path | None) -> ImageStore:
         if source is None:
             source = Path(temporary)
             _download(source)
-        files: dict[str, dict[str, list[bytes]]] = {
-            "images_background": {},
-            "images_evaluation": {},
-        }
-        for part, members in files.items():
-            try:
-                found = sorted(_pngs(source, part))
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise InputError(
-                    f"{source / part}.zip is damaged ({error})", remedy="get it again"
-                ) from error
-            for (alphabet, character, _), data in found:
-                members.setdefault(f"{alphabet}/{character}", []).append(data)
-    counts = [len(members) for members in files.values()]
-    if counts != [964, 659]:
+        parts = {part: sorted(_drawings(source, part)) for part in CHARACTERS}
+    found = {part: Counter(f"{d.alphabet}/{d.character}" for d in parts[part]) for part in parts}
+    if [len(characters) for characters in found.values()] != list(CHARACTERS.values()):
+        counts = [len(characters) for characters in found.values()]
         raise InputError(
             f"{source} has {counts[0]} background and {counts[1]} evaluation characters; Omniglot "
             "has 964 and 659 in images_background and images_evaluation (folders or zips)",
             remedy="get it again",
         )
-    names = [name for members in files.values() for name in members]
-    drawings = [
-        drawing
-        for members in files.values()
-        for character in members.values()
-        for drawing in character
-    ]
-    if any(len(character) != 20 for members in files.values() for character in members.values()):
+    if any(set(characters.values()) != {DRAWINGS} for characters in found.values()):
         raise InputError(
-            f"{source} is incomplete: every Omniglot character has 20 drawings",
+            f"{source} is incomplete: every Omniglot character has {DRAWINGS} drawings",
             remedy="get it again",
         )
-    try:
-        images = pixels.stack(
-            [Image.open(io.BytesIO(drawing)) for drawing in drawings], (1, 28, 28)
-        )
-    except (UnidentifiedImageError, InputError) as error:
-        raise InputError(
-            f"{source} has a drawing that cannot be read ({error})", remedy="get it again"
-        ) from error
+    names = [name for characters in found.values() for name in characters]
+    drawings = [drawing for part in parts.values() for drawing in part]
+    images = np.empty((len(drawings), *SHAPE), np.uint8)
+    for i, drawing in enumerate(drawings):
+        try:
+            images[i] = pixels.to_pixels(drawing.data, SHAPE, most=MOST_PIXELS)
+        except InputError as error:
+            raise InputError(
+                f"{source} has a drawing that cannot be read, {drawing.place} ({error.what})",
+                remedy="get it again",
+            ) from error
     return ImageStore(
         name="omniglot",
-        images=images,
+        images=torch.from_numpy(images),
         class_names=names,
         sizes=torch.full((len(names),), 20),
         schemes=schemes(names),
@@ -144,19 +152,44 @@ def _download(folder: Path) -> None:
         shutil.move(folder / "omniglot-py" / part, folder / part)
 
 
-def _pngs(source: Path, part: str) -> Iterator[tuple[tuple[str, str, str], bytes]]:
-    """Yield ((alphabet, character, file), bytes) of all drawings in `source/part` or its zip."""
+def _drawings(source: Path, part: str) -> Iterator[Drawing]:
+    """Yield all drawings in the folder `source/part`, or in its zip."""
     if (source / part).is_dir():
         for path in (source / part).glob("*/*/*.png"):
-            yield (path.parts[-3], path.parts[-2], path.name), path.read_bytes()
-    elif (source / f"{part}.zip").is_file():
-        with zipfile.ZipFile(source / f"{part}.zip") as archive:
-            for name in archive.namelist():
-                parts = name.split("/")
-                if name.endswith(".png") and len(parts) >= 3:
-                    yield (parts[-3], parts[-2], parts[-1]), archive.read(name)
+            try:
+                data = files.read(path, MOST_BYTES)
+            except OSError as error:
+                raise InputError(
+                    f"{path} cannot be read ({error.strerror or error})", remedy="get it again"
+                ) from error
+            yield Drawing(path.parts[-3], path.parts[-2], path.name, data)
+    elif (source / f"{part}.zip").exists():
+        yield from _zipped(source / f"{part}.zip")
     else:
         raise InputError(
             f"{source} holds neither a folder {part} nor {part}.zip",
             remedy="pass --source with one that does",
         )
+
+
+def _zipped(path: Path) -> Iterator[Drawing]:
+    """Yield the drawings of an archive whose members were checked before one is read."""
+    member = ""
+    try:
+        with files.opened(path, MOST_ARCHIVE) as file, zipfile.ZipFile(file) as archive:
+            members = [item for item in archive.infolist() if item.filename.endswith(".png")]
+            if len(members) > MOST_DRAWINGS:
+                raise ValueError(f"it has {len(members):,} drawings, and Omniglot {MOST_DRAWINGS}")
+            for item in members:
+                member = f" in {item.filename}"
+                parts = item.filename.split("/")
+                if len(parts) < 3 or {"", ".", ".."} & set(parts):
+                    raise ValueError("its name is not ALPHABET/CHARACTER/FILE")
+                if item.file_size > MOST_BYTES:
+                    raise ValueError(
+                        f"it has {item.file_size:,} bytes, and at most {MOST_BYTES:,} are read"
+                    )
+                yield Drawing(parts[-3], parts[-2], parts[-1], archive.read(item))
+    except Exception as error:  # zipfile raises nearly anything for a broken archive
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is damaged{member} ({reason})", remedy="get it again") from error

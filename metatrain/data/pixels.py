@@ -6,7 +6,6 @@ import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from metatrain import files
 from metatrain.core import InputError
 
 # A file's path or its bytes, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W],
@@ -33,6 +33,8 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }  # and no others, whatever a file calls itself: some of PIL's run programs
+MOST_BYTES = 1 << 29  # of a file
+MOST_PIXELS = 1 << 26  # of a picture: at most 16 bytes each in memory while it is read
 Depth = Literal[8, 10, 12, 14, 16]  # the bits of cameras and scanners, whose files have 16
 TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -102,23 +104,23 @@ def stack(pictures: Sequence[Picture], shape: Sequence[int], bits: Depth | None 
 
 
 def to_pixels(
-    picture: Picture, shape: Sequence[int], bits: Depth | None = None
+    picture: Picture, shape: Sequence[int], bits: Depth | None = None, most: int = MOST_PIXELS
 ) -> NDArray[np.uint8]:
     """Cut the middle of a picture to the aspect ratio of `shape` and resize it: uint8 [*shape].
 
     Transparent parts become white. `bits` is how many of their 16 bits the grey images of the data
     set use; None: the picture's own values decide. Raises InputError for a picture that cannot be
-    read as an image, or has higher values.
+    read as an image, has higher values, or more than `most` pixels.
     """
     channels, height, width = shape
-    image = read(picture, bits).image
+    image = read(picture, bits, most).image
     image = image.convert("L" if channels == 1 else "RGB")
     image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
-def read(picture: Picture, bits: Depth | None = None) -> Read:
-    """Read one picture; `bits` as for `to_pixels`."""
+def read(picture: Picture, bits: Depth | None = None, most: int = MOST_PIXELS) -> Read:
+    """Read one picture; `bits` and `most` as for `to_pixels`."""
     if isinstance(picture, np.ndarray) and picture.ndim == 0:
         picture = picture.item()  # a path in an array of its own
     is_path, is_bytes = isinstance(picture, str | os.PathLike), isinstance(picture, bytes)
@@ -129,10 +131,10 @@ def read(picture: Picture, bits: Depth | None = None) -> Read:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PIL warns of is either read or refused
             if not is_file:
-                return _plain(picture, bits)
+                return _plain(picture, bits, most)
             # By its name PIL would map a TIFF, and scramble one to be turned.
-            with io.BytesIO(picture) if is_bytes else Path(picture).open("rb") as file:
-                return _plain(Image.open(file, formats=sorted(set(FORMATS.values()))), bits)
+            with io.BytesIO(picture) if is_bytes else files.opened(picture, MOST_BYTES) as file:
+                return _plain(Image.open(file, formats=sorted(set(FORMATS.values()))), bits, most)
     except Exception as error:  # PIL raises nearly anything for a broken file
         if is_path:
             name = os.fspath(picture)
@@ -161,7 +163,11 @@ def _reason(error: Exception) -> str:
     return reason if understood else f"{type(error).__name__}: {reason}"
 
 
-def _plain(image: Image.Image, bits: Depth | None) -> Read:
+def _plain(image: Image.Image, bits: Depth | None, most: int) -> Read:
+    if image.width * image.height > most:  # by its header: nothing is decoded yet
+        raise ValueError(
+            f"it has {image.width}x{image.height} pixels, and at most {most:,} are read"
+        )
     coarse = image.format in ("PNG", "TIFF") and any(
         ";16" in str(args) for *_, args in getattr(image, "tile", ())
     )
@@ -178,10 +184,11 @@ def _plain(image: Image.Image, bits: Depth | None) -> Read:
             )
         return Read(Image.fromarray((grey >> (used - 8)).astype(np.uint8)), highest)
     if image.mode in ("I", "F"):
-        values = np.asarray(image, np.float64)
+        values = np.array(image, np.float64)
         low, high = values.min(), values.max()
         unit = image.mode == "F" and np.rint(high * 255) <= 255
-        whole = np.rint(values * 255 if unit else values)
+        values *= 255 if unit else 1
+        whole = np.rint(values, out=values)
         if not (whole.min() >= 0 and whole.max() <= 255):
             raise ValueError(f"its values are {low:g}..{high:g}, which is neither 0..255 nor 0..1")
         return Read(
