@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metatrain.addresses import holds_secret
-from metatrain.core import InputError, at_least
+from metatrain.bounds import STEPS, bounded, check_bounds
+from metatrain.core import InputError
 from metatrain.recipe import Recipe
 
 OUR_PACKAGES = [Path(__file__).parent.parent / name for name in ("metatrain", "cluster", "tuning")]
@@ -28,21 +29,25 @@ class Workers:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    min: int = 1
+    min: int = bounded(1, least=1, most=10_000)
     """Number of workers with which training starts."""
-    max: int = 2
+    max: int = bounded(2, least=0, most=10_000)
     """Largest number of workers, each a Ray actor; 0: the driver computes, without Ray."""
-    cpus: float = 1.0
+    cpus: float = bounded(1.0, least=0, most=1024)
     """CPUs of each worker."""
-    gpus: float = 0.0
+    gpus: float = bounded(0.0, least=0, most=64)
     """GPUs of each worker."""
-    threads: int = 1
+    threads: int = bounded(1, least=1, most=512)
     """Threads of torch in each process."""
-    wait_s: float = 60.0
+    wait_s: float = bounded(60.0, least=0, most=10**6)
     """Seconds to wait for the first `min` workers of a cluster."""
 
     def __post_init__(self) -> None:
-        at_least(self, max=0, cpus=0, gpus=0, threads=1)
+        check_bounds(self)
+        for name in ("cpus", "gpus"):
+            value = getattr(self, name)
+            if value > 1 and not float(value).is_integer():
+                raise InputError(name, got=value, expected="a part of one, or a whole number")
         if self.max and not 1 <= self.min <= self.max:
             raise InputError("min", got=self.min, expected=f"1 to max, which is {self.max}")
 
@@ -53,15 +58,15 @@ class Checkpoint:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    every_steps: int = 500
+    every_steps: int = bounded(500, least=1, most=STEPS)
     """Outer steps between checkpoints; there is one at the end as well."""
-    keep: int = 2
+    keep: int = bounded(2, least=1, most=10_000)
     """Number of checkpoints that stay."""
     uri: str | None = None
     """Folder or address such as s3://bucket/run; default: `checkpoints` in the output."""
 
     def __post_init__(self) -> None:
-        at_least(self, every_steps=1, keep=1)
+        check_bounds(self)
         _refuse_secret(self.uri, "give storage keys in the environment")
 
 
@@ -75,11 +80,11 @@ class Tracking:
     """Server, store or none; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
     experiment: str | None = None
     """Name of the experiment; default: the family and its data, such as fewshot omniglot."""
-    every_steps: int = 1
+    every_steps: int = bounded(1, least=1, most=STEPS)
     """Outer steps between the metrics that are sent."""
 
     def __post_init__(self) -> None:
-        at_least(self, every_steps=1)
+        check_bounds(self)
         if self.experiment is not None and not self.experiment.strip():
             raise InputError(
                 "experiment is empty",

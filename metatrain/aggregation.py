@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metatrain.core import InputError, Params
+from metatrain.bounds import RATE, bounded, check_bounds
+from metatrain.core import Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,11 @@ class TrimmedMean:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["trimmed_mean"] = "trimmed_mean"
-    trim: float = 0.1
-    """Share of the tickets that is left out at each end, below 0.5."""
+    trim: float = bounded(0.1, least=0, most=0.49)
+    """Share of the tickets that is left out at each end."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.trim < 0.5:
-            raise InputError("trim", got=self.trim, expected="at least 0 and below 0.5")
+        check_bounds(self)
 
     def __call__(
         self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
@@ -87,24 +87,21 @@ class Private:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["private"] = "private"
-    clip: float
+    clip: float = bounded(above=0, most=RATE)
     """Largest norm of a task's direction."""
-    noise_multiplier: float
+    noise_multiplier: float = bounded(least=0, most=10**6)
     """Standard deviation of the noise on the sum, in units of `clip`."""
 
     def __post_init__(self) -> None:
-        if not self.clip > 0:
-            raise InputError("clip", got=self.clip, expected="above 0")
-        if not self.noise_multiplier >= 0:
-            raise InputError("noise_multiplier", got=self.noise_multiplier, expected="at least 0")
+        check_bounds(self)
 
     def __call__(
         self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
     ) -> Params:
-        bounded = [_scaled(d, (self.clip / norm_of(d)).clamp(max=1.0)) for d in directions]
-        equal = [1 / len(bounded)] * len(bounded)
-        mean = Mean()(bounded, equal, generator)
-        deviation = self.noise_multiplier * self.clip / len(bounded)
+        clipped = [_scaled(d, (self.clip / norm_of(d)).clamp(max=1.0)) for d in directions]
+        equal = [1 / len(clipped)] * len(clipped)
+        mean = Mean()(clipped, equal, generator)
+        deviation = self.noise_multiplier * self.clip / len(clipped)
         for p in mean.values():
             noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
             p.add_(noise.to(p.device), alpha=deviation)

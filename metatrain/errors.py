@@ -50,11 +50,3 @@ def _shown(text: str) -> str:
     """Return a part of a message without characters that move a cursor, and cut if it is long."""
     text = printable(text)
     return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}…"
-
-
-def at_least(config: object, **least: float) -> None:
-    """Refuse fields that are too small. Example: at_least(self, shots=1, queries=1)"""
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if not value >= bound:  # so that nan is refused, too
-            raise InputError(name, got=value, expected=f"at least {bound}")

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from metatrain import aggregation
 from metatrain.aggregation import Mean, Private, norm_of
+from metatrain.bounds import EXAMPLES, RATE, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
     InputError,
     Meta,
     Sentence,
     Ticket,
     Update,
-    at_least,
     generator_for,
 )
 
@@ -37,15 +37,15 @@ class Outer:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    steps: int
+    steps: int = bounded(least=1, most=STEPS)
     """Outer steps."""
-    tasks_per_step: int
+    tasks_per_step: int = bounded(least=1, most=TASKS)
     """Tasks of an outer step."""
-    tasks_per_ticket: int
+    tasks_per_ticket: int = bounded(least=1, most=EXAMPLES)
     """Tasks that a worker computes at once; it decides how sums are grouped."""
     optimizer: str = "Adam"
     """A class of `torch.optim`."""
-    lr: float
+    lr: float = bounded(least=0, most=RATE)
     """Outer learning rate."""
     options: dict[str, Number] = field(default_factory=dict)
     """Further options of the optimizer."""
@@ -53,17 +53,17 @@ class Outer:
     """Options for parameters that match a pattern, such as `"algorithm.*": {lr: 0.1}`."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """`constant`, or to zero over `steps` as `linear` or `cosine`."""
-    clip_norm: float | None = None
+    clip_norm: float | None = bounded(None, above=0, most=RATE)
     """Bound of the meta-gradient's norm."""
-    clip_value: float | None = None
+    clip_value: float | None = bounded(None, above=0, most=RATE)
     """Bound of each of its entries."""
-    max_staleness: int = 0
+    max_staleness: int = bounded(0, least=0, most=1000)
     """Outer steps by which an update may be old; above 0 two runs differ."""
     aggregate: aggregation.BuiltIn = field(default_factory=Mean)
     """How a step's updates become one: `mean`, `median`, `trimmed_mean` or `private`."""
 
     def __post_init__(self) -> None:
-        at_least(self, lr=0, steps=1, tasks_per_step=1, tasks_per_ticket=1, max_staleness=0)
+        check_bounds(self)
         if isinstance(self.aggregate, Private) and self.tasks_per_ticket != 1:
             raise InputError(
                 "tasks_per_ticket",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from metatrain import algorithms, custom, custom_source, models, schema, tasks
+from metatrain.bounds import EXAMPLES, SEED, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
     Algorithm,
     InputError,
@@ -19,7 +20,6 @@ from metatrain.core import (
     Setting,
     TaskFamily,
     Work,
-    at_least,
 )
 from metatrain.custom import OwnClass
 from metatrain.learner import Outer
@@ -35,13 +35,13 @@ class Evaluation:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    tasks: int = 600
+    tasks: int = bounded(600, least=2, most=TASKS)
     """Tasks of the evaluation."""
-    seed: int = 1
+    seed: int = bounded(1, least=-SEED, most=SEED)
     """Seed that draws these tasks."""
     split: Literal["val", "test"] = "test"
     """`test` or `val`."""
-    tasks_per_ticket: int = 20
+    tasks_per_ticket: int = bounded(20, least=1, most=EXAMPLES)
     """Tasks that a worker computes at once."""
     norm: Norm | tuple[Norm, ...] = "transductive"
     """One norm or several; the first is the result."""
@@ -58,7 +58,7 @@ class Evaluation:
         norms = self.norms()
         if not norms or len(set(norms)) < len(norms):
             raise InputError("norm", got=list(norms), expected="one mode or more, each once")
-        at_least(self, tasks=2, tasks_per_ticket=1)
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,11 @@ class Validation:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    every_steps: int = 0
+    every_steps: int = bounded(0, least=0, most=STEPS)
     """Outer steps between validations; 0: none."""
-    tasks: int = 100
+    tasks: int = bounded(100, least=1, most=TASKS)
     """Tasks of a validation."""
-    seed: int = 2
+    seed: int = bounded(2, least=-SEED, most=SEED)
     """Seed that draws these tasks."""
     norm: Norm | None = None
     """Norm of the query examples; `null`: the evaluation's first."""
@@ -83,11 +83,11 @@ class Validation:
     """Changed keys of the family; `null`: the evaluation's."""
     algorithm: dict[str, Any] | None = None
     """Changed keys of the algorithm; `null`: the evaluation's."""
-    patience: int = 0
+    patience: int = bounded(0, least=0, most=STEPS)
     """Validations without a better one until training ends; 0: it does not end early."""
 
     def __post_init__(self) -> None:
-        at_least(self, every_steps=0, tasks=1, patience=0)
+        check_bounds(self)
         if self.patience and not self.every_steps:
             raise InputError(
                 "patience",
@@ -106,7 +106,7 @@ class Recipe:
 
     name: str
     """Name of the run."""
-    seed: int = 0
+    seed: int = bounded(0, least=-SEED, most=SEED)
     """Seed of the initial weights and of all training tasks."""
     family: AnyFamily
     """The tasks."""
@@ -127,6 +127,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        check_bounds(self)
         for name in self.evaluations:
             check_variant(name)
 

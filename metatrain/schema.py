@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from metatrain import yaml_reader
+from metatrain.bounds import bounds_of
 from metatrain.core import InputError
 from metatrain.custom import adapter, construct
 from metatrain.names import quoted
@@ -86,7 +87,7 @@ def explain(config: Any, sources: Mapping[str, str], meanings: bool = False) -> 
         return flow.removesuffix("\n...\n").strip()
 
     def lines(tree: Tree, node: Any, prefix: str, indent: str) -> Iterator[str]:
-        about = fields_explained(type(node)) if meanings else {}
+        about = fields_explained(type(node), ranges=True) if meanings else {}
         for key, value in tree.items():
             if key in about:
                 yield f"{indent}# {about[key]}"
@@ -112,8 +113,11 @@ def origins(path: Path | str, overrides: Sequence[str], file: str = "recipe") ->
     return {key: "--set" if is_set(key) else file for key in given}
 
 
-def fields_explained(kind: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass and of those it inherits from."""
+def fields_explained(kind: type, *, ranges: bool = False) -> dict[str, str]:
+    """Return the docstring below each field of a dataclass and of those it inherits from.
+
+    ranges: add the values that a number may have.
+    """
     found: dict[str, str] = {}
     for base in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
         try:
@@ -127,6 +131,9 @@ def fields_explained(kind: type) -> dict[str, str]:
                     ast.Expr(value=ast.Constant(value=str(text))),
                 ):
                     found[name] = " ".join(text.split())
+    if ranges and dataclasses.is_dataclass(kind):
+        for name in found.keys() & (bounds := bounds_of(kind)).keys():
+            found[name] = f"{found[name]} {str(bounds[name]).capitalize()}."
     return found
 
 

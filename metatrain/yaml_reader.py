@@ -15,7 +15,7 @@ from metatrain.names import printable, quoted
 MOST_BYTES = 2**18  # PyYAML reads so much in two seconds
 MOST_NODES = 20_000  # values and keys, each as often as anchors repeat it
 MOST_DEPTH = 40  # Python's own limit is near 1,000 calls
-MOST_DIGITS = 100  # of a whole number
+MOST_DIGITS = 400  # of a whole number
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 
 KEY_TAGS = [f"tag:yaml.org,2002:{name}" for name in ("str", "int", "merge")]

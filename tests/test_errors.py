@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
-from types import SimpleNamespace
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from ray import cloudpickle
+from test_reference import NAMED
 
-from metatrain.core import InputError, at_least
+from metatrain.bounds import bounded, bounds_of, check_bounds
+from metatrain.core import InputError
 
 
 @pytest.mark.parametrize(
@@ -43,10 +47,57 @@ def test_an_error_from_a_worker_keeps_its_parts(pickler: object) -> None:
         assert (str(arrived), vars(arrived)) == (str(error), vars(error))
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan])
-def test_fields_that_are_too_small_are_refused_by_their_names(value: float) -> None:
-    at_least(SimpleNamespace(shots=1, queries=2), shots=1, queries=1)
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    shots: int = bounded(1, least=1, most=10)
+    rate: float = bounded(above=0, most=1e30)
+    widths: tuple[int, ...] | None = bounded(None, least=1, most=10**8)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"shots": 0}, "at least 1"),
+        ({"shots": math.nan}, "a finite number"),
+        ({"shots": 11}, "at most 10"),
+        ({"rate": 0.0}, "above 0"),
+        ({"rate": math.inf}, "at most 1e+30"),
+        ({"widths": [4, 0]}, "numbers from 1 to 1e+08"),
+    ],
+)
+def test_numbers_outside_their_bounds_are_refused_by_their_names(
+    changed: dict[str, Any], expected: str
+) -> None:
+    Numbers(**{"rate": 1e30, "shots": 10, "widths": (1, 10**8)})
+    (name, value), *_ = changed.items()
     with pytest.raises(InputError) as error:
-        at_least(SimpleNamespace(shots=1, queries=value), shots=1, queries=1)
-    assert (error.value.what, error.value.expected) == ("queries", "at least 1")
-    assert error.value.got is value
+        Numbers(**{"rate": 1.0, **changed})
+    assert (error.value.what, error.value.expected) == (name, expected)
+    assert error.value.got is value or error.value.got == value
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_every_number_in_a_file_has_its_least_and_most_value(kind: Any) -> None:
+    hints = get_type_hints(kind)
+    numbers = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if {int, float} & {hints[field.name], *get_args(hints[field.name])}
+        or hints[field.name] in (tuple[int, ...], tuple[float, ...])
+    }
+    assert numbers - bounds_of(kind).keys() <= {"splits"}  # which sum to one
+    assert not bounds_of(kind) or hasattr(kind, "__post_init__")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\x1b[31m", "x" * 5000, [["x" * 5000] * 50] * 50, 10**5000],
+    ids=["escape", "text", "list", "number"],
+)
+def test_what_is_quoted_is_escaped_and_cut(value: object) -> None:
+    text = str(InputError("a \x1b\n", got=value, expected="\x07", remedy="y" * 10_000))
+    assert text.isprintable()
+    assert len(text) < 2000

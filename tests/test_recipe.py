@@ -92,6 +92,18 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         ),
         ("algorithm.inner_lr", "nan", "algorithm.inner_lr is nan, expected a finite number"),
         ("outer.lr", -1, "outer.lr is -1.0, expected at least 0"),
+        ("outer.lr", 1e38, "outer.lr is 1e+38, expected at most 1e+30"),
+        ("outer.clip_norm", -1, "outer.clip_norm is -1.0, expected above 0"),
+        ("outer.clip_value", 0, "outer.clip_value is 0.0, expected above 0"),
+        ("outer.tasks_per_step", 10**12, "outer.tasks_per_step is 1000000000000, expected at most"),
+        ("evaluation.tasks", 10**12, "evaluation.tasks is 1000000000000, expected at most 100,000"),
+        ("validation.tasks", -3, "validation.tasks is -3, expected at least 1"),
+        ("model", {"name": "conv4", "filters": 0}, "model.filters is 0, expected at least 1"),
+        ("model.hidden", [-1], "model.hidden is [-1], expected numbers from 1 to 8,192"),
+        ("model.hidden", [8192] * 9, "model.hidden is [8192, 8192"),
+        ("model.init_std", -1, "model.init_std is -1.0, expected at least 1e-06"),
+        ("workers.threads", 10**9, "workers.threads is 1000000000, expected at most 512"),
+        ("workers.gpus", 1.5, "workers.gpus is 1.5, expected a part of one, or a whole number"),
         ("name", "../x", "name is '../x', expected one that a folder can have"),
         ("sed", 1, "sed is not a key of a recipe: did you mean 'seed'?"),
         ("outer.step", 1, "outer.step is not a key of a recipe: did you mean 'steps'?"),
@@ -237,7 +249,7 @@ def test_explain_says_where_each_value_comes_from_and_what_its_key_means(tmp_pat
     lines = long.splitlines()
     assert [line for line in lines if line in brief] == brief
     at = next(i for i, line in enumerate(lines) if "tasks_per_step" in line and "#" in line[30:])
-    assert lines[at - 1] == "  # Tasks of an outer step."
+    assert lines[at - 1] == "  # Tasks of an outer step. 1 to 100,000."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from cluster.config import Checkpoint, RunConfig, Tracking, Workers
 from metatrain import aggregation, algorithms, models, schema, tasks
+from metatrain.bounds import bounds_of
 from metatrain.learner import Outer
 from metatrain.models import heads
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Validation
@@ -88,10 +89,10 @@ def heading(kind: Any) -> str:
     return str(kind.name) if kind in COMPONENTS else kind.__name__.lower()
 
 
-def meanings(kind: Any) -> dict[str, str]:
+def meanings(kind: Any, *, ranges: bool = False) -> dict[str, str]:
     """A dataclass's fields with their docstrings, but for the name by which it is chosen."""
     chosen = {"name"} if hasattr(kind, "name") else set()
-    found = schema.fields_explained(kind)
+    found = schema.fields_explained(kind, ranges=ranges)
     return {
         field.name: found.get(field.name, "")
         for field in dataclasses.fields(kind)
@@ -103,11 +104,29 @@ def last_cell(row: re.Match[str], meaning: str) -> str:
     return f"{row[1]} {meaning} |"
 
 
+def with_ranges(text: str, kind: Any, title: str = "") -> str:
+    """A Chinese page's text with the bounds of each number at the end of its row."""
+    part = part_of(text, title) if title else text
+    new = part
+    for key, bounds in bounds_of(kind).items():
+        least, _, most = (
+            str(bounds).removeprefix("above ").replace(", at most ", " to ").partition(" to ")
+        )
+        without = f"\uff0c不含 {least}" if bounds.above else ""
+        said = f"\uff08{least}\u2013{most}{without}\uff09"
+        cells = re.escape(f"`{key}` | {keys(kind, '必填')[key]} |")
+        row = re.compile(
+            rf"^(.*{cells} .*?)(?:\uff08[^\uff09]*\u2013[^\uff09]*\uff09)? \|$", re.MULTILINE
+        )
+        new = row.sub(lambda row, said=said: f"{row[1]}{said} |", new)
+    return text.replace(part, new)
+
+
 def with_meanings(text: str, kind: Any, title: str = "") -> str:
     """A page's text whose table of a dataclass's keys has their docstrings in its last column."""
     part = part_of(text, title) if title else text
     defaults, new = keys(kind, "required"), part
-    for key, meaning in meanings(kind).items():
+    for key, meaning in meanings(kind, ranges=True).items():
         cells = re.escape(f"`{key}` | {defaults[key]} |")
         row = re.compile(rf"^(.*{cells}) .* \|$", re.MULTILINE)
         new = row.sub(partial(last_cell, meaning=meaning.replace("|", r"\|")), new)
@@ -123,6 +142,14 @@ def reference() -> dict[str, str]:
         )
     for kind in (Sweep, ASHA, PBT):
         found["docs/sweeps.md"] = with_meanings(found["docs/sweeps.md"], kind)
+    page = "docs/algorithms.zh.md"
+    found[page] = (ROOT / page).read_text()
+    for kind in [*COMPONENTS, *GROUPS]:
+        found[page] = with_ranges(found[page], kind, heading(kind))
+    page = "docs/sweeps.zh.md"
+    found[page] = (ROOT / page).read_text()
+    for kind in (Sweep, ASHA, PBT):
+        found[page] = with_ranges(found[page], kind)
     return found
 
 

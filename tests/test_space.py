@@ -202,7 +202,7 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
             r"changes the validation .*: fix them with set: {evaluation.family.shots: \.\.\.}$",
         ),
         ({"budget": {}}, "budget.trials is missing"),
-        ({"budget": {"trials": 0}}, "budget.trials is 0, expected a number above 0"),
+        ({"budget": {"trials": 0}}, "budget.trials is 0, expected at least 1"),
         (
             {"metric": "val/accuracy_after"},
             "metric is 'val/accuracy_after', expected val/mse_after",

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from cluster.config import RunConfig
 from metatrain import console, schema, storage
-from metatrain.core import InputError, at_least
+from metatrain.bounds import SEED, STEPS, bounded, check_bounds
+from metatrain.core import InputError
 from metatrain.recipe import check_name
 
 
@@ -22,18 +23,15 @@ class Budget:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    trials: int | None = None
+    trials: int | None = bounded(None, least=1, most=100_000)
     """How many trials a sweep makes; a grid makes one for each of its points."""
-    steps: int | None = None
+    steps: int | None = bounded(None, least=1, most=STEPS)
     """Outer steps of each trial; `null`: those of the recipe."""
-    minutes: float | None = None
+    minutes: float | None = bounded(None, above=0, most=10**6)
     """For all trials together; a resumed sweep gets its full minutes again."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "steps", "minutes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(name, got=value, expected="a number above 0")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +54,13 @@ class ASHA:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["asha"] = "asha"
-    first_rung: int
+    first_rung: int = bounded(least=1, most=STEPS)
     """Outer steps after which the first trials stop."""
-    reduction: float = 3
+    reduction: float = bounded(3, above=1, most=1000)
     """Each rung has so many times the steps of the rung before; 1 / `reduction` of trials pass."""
 
     def __post_init__(self) -> None:
-        at_least(self, first_rung=1)
-        if not self.reduction > 1:
-            raise InputError("reduction", got=self.reduction, expected="above 1")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +74,15 @@ class PBT:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["pbt"] = "pbt"
-    every_steps: int
+    every_steps: int = bounded(least=1, most=STEPS)
     """Outer steps between two exchanges."""
-    quantile: float = 0.25
+    quantile: float = bounded(0.25, above=0, most=0.5)
     """Part of the trials that counts as worst, and as best."""
-    resample: float = 0.25
+    resample: float = bounded(0.25, least=0, most=1)
     """Probability that a value is drawn again instead of perturbed."""
 
     def __post_init__(self) -> None:
-        at_least(self, every_steps=1)
-        if not 0 < self.quantile <= 0.5:
-            raise InputError("quantile", got=self.quantile, expected="in (0, 0.5]")
-        if not 0 <= self.resample <= 1:
-            raise InputError("resample", got=self.resample, expected="in [0, 1]")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,18 +111,16 @@ class Sweep:
     """How values are chosen: `random`, `grid` or `optuna`."""
     scheduler: Annotated[InFull | ASHA | PBT, Field(discriminator="name")] = InFull()
     """Which trials stop early: `none`, `asha` or `pbt` with their keys."""
-    at_once: int | None = None
+    at_once: int | None = bounded(None, least=1, most=10_000)
     """How many trials run together; `null`: as many as fit on the cluster."""
-    seed: int = 0
+    seed: int = bounded(0, least=0, most=SEED)
     """Seed of the search; that of the trainings is the recipe's."""
     output: str | None = None
     """Folder of the sweep, or its address in a storage; `null`: runs/NAME."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        at_least(self, seed=0)
-        if self.at_once is not None:
-            at_least(self, at_once=1)
+        check_bounds(self)
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:

@@ -79,13 +79,6 @@ def init_without(
     return {name: p for name, p in model.items() if name not in names}
 
 
-def check_positive(**options: float | None) -> None:
-    """InputError if an option of an algorithm is not above 0; None is one that is not set."""
-    for name, value in options.items():
-        if value is not None and value <= 0:
-            raise InputError(name, got=value, expected="above 0")
-
-
 def adapting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The names that match a pattern; InputError if a pattern matches none."""
     if not patterns:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop, inner_optimizers
+from metatrain.bounds import RATE, bounded, check_bounds
 from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
 
 
@@ -31,9 +32,9 @@ class MAML:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["maml"] = "maml"
-    inner_lr: float
+    inner_lr: float = bounded(above=0, most=RATE)
     """Inner learning rate."""
-    inner_steps: int = 1
+    inner_steps: int = bounded(1, least=1, most=10_000)
     """Inner steps."""
     inner_optimizer: inner_optimizers.Name = "sgd"
     """What makes a step of a gradient: `sgd`, `momentum` (0.9), `rmsprop` or `adam`."""
@@ -45,7 +46,7 @@ class MAML:
     """Compute inner steps again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        inner_loop.check_positive(inner_lr=self.inner_lr, inner_steps=self.inner_steps)
+        check_bounds(self)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = inner_loop.init_whole(problem, generator)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop
+from metatrain.bounds import RATE, bounded, check_bounds
 from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
 
 
@@ -28,9 +29,9 @@ class MetaSGD:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["meta_sgd"] = "meta_sgd"
-    initial_lr: float = field(metadata=TRAINING_ONLY)
+    initial_lr: float = bounded(above=0, most=RATE, metadata=TRAINING_ONLY)
     """Where all inner rates start."""
-    inner_steps: int = 1
+    inner_steps: int = bounded(1, least=1, most=10_000)
     """Inner steps."""
     rates: Literal["parameter", "layer_step"] = "parameter"
     """`parameter`: a rate for each number; `layer_step`: one for each tensor and step."""
@@ -40,7 +41,7 @@ class MetaSGD:
     """Compute inner steps again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        inner_loop.check_positive(initial_lr=self.initial_lr, inner_steps=self.inner_steps)
+        check_bounds(self)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = inner_loop.init_whole(problem, generator)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metatrain.algorithms import inner_loop
+from metatrain.bounds import EXAMPLES, RATE, bounded, check_bounds
 from metatrain.core import Context, Meta, Params, Problem, Update, chunks, count, labelled
 
 
@@ -29,17 +30,15 @@ class Reptile:
     name: Literal["reptile"] = "reptile"
     inner_optimizer: Literal["sgd", "adam"] = "adam"
     """`adam` (beta1 = 0, fresh for each task) or `sgd`."""
-    inner_lr: float
+    inner_lr: float = bounded(above=0, most=RATE)
     """Inner learning rate."""
-    inner_steps: int
+    inner_steps: int = bounded(least=1, most=10_000)
     """Inner steps."""
-    inner_batch: int | None = None
+    inner_batch: int | None = bounded(None, least=1, most=EXAMPLES)
     """Support examples of an inner step; `null`: all."""
 
     def __post_init__(self) -> None:
-        inner_loop.check_positive(
-            inner_lr=self.inner_lr, inner_steps=self.inner_steps, inner_batch=self.inner_batch
-        )
+        check_bounds(self)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         if self.inner_batch is not None:

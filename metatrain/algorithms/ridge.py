@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from metatrain.algorithms import inner_loop
+from metatrain.bounds import RATE, bounded, check_bounds
 from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update, labelled
 from metatrain.models.heads import BIAS, WEIGHT
 
@@ -31,15 +32,13 @@ class Ridge:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["ridge"] = "ridge"
-    initial_lambda: float = field(default=1.0, metadata=TRAINING_ONLY)
+    initial_lambda: float = bounded(1.0, above=0, most=RATE, metadata=TRAINING_ONLY)
     """Where lambda, the weight of the penalty, starts."""
-    initial_alpha: float = field(default=10.0, metadata=TRAINING_ONLY)
+    initial_alpha: float = bounded(10.0, above=0, most=RATE, metadata=TRAINING_ONLY)
     """Where alpha, the factor of the logits, starts."""
 
     def __post_init__(self) -> None:
-        inner_loop.check_positive(
-            initial_lambda=self.initial_lambda, initial_alpha=self.initial_alpha
-        )
+        check_bounds(self)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = inner_loop.init_without(problem, generator, (WEIGHT, BIAS), "linear")

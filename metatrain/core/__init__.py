@@ -42,4 +42,3 @@ from metatrain.core.values import take as take
 from metatrain.core.values import to_device as to_device
 from metatrain.errors import InputError as InputError
 from metatrain.errors import Sentence as Sentence
-from metatrain.errors import at_least as at_least

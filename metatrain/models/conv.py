@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metatrain.bounds import bounded, check_bounds
 from metatrain.core import InputError
 from metatrain.models import heads
 from metatrain.models.layers import LinearLayer
@@ -118,7 +119,7 @@ class Conv4:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["conv4"] = "conv4"
-    filters: int = 64
+    filters: int = bounded(64, least=1, most=1024)
     """Channels of each block."""
     pool: Literal["max", "stride"] = "max"
     """Halve images by `max` pooling, or by a `stride` of 2."""
@@ -132,6 +133,9 @@ class Conv4:
     """What turns features into outputs."""
     weights: str | None = None
     """Where the initial weights are: a safetensors file, or the folder of a run."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, C, H, W] -> [N, outputs]."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from metatrain.bounds import bounded, check_bounds
 from metatrain.models import layers, memory
 
 # Parameters of heads that an algorithm gives values of each task, as a network names them:
@@ -69,8 +70,11 @@ class Memory:
     name: Literal["memory"] = "memory"
     cell: memory.Cell = "lstm"
     """`rnn`, `gru`, `lstm`, or `none`: a layer that keeps only the last target."""
-    hidden: int = 64
+    hidden: int = bounded(64, least=1, most=4096)
     """Units of the cell."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
         sizes = linear.in_features, linear.out_features, feedback

@@ -10,8 +10,12 @@ from typing import Literal
 
 from torch import nn
 
+from metatrain.bounds import bounded, check_bounds
+from metatrain.core import InputError
 from metatrain.models import heads
 from metatrain.models.layers import Layers, LinearLayer
+
+MOST_NUMBERS = 10**8  # which are 400 MB, several times in an inner loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +25,24 @@ class MLP:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["mlp"] = "mlp"
-    hidden: tuple[int, ...] = (40, 40)
+    hidden: tuple[int, ...] = bounded((40, 40), least=1, most=8192)
     """Widths of the hidden layers."""
     head: heads.Head = heads.LINEAR
     """What turns the last hidden layer into outputs."""
-    init_std: float | None = None
+    init_std: float | None = bounded(None, least=1e-6, most=1000)
     """Deviation of weights from N(0, init_std^2) cut at two of it, biases 0; null: PyTorch's."""
     weights: str | None = None
     """Where the initial weights are: a safetensors file, or the folder of a run."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        numbers = sum(narrow * wide for narrow, wide in pairwise(self.hidden))
+        if len(self.hidden) > 32 or numbers > MOST_NUMBERS:
+            raise InputError(
+                "hidden",
+                got=list(self.hidden),
+                expected=f"at most 32 layers and {MOST_NUMBERS:,} numbers between them",
+            )
 
     def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
         """[N, *inputs] -> [N, outputs]."""

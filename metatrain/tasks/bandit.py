@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, ComputePath, Context, InputError, Model, Norm, Split, at_least
+from metatrain.bounds import bounded, check_bounds
+from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
@@ -39,19 +40,17 @@ class Bandit(Generated):
     discrete: ClassVar[bool] = True
 
     name: Literal["bandit"] = "bandit"
-    arms: int = 5
+    arms: int = bounded(5, least=2, most=10_000)
     """Arms of a bandit."""
-    pulls: int = 10
+    pulls: int = bounded(10, least=1, most=10_000)
     """Pulls of a trial."""
-    episodes: int = 10
+    episodes: int = bounded(10, least=1, most=10**6)
     """Trials of each bandit that are played for a gradient or a score."""
-    discount: float = 0.99
+    discount: float = bounded(0.99, least=0, most=1)
     """Weight, in gradients, of a reward one pull later."""
 
     def __post_init__(self) -> None:
-        at_least(self, arms=2, pulls=1, episodes=1)
-        if not 0 <= self.discount <= 1:
-            raise InputError("discount", got=self.discount, expected="a number in 0..1")
+        check_bounds(self)
 
     @property
     def actions(self) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from metatrain.bounds import EXAMPLES, bounded, check_bounds
 from metatrain.core import (
     Adapt,
     ComputePath,
@@ -19,7 +20,6 @@ from metatrain.core import (
     Norm,
     Split,
     Task,
-    at_least,
 )
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
@@ -70,15 +70,15 @@ class FewShot:
     """An imported data set's name, or its path or address, such as s3://bucket/omniglot."""
     splits: str | None = None
     """Which of the data set's splits into classes to use; `null`: its first."""
-    ways: int = 5
+    ways: int = bounded(5, least=2, most=EXAMPLES)
     """Classes of a task."""
-    shots: int = 1
+    shots: int = bounded(1, least=1, most=EXAMPLES)
     """Support images of each class."""
-    queries: int = 1
+    queries: int = bounded(1, least=1, most=EXAMPLES)
     """Query images of each class."""
     invert: bool = False
     """Whether networks see 1 - x instead of an image x in 0..1."""
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, int, int] | None = bounded(None, least=1, most=2048)
     """Channels, height and width of an image; `null`: the data set's."""
     checksum: str | None = None
     """Checksum of the data set that must be used; `null`: of any."""
@@ -86,7 +86,7 @@ class FewShot:
     """How many bits the data set's grey images of 16 bits use; `null`: it has none."""
 
     def __post_init__(self) -> None:
-        at_least(self, ways=2, shots=1, queries=1)
+        check_bounds(self)
 
     @cached_property
     def store(self) -> ImageStore:

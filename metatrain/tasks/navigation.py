@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, ComputePath, Context, InputError, Model, Norm, Split, at_least
+from metatrain.bounds import bounded, check_bounds
+from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
@@ -44,17 +45,15 @@ class Navigation(Generated):
     discrete: ClassVar[bool] = False
 
     name: Literal["navigation"] = "navigation"
-    horizon: int = 100
+    horizon: int = bounded(100, least=1, most=10_000)
     """Steps after which an episode ends."""
-    episodes: int = 20
+    episodes: int = bounded(20, least=1, most=10**6)
     """Episodes of each goal that are walked for a gradient or a score."""
-    discount: float = 0.99
+    discount: float = bounded(0.99, least=0, most=1)
     """Weight, in gradients, of a reward one step later."""
 
     def __post_init__(self) -> None:
-        at_least(self, horizon=1, episodes=1)
-        if not 0 <= self.discount <= 1:
-            raise InputError("discount", got=self.discount, expected="a number in 0..1")
+        check_bounds(self)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Goals:
         return Goals(torch.rand(count, 2, generator=generator) - 0.5)

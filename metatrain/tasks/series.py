@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, Task, at_least
+from metatrain.bounds import EXAMPLES, bounded, check_bounds
+from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, Task
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.generated import Generated
@@ -48,13 +49,13 @@ class Series(Generated):
     metric: ClassVar[Metric] = MSE
 
     name: Literal["series"] = "series"
-    shots: int = 10
+    shots: int = bounded(10, least=1, most=EXAMPLES)
     """Forecasts of the support set."""
-    queries: int = 10
+    queries: int = bounded(10, least=1, most=EXAMPLES)
     """Forecasts of the query set, which follow those of the support set."""
 
     def __post_init__(self) -> None:
-        at_least(self, shots=1, queries=1)
+        check_bounds(self)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
         """x [T, N, 2], y [T, N, 1], float32."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, Task, at_least
+from metatrain.bounds import EXAMPLES, bounded, check_bounds
+from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, Task
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.generated import Generated
@@ -29,13 +30,13 @@ class Sinusoid(Generated):
     metric: ClassVar[Metric] = MSE
 
     name: Literal["sinusoid"] = "sinusoid"
-    shots: int = 10
+    shots: int = bounded(10, least=1, most=EXAMPLES)
     """Support points of a task."""
-    queries: int = 10
+    queries: int = bounded(10, least=1, most=EXAMPLES)
     """Query points of a task."""
 
     def __post_init__(self) -> None:
-        at_least(self, shots=1, queries=1)
+        check_bounds(self)
 
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
         """support [T, shots, 1], query [T, queries, 1], float32."""

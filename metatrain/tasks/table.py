@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metatrain.bounds import EXAMPLES, bounded, check_bounds
 from metatrain.core import (
     Adapt,
     ComputePath,
@@ -22,7 +23,6 @@ from metatrain.core import (
     Norm,
     Split,
     Task,
-    at_least,
 )
 from metatrain.data import columns, frames
 from metatrain.data.rows import Rows, feature_names, read
@@ -66,9 +66,9 @@ class Table:
     """Column to predict."""
     features: tuple[str, ...] | None = None
     """Columns to predict it from; `null`: all numeric ones but `group` and `target`."""
-    shots: int = 5
+    shots: int = bounded(5, least=1, most=EXAMPLES)
     """Support rows of a task."""
-    queries: int = 10
+    queries: int = bounded(10, least=1, most=EXAMPLES)
     """Query rows of a task."""
     splits: tuple[float, float, float] = (0.6, 0.2, 0.2)
     """Shares of the groups in train, val and test."""
@@ -80,7 +80,7 @@ class Table:
     """Checksum of the file that must be used; `null`: of any."""
 
     def __post_init__(self) -> None:
-        at_least(self, shots=1, queries=1)
+        check_bounds(self)
         if not (
             len(self.splits) == 3
             and all(0 <= s <= 1 for s in self.splits)
