@@ -85,7 +85,8 @@ def train(
     Example: metatrain train recipes/demo.yaml --set outer.steps=100
     """
     from cluster import run, tables
-    from cluster.collector import Interrupted, WorkersLost
+    from cluster.collector import Interrupted
+    from cluster.pools.pool import WorkersLost
     from cluster.tracking.place import place_of
     from metatrain.core import InputError
     from metatrain.learner import Diverged

@@ -1,34 +1,26 @@
-"""Tickets asked of a pool until all have come: retries, staleness and stalls."""
+"""Tickets asked of a pool until all have come: what cluster.policy decides is done here."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
-from cluster.pools.pool import Contribution, Failure, Pool
+from cluster import policy
+from cluster.pools.pool import Contribution, Failure, Pool, WorkersLost
 from cluster.workers.usage import Usage
-from metatrain.core import Scores, Sentence, Ticket, Update
+from metatrain.core import Scores, Sentence, Ticket
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5  # how soon an interrupt is noticed
+POLL_S = 0.5  # how soon an interrupt, and at the latest a late worker, is noticed
+SAVE_S = 5.0  # without any answer: what was learned is saved while that is possible
 STALL_S = 30.0  # how often a wait without any answer is reported
-MOST_LOSSES = 20  # in a row, without one answer between them
 
 
 class Interrupted(Sentence):
     """Somebody asked the run to stop."""
-
-
-class WorkersLost(Sentence, RuntimeError):
-    """The pool cannot continue."""
-
-
-def decide(failure: Failure, losses: int) -> Literal["again", "stop"]:
-    """What follows a failure after so many losses in a row; an error would repeat exactly."""
-    return "again" if failure.kind == "lost" and losses <= MOST_LOSSES else "stop"
 
 
 class Requests:
@@ -39,33 +31,40 @@ class Requests:
     """
 
     def __init__(
-        self, pool: Pool, should_stop: Callable[[], bool] = lambda: False, wait_s: float = 60.0
+        self,
+        pool: Pool,
+        should_stop: Callable[[], bool] = lambda: False,
+        wait_s: float = 60.0,
+        seed: int = 0,
     ) -> None:
+        """Ask this pool.
+
+        wait_s: how long the pool may be without a worker that lives.
+        seed: of the run, for messages.
+        """
         self._pool = pool
         self._should_stop = should_stop
-        self._wait_s = wait_s
+        self._wait_s, self._seed = wait_s, seed
         self._outstanding: set[Ticket] = set()  # asked and not answered
         self._arrived: dict[Ticket, Contribution] = {}
+        self._kills: Counter[Ticket] = Counter()  # workers that died of a ticket
+        self._repeated: set[Ticket] = set()  # asked of a second worker
+        self._answered_s = time.monotonic()  # when the last answer came
+        self._checked_s = 0.0  # when delays were last looked for
+        self.on_danger: Callable[[], None] = lambda: None  # the run may end soon: save
         self.lost = 0  # tickets whose worker died
+        self.repeated = 0  # tickets that a second worker got because the first one was late
+        self.replaced = 0  # workers that hung
         self.dropped = 0  # contributions that were too old
         self.busy_s = 0.0  # workers' time in contributions
         self.cpu_s = 0.0  # their processors' time
         self.usage: dict[str, Usage] = {}  # the newest of each worker, until somebody takes it away
         self.waited_s = 0.0  # the caller's time in `collect` waiting for the pool
-        self._losses = 0
 
     def ask(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
             self._outstanding.add(ticket)
             self._pool.request(ticket)
-
-    def collect_updates(
-        self, tickets: Sequence[Ticket], oldest_version: int
-    ) -> tuple[list[Update], int]:
-        """The tickets' updates, and the oldest version of the parameters that one belongs to."""
-        found = self.collect(tickets, oldest_version)
-        updates = [c.result for c in found if isinstance(c.result, Update)]
-        return updates, min(c.version for c in found)
 
     def collect_scores(self, tickets: Sequence[Ticket], version: int) -> list[Scores]:
         """What was measured of the parameters of a version."""
@@ -77,7 +76,7 @@ class Requests:
 
         Raises Interrupted, or WorkersLost if the pool cannot answer any more.
         """
-        silent_since = time.monotonic()
+        silent_since = reported = time.monotonic()
         while True:
             for ticket in tickets:
                 found = self._arrived.get(ticket)
@@ -91,58 +90,70 @@ class Requests:
                 raise Interrupted
             started = time.monotonic()
             got = self._pool.next(POLL_S)
-            self.waited_s += time.monotonic() - started
+            now = time.monotonic()
+            self.waited_s += now - started
             if isinstance(got, Contribution):
-                if got.ticket in self._outstanding:
-                    self._outstanding.remove(got.ticket)
-                    self._arrived[got.ticket] = got
-                self.busy_s += got.spent.wall_s
-                self.cpu_s += got.spent.cpu_s
-                if got.spent.usage is not None:
-                    self.usage[got.worker] = got.spent.usage
-                self._losses = 0
-                silent_since = time.monotonic()
+                self._take(got)
+                silent_since = reported = now
             elif isinstance(got, Failure):
-                self._retry(got)
+                self._act_on(got)
             else:
-                silent_since = self._report_silence(silent_since)
+                reported = self._act_on_silence(silent_since, reported)
+            if got is None or now - self._checked_s >= POLL_S:
+                self._act_on_delay()
 
-    def _retry(self, failure: Failure) -> None:
-        self.lost += failure.ticket is not None
-        self._losses += 1
-        if decide(failure, self._losses) == "stop":
-            what = (
-                "failed" if failure.kind == "error" else f"was lost, the {self._losses}th in a row"
-            )
-            raise WorkersLost(
-                f"worker {failure.worker} {what} on {failure.ticket}: {failure.cause}"
-            )
-        if failure.ticket in self._outstanding:
-            log.warning(
-                "worker %s was lost (%s); %s is asked again",
-                failure.worker,
-                failure.cause,
-                failure.ticket,
-            )
-            self._pool.request(failure.ticket)
-        else:  # it had none, or another worker has answered it
-            log.warning("worker %s was lost (%s)", failure.worker, failure.cause)
+    def _take(self, got: Contribution) -> None:
+        if got.ticket in self._outstanding:
+            self._outstanding.remove(got.ticket)
+            self._arrived[got.ticket] = got
+            self._kills.pop(got.ticket, None)
+            self._repeated.discard(got.ticket)
+        self.busy_s += got.spent.wall_s
+        self.cpu_s += got.spent.cpu_s
+        if got.spent.usage is not None:
+            self.usage[got.worker] = got.spent.usage
+        self._answered_s = time.monotonic()
 
-    def _report_silence(self, since: float) -> float:
-        status = self._pool.status()
-        silent_s = time.monotonic() - since
-        if status.alive == 0 and silent_s > self._wait_s:
-            raise WorkersLost(
-                f"no worker has been alive for {silent_s:.0f} s; {status.oldest} is still "
-                "outstanding"
-            )
-        if silent_s < STALL_S:
-            return since
+    def _act_on(self, failure: Failure) -> None:
+        # Others may have answered its tickets.
+        left = tuple(ticket for ticket in failure.tickets if ticket in self._outstanding)
+        if left and left[0] == failure.tickets[0]:
+            self._kills[left[0]] += 1
+        self.lost += len(failure.tickets)
+        decision = policy.on_failure(failure._replace(tickets=left), self._kills, self._seed)
+        if decision.action == "stop":
+            raise WorkersLost(decision.reason)
+        log.warning("%s", decision.reason)
+        self._repeat(decision)
+
+    def _act_on_silence(self, since: float, reported: float) -> float:
+        status, now = self._pool.status(), time.monotonic()
+        if now - since > SAVE_S or status.leaving:
+            self.on_danger()
+        decision = policy.on_silence(status, now - since, self._wait_s)
+        if decision is not None:
+            raise WorkersLost(decision.reason)
+        if now - reported < STALL_S:
+            return reported
+        at = "; ".join(f"{busy.worker} ({busy.where}) at {busy.tickets[0]}" for busy in status.busy)
         log.warning(
             "nothing came for %.0f s: %d workers alive, %d idle, waiting for %s",
-            status.waiting_s,
-            status.alive,
-            status.idle,
-            status.oldest,
+            *(now - since, status.alive, status.idle, at or status.oldest),
         )
-        return since if status.alive == 0 else time.monotonic()
+        return now
+
+    def _act_on_delay(self) -> None:
+        self._checked_s = time.monotonic()
+        silent_s = self._checked_s - self._answered_s
+        for decision in policy.on_delay(self._pool.status(), self._repeated, silent_s):
+            (log.warning if decision.action == "replace" else log.info)("%s", decision.reason)
+            self._repeat(decision)
+            self._repeated.update(decision.tickets)
+            self.repeated += len(decision.tickets)
+            if decision.action == "replace":
+                self._pool.replace(decision.worker)
+                self.replaced += 1
+
+    def _repeat(self, decision: policy.Decision) -> None:
+        for ticket in decision.tickets:
+            self._pool.request(ticket)

@@ -10,18 +10,22 @@ a ticket then does not matter.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cluster.collector import Interrupted, Requests, WorkersLost
+from cluster.collector import Requests
 from cluster.evaluation import evaluate_for
-from cluster.pools.pool import Pool, Snapshot
-from metatrain.core import InputError, Purpose
+from cluster.pools.pool import Contribution, Pool, Snapshot
+from metatrain.core import Purpose, Update
 from metatrain.learner import Diverged, Learner
 from metatrain.start import TRAINING, Prepared
 
+log = logging.getLogger(__name__)
+
 Metrics = dict[str, float]
+MOST_UNSOUND = 3  # steps in a row with updates that are not finite: the next will have some, too
 
 
 class Hooks(NamedTuple):
@@ -42,14 +46,23 @@ def train(
 ) -> None:
     """Take the learner from its version to `outer.steps`, or until the hooks say that it is done.
 
-    Whatever ends it early (Interrupted, Diverged, WorkersLost, InputError) leaves a checkpoint of
-    the last whole step.
+    Whatever ends it early leaves a checkpoint of the last whole step.
+
+    Raises Interrupted, Diverged or WorkersLost.
     """
     outer, validation = prepared.recipe.outer, prepared.recipe.validation
     training = prepared.settings[TRAINING]
     pool.publish(Snapshot(learner.version, learner.meta()))
     asked = learner.version  # steps below it have been asked for
-    saved = learner.version
+    saved, unsound = learner.version, 0
+
+    def save() -> None:
+        nonlocal saved
+        if learner.version > saved:
+            saved = learner.version  # before: what fails is not tried again on the way out
+            hooks.save()
+
+    requests.on_danger = save
     try:
         if validation.every_steps and learner.version == 0:
             hooks.on_step(0, _validate(prepared, requests, 0))
@@ -66,9 +79,11 @@ def train(
                 asked += 1
             oldest = learner.version - outer.max_staleness
             tickets = training.tickets(learner.version)
-            updates, version = requests.collect_updates(tickets, oldest)
-            staleness = learner.version - version
-            applied = learner.apply(updates)
+            found = requests.collect(tickets, oldest)
+            staleness = learner.version - min(c.version for c in found)
+            applied = learner.apply([c.result for c in found if isinstance(c.result, Update)])
+            unsound = unsound + 1 if applied.left_out else 0
+            _report_left_out(applied.left_out, found, unsound, min(MOST_UNSOUND, outer.steps))
             pool.publish(Snapshot(learner.version, learner.meta()))
             seconds = time.monotonic() - started
             metrics: Metrics = {
@@ -84,7 +99,11 @@ def train(
                 * (requests.cpu_s - cpu_s)
                 / outer.tasks_per_step,
                 "system/driver_share": 1 - (requests.waited_s - waited_s) / seconds,
+                "system/workers": pool.status().alive,
                 "system/lost_tickets": requests.lost,
+                "system/repeated_tickets": requests.repeated,
+                "system/replaced_workers": requests.replaced,
+                "system/left_out_updates": len(applied.left_out),
                 "system/dropped_updates": requests.dropped,
             }
             last = learner.version == outer.steps
@@ -93,12 +112,30 @@ def train(
             hooks.on_step(learner.version, metrics)
             ended = last or hooks.finished()
             if learner.version % save_every == 0 or ended:
-                hooks.save()
-                saved = learner.version
-    except (Interrupted, Diverged, WorkersLost, InputError):
-        if learner.version > saved:
-            hooks.save()
+                save()
+    except Exception:
+        save()
         raise
+    finally:
+        requests.on_danger = lambda: None
+
+
+def _report_left_out(
+    left_out: Sequence[int], found: Sequence[Contribution], in_a_row: int, most: int
+) -> None:
+    """Name the tickets whose updates are not finite.
+
+    Raises Diverged if the last steps had some, each of them.
+    """
+    if not left_out:
+        return
+    names = [f"{found[i].ticket} by {found[i].worker}" for i in left_out]
+    log.warning("updates that are not finite are left out: %s", "; ".join(names))
+    if in_a_row >= most:
+        raise Diverged(
+            f"updates of {in_a_row} outer steps in a row are not finite, the last of {names[-1]}: "
+            "lower algorithm.inner_lr or outer.lr"
+        )
 
 
 def _validate(prepared: Prepared, requests: Requests, version: int) -> Metrics:

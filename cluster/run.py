@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster import checkpoint, loop, results
-from cluster.collector import Interrupted, Requests, WorkersLost
+from cluster.collector import Interrupted, Requests
 from cluster.config import RunConfig
 from cluster.evaluation import evaluate_all
 from cluster.interrupt import interruptible
 from cluster.output import record
 from cluster.patience import Patience
 from cluster.pools.opening import open_pool
-from cluster.pools.pool import Pool, Snapshot
+from cluster.pools.pool import Pool, Snapshot, WorkersLost
 from cluster.progress import ProgressLine
 from cluster.ready import Run, checkpoints_of, prepare
 from cluster.tracking import description
@@ -68,7 +68,7 @@ def train(
                 open_pool(config.workers, run.prepared, run.plan, address) as pool,
                 recorded(run, source=source) as tracker,
             ):
-                requests = Requests(pool, should_stop, config.workers.wait_s)
+                requests = Requests(pool, should_stop, config.workers.wait_s, config.seed)
                 version, meta = learn(run, pool, requests, tracker)
                 recipe = recipe_after(run.prepared.recipe, version)
                 bundle.save(str(run.folder / "bundle"), recipe, meta, run.code)

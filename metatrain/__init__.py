@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cluster.api.run import Run as Run
     from cluster.api.train import train as train
     from cluster.collector import Interrupted as Interrupted
-    from cluster.collector import WorkersLost as WorkersLost
+    from cluster.pools.pool import WorkersLost as WorkersLost
     from metatrain.core import InputError as InputError
     from metatrain.data.sources import open_data as open_data
     from metatrain.inference import load as load
@@ -44,7 +44,7 @@ MODULES = {
     "InputError": "metatrain.core",
     "Interrupted": "cluster.collector",
     "Diverged": "metatrain.learner",
-    "WorkersLost": "cluster.collector",
+    "WorkersLost": "cluster.pools.pool",
 }
 __all__ = ["__version__", *MODULES]
 

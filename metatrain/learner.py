@@ -103,6 +103,7 @@ class Applied(NamedTuple):
     gradient_norm: float  # before it is bounded
     lr: float
     learned: dict[str, float]  # the mean of each of the algorithm's own parameters, after the step
+    left_out: tuple[int, ...] = ()  # which updates were not finite
 
 
 class Learner:
@@ -150,7 +151,9 @@ class Learner:
     def apply(self, updates: Sequence[Update]) -> Applied:
         """Take one outer step along the updates, in the order given and weighted by their tasks.
 
-        Raises Diverged, with nothing changed, if what they become is not finite.
+        Updates that are not finite are left out; if there are no others, the step changes nothing.
+
+        Raises Diverged, with nothing changed, if finite updates together are not finite.
         """
         total = sum(update.tasks for update in updates)
         weights = [update.tasks / total for update in updates]
@@ -160,10 +163,7 @@ class Learner:
         direction = self._outer.aggregate(directions, weights, generator)
         norm = norm_of(direction)
         if not torch.isfinite(norm):
-            raise Diverged(
-                f"the update of outer step {self.version} is not finite: lower algorithm.inner_lr "
-                "or outer.lr, or bound the step with outer.clip_norm"
-            )
+            return self._without_the_unsound(updates)
         for name, p in self._params.items():
             # Fused optimizers go by memory: lie as the parameter does.
             p.grad = torch.empty_like(p).copy_(direction[name])
@@ -178,11 +178,26 @@ class Learner:
         states = [{name: each[name] for name in self._state} for each in flat]
         self._state = Mean()(states, weights, generator)
         self.version += 1
-        metrics = {
-            name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
-            for name in updates[0].metrics
-        }
-        return Applied(metrics, float(norm), self._outer.lr * rate, self._learned())
+        return Applied(_means(updates), float(norm), self._outer.lr * rate, self._learned())
+
+    def _without_the_unsound(self, updates: Sequence[Update]) -> Applied:
+        """Take the step along the updates that are finite, which not all of them are."""
+        sound = [
+            all(bool(p.isfinite().all()) for p in each.direction.flat().values())
+            for each in updates
+        ]
+        left_out = tuple(i for i, is_sound in enumerate(sound) if not is_sound)
+        if not left_out:
+            raise Diverged(
+                f"the update of outer step {self.version} is not finite: lower algorithm.inner_lr "
+                "or outer.lr"
+            )
+        if any(sound):
+            kept = [each for each, is_sound in zip(updates, sound, strict=True) if is_sound]
+            return self.apply(kept)._replace(left_out=left_out)
+        rate = self._outer.rate(self.version)
+        self.version += 1
+        return Applied(_means(updates), math.nan, self._outer.lr * rate, self._learned(), left_out)
 
     def _learned(self) -> dict[str, float]:
         """The mean of each of the algorithm's own parameters: one copy from a GPU for all."""
@@ -268,3 +283,12 @@ class Learner:
             for pattern in members
             if members[pattern]
         ]
+
+
+def _means(updates: Sequence[Update]) -> dict[str, float]:
+    """The updates' metrics, as means over the tasks."""
+    total = sum(update.tasks for update in updates)
+    return {
+        name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
+        for name in updates[0].metrics
+    }

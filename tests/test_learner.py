@@ -115,10 +115,23 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     assert both.meta().model["w"].tolist() == pytest.approx([-(0.5**0.5)] * 2)  # entries first
 
 
-def test_a_mean_that_is_not_finite_changes_nothing() -> None:
+def test_updates_that_are_not_finite_are_left_out() -> None:
+    learner, without = Learner(meta(1.0), outer()), Learner(meta(1.0), outer())
+    applied = learner.apply([update(1.0), update(float("nan")), update(2.0), update(float("inf"))])
+    assert applied.left_out == (1, 3)
+    expected = without.apply([update(1.0), update(2.0)])
+    assert applied._replace(left_out=()) == expected
+    assert torch.equal(learner.meta().model["w"], without.meta().model["w"])
+    applied = learner.apply([update(float("nan"))])
+    assert applied.left_out == (0,)
+    assert learner.version == 2
+    assert torch.equal(learner.meta().model["w"], without.meta().model["w"])
+
+
+def test_finite_updates_whose_mean_is_not_finite_change_nothing() -> None:
     learner = Learner(meta(1.0), outer())
     with pytest.raises(Diverged, match="outer step 0 is not finite"):
-        learner.apply([update(1.0), update(float("nan"))])
+        learner.apply([update(3e38), update(3e38)])
     assert learner.version == 0
     assert learner.meta().model["w"].tolist() == [1.0, 1.0]
 

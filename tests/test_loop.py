@@ -11,9 +11,9 @@ import torch
 from cases import SINUSOID, config
 
 from cluster import loop
-from cluster.collector import MOST_LOSSES, Interrupted, Requests, WorkersLost, decide
+from cluster.collector import Interrupted, Requests
 from cluster.pools.local_pool import LocalPool
-from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot, Spent
+from cluster.pools.pool import Busy, Contribution, Failure, PoolStatus, Snapshot, Spent, WorkersLost
 from cluster.workers.layout import Layout
 from cluster.workers.plan import choose_plan
 from metatrain.core import Meta, Ticket, Update
@@ -48,6 +48,8 @@ class ScriptedPool:
 
     def status(self) -> PoolStatus:
         return PoolStatus(1, 0, None, 0.0)
+
+    def replace(self, worker: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -85,7 +87,7 @@ def test_lost_tickets_are_asked_again_and_change_nothing(straight: torch.Tensor)
         count += 1
         first = answers[0]
         if count % 3 == 0 and isinstance(first, Contribution):
-            return [Failure(first.ticket, first.worker, "lost", "ActorDiedError"), *answers[1:]]
+            return [Failure((first.ticket,), first.worker, "lost", "ActorDiedError"), *answers[1:]]
         return answers
 
     params, requests, pool, rows = run(lose_every_third)
@@ -139,16 +141,17 @@ def test_a_ticket_that_is_answered_twice_counts_once(straight: torch.Tensor) -> 
 
 
 def test_a_ticket_that_is_lost_once_it_was_answered_is_not_asked_again(
-    straight: torch.Tensor,
+    straight: torch.Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     def lose_the_second(answers: list[Event]) -> list[Event]:
         first = answers[0]
         if isinstance(first, Contribution) and len(answers) < 5:
-            return [*answers, Failure(first.ticket, first.worker, "lost", "ActorDiedError")]
+            return [*answers, Failure((first.ticket,), first.worker, "lost", "ActorDiedError")]
         return answers
 
     params, requests, pool, _ = run(lose_the_second)
     assert torch.equal(params, straight)
+    assert "worker local was lost (ActorDiedError)" in caplog.text
     assert requests.lost
     assert len(pool.requested) == 20 * 4
 
@@ -177,29 +180,56 @@ def test_every_step_reports_what_the_tracking_promises() -> None:
         "lost_tickets",
         "dropped_updates",
     )
-    names += ("worker_cpu_ms_per_task",)
+    names += ("worker_cpu_ms_per_task", "workers", "repeated_tickets", "replaced_workers")
+    names += ("left_out_updates",)
     assert rows[0].keys() == expected | {f"system/{name}" for name in names}
     assert 0 <= rows[5]["system/driver_share"] <= 1
     spent_ms = sum(10 * row["system/worker_cpu_ms_per_task"] for row in rows)  # 10 tasks a step
     assert spent_ms == pytest.approx(1000 * requests.cpu_s)
 
 
-def test_what_is_collected_says_its_oldest_version_and_what_it_cost() -> None:
+def test_what_is_collected_says_what_it_cost() -> None:
     tickets = [Ticket("update", "train", 0, part) for part in (0, 1)]
     nothing = Update(Meta({}, {}, {}), 1, {})
     answers = [
         Contribution(ticket, version, "w", Spent(2.0, 1.5), nothing)
         for ticket, version in zip(tickets, (5, 3), strict=True)
     ]
-    pool: Any = SimpleNamespace(request=lambda _: None, next=lambda _: answers.pop())
+    pool: Any = SimpleNamespace(
+        request=lambda _: None,
+        next=lambda _: answers.pop(),
+        status=lambda: PoolStatus(1, 0, None, 0.0),
+    )
     requests = Requests(pool)
     requests.ask(tickets)
-    updates, oldest = requests.collect_updates(tickets, 0)
-    assert (len(updates), oldest) == (2, 3)
+    assert [(c.ticket, c.version) for c in requests.collect(tickets)] == [
+        (tickets[0], 5),
+        (tickets[1], 3),
+    ]
     assert (requests.busy_s, requests.cpu_s) == (4.0, 3.0)
 
 
-@pytest.mark.parametrize("kind", ["interrupt", "diverge", "lose"])
+def nan_at(
+    steps: range | set[int], part: int | None = None
+) -> Callable[[list[Event]], list[Event]]:
+    """A pool whose updates of these steps are nan, of all tickets or of one."""
+
+    def script(answers: list[Event]) -> list[Event]:
+        first = answers[0] if answers else None
+        if (
+            isinstance(first, Contribution)
+            and first.ticket.step in steps
+            and part in (None, first.ticket.part)
+        ):
+            bad = {name: p * float("nan") for name, p in first.result.direction.model.items()}
+            update = first.result._replace(direction=first.result.direction._replace(model=bad))
+            return [first._replace(result=update), *answers[1:]]
+        return answers
+
+    return script
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "diverge", "lose", "break"])
 def test_whatever_ends_a_run_early_leaves_the_last_whole_step_saved(kind: str) -> None:
     recipe = config(SINUSOID).recipe()
     saved, steps = [], []
@@ -207,30 +237,129 @@ def test_whatever_ends_a_run_early_leaves_the_last_whole_step_saved(kind: str) -
     def script(answers: list[Event]) -> list[Event]:
         first = answers[0] if answers else None
         if len(steps) == 7 and isinstance(first, Contribution):
-            if kind == "diverge":
-                bad = {name: p * float("nan") for name, p in first.result.direction.model.items()}
-                update = first.result._replace(direction=first.result.direction._replace(model=bad))
-                return [first._replace(result=update), *answers[1:]]
             if kind == "lose":
-                return [Failure(first.ticket, "w", "lost", "gone")]
-        return answers
+                return [Failure((first.ticket,), "w", "error", "gone")]
+            if kind == "break":
+                raise OSError("no space left on the device")
+        return nan_at(range(7, 20))(answers) if kind == "diverge" else answers
 
     pool, learner = ScriptedPool(recipe, script), Learner(prepare(recipe).meta, recipe.outer)
     requests = Requests(pool, lambda: kind == "interrupt" and len(steps) == 7)
     hooks = loop.Hooks(
         lambda step, metrics: steps.append(step), lambda: saved.append(learner.version)
     )
-    expected = {"interrupt": Interrupted, "diverge": Diverged, "lose": WorkersLost}[kind]
-    with pytest.raises(expected):
+    errors = {"interrupt": Interrupted, "diverge": Diverged, "lose": WorkersLost, "break": OSError}
+    with pytest.raises(errors[kind]):
         loop.train(prepare(recipe), learner, pool, requests, hooks, save_every=5)
-    assert saved == [5, 7]
+    assert saved == ([5, 10] if kind == "diverge" else [5, 7])
 
 
-def test_errors_stop_and_losses_are_retried_within_bounds() -> None:
-    lost, error = (Failure(None, "w", kind, "") for kind in ("lost", "error"))
-    assert decide(error, 1) == "stop"
-    assert decide(lost, 1) == decide(lost, MOST_LOSSES) == "again"
-    assert decide(lost, MOST_LOSSES + 1) == "stop"
+def test_an_update_that_is_not_finite_is_left_out_and_counted(
+    straight: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    params, _, _, rows = run(nan_at({3, 4, 9}, part=1))
+    assert params.isfinite().all()
+    assert not torch.equal(params, straight)
+    assert torch.equal(params, run(lambda answers: nan_at({3, 4, 9}, part=1)(answers))[0])
+    left = {row["step"]: row["system/left_out_updates"] for row in rows}
+    assert {step for step, count in left.items() if count} == {4, 5, 10}
+    assert "left out: Ticket(work='update', split='train', step=9, part=1" in caplog.text
+    assert "by local" in caplog.text
+
+
+def test_a_step_without_any_finite_update_changes_nothing_and_three_in_a_row_end_the_run() -> None:
+    _, _, _, rows = run(nan_at({6, 7}))
+    assert len(rows) == 20
+    assert rows[6]["system/left_out_updates"] == rows[7]["system/left_out_updates"] == 4
+    with pytest.raises(
+        Diverged, match=r"3 outer steps in a row .* step=8, part=3.* by local: lower"
+    ):
+        run(nan_at({6, 7, 8}))
+    with pytest.raises(Diverged, match="2 outer steps in a row"):  # nothing was ever learned
+        run(nan_at(range(2)), outer__steps=2)
+
+
+def test_a_ticket_that_kills_three_workers_ends_the_run_and_is_named() -> None:
+    def script(answers: list[Event]) -> list[Event]:
+        first = answers[0]
+        deadly = isinstance(first, Contribution) and (first.ticket.step, first.ticket.part) == (
+            4,
+            2,
+        )
+        return [Failure((first.ticket,), "w", "lost", "gone"), *answers[1:]] if deadly else answers
+
+    with pytest.raises(
+        WorkersLost, match=r"^3 workers died .* of Ticket\(.*step=4, part=2.* of seed 0"
+    ):
+        run(script)
+
+
+def test_many_workers_that_die_at_once_are_as_many_losses_and_no_reason_to_stop(
+    straight: torch.Tensor,
+) -> None:
+    deaths = 0
+
+    def script(answers: list[Event]) -> list[Event]:
+        """Thirty deaths in a row, without one answer between them."""
+        nonlocal deaths
+        if deaths == 30 or len(answers) < 4 or not isinstance(answers[0], Contribution):
+            return answers
+        if answers[0].ticket.step == 2:
+            deaths += 1
+            return [Failure((), f"w{deaths}", "lost", "gone"), *answers]
+        return answers
+
+    assert torch.equal(run(script)[0], straight)
+    assert deaths == 30
+
+
+def test_a_late_ticket_is_asked_again_and_a_hung_worker_replaced(straight: torch.Tensor) -> None:
+    """Of a pool that never answers the first request of one ticket."""
+    hung: list[Ticket] = []
+    replaced: list[str] = []
+
+    class Hanging(ScriptedPool):
+        def request(self, ticket: Ticket) -> None:
+            if not hung and (ticket.step, ticket.part) == (5, 1):
+                hung.append(ticket)
+            else:
+                super().request(ticket)
+
+        def status(self) -> PoolStatus:
+            late = Busy("w", "node 1, process 2", tuple(hung), 60.0, 1.0, False)
+            return PoolStatus(2, 1, None, 0.0, (late,) if hung and not replaced else ())
+
+        def replace(self, worker: str) -> None:
+            replaced.append(worker)
+
+    recipe = config(SINUSOID).recipe()
+    pool, learner = Hanging(recipe, lambda a: a), Learner(prepare(recipe).meta, recipe.outer)
+    requests = Requests(pool)
+    loop.train(
+        prepare(recipe), learner, pool, requests, loop.Hooks(lambda *_: None, lambda: None), 50
+    )
+    assert torch.equal(Layout(learner.meta()).flatten(learner.meta()), straight)
+    assert pool.requested.count(hung[0]) == 1
+    assert replaced == ["w"]
+    assert (requests.repeated, requests.replaced, requests.lost) == (1, 1, 0)
+
+
+def test_what_was_learned_is_saved_when_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.collector.SAVE_S", 0.0)
+    recipe, saved = config(SINUSOID).recipe(), []
+    silent = [False]
+
+    def script(answers: list[Event]) -> list[Event]:
+        first = answers[0] if answers else None
+        if isinstance(first, Contribution) and first.ticket.step == 7 and not silent[0]:
+            silent[0] = True
+            return [None, *answers]
+        return answers
+
+    pool, learner = ScriptedPool(recipe, script), Learner(prepare(recipe).meta, recipe.outer)
+    hooks = loop.Hooks(lambda step, metrics: None, lambda: saved.append(learner.version))
+    loop.train(prepare(recipe), learner, pool, Requests(pool), hooks, save_every=50)
+    assert saved == [7, 20]
 
 
 def test_a_pool_without_workers_ends_in_a_sentence() -> None:

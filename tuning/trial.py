@@ -143,7 +143,7 @@ def run(given: dict[str, Any], shared: Shared) -> None:
                     tracker.flush()
                     report(newest)
 
-            requests = Requests(pool, wait_s=ready.config.workers.wait_s)
+            requests = Requests(pool, wait_s=ready.config.workers.wait_s, seed=ready.config.seed)
             learn(ready, pool, requests, tracker, [loop.Hooks(on_step, save)])
     except Diverged as error:
         report(Report(ready.learner.version, math.nan, math.nan, values, str(error)))

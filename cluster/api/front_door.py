@@ -17,7 +17,8 @@ def front_door(again: str) -> Iterator[None]:
 
     again: the call that continues a run which is interrupted or fails.
     """
-    from cluster.collector import Interrupted, WorkersLost
+    from cluster.collector import Interrupted
+    from cluster.pools.pool import WorkersLost
     from metatrain.console import OPTIONAL
     from metatrain.isolation import same_random_numbers
     from metatrain.learner import Diverged

@@ -40,5 +40,8 @@ class LocalPool:
         oldest, since = self._requested[0] if self._requested else (None, time.monotonic())
         return PoolStatus(1, 0 if oldest else 1, oldest, time.monotonic() - since)
 
+    def replace(self, worker: str) -> None:
+        """Do nothing: this process is the worker."""
+
     def close(self) -> None:
         self._requested.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, Protocol
 
 from cluster.workers.usage import Spent
-from metatrain.core import Meta, Scores, Ticket, Update
+from metatrain.core import Meta, Scores, Sentence, Ticket, Update
 
 
 class Snapshot(NamedTuple):
@@ -26,12 +26,23 @@ class Contribution(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A ticket that was not computed, or a worker that did not come up (ticket None)."""
+    """A worker that died or did not come up, or a computation that raised."""
 
-    ticket: Ticket | None
+    tickets: tuple[Ticket, ...]  # that it had; the first is the one that it computed
     worker: str
     kind: Literal["lost", "error"]  # the worker died; the computation raised
     cause: str
+
+
+class Busy(NamedTuple):
+    """A worker that computes."""
+
+    worker: str
+    where: str  # its node and its process
+    tickets: tuple[Ticket, ...]  # that it has; the first is the one that it computes
+    since_s: float  # how long it has computed that one
+    median_s: float  # that tickets of that kind take; 0 if none has been answered
+    is_first: bool  # whether its process has not answered any ticket
 
 
 class PoolStatus(NamedTuple):
@@ -39,6 +50,12 @@ class PoolStatus(NamedTuple):
     idle: int
     oldest: Ticket | None  # asked for longest ago and still outstanding
     waiting_s: float  # since then
+    busy: tuple[Busy, ...] = ()
+    leaving: int = 0  # workers whose nodes are about to end
+
+
+class WorkersLost(Sentence, RuntimeError):
+    """The pool cannot continue."""
 
 
 class Pool(Protocol):
@@ -55,5 +72,9 @@ class Pool(Protocol):
         ...
 
     def status(self) -> PoolStatus: ...
+
+    def replace(self, worker: str) -> None:
+        """End a worker's process, whatever it does, and start another one in its place."""
+        ...
 
     def close(self) -> None: ...

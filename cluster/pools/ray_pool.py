@@ -24,15 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
+from cluster import policy
 from cluster.config import Workers
 from cluster.jobs.job import JOB
-from cluster.pools import shortage, wire
-from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
-from cluster.pools.ray_worker import RayWorker
+from cluster.pools import ray_head, shortage, wire
+from cluster.pools.pool import Busy, Contribution, Failure, PoolStatus, Snapshot, WorkersLost
+from cluster.pools.ray_worker import Here, RayWorker, end
 from cluster.workers.layout import Layout
 from cluster.workers.plan import Plan
 from metatrain import schema
@@ -46,9 +50,9 @@ LOW = (
     "Ray killed it because its node ran low on memory: set outer.tasks_per_ticket "
     "or workers.max lower"
 )
-LOST = (RayActorError, ObjectLostError, OutOfMemoryError)  # a process, or an answer with its node
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 ROOM_S = 5.0  # for a worker to find its place, before the cluster is asked why it has not
+AWAY_S = 1.0  # that the driver did something else: what came meanwhile is not late
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
 
 
@@ -57,7 +61,12 @@ class _Actor:
     name: str
     handle: Any
     alive: bool = False
-    tickets: int = 0  # under way
+    here: Here | None = None  # since it was ready for the first time
+    tickets: deque[Ticket] = field(default_factory=deque)  # under way; the first is computed
+    since: float = 0.0  # when it began with that one
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # times, in medians
+    is_first: bool = True  # its process has not answered any ticket
+    replaced: Any = None  # its process is about to be ended, by this task
     drawn: set[tuple[str, str, int]] = field(default_factory=set)
 
 
@@ -98,6 +107,9 @@ class RayPool:
         self._under_way: dict[Any, tuple[_Actor, Ticket | None, int]] = {}
         self._waiting: deque[Ticket] = deque()
         self._since: dict[Ticket, float] = {}
+        self._times: dict[tuple[str, str], deque[float]] = {}  # that tickets of a kind took
+        self._polled = time.monotonic()
+        self._head = ray_head.Head()
         self._version = -1
         self._parameters: Any = None  # the array or a reference to it
         for i in range(workers.max):
@@ -112,7 +124,10 @@ class RayPool:
     def publish(self, snapshot: Snapshot) -> None:
         flat = self._layout.flatten(snapshot.meta).cpu().numpy()
         self._version = snapshot.version
-        self._parameters = flat if flat.nbytes <= INLINE_BYTES else ray.put(flat)
+        try:
+            self._parameters = flat if flat.nbytes <= INLINE_BYTES else ray.put(flat)
+        except RayError as error:
+            raise WorkersLost(f"Ray does not take the parameters: {_last_line(error)}") from error
 
     def request(self, ticket: Ticket) -> None:
         self._waiting.append(ticket)
@@ -120,37 +135,95 @@ class RayPool:
         self._dispatch()
 
     def next(self, timeout_s: float) -> Contribution | Failure | None:
-        if time.monotonic() >= self._ask_s:
+        now = time.monotonic()
+        if now >= self._ask_s:
             self._say_who_waits()
-        if not self._under_way:
-            return None
-        done, _ = ray.wait(list(self._under_way), num_returns=1, timeout=timeout_s)
-        if not done:
-            return None
-        actor, ticket, version = self._under_way.pop(done[0])
-        actor.tickets -= ticket is not None
+        self._head.check(now)
+        if now - self._polled > AWAY_S:
+            for actor in self._actors:
+                actor.since = now
         try:
-            answer = ray.get(done[0])
-        except LOST as error:
-            return self._lost(actor, ticket, error)
+            if not self._under_way:
+                return None
+            done, _ = ray.wait(list(self._under_way), num_returns=1, timeout=timeout_s)
+        finally:
+            self._polled = time.monotonic()
+        if done:
+            return self._arrived(done[0])
+        self._dispatch()  # a worker may be taken for slow now, and its tickets go to another
+        return None
+
+    def _arrived(self, reference: Any) -> Contribution | Failure | None:
+        actor, ticket, version = self._under_way.pop(reference)
+        try:
+            answer = ray.get(reference)
         except RayTaskError as error:
-            return Failure(ticket, actor.name, "error", _where(error))
+            if isinstance(error.cause, RayError):  # such as a full object store
+                return self._lost(actor, ticket, error.cause)
+            return Failure(() if ticket is None else (ticket,), actor.name, "error", _where(error))
+        except RayError as error:
+            return self._lost(actor, ticket, error)
         if ticket is None:
-            if answer is not None:
-                return Failure(None, actor.name, "error", answer)
-            actor.alive = True
+            if answer.refusal is not None:
+                return Failure((), actor.name, "error", answer.refusal)
+            actor.alive, actor.here = True, answer
             self._dispatch()
             return None
         self._since.pop(ticket, None)  # a ticket that was asked twice may be answered twice
+        self._note(actor, ticket, answer.spent.wall_s)
         self._dispatch()
         result = wire.unpacked(answer.result, self._layout)
         return Contribution(ticket, version, actor.name, answer.spent, result)
 
+    def _note(self, actor: _Actor, ticket: Ticket, took_s: float) -> None:
+        """Take a ticket off an actor, and note how long it took."""
+        actor.tickets.remove(ticket)
+        actor.since = time.monotonic()
+        if actor.is_first:  # it has compiled, too
+            actor.is_first = False
+            return
+        times = self._times.setdefault((ticket.work, ticket.split), deque(maxlen=32))
+        times.append(took_s)
+        actor.recent.append(took_s / self._median_s(ticket))
+
+    def _median_s(self, ticket: Ticket) -> float:
+        times = self._times.get((ticket.work, ticket.split))
+        return sorted(times)[len(times) // 2] if times else 0.0
+
+    def _pace(self, actor: _Actor, now: float) -> float:
+        if not actor.tickets:
+            if now - actor.since > policy.FORGET_S:
+                actor.recent.clear()
+            return policy.pace(actor.recent, 0.0, 0.0)
+        return policy.pace(actor.recent, now - actor.since, self._median_s(actor.tickets[0]))
+
     def status(self) -> PoolStatus:
         oldest = min(self._since, key=self._since.__getitem__, default=None)
         waiting_s = time.monotonic() - self._since[oldest] if oldest else 0.0
-        alive = [actor for actor in self._actors if actor.alive]
-        return PoolStatus(len(alive), sum(actor.tickets == 0 for actor in alive), oldest, waiting_s)
+        alive, now = self._alive(), time.monotonic()
+        busy = tuple(
+            Busy(
+                actor.name,
+                f"{actor.here.place}, process {actor.here.process}",
+                tuple(actor.tickets),
+                now - actor.since,
+                self._median_s(actor.tickets[0]),
+                actor.is_first,
+            )
+            for actor in alive
+            if actor.tickets and actor.here
+        )
+        idle = len(alive) - len(busy)
+        return PoolStatus(len(alive), idle, oldest, waiting_s, busy, self._head.leaving(alive))
+
+    def replace(self, worker: str) -> None:
+        actor = next(actor for actor in self._actors if actor.name == worker)
+        if actor.here is None or actor.replaced is not None:
+            return
+        on_its_node = NodeAffinitySchedulingStrategy(actor.here.node, soft=False)
+        ending = ray.remote(end).options(num_cpus=0, scheduling_strategy=on_its_node)
+        # Kept: Ray may drop a task whose result nobody has. The death is reported as any other.
+        actor.replaced = ending.remote(actor.here.process)
 
     def close(self) -> None:
         for actor in self._actors:
@@ -206,7 +279,8 @@ class RayPool:
         self._await_ready(actor)
 
     def _await_ready(self, actor: _Actor) -> None:
-        actor.alive = False
+        actor.alive, actor.is_first, actor.replaced = False, True, None
+        actor.recent.clear()
         self._ask_s = time.monotonic() + ROOM_S
         actor.drawn.clear()
         answers = actor.handle.ready.options(
@@ -215,33 +289,59 @@ class RayPool:
         self._under_way[answers] = (actor, None, -1)
 
     def _lost(self, actor: _Actor, ticket: Ticket | None, error: RayError) -> Failure:
+        """Report a death once, with all tickets that the actor had."""
+        tickets = tuple(actor.tickets)
+        actor.tickets.clear()
+        for reference, (other, its, _) in list(self._under_way.items()):
+            if other is actor and its is not None:
+                del self._under_way[reference]
         if ticket is None:
             self._start(actor)  # Ray does not restart this one any more
         elif actor.alive:
             self._await_ready(actor)
-        last_line = str(error).strip().rpartition("\n")[2]
         low = isinstance(error, OutOfMemoryError) or "low on memory" in str(error)
-        return Failure(
-            ticket, actor.name, "lost", LOW if low else f"{type(error).__name__}: {last_line[:200]}"
-        )
+        return Failure(tickets, actor.name, "lost", LOW if low else _last_line(error))
+
+    def _alive(self) -> list[_Actor]:
+        return [actor for actor in self._actors if actor.alive and actor.replaced is None]
+
+    def _free(self) -> list[_Actor]:
+        """The actors that may take one of the tickets that wait."""
+        now, waiting = time.monotonic(), len(self._waiting)
+        alive = self._alive()
+        alive = [actor for actor in alive if not self._head.ends(actor.here)] or alive
+        paces = [self._pace(actor, now) for actor in alive]
+        return [
+            actor
+            for i, actor in enumerate(alive)
+            if policy.may_take(paces, i, len(actor.tickets), waiting, DEPTH)
+        ]
 
     def _dispatch(self) -> None:
         while self._waiting:
-            free = [actor for actor in self._actors if actor.alive and actor.tickets < DEPTH]
+            free = self._free()
             if not free:
                 return
             ticket = self._waiting.popleft()
             kind = (ticket.work, ticket.split, ticket.part)
-            # The least busy; among those, the one that has drawn these tasks already.
-            actor = min(free, key=lambda a: (a.tickets, kind not in a.drawn))
+            # Another one than has it already; the least busy; the one that has drawn these tasks.
+            actor = min(
+                free, key=lambda a: (ticket in a.tickets, len(a.tickets), kind not in a.drawn)
+            )
             ref = actor.handle.compute.remote(ticket, self._version, self._parameters)
             self._under_way[ref] = (actor, ticket, self._version)
-            actor.tickets += 1
+            if not actor.tickets:
+                actor.since = time.monotonic()
+            actor.tickets.append(ticket)
             if ticket.work == "update":
                 actor.handle.draw.remote(ticket._replace(step=ticket.step + 1))
                 for other in self._actors:
                     other.drawn.discard(kind)
                 actor.drawn.add(kind)
+
+
+def _last_line(error: RayError) -> str:
+    return f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2][:200]}"
 
 
 def _where(error: RayTaskError) -> str:

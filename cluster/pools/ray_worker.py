@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
+import psutil
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -18,6 +22,15 @@ from metatrain import schema
 from metatrain.core import InputError, Ticket
 from metatrain.recipe import Recipe
 from metatrain.start import prepare
+
+
+class Here(NamedTuple):
+    """Where a worker is, and what keeps it from working."""
+
+    refusal: str | None  # None if it can work
+    node: str  # Ray's id
+    place: str  # the node, as people tell it from others
+    process: int
 
 
 class RayWorker:
@@ -35,9 +48,10 @@ class RayWorker:
         except (InputError, OSError, ImportError) as error:
             self._refusal = (absent(error, this_node()) if shared else None) or str(error)
 
-    def ready(self) -> str | None:
-        """Why this worker cannot work; None if it can."""
-        return self._refusal
+    def ready(self) -> Here:
+        """Where this worker is, and why it cannot work, if it cannot."""
+        node = ray.get_runtime_context().get_node_id()
+        return Here(self._refusal, node, this_node(), os.getpid())
 
     def draw(self, ticket: Ticket) -> None:
         with suppress(Exception):  # `compute` draws them again, and its error is collected
@@ -57,3 +71,11 @@ class RayWorker:
                 raise
             raise InputError(lacks) from error
         return wire.packed(result, spent._replace(usage=self._meter.read()), self._worker.layout)
+
+
+def end(process: int) -> None:
+    """End a worker's process on this node; one that hangs does not end by itself."""
+    with suppress(psutil.NoSuchProcess):
+        found = psutil.Process(process)
+        if found.cmdline()[0].startswith("ray::"):  # else another process has its number now
+            found.kill()

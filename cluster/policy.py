@@ -1,0 +1,150 @@
+"""What follows from lost, silent, slow and hung workers: plain functions, which act on nothing.
+
+    what a pool says, what happened before --> decision and its reason --> collector and pool act
+
+A ticket determines its tasks. It can therefore be asked again of any worker, at any time, and the
+first answer counts: another one would be the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from cluster.pools.pool import Busy, Failure, PoolStatus
+from metatrain.core import Ticket
+
+
+class Limits(NamedTuple):
+    """When a worker is taken for late, hung or slow, in medians of the tickets of a kind."""
+
+    # An idle worker costs nothing. Few tickets take three medians by chance.
+    late: float = 3.0
+    late_s: float = 0.25  # at least; short tickets take many medians by chance
+    # A new process is dearer than an idle one: it is imported and compiled for.
+    hung: float = 10.0
+    hung_s: float = 10.0  # at least; a disk or a garbage collection takes seconds
+    first_s: float = 60.0  # at least, for the first ticket of a process, which compiles
+    slow: float = 2.0  # faster ones get tickets whenever they have room
+    kills: int = 3  # a ticket that was under way when so many workers died is their cause
+
+
+LIMITS = Limits()
+FORGET_S = 30.0  # a slow worker is tried again; whatever slowed it may be over
+
+
+class Decision(NamedTuple):
+    """What to do about a ticket or a worker."""
+
+    action: Literal["again", "replace", "stop"]
+    reason: str  # for the log, or of the run's end
+    tickets: tuple[Ticket, ...] = ()  # to ask again
+    worker: str = ""  # to replace
+
+
+def on_failure(
+    failure: Failure, kills: Mapping[Ticket, int], seed: int, limits: Limits = LIMITS
+) -> Decision:
+    """Decide about a worker that died, or a computation that raised, which would raise again.
+
+    kills: how many workers died of a ticket, this one included.
+    seed: of the run; with it a ticket's tasks can be drawn again.
+    """
+    first = failure.tickets[0] if failure.tickets else None
+    if failure.kind == "error":
+        what = f"failed on {first}" if first else "could not start"
+        reason = f"worker {failure.worker} {what}: {failure.cause}"
+        return Decision("stop", reason)
+    if first is not None and kills.get(first, 0) >= limits.kills:
+        reason = (
+            f"{kills[first]} workers died one after the other of {first} of seed {seed}; the last "
+            f"is {failure.worker}: {failure.cause}"
+        )
+        return Decision("stop", reason)
+    asked = "; its tickets are asked again" if failure.tickets else ""
+    reason = f"worker {failure.worker} was lost ({failure.cause}){asked}"
+    return Decision("again", reason, failure.tickets)
+
+
+def on_silence(status: PoolStatus, silent_s: float, wait_s: float) -> Decision | None:
+    """Decide about a pool that has not answered for so long; None if it may still do so.
+
+    wait_s: how long a pool may be without a worker that lives.
+    """
+    if status.alive or silent_s <= wait_s:
+        return None
+    waits = f"; {status.oldest} is still outstanding" if status.oldest else ""
+    return Decision("stop", f"no worker has been alive for {silent_s:.0f} s{waits}")
+
+
+def on_delay(
+    status: PoolStatus, repeated: Collection[Ticket], silent_s: float, limits: Limits = LIMITS
+) -> list[Decision]:
+    """Decide about workers that take much longer than others for a ticket of the same kind.
+
+    repeated: tickets that a second worker has got already.
+    silent_s: seconds since the last answer of any worker.
+    """
+    decisions, idle = [], status.idle
+    for busy in status.busy:
+        if not busy.median_s:
+            continue  # nobody has answered a ticket of this kind
+        late_s = max(limits.late * busy.median_s, limits.late_s)
+        tickets = tuple(ticket for ticket in busy.tickets if ticket not in repeated)[:idle]
+        if busy.since_s >= late_s and tickets:
+            reason = f"{_late(busy)}; an idle worker gets its ticket, too"
+            decisions.append(Decision("again", reason, tickets))
+            idle -= len(tickets)
+        hung_s = max(
+            limits.hung * busy.median_s, limits.first_s if busy.is_first else limits.hung_s
+        )
+        if busy.since_s >= hung_s and silent_s < busy.since_s:  # others have answered since
+            decisions.append(
+                Decision("replace", f"{_late(busy)}; its process is replaced", worker=busy.worker)
+            )
+    return decisions
+
+
+def may_take(
+    paces: Sequence[float],
+    worker: int,
+    held: int,
+    waiting: int,
+    depth: int,
+    limits: Limits = LIMITS,
+) -> bool:
+    """Decide whether a worker may take one of the tickets that wait.
+
+    paces: of all workers that live, the time that they take for a ticket, in medians; nan if it is
+        not known.
+    held: tickets that the worker has.
+    depth: tickets that a worker of usual pace has at most.
+
+    A slow one gets a ticket if the others would take as long for all that wait; never a second one.
+    """
+    pace = paces[worker]
+    others = sum(not other >= limits.slow for other in paces)
+    if not pace >= limits.slow or not others:
+        return held < depth
+    return held == 0 and waiting >= pace * others
+
+
+def pace(recent: Sequence[float], since_s: float, median_s: float) -> float:
+    """Return a worker's time for a ticket in medians; nan if it is not known.
+
+    recent: of its last tickets, in medians.
+    since_s: how long it has computed its present one.
+    median_s: of tickets of that kind; 0 if nobody has answered one.
+    """
+    known = [sorted(recent)[len(recent) // 2]] if recent else []
+    if median_s and since_s >= LIMITS.late_s:
+        known.append(since_s / median_s)
+    return max(known, default=math.nan)
+
+
+def _late(busy: Busy) -> str:
+    return (
+        f"worker {busy.worker} ({busy.where}) has computed {busy.tickets[0]} for "
+        f"{busy.since_s:.1f} s, and others take {busy.median_s:.2g} s"
+    )
