@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pyarrow import fs
 
 from metatrain import disk
+from metatrain.addresses import without_secrets
 from metatrain.core import InputError
 
 PATIENCE_S = 30  # of retries if a storage does not answer
@@ -32,7 +33,7 @@ def is_remote(uri: str) -> bool:
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the pyarrow filesystem and path of a local path or of an address."""
     if not is_remote(uri):
-        return fs.LocalFileSystem(), str(Path(uri).absolute())
+        return fs.LocalFileSystem(), str(Path(checked(uri)).absolute())
     check_address(uri)
     # Google's storage retries for a quarter of an hour by default.
     google = uri.startswith(("gs://", "gcs://"))
@@ -43,18 +44,41 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def check_address(uri: str) -> None:
-    """Refuse an address that holds a password or options."""
-    parts = urlsplit(uri)
-    if parts.password is not None:
+    """Refuse an address that nothing can be at, or that holds a password or options."""
+    scheme, _, rest = uri.partition("://")
+    if ":" in rest.rpartition("@")[0]:
         raise InputError(
             "a storage address holds a password, which would be shown and recorded",
             remedy="give its keys in the environment",
         )
-    if parts.query:
+    if "?" in rest:
         raise InputError(
-            f"{uri} has options after a '?', which the files below it could not have",
+            f"{without_secrets(uri)} has options after a '?', which the files below it could not "
+            "have",
             remedy="give them in the environment, such as AWS_ENDPOINT_URL",
         )
+    host = rest if scheme in ("file", "hdfs") else rest.partition("/")[0]
+    if (
+        not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme)
+        or not host.strip("/")
+        or set(host) & set("[]")
+    ):
+        raise InputError("an address", got=uri, expected="one such as s3://bucket/runs")
+
+
+def checked(place: str) -> str:
+    """Return a path or an address without slashes at its end; refuse one that cannot be meant."""
+    if is_remote(place):
+        check_address(place)
+        return place.rstrip("/")
+    if scheme := re.match(r"(s3|gs|gcs|abfss?|hdfs|https?|file):", place):
+        expected = f"an address such as {scheme[1]}://bucket/runs, or a path"
+        raise InputError("a place", got=place, expected=expected)
+    if not place or "\0" in place or place.split("/")[0] == "~":
+        raise InputError(
+            "a path", got=place, expected="the whole path of a folder or file, without ~"
+        )
+    return place.rstrip("/") or "/"
 
 
 def is_file(uri: str) -> bool:
@@ -120,7 +144,7 @@ class Folder:
     """
 
     def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri).rstrip("/")
+        self.uri = checked(str(uri))
         self._synced: dict[Path, tuple[int, int]] = {}  # time and size when copied
 
     def __str__(self) -> str:
@@ -136,7 +160,8 @@ class Folder:
         self._scratch = tempfile.TemporaryDirectory(prefix="metatrain-")
         here = Path(self._scratch.name)
         for info in listing(self.uri):
-            if info.type == fs.FileType.File:
+            # A hidden file, such as a lease, is not for copies.
+            if info.type == fs.FileType.File and not info.base_name.startswith("."):
                 (here / info.base_name).write_bytes(read(f"{self.uri}/{info.base_name}"))
         return here
 

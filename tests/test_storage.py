@@ -97,13 +97,20 @@ def test_a_storage_that_cannot_be_written_to_is_one_sentence(
     [
         ("s3://me:secret@bucket/x", "a storage address holds a password"),
         ("s3://bucket/x?region=a", r"has options after a '\?'.*give them in the environment"),
+        ("s3://me:sec/ret@bucket/x", "a storage address holds a password"),
+        ("s3://bucket/x?key=secret", r"has options after a '\?'"),
         ("nonsense://x", "cannot use nonsense://x as storage"),
+        *((uri, "an address is '") for uri in ("s3://", "gs://", "://", "s3://[", "http://[/x")),
+        ("s3:/bucket/x", "a place is '"),
+        ("~/x", "a path is '~/x'"),
+        ("a\0b", r"a path is 'a\\x00b'"),
     ],
 )
 def test_an_address_is_an_address(uri: str, sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence) as refused:
-        storage.filesystem(uri)
-    assert "secret" not in str(refused.value)
+    for opened in (storage.filesystem, lambda uri: storage.filesystem(str(Folder(uri)))):
+        with pytest.raises(InputError, match=sentence) as refused:
+            opened(uri)
+        assert "secret" not in str(refused.value)
 
 
 def test_a_write_that_breaks_off_leaves_what_was_there(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def in_folder(sweep: Sweep, resume: str | None, overrides: Iterable[str]) -> Swe
             f"output is {sweep.output}, and --resume continues the sweep in {resume}",
             remedy="give one of them",
         )
-    return dataclasses.replace(sweep, output=resume.rstrip("/") or resume)
+    return dataclasses.replace(sweep, output=storage.checked(resume))
 
 
 def place_of(output: str) -> str:

@@ -31,7 +31,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = str(folder).rstrip("/") or "/"
+        self.folder = storage.checked(str(folder))
         remote = storage.is_remote(self.folder)
         self._place = self.folder if remote else str(Path(self.folder).absolute())
         self.is_sweep = storage.is_file(f"{self._place}/sweep.yaml")

@@ -20,9 +20,7 @@ def check_written(key: str, place: str | None) -> str:
             remedy="give a place that outlives it, such as s3://bucket/first or the path of a "
             "folder that all nodes see",
         )
-    if storage.is_remote(place):
-        storage.check_address(place)
-    return place.rstrip("/")
+    return storage.checked(place)
 
 
 def check_read(key: str, place: str, sent: Mapping[str, Path]) -> None:
@@ -33,8 +31,7 @@ def check_read(key: str, place: str, sent: Mapping[str, Path]) -> None:
             remedy=f"send it with --send {place}, or give an address such as s3://bucket/first or "
             "a path that all nodes see",
         )
-    if storage.is_remote(place):
-        storage.check_address(place)
+    storage.checked(place)
 
 
 def absent(error: BaseException, node: str) -> str | None:
