@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -18,6 +19,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from metatrain.names import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +49,9 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
         level=logging.INFO, format=log_format, datefmt="%H:%M:%S", handlers=[_Messages()]
     )
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    empty = next((given for given in sys.argv[1:] if re.fullmatch(r"(--[\w-]+=)?", given)), None)
+    if empty is not None:
+        _refuse(f"the argument {empty!r} is empty: give a value, or leave it out")
     try:
         app()
     except ValueError as error:
@@ -64,7 +70,7 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {printable(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 
