@@ -6,11 +6,17 @@ configuration (YAML), complete once its manifest is there.
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterable
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pyarrow import fs
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
@@ -19,6 +25,8 @@ from cluster.workers.plan import Plan
 from metatrain import bundle, schema, storage, yaml_reader
 from metatrain.core import InputError, Meta
 from metatrain.learner import Learner
+
+log = logging.getLogger(__name__)
 
 NOT_LEARNT = {
     "name",
@@ -31,6 +39,7 @@ NOT_LEARNT = {
     "validation.patience",
 }  # keys that change nothing learnt
 STEP, BEST = "step-", "best-"  # how the folders of checkpoints are called, before the step
+NAME = re.compile(r"(step|best)-\d{8,}")
 FORMAT = 2  # of the names in learner.safetensors: those of Meta.flat()
 FILES = {"learner.safetensors", "learner.json", "run.json", "config.yaml"}
 
@@ -81,7 +90,7 @@ def save(
         "run.json": json.dumps({"format": FORMAT, "plan": plan._asdict(), "notes": notes}).encode(),
         "config.yaml": schema.as_yaml(config).encode(),
     }
-    bundle.write_directory(uri, files)
+    _write(root, uri, files)
     steps = _complete(root)
     _remove(root, steps[:-keep])
     # A run may resume from its newest checkpoint, and needs the best before it.
@@ -98,30 +107,87 @@ def best(root: str, version: int) -> str | None:
 
 
 def forget_after(root: str, version: int) -> None:
-    """Remove the checkpoints of later steps: the run resumes from this one."""
-    for kind in (STEP, BEST):
-        _remove(root, [name for name in _complete(root, kind) if _version(name) > version])
+    """Remove the checkpoints of later steps, and halves: the run resumes from this step.
+
+    A process that is killed while it writes a checkpoint leaves a half, which has no manifest.
+    """
+    names = [info.base_name for info in storage.listing(root) if _is_folder(info)]
+    _remove(
+        root,
+        (n for n in names if _version(n) > version or not bundle.is_complete(f"{root}/{n}")),
+    )
 
 
 def load(uri: str) -> Saved:
-    """Read a checkpoint, or the newest one under a run's folder.
+    """Read a checkpoint, or the newest one under a run's folder that is not damaged.
 
-    Raises InputError if it is missing or damaged.
+    Raises Damaged if the only ones are, and InputError if there is none.
     """
-    if not bundle.is_complete(uri):
-        newest = latest(uri) or latest(f"{uri}/checkpoints")
-        if newest is None:
-            raise InputError(
-                f"{uri} holds no checkpoint",
-                remedy="give a run's folder or one of its checkpoints/step-*",
-            )
-        uri = newest
+    return _read(uri) if bundle.is_complete(uri) else _newest_sound(root_of(uri))
+
+
+def root_of(uri: str) -> str:
+    """Return the folder of the checkpoints that a run's folder has, or that a checkpoint is in.
+
+    Raises InputError if there is none.
+    """
+    if bundle.is_complete(uri):
+        return uri.rstrip("/").rpartition("/")[0]
+    root = next((root for root in (uri, f"{uri}/checkpoints") if latest(root) is not None), None)
+    if root is None:
+        raise InputError(
+            f"{uri} holds no checkpoint",
+            remedy="give a run's folder or one of its checkpoints/step-*",
+        )
+    return root
+
+
+def _newest_sound(root: str) -> Saved:
+    """Read the newest checkpoint that is not damaged, and warn of newer ones that are."""
+    damaged: list[bundle.Damaged] = []
+    # That of the best validation is a whole checkpoint, too.
+    for name in [*reversed(_complete(root)), *reversed(_complete(root, BEST))]:
+        try:
+            saved = _read(f"{root}/{name}")
+        except bundle.Damaged as error:
+            damaged.append(error)
+            continue
+        if damaged:
+            what = "; ".join(error.what for error in damaged)
+            log.warning("%s; the one after %d steps is used", what, saved.version)
+        return saved
+    raise damaged[0]
+
+
+def _read(uri: str) -> Saved:
     files = bundle.read_directory(uri)
     if set(files) != FILES:
-        raise InputError(
+        raise bundle.Damaged(
             f"{uri} is no checkpoint, it holds {', '.join(sorted(files))}",
             remedy="give one of checkpoints/step-*",
         )
+    try:
+        return _parsed(uri, files)
+    except InputError as error:
+        raise bundle.Damaged(
+            error.what, got=error.got, expected=error.expected, remedy=error.remedy
+        ) from error
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise bundle.Damaged(
+            f"{uri} is damaged ({reason})", remedy="use another checkpoint"
+        ) from error
+
+
+def _parsed(uri: str, files: Mapping[str, bytes]) -> Saved:
+    """Raise whatever the contents lead to that are not a checkpoint's."""
     run = json.loads(files["run.json"])
     if run.get("format") != FORMAT:
         raise InputError(
@@ -129,14 +195,18 @@ def load(uri: str) -> Saved:
             remedy="resume it with that version, or start a new run",
         )
     place = f"{uri}/config.yaml"
-    return Saved(
+    saved = Saved(
         uri,
         schema.parse(RunConfig, yaml_reader.keys(files["config.yaml"], place), place),
-        Plan(**run["plan"]),
+        TypeAdapter(Plan).validate_python(run["plan"]),
         load_tensors(files["learner.safetensors"]),
         json.loads(files["learner.json"]),
-        run["notes"],
+        TypeAdapter(dict[str, str]).validate_python(run["notes"]),
     )
+    if type(saved.scalars["version"]) is not int or saved.version < 0:
+        raise ValueError(f"it was saved after {saved.scalars['version']!r} steps")
+    saved.meta()
+    return saved
 
 
 def latest(root: str) -> str | None:
@@ -155,8 +225,11 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
     for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):
         old, new = before.get(key), now.get(key)
         group = key.split(".")[0]
-        scalar = group in ("outer", "algorithm") and all(
-            isinstance(v, int | float) for v in (old, new)
+        # None stands for no limit: a clip_norm, for one, may be set and lifted.
+        scalar = (
+            group in ("outer", "algorithm")
+            and {key} <= before.keys() & now.keys()
+            and all(v is None or isinstance(v, int | float) for v in (old, new))
         )
         if old != new and not scalar and not {group, key} & NOT_LEARNT:
             raise InputError(
@@ -179,6 +252,30 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
         )
 
 
+def _write(root: str, uri: str, files: Mapping[str, bytes]) -> None:
+    """Write a checkpoint; if the disk is full, remove the oldest of several and try once more."""
+    with suppress(InputError):  # after what followed it failed, a checkpoint is saved again
+        if bundle.is_complete(uri) and bundle.read_directory(uri) == files:
+            return
+    for first in (True, False):
+        try:
+            bundle.write_directory(uri, files)
+        except InputError as error:
+            storage.remove(uri)  # a half
+            oldest = _complete(root)[:-1][:1]
+            if not (first and oldest and _is_full(error)):
+                raise
+            log.warning("%s; %s/%s is removed to make room", error.what, root, oldest[0])
+            _remove(root, oldest)
+        else:
+            return
+
+
+def _is_full(error: InputError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _remove(root: str, names: Iterable[str]) -> None:
     for name in names:
         # first, so that no half of it ever looks whole
@@ -190,11 +287,13 @@ def _version(name: str) -> int:
     return int(name.rpartition("-")[2])
 
 
+def _is_folder(info: fs.FileInfo) -> bool:
+    """Whether something is called as a checkpoint, and may be a half."""
+    return info.type == fs.FileType.Directory and bool(NAME.fullmatch(info.base_name))
+
+
 def _complete(root: str, kind: str = STEP) -> list[str]:
     """Names of complete checkpoints, oldest first."""
-    names = [
-        info.base_name
-        for info in storage.listing(root)
-        if info.type == fs.FileType.Directory and info.base_name.startswith(kind)
-    ]
-    return sorted(name for name in names if bundle.is_complete(f"{root}/{name}"))
+    names = [info.base_name for info in storage.listing(root) if _is_folder(info)]
+    own = (name for name in names if name.startswith(kind))
+    return sorted((n for n in own if bundle.is_complete(f"{root}/{n}")), key=_version)

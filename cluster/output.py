@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -44,27 +44,27 @@ KEYS = {
 
 
 def choose(
-    config: RunConfig, resume: str | None, *, trial: bool = False
+    config: RunConfig,
+    resume: str | None,
+    *,
+    trial: bool = False,
+    claim: Callable[[Folder], None] = lambda folder: None,
 ) -> tuple[Folder, checkpoint.Saved | None]:
     """Return a run's folder, and the checkpoint to continue from.
 
     trial: the folder is a sweep's trial's own, which may continue from another trial's checkpoint.
+    claim: keeps others out of the folder, before its contents decide anything.
 
     Raises InputError if the run would overwrite something.
     """
-    runs = Path("runs") / config.name
-    folder, saved = Folder(config.output or _dated(runs)), None
+    folder = _place(config, resume)
+    claim(folder)
+    saved = None
     if resume == "auto":
-        past = sorted((path for path in runs.glob("*") if path.is_dir()), reverse=True)
-        for candidate in [folder] if config.output else map(Folder, past):
-            newest = _newest(candidate, config)
-            if newest is not None:
-                folder, saved = candidate, checkpoint.load(newest)
-                break
+        root = _newest_root(folder, config)
+        saved = checkpoint.load(root) if root is not None else None
     elif resume is not None:
         saved = checkpoint.load(resume)
-        before, _, name = _root(saved).rpartition("/")
-        folder = Folder(before) if config.output is None and name == "checkpoints" else folder
     if saved is None:
         _check_free(folder, resume)
         _check_place(config.checkpoint.uri)
@@ -75,6 +75,24 @@ def choose(
     return folder, saved
 
 
+def _place(config: RunConfig, resume: str | None) -> Folder:
+    """Return the folder of a run to start or to resume."""
+    if config.output is not None:
+        if storage.is_file(config.output):
+            raise InputError(f"{config.output} is a file", remedy="give a folder as output")
+        return Folder(config.output)
+    runs = Path("runs") / config.name
+    if resume == "auto":
+        past = sorted((path for path in runs.glob("*") if path.is_dir()), reverse=True)
+        found = (folder for folder in map(Folder, past) if _newest_root(folder, config))
+        return next(found, None) or Folder(_dated(runs))
+    if resume is not None:
+        before, _, name = checkpoint.root_of(resume).rpartition("/")
+        if name == "checkpoints":
+            return Folder(before)
+    return Folder(_dated(runs))
+
+
 def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list[Path]:
     """Write config.yaml and the source of the user's own modules; return their paths."""
     written = [folder / "config.yaml"]
@@ -82,6 +100,17 @@ def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list
     for name, data in code.items():
         storage.write(str(folder / "code" / name), data)
     return [*written, folder / "code"] if code else written
+
+
+def remove_partials(folder: Folder) -> None:
+    """Remove what killed writes left of a run's files; a storage has files as a whole or not."""
+    system, path = storage.filesystem(str(folder))
+    if not isinstance(system, fs.LocalFileSystem):
+        return
+    for name in ("config.yaml", *RESULTS, *RECORDS, *EARLY, "code"):
+        storage.remove(f"{path}/{name}.partial")
+        for partial in Path(path, name).rglob("*.partial"):
+            storage.remove(str(partial))
 
 
 def whole_lines(data: bytes) -> Iterator[tuple[int, str]]:
@@ -108,10 +137,9 @@ class _Held(NamedTuple):
     step: int  # the last one in metrics.jsonl; -1 if there is none
     roots: list[str]  # where that run's checkpoints may be
 
-    def newest(self) -> str | None:
-        return next(
-            (found for root in self.roots if (found := checkpoint.latest(root)) is not None), None
-        )
+    def root(self) -> str | None:
+        """Return the folder that has checkpoints."""
+        return next((root for root in self.roots if checkpoint.latest(root) is not None), None)
 
     def is_ahead(self) -> bool:
         """Whether the run has made more steps than come before its first checkpoint."""
@@ -149,19 +177,12 @@ def _recorded(uri: str) -> schema.Tree | None:
     return tree if isinstance(tree["checkpoint"], dict) else None
 
 
-def _root(saved: checkpoint.Saved) -> str:
-    """Return the folder that holds a run's checkpoints, from one of them."""
-    return saved.uri.rpartition("/")[0]
-
-
-def _newest(folder: Folder, config: RunConfig) -> str | None:
-    """Return the newest checkpoint of the run in a folder, or of a run whose folder is lost."""
-    newest, uri = _look(folder).newest(), config.checkpoint.uri
-    if newest is None and uri is not None and config.output is not None:
-        newest = checkpoint.latest(uri)
-        if newest is not None and not _same(checkpoint.load(newest).config.output, config.output):
-            return None
-    return newest
+def _newest_root(folder: Folder, config: RunConfig) -> str | None:
+    """Return the checkpoints of the run in a folder, or of a run whose folder is lost."""
+    root, uri = _look(folder).root(), config.checkpoint.uri
+    if root is not None or uri is None or config.output is None or not checkpoint.latest(uri):
+        return root
+    return uri if _same(checkpoint.load(uri).config.output, config.output) else None
 
 
 def _check_free(folder: Folder, resume: str | None) -> None:
@@ -176,14 +197,14 @@ def _check_free(folder: Folder, resume: str | None) -> None:
                 remedy="give another output",
             )
         return
-    newest = held.newest()
-    if newest is None and held.is_ahead():
+    root = held.root()
+    if root is None and held.is_ahead():
         raise InputError(
             f"{folder} holds a run whose checkpoints are gone from {held.roots[0]}",
             remedy="give another output, or put its checkpoints back",
         )
     if resume is None and (
-        newest is not None or held.step >= 0 or storage.listing(f"{folder}/checkpoints")
+        root is not None or held.step >= 0 or storage.listing(f"{folder}/checkpoints")
     ):
         raise InputError(
             f"{folder} already holds a run",
@@ -193,7 +214,7 @@ def _check_free(folder: Folder, resume: str | None) -> None:
 
 def _check_continued(folder: Folder, config: RunConfig, saved: checkpoint.Saved) -> None:
     """Refuse to continue a checkpoint in another run's folder or with its checkpoint.uri."""
-    held, root, place = _look(folder), _root(saved), config.checkpoint.uri
+    held, root, place = _look(folder), checkpoint.root_of(saved.uri), config.checkpoint.uri
     own = any(_same(root, other) for other in held.roots)
     output = held.config["output"] if held.config is not None else None
     if not own and not _same(output, saved.config.output):
@@ -215,10 +236,11 @@ def _check_place(uri: str | None) -> None:
 
 def _same(one: str | None, other: str | None) -> bool:
     """Whether two paths or addresses name one place."""
-    return one is not None and other is not None and _absolute(one) == _absolute(other)
+    return one is not None and other is not None and absolute(one) == absolute(other)
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
+    """Return the one name of a place."""
     local = uri.removeprefix("file://")
     return uri.rstrip("/") if storage.is_remote(local) else str(Path(local).resolve())
 

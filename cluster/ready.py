@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 
 from cluster import checkpoint
+from cluster.claim import Check, claimed
 from cluster.config import RunConfig
-from cluster.output import choose
+from cluster.output import absolute, choose
 from cluster.workers.plan import Plan, choose_plan, device_of
 from metatrain import custom_source
-from metatrain.core import Purpose, to_device
+from metatrain.bundle import Damaged
+from metatrain.core import InputError, Purpose, to_device
 from metatrain.first_look import check_data
 from metatrain.learner import Learner
 from metatrain.recipe import own_classes
@@ -36,6 +39,12 @@ class Run(NamedTuple):
     learner: Learner
     notes: dict[str, str]  # what its checkpoints carry besides
     code: Mapping[str, bytes]  # the source of the user's own modules, as it was imported
+    claims: tuple[Check, ...] = ()  # that its folders are this process's
+
+    def check_claims(self) -> None:
+        """Refuse to write to a folder that is not this process's any more."""
+        for check in self.claims:
+            check()
 
 
 def checkpoints_of(run: Run) -> str:
@@ -43,12 +52,27 @@ def checkpoints_of(run: Run) -> str:
     return run.config.checkpoint.uri or f"{run.folder}/checkpoints"
 
 
-def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False) -> Run:
+def prepare(
+    config: RunConfig,
+    resume: str | None = None,
+    *,
+    trial: bool = False,
+    claims: ExitStack | None = None,
+) -> Run:
     """Check a configuration, choose its folder, and set up its learner.
 
     resume: the folder or checkpoint to resume from, or "auto".
     trial: it may resume in its own folder from another trial's checkpoint.
+    claims: keeps other processes out of the folders that the run writes to, until it is closed.
     """
+    held: list[Check] = []
+
+    def claim(folder: Folder) -> None:
+        places = {absolute(uri): uri for uri in (str(folder), config.checkpoint.uri) if uri}
+        if claims is not None:
+            for place in places.values():
+                held.append(claims.enter_context(claimed(place, "run")))
+
     code = custom_source.texts(own_classes(config.recipe()))
     config = dataclasses.replace(config, family=config.family.resolved())
     prepared = prepare_recipe(config.recipe())
@@ -57,7 +81,7 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
     norm, trained = prepared.problems[Purpose("score")].norm[0], config.norm
     if norm not in ("none", trained):
         log.info("norm is %s in training and %s in the evaluation (evaluation.norm)", trained, norm)
-    folder, saved = choose(config, resume, trial=trial)
+    folder, saved = choose(config, resume, trial=trial, claim=claim)
     plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
     if saved is not None and saved.plan.device == plan.device:
         # whatever there was to choose from then
@@ -71,8 +95,20 @@ def prepare(config: RunConfig, resume: str | None = None, *, trial: bool = False
     learner = Learner(to_device(start, device), config.outer, config.seed)
     notes: dict[str, str] = {}
     if saved is not None:
-        learner.load_state_dict(saved.tensors, saved.scalars)
+        _load(learner, saved)
         notes = dict(saved.notes)
         log.info("resuming %s after %d steps", saved.uri, learner.version)
     folder.create()
-    return Run(config, prepared, plan, folder, learner, notes, code)
+    return Run(config, prepared, plan, folder, learner, notes, code, tuple(held))
+
+
+def _load(learner: Learner, saved: checkpoint.Saved) -> None:
+    try:
+        learner.load_state_dict(saved.tensors, saved.scalars)
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Damaged(
+            f"{saved.uri} is damaged ({reason})", remedy="use another checkpoint"
+        ) from error

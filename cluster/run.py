@@ -14,7 +14,7 @@ from cluster.collector import Interrupted, Requests
 from cluster.config import RunConfig
 from cluster.evaluation import evaluate_all
 from cluster.interrupt import interruptible
-from cluster.output import record
+from cluster.output import record, remove_partials
 from cluster.patience import Patience
 from cluster.pools.opening import open_pool
 from cluster.pools.pool import Pool, Snapshot, WorkersLost
@@ -60,8 +60,12 @@ def train(
     code/. Raises InputError for what the user can fix, and Interrupted, after saving, if somebody
     asks it to stop.
     """
-    with isolated(config.workers.threads), interruptible() as should_stop:
-        run = prepare(config, resume)
+    with (
+        isolated(config.workers.threads),
+        interruptible() as should_stop,
+        ExitStack() as claims,
+    ):
+        run = prepare(config, resume, claims=claims)
         learner, outer = run.learner, config.outer
         try:
             with (
@@ -107,13 +111,16 @@ def learn(
     patience those of the best validation.
     """
     config, learner, outer = run.config, run.learner, run.config.outer
+    root = checkpoints_of(run)
+    remove_partials(run.folder)
     for path in record(run.folder, config, run.code):
         tracker.artifact(path)
-    root = checkpoints_of(run)
     checkpoint.forget_after(root, learner.version)
     meter = Meter(DRIVER_S)
 
     def write_checkpoint(*, best: bool = False) -> None:
+        run.check_claims()
+        synced()  # first: lines up to the checkpoint are not written again
         keep = config.checkpoint.keep
         checkpoint.save(root, config, run.plan, learner, run.notes, keep, best=best)
 
@@ -124,12 +131,13 @@ def learn(
             requests.usage.clear()
 
     line = ProgressLine(config.family.metric, learner.version, outer.steps, outer.tasks_per_step)
-    with metrics_file(run.folder, learner.version) as (rows, write), line.line:
+    with metrics_file(run.folder, learner.version) as (rows, write, synced), line.line:
+        tracker.complete(rows)
         patience = Patience(config.validation.patience, config.family.metric, rows)
 
         def on_step(step: int, metrics: Mapping[str, float]) -> None:
-            write(step, metrics)
-            tracker.log(step, finite(dict(metrics)))
+            at_ms = write(step, metrics)
+            tracker.log(step, finite(dict(metrics)), at_ms)
             measure(step)
             line(step, metrics)
             if patience.note(step, metrics) and config.validation.patience:
@@ -164,7 +172,12 @@ def _result(run: Run, patience: Patience) -> Snapshot:
     if not run.config.validation.patience or patience.best in (None, last.version):
         return last
     uri = checkpoint.best(checkpoints_of(run), patience.best)
-    if uri is None:
+    try:
+        best = checkpoint.load(uri).meta() if uri is not None else None
+    except bundle.Damaged as error:
+        log.warning("%s", error.what)
+        best = None
+    if best is None:
         log.warning(
             "the checkpoint of the best validation, after %d steps, is gone: the last parameters "
             "are evaluated",
@@ -177,7 +190,7 @@ def _result(run: Run, patience: Patience) -> Snapshot:
         run.config.outer.steps,
         patience.best,
     )
-    return Snapshot(patience.best, checkpoint.load(uri).meta())
+    return Snapshot(patience.best, best)
 
 
 def recipe_after(recipe: Recipe, version: int) -> Recipe:

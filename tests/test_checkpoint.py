@@ -4,6 +4,7 @@ saved.
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pyarrow import fs
 from cluster import checkpoint, run
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
-from metatrain import bundle, storage
+from metatrain import bundle, disk, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
 from metatrain.ops.build import KernelsUnavailable
@@ -157,28 +158,140 @@ def test_only_what_is_newer_is_forgotten(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.parametrize("name", sorted(checkpoint.FILES))
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_checkpoint_is_refused(name: str, damage: str, tmp_path: Path) -> None:
-    save_steps(str(tmp_path), [4])
-    path = tmp_path / "step-00000004" / name
+def damage(step: Path, what: str, name: str) -> None:
+    path = step / name
     content = bytearray(path.read_bytes())
-    if damage == "flip":
+    if what == "flipped":
         content[len(content) // 2] ^= 1
+    elif what == "truncated":
+        content = content[:-3]
+    elif what == "emptied":
+        content.clear()
+    elif what == "zeros":
+        content = bytearray(len(content))
+    elif what == "no JSON":
+        content = bytearray(b"[]x")
+    elif what == "deep":
+        content = bytearray(b"[" * 100_000)
+    path.unlink()
+    if what != "removed":
         path.write_bytes(content)
-    elif damage == "truncate":
-        path.write_bytes(content[:-3])
-    else:
-        path.unlink()
-    with pytest.raises(InputError, match=r"step-00000004 is damaged.*use another checkpoint"):
+
+
+DAMAGES = [
+    *((what, name) for name in sorted(checkpoint.FILES) for what in ("flipped", "truncated")),
+    ("removed", "learner.json"),
+    *((what, bundle.MANIFEST) for what in ("emptied", "zeros", "truncated", "no JSON", "deep")),
+]
+# Contents that no checkpoint has, with the checksums that they have.
+JUNK = {
+    "learner.safetensors": [b"", b"\0" * 8, b"\xff" * 100],
+    "learner.json": [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"version": "4"}',
+        b'{"version": -1}',
+        b"[" * 100_000,
+    ],
+    "run.json": [b"5", b"{}", b'{"format": 2}', b'{"format": 2, "plan": {"path": 5}, "notes": {}}'],
+    "config.yaml": [b"", b"\xff", b"a: [", b"name: x", b"5", b"&a [*a]"],
+}
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(("what", "name"), DAMAGES)
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(
+    what: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_steps(str(tmp_path), [3, 4])
+    damage(tmp_path / "step-00000004", what, name)
+    with pytest.raises(bundle.Damaged, match=r"step-00000004 is damaged.*use another checkpoint"):
+        checkpoint.load(f"{tmp_path}/step-00000004")
+    assert checkpoint.load(str(tmp_path)).version == 3
+    (said,) = warnings_of(caplog)
+    assert said.startswith(f"{tmp_path}/step-00000004 is damaged")
+    assert said.endswith("; the one after 3 steps is used")
+    damage(tmp_path / "step-00000003", what, name)
+    with pytest.raises(bundle.Damaged, match="step-00000004 is damaged"):
         checkpoint.load(str(tmp_path))
 
 
-def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
-    save_steps(str(tmp_path), [4])
-    (tmp_path / "step-00000004" / bundle.MANIFEST).write_text("[]x")
-    with pytest.raises(InputError, match="is damaged"):
-        checkpoint.load(str(tmp_path))
+@pytest.mark.parametrize("name", JUNK)
+def test_contents_that_are_not_a_checkpoints_are_damage_whatever_their_checksum(
+    name: str, tmp_path: Path
+) -> None:
+    save_steps(str(tmp_path), [3, 4])
+    step = f"{tmp_path}/step-00000004"
+    files = bundle.read_directory(step)
+    for content in JUNK[name]:
+        bundle.write_directory(step, files | {name: content})
+        with pytest.raises(bundle.Damaged):
+            checkpoint.load(step)
+        assert checkpoint.load(str(tmp_path)).version == 3
+
+
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one_to_the_same_bits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = {"outer__steps": 6, "checkpoint__every_steps": 2, "evaluation__tasks": 7}
+    expected, _ = run.train(config(SINUSOID, output=str(tmp_path / "whole"), **schedule))
+    settings = config(SINUSOID, output=str(tmp_path / "run"), **schedule)
+    run.train(config(SINUSOID, output=str(tmp_path / "run"), **schedule | {"outer__steps": 4}))
+    root = tmp_path / "run" / "checkpoints"
+    damage(root / "step-00000004", "flipped", "learner.safetensors")
+    half = root / "step-00000003"
+    half.mkdir()
+    (half / "learner.json.partial").write_text("{")
+    (tmp_path / "run" / "metrics.jsonl.partial").write_text("{")
+    (tmp_path / "run" / "notes.partial").write_text("mine")
+    folder, _ = run.train(settings, resume="auto")
+    assert len(warnings_of(caplog)) == 1
+    for name, p in parameters(Path(str(expected))).items():
+        assert torch.equal(p, parameters(Path(str(folder)))[name]), name
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000004", "step-00000006"]
+    left = [path.name for path in (tmp_path / "run").rglob("*.partial")]
+    assert left == ["notes.partial"]  # which is no file of a run's
+
+
+class Full:
+    """A disk with room for so many bytes in a folder."""
+
+    def __init__(self, root: Path, size: float) -> None:
+        self.root, self.size = root, size
+
+    def put(self, path: Path, data: bytes) -> None:
+        held = sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file())
+        room = max(0, int(self.size - held))
+        path.write_bytes(data[:room])
+        if len(data) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("room", "left"), [(2.5, [2, 3]), (1.5, [2]), (0.5, [2])])
+def test_a_full_disk_costs_the_oldest_of_several_checkpoints_once(
+    room: float,
+    left: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    save_steps(str(tmp_path), [1, 2])
+    size = sum(p.stat().st_size for p in (tmp_path / "step-00000001").iterdir())
+    monkeypatch.setattr(disk, "put", Full(tmp_path, room * size).put)
+    if left == [2, 3]:
+        save_steps(str(tmp_path), [3])
+    for _ in range(0 if left == [2, 3] else 2):  # the last one stays, whatever happens
+        with pytest.raises(InputError, match="No space left on device"):
+            save_steps(str(tmp_path), [3], keep=1)
+    (said,) = warnings_of(caplog)
+    assert said.endswith(f"{tmp_path}/step-00000001 is removed to make room")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{v:08d}" for v in left]
+    assert checkpoint.load(str(tmp_path)).version == left[-1]
 
 
 def test_a_folder_without_a_checkpoint_says_so(tmp_path: Path) -> None:

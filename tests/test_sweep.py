@@ -25,6 +25,7 @@ from cases import SINUSOID
 from services import command, store, until
 
 from cluster import checkpoint, run
+from cluster.claim import claimed
 from cluster.config import RunConfig
 from cluster.jobs.job import JOB, JOB_CPUS
 from metatrain import schema, storage
@@ -411,7 +412,7 @@ def test_a_sweep_with_a_scheduler_goes_on_where_it_was(
 def test_one_folder_has_one_sweep_at_a_time(tmp_path: Path) -> None:
     search = load(tmp_path)
     with (
-        sweep._alone(search),
+        claimed(str(search.folder), "sweep"),
         pytest.raises(InputError, match="another process works on the sweep in"),
     ):
         sweep.start(search)

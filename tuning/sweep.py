@@ -11,18 +11,13 @@ state of its schedulers.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
 import json
 import logging
 import os
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from cluster.claim import LEASE, LOCK, claimed
 from cluster.collector import Interrupted
 from cluster.interrupt import interruptible
 from cluster.pools.ray_connection import connected
@@ -69,7 +64,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
     # The function API has no way to do what Tune recommends there.
     warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)
     code = own_code(search.base)
-    with interruptible() as should_stop, connected(address, code), _alone(search):
+    with interruptible() as should_stop, connected(address, code), claimed(str(folder), "sweep"):
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Watch reports failures
         with awaiting("starting the sweep"):
@@ -143,33 +138,10 @@ def _check_folder(search: Search, resume: str | None) -> None:
         )
     elif storage.is_file(str(folder)):
         raise InputError(f"{folder} is a file", remedy="give the sweep a folder as output")
-    elif storage.listing(str(folder)):
+    elif any(info.base_name not in (LOCK, LEASE) for info in storage.listing(str(folder))):
         raise InputError(f"{folder} is not empty and holds no sweep", remedy="give another output")
     elif resume:
         log.info("there is nothing to resume in %s: starting a new sweep", folder)
-
-
-@contextmanager
-def _alone(search: Search) -> Iterator[None]:
-    """Refuse a folder in which another process works."""
-    uri = str(search.folder)
-    if storage.is_remote(uri):  # storages have no locks: this one is for this machine only
-        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"metatrain-{name}.lock"
-    else:
-        path = Path(uri).with_name(f".{Path(uri).name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"another process works on the sweep in {uri}", remedy="wait for it, or stop it"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _open(search: Search) -> Journal:

@@ -1,15 +1,20 @@
-"""metrics.jsonl: what a run measured, one line for each outer step."""
+"""metrics.jsonl: what a run measured and when, one line for each outer step."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.output import whole_lines
+from metatrain import disk
+from metatrain.core import InputError
 from metatrain.plain import to_json
 from metatrain.storage import Folder
 
@@ -17,10 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile(NamedTuple):
-    """A run's metrics.jsonl: what it held up to the run's checkpoint, and how to add a line."""
+    """A run's metrics.jsonl: what it held up to the run's checkpoint, and how to add to it."""
 
     rows: list[dict[str, Any]]
-    write: Callable[[int, Mapping[str, float]], None]
+    write: Callable[[int, Mapping[str, float]], int]  # returns the time of the line, at_ms
+    sync: Callable[[], None]  # wait until all lines are on the disk
 
 
 @contextmanager
@@ -32,15 +38,33 @@ def metrics_file(folder: Folder, version: int) -> Iterator[MetricsFile]:
     missing = set(range(1, version + 1)) - {step for step, _ in kept}
     if missing:
         log.warning("%s lacks %d of the %d outer steps before", path, len(missing), version)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(f"{line}\n" for _, line in kept))
-    temporary.replace(path)
-    with path.open("a", buffering=1) as file:
+    with _said(path):
+        disk.write(path, "".join(f"{line}\n" for _, line in kept).encode())
+    with path.open("ab", buffering=0) as file:
 
-        def write(step: int, metrics: Mapping[str, float]) -> None:
-            file.write(to_json({"step": step, **metrics}) + "\n")
+        def write(step: int, metrics: Mapping[str, float]) -> int:
+            at_ms = int(time.time() * 1000)
+            line = f"{to_json({'step': step, 'at_ms': at_ms, **metrics})}\n".encode()
+            with _said(path):
+                if file.write(line) < len(line):  # as much as there was room for
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return at_ms
 
-        yield MetricsFile([json.loads(line) for _, line in kept], write)
+        def sync() -> None:
+            with _said(path):
+                os.fsync(file.fileno())
+
+        yield MetricsFile([json.loads(line) for _, line in kept], write, sync)
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path} ({error.strerror})", remedy="make room on its disk"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

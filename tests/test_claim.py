@@ -1,0 +1,143 @@
+"""A folder has one process at a time that works in it, and a run notices if it loses its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from cases import SINUSOID, config
+from services import S3
+
+from cluster import checkpoint, claim, loop, run
+from cluster.claim import claimed
+from cluster.collector import Requests
+from cluster.pools.local_pool import LocalPool
+from cluster.tracking.tracker import NoTracker
+from metatrain import schema, storage
+from metatrain.core import InputError
+
+
+def test_a_folder_has_one_process_at_a_time_and_nothing_of_it_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with claimed(str(folder), "run") as check:
+        with (
+            pytest.raises(
+                InputError, match=r"another process \(process \d+ on .*\) works on the run"
+            ),
+            claimed(f"file://{folder}", "run"),
+        ):
+            pass
+        check()
+    assert not (tmp_path / "new").exists()
+    folder.mkdir(parents=True)
+    (folder / "x").write_text("mine")
+    for _ in range(2):
+        with claimed(str(folder), "run"):
+            pass
+    assert [path.name for path in folder.iterdir()] == ["x"]
+
+
+@pytest.mark.ray  # it starts another Python
+def test_a_run_has_one_driver_and_its_death_frees_the_run(tmp_path: Path) -> None:
+    endless = config(
+        SINUSOID, output=str(tmp_path / "run"), outer__steps=10**6, checkpoint__every_steps=3
+    )
+    code = (
+        "import json, sys\n"
+        "from cluster import run\n"
+        "from cluster.config import RunConfig\n"
+        "from metatrain import schema\n"
+        "run.train(schema.parse(RunConfig, json.loads(sys.argv[1]), 'test'), resume='auto')\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(schema.dump(endless))], stderr=subprocess.DEVNULL
+    )
+    try:
+        while checkpoint.latest(f"{tmp_path}/run/checkpoints") is None:
+            assert first.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(InputError, match=r"another process .* works on the run in"):
+            run.train(endless, resume="auto")
+        elsewhere = config(
+            SINUSOID, output=str(tmp_path / "other"), checkpoint__uri=f"{tmp_path}/run"
+        )
+        with pytest.raises(InputError, match=r"another process .* works on the run in"):
+            run.train(elsewhere)
+        assert not (tmp_path / "other").exists()
+    finally:
+        first.kill()
+        first.wait()
+    with ExitStack() as claims:
+        assert run.prepare(endless, "auto", claims=claims).learner.version % 3 == 0
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_run_whose_folder_is_removed_ends_at_its_next_checkpoint(
+    replaced: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings = config(SINUSOID, output=str(folder), outer__steps=9, checkpoint__every_steps=2)
+    made: list[int] = []
+
+    def on_step(step: int, metrics: loop.Metrics) -> None:
+        made.append(step)
+        if step == 3:
+            shutil.rmtree(folder)
+            if replaced:
+                folder.mkdir()
+
+    with ExitStack() as claims:
+        ready = run.prepare(settings, claims=claims)
+        pool = LocalPool(ready.prepared, ready.plan)
+        hooks = loop.Hooks(on_step, lambda: None)
+        with pytest.raises(InputError, match="run was removed or replaced while its run was under"):
+            run.learn(ready, pool, Requests(pool, lambda: False), NoTracker(), [hooks])
+    assert made == [1, 2, 3, 4]
+    assert folder.exists() == replaced
+    assert not list(folder.glob("*"))  # they are the next run's
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "RENEWED_S", 0.05)
+    monkeypatch.setattr(claim, "EXPIRES_S", 1)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_storage_has_one_process_at_a_time_by_its_lease(s3: S3) -> None:
+    where = "s3://bucket/claims/run"
+    lease = f"{where}/{claim.LEASE}"
+    with claimed(where, "sweep") as check:
+        check()
+        with (
+            pytest.raises(
+                InputError, match=r"another process \(process \d+ on .*works on the sweep"
+            ),
+            claimed(where, "sweep"),
+        ):
+            pass
+    assert storage.listing(where) == []
+    for dead in (b'{"id": "x", "holder": "process 7 on moon"}', b"[]"):
+        storage.write(lease, dead)
+        with claimed(where, "run"):  # after a wait: nobody renews it
+            pass
+        assert storage.listing(where) == []
+    with claimed(where, "run") as check:
+        other = json.dumps({"id": "y", "holder": "process 7 on moon"}).encode()
+        storage.write(lease, other)  # by one that was away for longer than a lease lasts
+        with pytest.raises(
+            InputError, match=r"another process .process 7 on moon. works on the run"
+        ):
+            check()
+    assert storage.read(lease) == other
+    storage.remove(lease)
+    with claimed(where, "run") as check:
+        storage.remove(lease)
+        with pytest.raises(InputError, match="claims/run was removed while its run was under way"):
+            check()
