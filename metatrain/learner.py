@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from metatrain import aggregation
+from metatrain import aggregation, outer_optimizer
 from metatrain.aggregation import Mean, Private, norm_of
 from metatrain.bounds import EXAMPLES, RATE, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
@@ -122,30 +122,9 @@ class Learner:
                 "aggregate private does not bound what a task adds to running statistics",
                 remedy="set norm to another one than running",
             )
-        groups = self._groups()
-        try:
-            self._optimizer = getattr(torch.optim, outer.optimizer)(
-                groups, lr=outer.lr, **outer.options
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"torch.optim.{outer.optimizer} refuses outer.options or outer.groups ({error})",
-                remedy="fix them",
-            ) from error
-        for pattern, options in outer.groups.items():
-            unknown = options.keys() - self._optimizer.defaults.keys()
-            lr = options.get("lr", outer.lr)
-            if unknown or not (isinstance(lr, int | float) and lr >= 0):
-                wrong = (
-                    f"{sorted(unknown)[0]}, which is none of its options"
-                    if unknown
-                    else f"lr = {lr}"
-                )
-                known = ", ".join(self._optimizer.defaults)
-                raise InputError(
-                    f"outer.groups.{pattern} gives {outer.optimizer} {wrong}",
-                    remedy=f"choose from its options: {known}",
-                )
+        self._optimizer = outer_optimizer.build(
+            outer.optimizer, outer.lr, outer.options, self._groups(), outer.groups
+        )
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
 
     def apply(self, updates: Sequence[Update]) -> Applied:

@@ -1,0 +1,60 @@
+"""The optimizer of the outer loop, tried before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from metatrain.bounds import RATE
+from metatrain.core import InputError
+
+
+def build(
+    name: str,
+    lr: float,
+    options: Mapping[str, Any],
+    groups: Sequence[dict[str, Any]],
+    patterns: Mapping[str, Mapping[str, Any]],
+) -> torch.optim.Optimizer:
+    """Build a class of torch.optim for groups of parameters.
+
+    patterns: pattern -> options, from which the groups were made.
+
+    Raises InputError if it refuses its options, or cannot take a step with them.
+    """
+    try:
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, lr=lr, **options)
+        _try(getattr(torch.optim, name), lr, options, groups)
+    except Exception as error:  # each class of torch.optim raises what it likes
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            f"torch.optim.{name} refuses outer.options or outer.groups ({reason})",
+            remedy="fix them",
+        ) from error
+    for pattern, changed in patterns.items():
+        unknown = sorted(changed.keys() - optimizer.defaults.keys())
+        rate = changed.get("lr", lr)
+        if unknown or not (isinstance(rate, int | float) and 0 <= rate <= RATE):
+            wrong = f"{unknown[0]}, which is none of its options" if unknown else f"lr = {rate}"
+            raise InputError(
+                f"outer.groups.{pattern} gives {name} {wrong}",
+                remedy=f"choose from its options: {', '.join(optimizer.defaults)}",
+            )
+    return optimizer
+
+
+def _try(
+    kind: Any, lr: float, options: Mapping[str, Any], groups: Sequence[dict[str, Any]]
+) -> None:
+    """Take two steps with a small parameter of each group: some options fail only then."""
+    small = []
+    for group in groups:
+        p = torch.zeros_like(group["params"][0].flatten()[:1])
+        p = p.reshape([1] * group["params"][0].dim()).requires_grad_()
+        p.grad = torch.zeros_like(p)
+        small.append({**group, "params": [p]})
+    optimizer = kind(small, lr=lr, **options)
+    optimizer.step()
+    optimizer.step()  # momentum counts from here
