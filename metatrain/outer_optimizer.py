@@ -48,13 +48,11 @@ def build(
 def _try(
     kind: Any, lr: float, options: Mapping[str, Any], groups: Sequence[dict[str, Any]]
 ) -> None:
-    """Take two steps with a small parameter of each group: some options fail only then."""
+    """Take a step with a small parameter of each group: some options fail only then."""
     small = []
     for group in groups:
         p = torch.zeros_like(group["params"][0].flatten()[:1])
         p = p.reshape([1] * group["params"][0].dim()).requires_grad_()
         p.grad = torch.zeros_like(p)
         small.append({**group, "params": [p]})
-    optimizer = kind(small, lr=lr, **options)
-    optimizer.step()
-    optimizer.step()  # momentum counts from here
+    kind(small, lr=lr, **options).step()

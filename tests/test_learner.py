@@ -168,7 +168,6 @@ def test_updates_are_not_changed() -> None:
         ({"optimizer": "SparseAdam"}, "SparseAdam refuses"),
         ({"optimizer": "Adam", "options": {"betas": (0.9,)}}, "Adam refuses"),
         ({"optimizer": "Adam", "options": {"foreach": True, "fused": True}}, "Adam refuses"),
-        ({"options": {"momentum": 1e300}}, "SGD refuses .*overflow"),
         ({"groups": {"head.*": {"lr": 1.0}}}, "matches no parameter"),
         (
             {"groups": {"algorithm.*": {"lrr": 1.0}}},
