@@ -219,6 +219,25 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
             {"space": {"outer.clip_norm": {"integers": [1, math.inf]}}},
             r"integers is \[1, inf\], expected \[low, high\]$",
         ),
+        (
+            {"space": {"seed": {"integers": [0, 2**63]}}},
+            r"integers is \[0, \d+\], expected \[low, high\] of numbers up to 2\^53",
+        ),
+        (
+            {"space": {"outer.lr": {"uniform": [-1e308, 1e308]}}},
+            "of numbers up to 1e\\+30",
+        ),
+        ({"space": {"outer.lr": {"choice": [0.1] * 201}}}, "of at most 200 values"),
+        (
+            {
+                "search": "grid",
+                "budget": {},
+                "space": {
+                    key: {"grid": list(range(1, 102))} for key in ("outer.lr", "outer.clip_norm")
+                },
+            },
+            "the grid has 10201 points, expected at most 10,000",
+        ),
         ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"set": {"outer.lr": 0.1}}, "outer.lr is in set and in space of"),
         ({"space": {"algorithm.inner_steps": {"uniform": [1, 3]}}}, "expected a valid integer"),

@@ -16,6 +16,8 @@ from metatrain.bounds import SEED, STEPS, bounded, check_bounds
 from metatrain.core import InputError
 from metatrain.recipe import check_name
 
+MOST_TRIALS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -23,7 +25,7 @@ class Budget:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    trials: int | None = bounded(None, least=1, most=100_000)
+    trials: int | None = bounded(None, least=1, most=MOST_TRIALS)
     """How many trials a sweep makes; a grid makes one for each of its points."""
     steps: int | None = bounded(None, least=1, most=STEPS)
     """Outer steps of each trial; `null`: those of the recipe."""

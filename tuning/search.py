@@ -21,9 +21,10 @@ from metatrain.metrics import Better
 from metatrain.start import check_fit, prepare
 from metatrain.storage import Folder
 from tuning import config
-from tuning.config import ASHA, PBT, Budget, Sweep
+from tuning.config import ASHA, MOST_TRIALS, PBT, Budget, Sweep
 from tuning.space import Domain, Values, fitted, plain, read_domain
 
+MOST_KEYS = 50
 SHARED = {  # the same for all trials
     "name",
     "evaluation",
@@ -88,6 +89,8 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
     saved = dataclasses.replace(base.checkpoint, every_steps=base.validation.every_steps)
     base = dataclasses.replace(base, checkpoint=saved, family=base.family.resolved())
     space = {key: read_domain(key, given) for key, given in config.searched(sweep.space)}
+    if len(space) > MOST_KEYS:
+        raise InputError(f"{path} searches {len(space)} keys", expected=f"at most {MOST_KEYS}")
     if not space:
         raise InputError(
             f"{path} searches nothing", remedy="name keys in space, such as algorithm.inner_lr"
@@ -137,6 +140,12 @@ def _trials(sweep: Sweep, space: Mapping[str, Domain]) -> int:
                 remedy="list its values as {grid: [...]}, or leave search out",
             )
         points = math.prod(len(domain.values) for domain in space.values())
+        if points > MOST_TRIALS:
+            raise InputError(
+                f"the grid has {points} points",
+                expected=f"at most {MOST_TRIALS:,}",
+                remedy="list fewer values, or set search to random",
+            )
         if sweep.budget.trials not in (None, points):
             raise InputError(
                 f"budget.trials is {sweep.budget.trials}, and the grid has {points} points",

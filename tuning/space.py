@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain as TuneDomain
 
+from metatrain.bounds import RATE
 from metatrain.core import InputError
 
 Values = dict[str, Any]  # dotted key -> value: what a trial has of its own
@@ -21,6 +22,8 @@ Kind = Literal["uniform", "loguniform", "quantised", "integers", "choice", "grid
 LISTED = ("choice", "grid")
 BOUNDS = {"uniform": "[low, high]", "loguniform": "[low, high]", "integers": "[low, high]"}
 BOUNDS |= {"quantised": "[low, high, step]", "choice": "[a, b, ...]", "grid": "[a, b, ...]"}
+MOST_VALUES = 200  # that are listed: each is tried out before a sweep starts
+MOST_INTEGER = 2**53  # above it floats skip some
 
 
 class Domain(NamedTuple):
@@ -90,6 +93,8 @@ def read_domain(key: str, given: Any) -> Domain:
 
     if not isinstance(values, list) or not values:
         raise refused()
+    if len(values) > MOST_VALUES:
+        raise refused(f" of at most {MOST_VALUES} values")
     if kind in LISTED:
         return Domain(kind, tuple(values))
     try:
@@ -98,6 +103,9 @@ def read_domain(key: str, given: Any) -> Domain:
         raise refused() from None
     if len(numbers) != BOUNDS[kind].count(",") + 1 or not all(map(math.isfinite, numbers)):
         raise refused()
+    if max(map(abs, numbers)) > (MOST_INTEGER if kind == "integers" else RATE):
+        most = "2^53" if kind == "integers" else f"{RATE:g}"
+        raise refused(f" of numbers up to {most}")
     if not numbers[0] < numbers[1]:
         raise refused(" with low < high")
     if kind == "loguniform" and numbers[0] <= 0:
@@ -111,7 +119,7 @@ def read_domain(key: str, given: Any) -> Domain:
     made = Domain(kind, tuple(numbers))
     try:
         made.for_tune()
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise refused(" with low and high that are multiples of step") from error
     return made
 
