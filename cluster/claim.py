@@ -193,5 +193,5 @@ def _read(place: str) -> dict[str, object] | None:
 def _refused(uri: str, what: str, holder: str) -> InputError:
     who = f" ({holder})" if holder else ""
     return InputError(
-        f"another process{who} works on the {what} in {uri}", remedy="wait for it, or stop it"
+        f"another process works on the {what} in {uri}{who}", remedy="wait for it, or stop it"
     )
