@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, GLYPHS, SINUSOID, config
-from services import until
+from services import free_port, until
 
 from cluster import loop, policy
 from cluster.collector import Requests
 from cluster.config import RunConfig
 from cluster.jobs.job import JOB_CPUS
+from cluster.pools import ray_head
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Contribution, Pool, Snapshot, WorkersLost
 from cluster.workers.layout import Layout
@@ -538,5 +539,42 @@ def test_a_slow_worker_gets_no_tickets_that_others_answer_sooner() -> None:
         assert answered(settings, requests, range(6, 10))["worker-0"] <= 2
         assert requests.repeated
         assert requests.lost == requests.replaced == 0
+    finally:
+        pool.close()
+
+
+def test_a_head_that_is_gone_ends_the_run_in_a_sentence_and_one_that_is_back_does_not() -> None:
+    """Ray would end this process a minute later, without a word."""
+    head, port = ray_head.Head(), free_port()
+    real, now = head._address, time.monotonic()
+    assert head.answers(now + ray_head.CHECK_S)
+    head._address = ("127.0.0.1", port)
+    assert not head.answers(now + 2 * ray_head.CHECK_S)
+    assert not head.answers(now + 2 * ray_head.CHECK_S)  # asked just before
+    head._address = real
+    assert head.answers(now + 3 * ray_head.CHECK_S)
+    head._address = ("127.0.0.1", port)
+    with pytest.raises(WorkersLost, match=f"head of the Ray cluster at 127.0.0.1:{port} has not"):
+        head.answers(now + 4 * ray_head.CHECK_S + ray_head.GONE_S)
+
+
+def test_a_node_that_is_about_to_end_gets_no_tickets_if_others_do_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray._private import state
+
+    pool = shared(config(SINUSOID), 2)
+    try:
+        until(lambda: pool.next(0.2) is None and len(pool._alive()) == 2)
+        leaving, staying = pool._actors
+        leaving.here = leaving.here._replace(node="ab" * 28)  # as if on a node of its own
+        monkeypatch.setattr(state.state, "get_draining_nodes", lambda: {leaving.here.node: 0})
+        pool._head.answers(time.monotonic() + 2 * ray_head.DRAIN_S)
+        assert "node ababab is about to end: it gets no new tickets" in caplog.text
+        assert pool.status().leaving == 1
+        assert pool._free() == [staying]
+        staying.alive = False
+        assert pool._free() == [leaving]  # better than nobody
+        staying.alive = True
     finally:
         pool.close()

@@ -33,10 +33,13 @@ class Head:
         self._answered = self._checked = self._asked = time.monotonic()
         self._ending: set[str] = set()  # nodes
 
-    def check(self, now: float) -> None:
-        """Raise WorkersLost if the head has not answered for too long."""
+    def answers(self, now: float) -> bool:
+        """Whether the head answered when it was last looked at.
+
+        Raises WorkersLost if it has not answered for too long.
+        """
         if now - self._checked < CHECK_S:
-            return
+            return self._answered >= self._checked
         self._checked = now
         try:
             socket.create_connection(self._address, timeout=CHECK_S).close()
@@ -48,13 +51,18 @@ class Head:
                     f"the head of the Ray cluster at {host}:{port} has not answered for "
                     f"{now - self._answered:.0f} s ({error})"
                 ) from error
-            return
+            return False
         if now - self._asked >= DRAIN_S:
             self._asked = now
-            ending = set(state.state.get_draining_nodes())
+            try:
+                ending = set(state.state.get_draining_nodes())
+            except Exception as error:  # a cluster that does not say so can be computed on
+                log.debug("the head does not say which nodes are about to end: %s", error)
+                return True
             for node in ending - self._ending:
                 log.warning("node %s is about to end: it gets no new tickets", node[:6])
             self._ending = ending
+        return True
 
     def ends(self, here: Here | None) -> bool:
         """Whether the node of a worker is about to end."""

@@ -136,9 +136,8 @@ class RayPool:
 
     def next(self, timeout_s: float) -> Contribution | Failure | None:
         now = time.monotonic()
-        if now >= self._ask_s:
+        if self._head.answers(now) and now >= self._ask_s:
             self._say_who_waits()
-        self._head.check(now)
         if now - self._polled > AWAY_S:
             for actor in self._actors:
                 actor.since = now
