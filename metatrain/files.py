@@ -6,11 +6,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
-def opened(path: str | os.PathLike[str], most: int, *, follow: bool = True) -> BinaryIO:
+def opened(path: str | os.PathLike[str], most: int, *, follow: bool = True) -> BufferedReader:
     """Open a regular file to read; OSError if it is none, or has more than `most` bytes.
 
     A pipe would block whoever opens it, and a device need not end.

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import mutations
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from services import command
 
 from metatrain import files
-from metatrain.core import InputError
-from metatrain.data import omniglot
+from metatrain.core import InputError, Split
+from metatrain.data import omniglot, remote
 from metatrain.data.folders import labelled_files, read_folder
+from metatrain.data.images import ImageStore, duplicates, twins
 from metatrain.data.pixels import stack
+from metatrain.tasks import FewShot
 
 
 def png(width: int = 20, height: int = 20, mode: str = "L") -> bytes:
@@ -29,7 +37,7 @@ def album(folder: Path) -> Path:
     """Four classes of two images."""
     for i in range(8):
         path = folder / f"kind {i // 2}" / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(20 + i))
     return folder
 
@@ -124,12 +132,95 @@ def test_whatever_bytes_of_an_archive_are_wrong_is_one_sentence(tmp_path: Path) 
             omniglot.read(tmp_path)
 
 
-def test_no_program_is_run_for_a_drawing_of_omniglot(tmp_path: Path) -> None:
+def test_no_program_is_run_for_a_drawing_of_omniglot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(omniglot, "CHARACTERS", {"images_background": 2, "images_evaluation": 1})
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
     for part, characters in omniglot.CHARACTERS.items():
-        drawings = {
-            f"{part}/Greek/c{i:03d}/{j:02d}.png": j for i in range(characters) for j in range(20)
-        }
-        archive(tmp_path / f"{part}.zip", dict.fromkeys(drawings, program))
-    with pytest.raises(InputError, match=r"Greek/c000/00\.png .*not one of BMP, GIF"):
+        names = [f"{part}/Greek/c{i}/{j:02d}.png" for i in range(characters) for j in range(20)]
+        archive(tmp_path / f"{part}.zip", dict.fromkeys(names, program))
+    with pytest.raises(InputError, match=r"Greek/c0/00\.png .*not one of BMP, GIF"):
         omniglot.read(tmp_path)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a data set of 8 images."""
+    monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path / "cache"))
+    read_folder("small", album(tmp_path / "photos"))[0].save()
+    return tmp_path / "cache" / "small"
+
+
+def used(name: str) -> None:
+    """Do with a data set what a run and the commands do."""
+    store = ImageStore.open(name)
+    duplicates(store, store.scheme(None))
+    twins(store)
+    assert store._repr_html_()
+    family = FewShot(data=name, ways=2)
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    for split in splits:
+        with suppress(InputError):
+            family.check(split)
+            family.sample(torch.Generator().manual_seed(0), 2, split)
+    family.resolved()
+
+
+def test_a_data_set_whose_checksum_fits_is_right_or_refused_in_a_sentence(small: Path) -> None:
+    used("small")
+    refused = 0
+    for seed in range(200):
+        mutations.data_set(small, small.with_name("bad"), random.Random(seed))
+        try:
+            used("bad")
+        except InputError:
+            refused += 1
+    assert 100 < refused < 190  # bytes of pixels and names may be others
+
+
+@pytest.mark.parametrize("planted", ["images.arrow", "manifest.json"])
+def test_a_data_set_of_a_pipe_or_a_link_is_refused_and_imported_again(
+    planted: str, small: Path
+) -> None:
+    data = (small / planted).read_bytes()
+    for kind in ("pipe", "link", "empty"):
+        (small / planted).unlink()
+        if kind == "pipe":
+            os.mkfifo(small / planted)
+        elif kind == "link":
+            (small.parent / "else").write_bytes(data)
+            (small / planted).symlink_to(small.parent / "else")
+        else:
+            (small / planted).touch()
+        with pytest.raises(
+            InputError, match=f"{planted} .*run `metatrain data import small` again"
+        ):
+            ImageStore.open("small")
+        assert "again" in command("data", "list").stdout
+        read_folder("small", small.parents[1] / "photos")[0].save()
+        used("small")
+
+
+def test_a_fetch_writes_through_no_link(small: Path, tmp_path: Path) -> None:
+    remote.push(ImageStore.open("small"), str(tmp_path / "pushed"))
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "victims").mkdir()
+    folder = remote.fetch(str(tmp_path / "pushed"))
+    shutil.rmtree(folder)
+    lock, partial = (folder.with_name(f".{folder.name}.{end}") for end in ("lock", "partial"))
+    lock.unlink()
+    lock.symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic link"):
+        remote.fetch(str(tmp_path / "pushed"))
+    lock.unlink()
+    partial.symlink_to(tmp_path / "victims")
+    with pytest.raises(InputError, match="is not what a fetch left: remove it"):
+        remote.fetch(str(tmp_path / "pushed"))
+    partial.unlink()
+    partial.mkdir()
+    (partial / "images.arrow").symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match="is not what a fetch left: remove it"):
+        remote.fetch(str(tmp_path / "pushed"))
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not list((tmp_path / "victims").iterdir())

@@ -236,4 +236,4 @@ def _is_coloured(image: Image.Image) -> bool:
     red, green, blue = image.convert("RGB").split()
     most = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     least = ImageChops.darker(ImageChops.darker(red, green), blue)
-    return int(np.max(ImageChops.difference(most, least))) > GREY
+    return int(np.asarray(ImageChops.difference(most, least)).max()) > GREY

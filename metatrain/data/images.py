@@ -14,46 +14,25 @@ import io
 import json
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
 
 from metatrain import yaml_reader
-from metatrain.awaiting import reading
-from metatrain.core import InputError, Split
+from metatrain.core import InputError
+from metatrain.data import stored
 from metatrain.data.pixels import Depth
+from metatrain.data.stored import FORMAT
+from metatrain.data.stored import Rotations as Rotations
+from metatrain.data.stored import Scheme as Scheme
 from metatrain.storage import cache
 
-FORMAT = 2  # of the files; another one is imported again
 SHOWN = 10  # classes in a notebook
-Rotations = Literal["none", "per-task", "classes"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
-    """A named, class-disjoint division into splits.
-
-    `rotations` says what turns by 90, 180 and 270 degrees are in each split: not used ("none"), one
-    drawn for each class of a task ("per-task"), or classes of their own ("classes").
-    """
-
-    name: str
-    classes: dict[Split, list[int]]
-    rotations: dict[Split, Rotations]
-
-    def __post_init__(self) -> None:
-        seen = [c for members in self.classes.values() for c in members]
-        if len(seen) != len(set(seen)):
-            remedy = "leave every class in one split"
-            raise InputError(f"the splits {self.name!r} share classes", remedy=remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,38 +127,16 @@ class ImageStore:
     @classmethod
     def read(cls, name: str, folder: Path, again: str) -> ImageStore:
         """Verify and memory-map the data set in a folder; `again` says how to get it again."""
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest.get("format") != FORMAT:
-            raise InputError(f"{folder} was written by another version", remedy=again)
-        path = folder / "images.arrow"
-        with reading(f"the data set {name}", manifest["bytes"]):
-            if (
-                not path.exists()
-                or path.stat().st_size != manifest["bytes"]
-                or _sha256(path) != manifest["sha256"]
-            ):
-                raise InputError(f"{path} is not what was imported", remedy=again)
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        header = json.loads(batch.schema.metadata[b"metatrain"])
-        sizes = torch.tensor(header["sizes"])
-        pixels = np.frombuffer(batch.column("pixels").buffers()[1], dtype=np.uint8)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*not writable.*")  # nothing writes to it
-            images = torch.from_numpy(pixels).view(-1, *header["shape"])
-        if len(images) != sizes.sum() or [len(images), len(sizes)] != [
-            manifest["images"],
-            manifest["classes"],
-        ]:
-            raise InputError(f"{path} has other counts than its manifest", remedy=again)
+        manifest, header, images = stored.load(name, folder, again)
         return cls(
             name=name,
             images=images,
-            class_names=header["class_names"],
-            sizes=sizes,
-            schemes=[Scheme(**scheme) for scheme in header["schemes"]],
-            synthetic=header["synthetic"],
-            checksum=manifest["content"],
-            bits=header.get("bits"),
+            class_names=header.class_names,
+            sizes=torch.tensor(header.sizes),
+            schemes=header.schemes,
+            synthetic=header.synthetic,
+            checksum=manifest.content,
+            bits=header.bits,
         )
 
     def save(self) -> Path:
@@ -275,8 +232,10 @@ def folder_of(name: str) -> Path:
 
 def checksum_of(name: str) -> str | None:
     """Return the recorded checksum of an imported data set's content; None if there is none."""
-    manifest = folder_of(name) / "manifest.json"
-    return str(json.loads(manifest.read_text()).get("content")) if manifest.exists() else None
+    try:
+        return stored.manifest_of(folder_of(name), "import it again").content
+    except InputError:
+        return None
 
 
 def _sha256(path: Path) -> str:

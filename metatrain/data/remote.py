@@ -6,20 +6,16 @@ The processes of a machine memory-map the copy.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from pyarrow import fs
 
-from metatrain import storage
+from metatrain import files, storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.data import images
+from metatrain.data.stored import Manifest, parsed_manifest
 
 CHUNK = 8 << 20  # bytes asked for at once
 
@@ -38,15 +34,16 @@ def fetch(uri: str, checksum: str | None = None) -> Path:
     One process of a machine copies, and the others wait. An interrupted copy is resumed. Raises
     InputError if what came is not what was stored.
     """
-    uri = uri.rstrip("/")
+    uri = storage.checked(uri)
     name = Path(uri).name
     if checksum is not None and _is_whole(_place(name, checksum)):
         return _place(name, checksum)
-    stored = _stored(uri)
-    folder = _place(name, stored.content)
-    with _alone(folder):
+    data, manifest = _stored(uri)
+    folder = _place(name, manifest.content)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder.with_name(f".{folder.name}.lock")):
         if not _is_whole(folder):
-            _copy(uri, folder, stored)
+            _copy(uri, folder, data, manifest)
     return folder
 
 
@@ -61,7 +58,7 @@ def push(store: images.ImageStore, uri: str) -> None:
     local = isinstance(system, fs.LocalFileSystem)
     if local:
         path = uri = str(Path(path).resolve())
-    uri, path = uri.rstrip("/"), path.rstrip("/")
+    uri, path = uri.rstrip("/") or "/", path.rstrip("/")
     _check_target(uri, Path(path) if local else None, folder)
     # A storage shows a file only once it is whole.
     arriving = f"{path}/images.arrow.partial" if local else f"{path}/images.arrow"
@@ -112,65 +109,47 @@ def _is_whole(folder: Path) -> bool:
     return (folder / "manifest.json").exists()
 
 
-class _Stored(NamedTuple):
-    """A data set's manifest."""
-
-    manifest: bytes
-    content: str
-    bytes: int
-    sha256: str
-
-
-def _stored(uri: str) -> _Stored:
+def _stored(uri: str) -> tuple[bytes, Manifest]:
+    """Return the manifest of the data set at `uri`, as bytes and as read."""
     try:
-        manifest = storage.read(f"{uri}/manifest.json")
+        data = storage.read(f"{uri}/manifest.json")
     except FileNotFoundError:
         raise InputError(
             f"{uri} holds no data set (no manifest.json)",
             remedy=f"put one there with `metatrain data push NAME {uri}`",
         ) from None
     try:
-        found = json.loads(manifest)
-        stored = _Stored(manifest, found["content"], int(found["bytes"]), found["sha256"])
-        if not re.fullmatch("[0-9a-f]{16}", stored.content):  # it names a folder here
-            raise ValueError(f"content is {stored.content!r}")
-        return stored
-    except (ValueError, TypeError, KeyError) as error:
+        return data, parsed_manifest(data)
+    except InputError as error:
         raise InputError(
-            f"{uri}/manifest.json is damaged ({error})", remedy="push the data set again"
+            f"{uri}/manifest.json {error.what}", remedy="push the data set again"
         ) from error
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process of this machine in at a time."""
-    import fcntl  # here: not every system has it, and not everyone fetches
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _copy(uri: str, folder: Path, stored: _Stored) -> None:
+def _copy(uri: str, folder: Path, data: bytes, manifest: Manifest) -> None:
     """Copy the images to a partial file, and rename it once it is whole.
 
     An interrupted copy keeps the partial file.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(exist_ok=True)
+    partial.mkdir(mode=0o700, exist_ok=True)
     path = partial / "images.arrow"
+    if partial.is_symlink() or path.is_symlink() or (path.exists() and not path.is_file()):
+        raise InputError(f"{partial} is not what a fetch left", remedy="remove it")
     system, source = storage.filesystem(f"{uri}/images.arrow")
+    if not storage.is_file(f"{uri}/images.arrow"):
+        raise InputError(f"{uri} holds no images.arrow", remedy="push the data set again")
     done = path.stat().st_size if path.exists() else 0
     here = f", of which {done / 1e6:.1f} are here" if done else ""
     try:
         with (
-            awaiting(f"fetching {uri} ({stored.bytes / 1e6:.1f} MB){here}"),
+            awaiting(f"fetching {uri} ({manifest.bytes / 1e6:.1f} MB){here}"),
             system.open_input_file(source) as stream,
             path.open("ab") as file,
         ):
-            stream.seek(min(done, stored.bytes))
-            while chunk := stream.read(CHUNK):
+            stream.seek(min(done, manifest.bytes))
+            # One byte more than there should be makes the checksum differ, as all others would.
+            while chunk := stream.read(min(CHUNK, max(0, manifest.bytes + 1 - file.tell()))):
                 file.write(chunk)
     except OSError as error:
         raise InputError(
@@ -179,11 +158,11 @@ def _copy(uri: str, folder: Path, stored: _Stored) -> None:
         ) from error
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != stored.sha256:
+    if found != manifest.sha256:
         shutil.rmtree(partial)
         raise InputError(
             f"{uri} is not what its manifest says (its checksum differs)",
             remedy="push the data set again",
         )
-    (partial / "manifest.json").write_bytes(stored.manifest)
+    (partial / "manifest.json").write_bytes(data)
     partial.rename(folder)
