@@ -60,7 +60,7 @@ def check_address(uri: str) -> None:
     host = rest if scheme in ("file", "hdfs") else rest.partition("/")[0]
     if (
         not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme)
-        or not host.strip("/")
+        or not (host if scheme == "file" else host.strip("/"))
         or set(host) & set("[]")
     ):
         raise InputError("an address", got=uri, expected="one such as s3://bucket/runs")
