@@ -321,6 +321,7 @@ def test_any_pyarrow_filesystem_will_do(tmp_path: Path) -> None:
         ("outer.lr", 0.5, True),
         ("algorithm.inner_lr", 0.5, True),
         ("outer.steps", 40, True),
+        ("outer.clip_norm", 1.0, True),  # as is advised to a run that diverged
         ("workers.threads", 2, True),
         ("output", "elsewhere", True),
         ("name", "another", True),
@@ -329,6 +330,8 @@ def test_any_pyarrow_filesystem_will_do(tmp_path: Path) -> None:
         ("tracking.every_steps", 7, True),
         ("checkpoint.keep", 5, True),
         ("outer.optimizer", "SGD", False),
+        ("outer.schedule", "linear", False),
+        ("outer.options", {"weight_decay": 0.1}, False),
         ("family.shots", 9, False),
         ("model.hidden", [3], False),
         ("seed", 1, False),
