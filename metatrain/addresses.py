@@ -33,8 +33,10 @@ def tree_without_secrets(value: Any) -> Any:
 
 def holds_secret(uri: str) -> bool:
     """Whether an address has a password, or options, which may be one; a user's name is none."""
+    if _is_sqlite(uri):
+        return False
     user, _, place = uri.partition("://")[2].rpartition("@")
-    return ":" in user or "@" in user or ("?" in place and not _is_sqlite(uri))
+    return ":" in user or "@" in user or "?" in place
 
 
 def misread(uri: str) -> bool:

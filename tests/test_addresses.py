@@ -66,3 +66,4 @@ def test_the_values_of_a_query_are_refused_and_hidden() -> None:
         config(SINUSOID, tracking__uri=uri)
     assert hide("no role hunter2", uri) == "no role ***"
     assert not holds_secret("http://me@host")
+    assert not holds_secret("sqlite:////srv/:b@c?/x.db")

@@ -28,6 +28,7 @@ from cluster.tracking import (
     recording,
 )
 from cluster.tracking.place import store_uri
+from cluster.tracking.sender import BATCH
 from metatrain.core import InputError
 from metatrain.evaluate import Score
 from metatrain.metrics import ACCURACY
@@ -159,12 +160,12 @@ def test_the_columns_of_an_experiment_are_those_of_all_its_runs() -> None:
         )
 
 
-def test_metrics_go_in_batches_of_a_thousand_and_what_failed_goes_again(
+def test_metrics_go_in_batches_and_what_failed_goes_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     metric = namedtuple("metric", "key value timestamp step")  # for MLflow's, a second to import
     monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Metric=metric))
-    names = [f"train/{i}" for i in range(2500)]
+    names = [f"train/{i}" for i in range(2 * BATCH + 1)]
     batches: list[list[str]] = []
 
     def log_batch(run_id: str, metrics: Any) -> None:
@@ -173,14 +174,14 @@ def test_metrics_go_in_batches_of_a_thousand_and_what_failed_goes_again(
             raise ConnectionError
 
     client: Any = SimpleNamespace(log_batch=log_batch, set_terminated=lambda *_: None)
-    opened = mlflow_run.Opened(client, "1", "run", set())
+    opened = mlflow_run.Opened(client, "1", "run", set(), False)
     monkeypatch.setattr(mlflow_tracker, "open_run", lambda *_: opened)
     tracker = mlflow_tracker.MLflowTracker(Tracking(uri="sqlite:///x.db"), "s", [], None, {})
     tracker.log(1, dict.fromkeys(names, 1.0))
     tracker.flush()
     tracker.finish("FINISHED")
     assert tracker.errors == 1
-    assert [len(batch) for batch in batches] == [1000, 1000, 1000, 500]
+    assert [len(batch) for batch in batches] == [BATCH, BATCH, BATCH, 1]
     assert [name for batch in batches[:1] + batches[2:] for name in batch] == names
 
 

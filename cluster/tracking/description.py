@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 NOTE = "mlflow.note.content"
 END = "[//]: # (metatrain writes what is above this line)"  # Markdown shows no such line
+NO_RESULT = "There is no result yet."
 VIEW = "results"  # the key of the view of an experiment's runs that shows their results
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
@@ -48,9 +49,14 @@ def note(protocol: str, load: Sequence[str], scores: Sequence[Score] = ()) -> st
 
     load: blocks of code, each with its language before the first line.
     """
-    parts = [_result(score) for score in scores] or ["There is no result yet."]
+    parts = [_result(score) for score in scores] or [NO_RESULT]
     parts += [f"**Protocol:** {protocol}", *(f"```{block}\n```" for block in load), END]
     return "\n\n".join(parts)
+
+
+def with_results(known: str, scores: Sequence[Score]) -> str:
+    """Return the known description with results, if it says that there are none."""
+    return known.replace(NO_RESULT, "\n\n".join(_result(score) for score in scores), 1)
 
 
 def merged(note: str, known: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from metatrain import inference
+from metatrain.bundle import MANIFEST
 from metatrain.core import InputError, RawNumbers
 from metatrain.inference import Learned
 from metatrain.tasks.fewshot import FewShot
@@ -46,6 +48,7 @@ NEEDED = (
     "pyyaml",
     "safetensors",
 )
+BUNDLE_TAG = "metatrain.bundle"  # of a model: the checksum of its bundle's manifest
 SHOWN = 5  # rows of numbers in the example that have their target
 QUERIES = 2  # rows in the example that have none
 
@@ -53,7 +56,7 @@ QUERIES = 2  # rows in the example that have none
 def record(
     client: MlflowClient, experiment_id: str, run_id: str, bundle: Path, step: int
 ) -> str | None:
-    """Log a bundle as an output of a run, with a signature and an example.
+    """Log a bundle as an output of a run, with a signature and an example, unless it is one.
 
     Returns the model's id, or None if the family's examples are not labelled columns of a table.
     """
@@ -66,12 +69,16 @@ def record(
     except InputError as reason:
         log.info("MLflow has the bundle as files and not as a model that predicts: %s", reason)
         return None
+    checksum = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+    known = _recorded(client, run_id, checksum)
+    if known is not None:
+        return known
     made = client.create_logged_model(
         experiment_id,
         name=NOT_IN_NAMES.sub("_", learned.recipe.name),
         source_run_id=run_id,
         model_type="metatrain",
-        tags={"mlflow.note.content": described(learned)},
+        tags={"mlflow.note.content": described(learned), BUNDLE_TAG: checksum},
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -89,6 +96,18 @@ def record(
     client.finalize_logged_model(made.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step)])
     return str(made.model_id)
+
+
+def _recorded(client: MlflowClient, run_id: str, checksum: str) -> str | None:
+    """Return the model that a run has of this bundle already."""
+    from mlflow.entities import LoggedModelStatus
+
+    outputs = client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else ():
+        model = client.get_logged_model(output.model_id)
+        if model.status == LoggedModelStatus.READY and model.tags.get(BUNDLE_TAG) == checksum:
+            return str(model.model_id)
+    return None
 
 
 def described(learned: Learned) -> str:

@@ -11,6 +11,26 @@ from cluster.tracking.mlflow_store import database
 from metatrain.addresses import hide, misread, without_secrets
 from metatrain.core import InputError
 
+log = logging.getLogger(__name__)
+
+
+class Health:
+    """Whether MLflow answers, and how often it failed; the first failure is a warning."""
+
+    def __init__(self, uri: str) -> None:
+        """uri: the store's address."""
+        self._uri = uri
+        self.errors = 0
+        # Whether the last request had no answer: each further one may then take half a minute.
+        self.away = False
+
+    def failed(self, error: Exception, consequence: str) -> None:
+        """Count a failure of a request, and say at the first one what follows from it."""
+        self.errors += 1
+        self.away = unanswered(error, self._uri)
+        if self.errors == 1:
+            log.warning("MLflow failed (%s): %s", short_error(error, self._uri), consequence)
+
 
 def limit_retries() -> None:
     """Limit MLflow's retries, which last four minutes by default, and what it prints about them."""

@@ -38,6 +38,7 @@ class Opened(NamedTuple):
     experiment_id: str
     run_id: str
     metrics: set[str]  # names of the metrics that it has
+    nested: bool  # whether it is under another run, as a sweep's trials are
 
 
 def open_run(
@@ -72,7 +73,8 @@ def open_run(
             )
         found = known or _tagged(client, experiment_id, tags)
         run = found or client.create_run(experiment_id, run_name=name, tags={**about, **tags})
-        opened = Opened(client, experiment_id, run.info.run_id, set(run.data.metrics))
+        nested = PARENT in run.data.tags
+        opened = Opened(client, experiment_id, run.info.run_id, set(run.data.metrics), nested)
         if found is None:
             log_params(opened, params)
         else:
@@ -86,8 +88,8 @@ def open_run(
         raise refusal(error, uri) from None  # the error names the address with its password
     if run_id and known is None:
         log.warning(
-            "MLflow's run %s is deleted or unknown at %s: what follows step %d is in a new one, %s",
-            *(run_id, without_secrets(uri), step, opened.run_id),
+            "MLflow's run %s is deleted or unknown at %s: all of its metrics go to a new one, %s",
+            *(run_id, without_secrets(uri), opened.run_id),
         )
     return opened
 
@@ -130,6 +132,30 @@ def mark_ended(tracking: Tracking, run_id: str, name: str, status: str, at_s: fl
             "MLflow did not record that run %s is %s: %s", run_id, status, short_error(error, uri)
         )
         return False
+
+
+def ended(tracking: Tracking, run_id: str) -> str | None:
+    """Return how a run ended, as MLflow says; None if it has no end there.
+
+    Raises InputError if MLflow does not answer or does not know the run.
+    """
+    limit_retries()
+    from mlflow.entities import RunStatus
+    from mlflow.tracking import MlflowClient
+
+    uri = store_uri(tracking)
+    check_address(uri)
+    try:
+        found = _known(MlflowClient(uri), run_id)
+    except Exception as error:
+        raise refusal(error, uri) from None
+    if found is None:
+        raise InputError(
+            f"MLflow's run {run_id} is deleted or unknown at {without_secrets(uri)}",
+            remedy="resume the run: all of its metrics then go to a new one",
+        )
+    status = found.info.status
+    return status if RunStatus.is_terminated(RunStatus.from_string(status)) else None
 
 
 def _known(client: MlflowClient, run_id: str) -> Run | None:

@@ -1,33 +1,31 @@
-"""Records one run in MLflow from a thread of its own: no server can slow or stop training."""
+"""Records one run in MLflow: its metrics through a sender's thread, all else directly."""
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import Tracking
 from cluster.tracking import description
-from cluster.tracking.mlflow_errors import short_error, unanswered
-from cluster.tracking.mlflow_run import PARENT, log_params, open_run, show_columns
+from cluster.tracking.mlflow_errors import Health
+from cluster.tracking.mlflow_run import log_params, open_run, show_columns
 from cluster.tracking.place import Place, store_uri
+from cluster.tracking.sender import MEASURED, Point, Sender
 from cluster.tracking.tracker import RunParameters
 from metatrain.addresses import without_secrets
+from metatrain.awaiting import awaiting
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
     from metatrain.core import Setting
+    from metatrain.evaluate import Score
 
 log = logging.getLogger(__name__)
 
-BATCH = 1000  # metrics in one request
-DRAIN_S = 1.0  # between requests
-CLOSE_S = 60.0  # that a finished run waits for the metrics that are still queued
 # Metrics that are sent at every step at which they come.
 ALWAYS = ("val/", "test/", "adaptation/", "system/driver/", "system/worker-")
 # Metrics that a sweep's trials send: their pages and their comparison show all of these.
@@ -36,19 +34,11 @@ COMPARED = ("val/", "train/", "searched.")
 RESULTS = ("val/", "test/", "train/", "adaptation/")
 
 
-class _Row(NamedTuple):
-    """Metrics of one step."""
-
-    at_ms: int
-    step: int
-    metrics: Mapping[str, float]
-
-
 class MLflowTracker:
-    """Queues metrics, and logs them in batches from a thread of its own.
+    """Records a run; errors are counted and end as a warning.
 
-    A batch that fails is sent again with the next one; errors are counted and end as a warning.
-    Nothing is lost: the run's folder holds the same metrics.
+    Nothing is lost: the run's folder holds the same metrics, and `metatrain metrics sync` sends
+    what MLflow lacks.
     """
 
     def __init__(
@@ -61,45 +51,46 @@ class MLflowTracker:
         step: int = 0,
         about: Mapping[str, str] | None = None,
         columns: Sequence[str] = (),
+        mend: str = "",
     ) -> None:
         """Start a run or continue one; the arguments are the ones of `start_tracker`."""
         self.uri = store_uri(tracking)
         self._run = open_run(tracking, name, params, run_id, tags, step, about or {})
         self.run_id = self._run.run_id
         self._client = self._run.client
-        self.errors = 0
-        # Whether the last request had no answer: each further one may then take half a minute.
-        self._away = False
+        self._health = Health(self.uri)
+        self._whole, self._mend = True, mend  # whether MLflow has all but metrics that wait
         self._every = tracking.every_steps
-        self._only = COMPARED if PARENT in tags else ("",)
-        self._sent = self._run.metrics  # names
+        self._only = COMPARED if self._run.nested else ("",)
+        self._sent = set(self._run.metrics)  # names
+        self._measured: dict[str, int] = {}  # the newest step of each of the machine's metrics
         self._model_id: str | None = None  # the model that scores belong to
         self._scored_on: tuple[str, str] | None = None  # name and digest of the scores' data set
-        self._queue: queue.SimpleQueue[_Row] = queue.SimpleQueue()
-        self._last: _Row | None = None  # not due, unless it is the end
-        self._pending: list[Metric] = []
-        self._sending = threading.Lock()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._drain, name="mlflow", daemon=True)
-        self._thread.start()
+        self._last: list[Point] = []  # not due, unless it is the end
+        self._sender = Sender(self._client, self.run_id, self._run.metrics, self._health)
         try:
             show_columns(self._run, columns)
         except Exception as error:  # an experiment of others, which this user may not change
-            self._count(error, "the table of runs does not show its results")
+            self._health.failed(error, "the table of runs does not show its results")
 
     def __repr__(self) -> str:
         return f"MLflowTracker(run {self.run_id} at {without_secrets(self.uri)})"
+
+    @property
+    def errors(self) -> int:
+        """How many requests failed."""
+        return self._health.errors
 
     def params(self, params: RunParameters) -> None:
         try:
             log_params(self._run, params)
         except Exception as error:
-            self._count(error, "parameters were not recorded")
+            self._failed(error, "parameters were not recorded")
 
     def inputs(self, settings: Iterable[Setting]) -> None:
         from cluster.tracking import datasets
 
-        if self._away:
+        if self._health.away:
             return
         try:
             found = datasets.inputs(settings)
@@ -107,38 +98,52 @@ class MLflowTracker:
             (scored,) = (each.dataset for each in found if each.tags[0].value == "evaluation")
             self._scored_on = scored.name, scored.digest
         except Exception as error:
-            self._count(error, "the data set was not recorded")
+            self._failed(error, "the data set was not recorded")
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        now_ms = int(time.time() * 1000)
-        metrics = {
-            name: value
+    def complete(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        now_ms, names = _now_ms(), self._sent
+        self._sent = set()  # a counter is sent from the row on at which it is no longer zero
+        for row in rows:
+            metrics = {
+                name: float(value)
+                for name, value in row.items()
+                if name not in ("step", "at_ms")
+                and isinstance(value, int | float)
+                and math.isfinite(value)
+            }
+            self.log(row["step"], metrics, row.get("at_ms", now_ms))
+        self._sent |= names
+
+    def log(self, step: int, metrics: Mapping[str, float], at_ms: int | None = None) -> None:
+        points = [
+            Point(name, float(value), at_ms or _now_ms(), step, self._belongs(name))
             for name, value in metrics.items()
-            if name.startswith(self._only) and self._says(name, value)
-        }
+            if name.startswith(self._only) and self._says(name, value) and self._first(name, step)
+        ]
         whole = step % self._every == 0
-        scores = {name: value for name, value in metrics.items() if name.startswith(ALWAYS)}
-        if whole or scores:
-            self._queue.put(_Row(now_ms, step, metrics if whole else scores))
-        rest = {name: value for name, value in metrics.items() if name not in scores}
+        self._sender.put(point for point in points if whole or point.name.startswith(ALWAYS))
+        rest = [point for point in points if not point.name.startswith(ALWAYS)]
         if rest:
-            self._last = None if whole else _Row(now_ms, step, rest)
+            self._last = [] if whole else rest
 
     def flush(self) -> None:
-        if not self.errors:
-            self._send()
+        self._sender.flush()
 
     def artifact(self, path: Path) -> None:
+        if self._health.away:
+            self._whole = False
+            return
         try:
             if path.is_dir():
                 self._client.log_artifacts(self.run_id, str(path), path.name)
             else:
                 self._client.log_artifact(self.run_id, str(path))
         except Exception as error:
-            self._count(error, f"{path} was not uploaded")
+            self._failed(error, f"{path} was not uploaded")
 
     def model(self, bundle: Path, step: int) -> str:
-        if self._away:
+        if self._health.away:
+            self._whole = False
             return ""
         try:
             from cluster.tracking import logged_model
@@ -147,39 +152,62 @@ class MLflowTracker:
                 self._client, self._run.experiment_id, self.run_id, bundle, step
             )
         except Exception as error:
-            self._count(error, "the bundle is there as files, and not as a model that predicts")
+            self._failed(error, "the bundle is there as files, and not as a model that predicts")
         return f"models:/{self._model_id}" if self._model_id else ""
 
     def describe(self, text: str) -> None:
-        if self._away:
+        if self._health.away:
+            self._whole = False
             return
         try:
             known = self._client.get_run(self.run_id).data.tags.get(description.NOTE, "")
             self._client.set_tag(self.run_id, description.NOTE, description.merged(text, known))
         except Exception as error:
-            self._count(error, "the run's description was not recorded")
+            self._failed(error, "the run's description was not recorded")
+
+    def describe_results(self, scores: Sequence[Score]) -> None:
+        """Put the results into the run's description if it has none yet."""
+        try:
+            known = self._client.get_run(self.run_id).data.tags.get(description.NOTE, "")
+            self._client.set_tag(
+                self.run_id, description.NOTE, description.with_results(known, scores)
+            )
+        except Exception as error:
+            self._failed(error, "the run's description was not recorded")
 
     def place(self) -> Place | None:
         return Place(without_secrets(self.uri), self._run.experiment_id, self.run_id)
 
-    def finish(self, status: str) -> None:
-        if self._last is not None:
-            self._queue.put(self._last)
-        self._closing.set()
-        self._thread.join(CLOSE_S)
-        if self._thread.is_alive():
-            self._count(
-                TimeoutError(f"still busy after {CLOSE_S:g} s"),
-                "the last metrics are in metrics.jsonl only",
-            )
+    def finish(self, status: str, at_ms: int | None = None) -> bool:
+        self._sender.put(self._last)
+        waiting = self._sender.close()
+        if not waiting:
+            with awaiting("waiting for MLflow") if self._health.away else nullcontext():
+                self._terminate(status, at_ms)
+        whole = self._whole and not waiting
+        if not whole and self._mend:
+            log.warning("MLflow lacks a part of this run; to send it: %s", self._mend)
+        elif not whole:
+            log.warning("MLflow lacks a part of this run; its folder has all of it")
+        elif self.errors:
+            log.info("MLflow has all of this run, though %d requests failed", self.errors)
+        return whole
+
+    def _terminate(self, status: str, at_ms: int | None) -> None:
         try:
-            self._client.set_terminated(self.run_id, status)
+            self._client.set_terminated(self.run_id, status, at_ms)
         except Exception as error:
-            self._count(error, f"the run's end ({status}) was not recorded")
-        if self.errors:
-            log.warning(
-                "MLflow failed %d times in this run; metrics.jsonl is complete", self.errors
-            )
+            self._failed(error, f"the run's end ({status}) was not recorded")
+
+    def _failed(self, error: Exception, consequence: str) -> None:
+        self._whole = False
+        self._health.failed(error, consequence)
+
+    def _belongs(self, name: str) -> tuple[str, ...]:
+        """Return what a score belongs to: the model that was scored, and the data set."""
+        if self._model_id is None or not name.startswith("test/"):
+            return ()
+        return (self._model_id, *(self._scored_on or ()))
 
     def _says(self, name: str, value: float) -> bool:
         """Whether to send a metric: a counter that stays zero would be a chart of nothing."""
@@ -187,38 +215,13 @@ class MLflowTracker:
             self._sent.add(name)
         return name in self._sent
 
-    def _drain(self) -> None:
-        closing = False
-        while not closing:
-            closing = self._closing.wait(DRAIN_S)
-            self._send()
+    def _first(self, name: str, step: int) -> bool:
+        """Whether a measurement of the machine is the first one of its step."""
+        if not name.startswith(MEASURED):
+            return True
+        before, self._measured[name] = self._measured.get(name), step
+        return before != step
 
-    def _send(self) -> None:
-        """Send what is queued, in batches; keep what fails for the next time."""
-        from mlflow.entities import Metric
 
-        with self._sending:
-            while not self._queue.empty():
-                row = self._queue.get()
-                of = (self._model_id, *(self._scored_on or ())) if self._model_id else ()
-                self._pending += [
-                    Metric(
-                        *(name, float(value), row.at_ms, row.step),
-                        *(of if name.startswith("test/") else ()),
-                    )
-                    for name, value in row.metrics.items()
-                ]
-            while self._pending:
-                try:
-                    self._client.log_batch(self.run_id, metrics=self._pending[:BATCH])
-                except Exception as error:
-                    self._count(error, f"{len(self._pending)} metrics wait")
-                    return
-                self._away = False
-                del self._pending[:BATCH]
-
-    def _count(self, error: Exception, consequence: str) -> None:
-        self.errors += 1
-        self._away = unanswered(error, self.uri)
-        if self.errors == 1:
-            log.warning("MLflow failed (%s): %s", short_error(error, self.uri), consequence)
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,9 +14,12 @@ from cluster.collector import Interrupted
 from cluster.config import RunConfig, Tracking
 from cluster.ready import Run
 from cluster.tracking import description, provenance
+from cluster.tracking.place import place_of
 from cluster.tracking.tracker import NoTracker, Tracker, start_tracker
 from metatrain import protocol, schema
+from metatrain.console import program
 from metatrain.core import InputError, Purpose
+from metatrain.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ def recorded(
     source: the recipe's file.
     """
     config = run.config
-    run_id = None if tags else run.notes.get("mlflow_run_id")
+    run_id = None if tags else run.notes.get("mlflow_run_id") or _begun(run.folder)
     params = [
         (key, value)
         for key, value in schema.flatten(schema.dump(config))
@@ -48,6 +52,7 @@ def recorded(
             run.learner.version,
             provenance.tags(str(run.folder), config.name, source),
             columns_of(config),
+            to_sync(str(run.folder)),
         )
     except InputError as error:
         if not tags:
@@ -72,6 +77,25 @@ def recorded(
         raise
     finally:
         tracker.finish(status)
+
+
+def to_sync(folder: str) -> str:
+    """Return the command that sends MLflow what it lacks of the run in a folder."""
+    return f"{program()} metrics sync {shlex.quote(folder)}"
+
+
+def _begun(folder: Folder) -> str | None:
+    """Return the run in MLflow of a start that ended before its first checkpoint, if there is one.
+
+    Only a run that resumes finds lines of metrics in its folder.
+    """
+    metrics, place = folder / "metrics.jsonl", folder / "mlflow.json"
+    if not (place.exists() and metrics.exists() and metrics.stat().st_size):
+        return None
+    try:
+        return place_of(str(folder)).run_id or None
+    except InputError:
+        return None
 
 
 def experiment_of(config: RunConfig) -> Tracking:

@@ -34,12 +34,19 @@ class Tracker(Protocol):
         """Record the data sets of training, validation and evaluation."""
         ...
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of an outer step."""
+    def complete(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Record what MLflow lacks of the lines of metrics.jsonl; call it before `log`."""
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, float], at_ms: int | None = None) -> None:
+        """Record metrics of an outer step, each step of a metric once.
+
+        at_ms: when it was made, in milliseconds since 1970; None: now.
+        """
         ...
 
     def flush(self) -> None:
-        """Send now all that waits, unless something has failed before."""
+        """Send now all that waits, unless nobody answers."""
         ...
 
     def artifact(self, path: Path) -> None:
@@ -61,8 +68,13 @@ class Tracker(Protocol):
         """Return where the run can be looked at, and continued after a crash."""
         ...
 
-    def finish(self, status: str) -> None:
-        """Wait for what is still under way, and record FINISHED, KILLED or FAILED."""
+    def finish(self, status: str, at_ms: int | None = None) -> bool:
+        """Wait for what is still under way, and record FINISHED, KILLED or FAILED.
+
+        at_ms: when the run ended, in milliseconds since 1970; None: now.
+
+        Returns whether all of the run is recorded.
+        """
         ...
 
 
@@ -73,7 +85,9 @@ class NoTracker:
 
     def inputs(self, settings: Iterable[Setting]) -> None: ...
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def complete(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float], at_ms: int | None = None) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -87,7 +101,8 @@ class NoTracker:
     def place(self) -> Place | None:
         return None
 
-    def finish(self, status: str) -> None: ...
+    def finish(self, status: str, at_ms: int | None = None) -> bool:
+        return True
 
 
 def start_tracker(
@@ -99,12 +114,14 @@ def start_tracker(
     step: int = 0,
     about: Mapping[str, str] | None = None,
     columns: Sequence[str] = (),
+    mend: str = "",
 ) -> Tracker:
     """Start a run in MLflow, or continue one after `step` steps.
 
     run_id, tags: the run to continue is the one of this id, or the one that has all these tags.
     about: tags that a new run gets besides.
     columns: metrics that MLflow's table of runs shows.
+    mend: the command that sends what MLflow lacks at the end.
 
     Raises InputError if the server does not answer or the store cannot be used.
     """
@@ -125,4 +142,6 @@ def start_tracker(
         return NoTracker()
     from cluster.tracking.mlflow_tracker import MLflowTracker
 
-    return MLflowTracker(tracking, name, params, run_id, tags or {}, step, about or {}, columns)
+    return MLflowTracker(
+        tracking, name, params, run_id, tags or {}, step, about or {}, columns, mend
+    )

@@ -1,0 +1,137 @@
+"""Sends MLflow what it lacks of a run that nobody works on: metrics, results, how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyarrow import fs
+
+from cluster.api.files import metric_of, read, read_result, read_yaml, rows, scores
+from cluster.claim import claimed
+from cluster.config import Tracking
+from cluster.tracking import description
+from cluster.tracking.mlflow_run import ended
+from cluster.tracking.mlflow_store import database
+from cluster.tracking.mlflow_tracker import MLflowTracker
+from cluster.tracking.place import Place, place_of
+from metatrain import schema, storage
+from metatrain.addresses import HIDDEN, without_secrets
+from metatrain.core import InputError
+from metatrain.evaluate import Score
+
+AT_FIRST = ("config.yaml", "code")  # what a run leaves at its beginning, and MLflow has too
+AT_LAST = ("figures", "bundle", "result.json")  # what it leaves at its end
+
+
+class Synced(NamedTuple):
+    """What MLflow has of a run after all."""
+
+    steps: int
+    status: str  # as MLflow calls it
+
+
+def sync(folder: str) -> Synced:
+    """Send MLflow what it lacks of the run in a folder, and how the run ended.
+
+    Raises InputError if there is no such run, if a process works on it, or if MLflow does not take
+    it all.
+    """
+    folder = folder.rstrip("/")
+    place = place_of(folder)
+    if not place.run_id or storage.is_file(f"{folder}/sweep.yaml"):
+        raise InputError(
+            f"{folder} is not the folder of one run",
+            remedy="give that of a run, or of one of a sweep's trials",
+        )
+    with ExitStack() as claims:
+        for uri, what in _worked_on(folder):
+            claims.enter_context(claimed(uri, what))
+        return _sync(folder, place)
+
+
+def _worked_on(folder: str) -> list[tuple[str, str]]:
+    """Return the folders that a process claims which works on this run."""
+    top = folder.rpartition("/")[0].rpartition("/")[0]  # of SWEEP/trials/NUMBER
+    swept = top and storage.is_file(f"{top}/sweep.yaml")
+    return [(folder, "run"), *([(top, "sweep")] if swept else [])]
+
+
+def _sync(folder: str, place: Place) -> Synced:
+    config = f"{folder}/config.yaml"
+    recorded = schema.parse(Tracking, read_yaml(config).get("tracking", {}), config)
+    tracking = dataclasses.replace(recorded, uri=_store(place))
+    lines = rows(read(f"{folder}/metrics.jsonl") or b"")
+    done = storage.is_file(f"{folder}/result.json")
+    status = "FINISHED" if done else ended(tracking, place.run_id) or "KILLED"
+    tracker = MLflowTracker(tracking, "", [], place.run_id, {})
+    tracker.complete(lines)
+    at_ms = max((int(line.get("at_ms", 0)) for line in lines), default=0) or None
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in AT_FIRST + (AT_LAST if done else ()):
+            path = _local(f"{folder}/{name}", Path(scratch))
+            if path is not None:
+                tracker.artifact(path)
+        if done:
+            _results(tracker, folder, _local(f"{folder}/bundle", Path(scratch)), at_ms)
+        if not tracker.finish(status, at_ms):
+            raise InputError(
+                f"MLflow did not take all of {folder}", remedy="look at it, and sync again"
+            )
+    return Synced(len({line["step"] for line in lines} - {0}), status)
+
+
+def _store(place: Place) -> str | None:
+    """Return the store's address; None if it is in the environment, which has its password."""
+    if HIDDEN not in place.uri or database(place.uri) is not None:
+        return place.uri
+    if without_secrets(os.environ.get("MLFLOW_TRACKING_URI", "")) == place.uri:
+        return None
+    raise InputError(
+        "the store's password is not recorded",
+        remedy=f"set MLFLOW_TRACKING_URI to the address of {place.uri}",
+    )
+
+
+def _results(tracker: MLflowTracker, folder: str, bundle: Path | None, at_ms: int | None) -> None:
+    """Record the scores of a finished run, and its model."""
+    try:
+        found = [_score(each) for each in scores(read_result(folder))]
+        version = int(read_yaml(f"{folder}/bundle/recipe.yaml")["outer"]["steps"])
+    except (TypeError, ValueError, LookupError) as error:
+        raise InputError(
+            f"the results in {folder} are damaged ({error})", remedy="resume the run"
+        ) from error
+    if bundle is not None:
+        tracker.model(bundle, version)
+    tracker.log(version, description.as_metrics(found), at_ms)
+    for step, metrics in description.adaptation(found).items():
+        tracker.log(step, metrics, at_ms)
+    tracker.describe_results(found)
+
+
+def _score(recorded: dict[str, Any]) -> Score:
+    """Return a score from its record in result.json."""
+    names = {field.name for field in dataclasses.fields(Score)} - {"metric"}
+    return Score(metric=metric_of(recorded), **{name: recorded[name] for name in names})
+
+
+def _local(uri: str, scratch: Path) -> Path | None:
+    """Return a file or a folder as a local path, copied from a storage; None if it is missing."""
+    if not storage.is_remote(uri):
+        return Path(uri) if Path(uri).exists() else None
+    here = scratch / uri.rpartition("/")[2]
+    if here.exists():
+        return here
+    if storage.is_file(uri):
+        here.write_bytes(storage.read(uri))
+        return here
+    for info in storage.listing(uri):
+        here.mkdir(exist_ok=True)
+        if info.type == fs.FileType.File:
+            (here / info.base_name).write_bytes(storage.read(f"{uri}/{info.base_name}"))
+    return here if here.exists() else None
