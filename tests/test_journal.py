@@ -90,6 +90,40 @@ def test_half_a_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> Non
     assert [r.step for r in Journal(path).trials[0].reports] == [5, 10]
 
 
+NO_EVENTS = [
+    b"5",
+    b"null",
+    b"{}",
+    b"[]",
+    b"\xff\xfe",
+    b"",
+    b"[" * 100_000,
+    b'{"trial": -1, "at": 1, "values": {}}',
+    b'{"trial": "x", "at": 1, "values": {}}',
+    b'{"trial": 0, "at": 1}',
+    b'{"trial": 0, "at": 1, "values": 5}',
+    b'{"trial": 0, "at": 1, "report": [1]}',
+    b'{"trial": 0, "at": 1, "report": {"step": 5}}',
+    b'{"trial": 0, "at": 1, "ended": {"state": "lost", "cause": ""}}',
+]
+
+
+def test_lines_that_are_no_events_are_dropped_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    book = Journal(path)
+    book.write(0, "values", {"lr": 1})
+    book.write(0, "report", report(5, 3.0))
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*NO_EVENTS, first, *NO_EVENTS, second, b""]))
+    for _ in range(2):
+        assert Journal(path).trials == book.trials
+    lost = 2 * len(NO_EVENTS)
+    assert caplog.messages == [f"{path}: {lost} lines that are no events are dropped"]
+    assert path.read_bytes().splitlines() == [first, second]
+
+
 @pytest.mark.parametrize("state", ["failed", "timed out", "running"])
 def test_what_has_not_ended_is_tried_again(state: Any) -> None:
     assert not trial(0, 1.0, state).over

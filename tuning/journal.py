@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pydantic import Field, TypeAdapter
+
+from metatrain import disk
 from metatrain.metrics import Better
 from metatrain.plain import to_json
 from tuning.search import Search
 from tuning.space import Values
+
+log = logging.getLogger(__name__)
+
+State = Literal["running", "completed", "stopped", "diverged", "failed", "timed out"]
 
 
 class Report(NamedTuple):
@@ -42,7 +50,7 @@ class Trial:
     number: int
     values: Values  # the current ones: PBT changes them
     reports: list[Report] = field(default_factory=list)
-    state: Literal["running", "completed", "stopped", "diverged", "failed", "timed out"] = "running"
+    state: State = "running"
     cause: str = ""
     at_s: float = 0.0  # when its last event happened
 
@@ -65,20 +73,37 @@ class Trial:
         return max((r.step for r in self.reports), default=0)
 
 
+class _Ended(NamedTuple):
+    state: State
+    cause: str
+
+
+class _Event(NamedTuple):
+    """A line: when something happened to a trial, and one of three things."""
+
+    trial: Annotated[int, Field(ge=0)]
+    at: float
+    values: Values | None = None
+    report: Report | None = None
+    ended: _Ended | None = None
+
+
 class Journal:
     """Events, a line each; the trials are their fold."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.trials: dict[int, Trial] = {}
-        text = path.read_text() if path.exists() else ""
-        *lines, half = text.split("\n")
-        for line in lines:
-            self._apply(json.loads(line))
-        if half:  # of a process that was killed while writing
-            whole = path.with_suffix(".partial")
-            whole.write_text("".join(f"{line}\n" for line in lines))
-            whole.replace(path)
+        *lines, half = (path.read_bytes() if path.exists() else b"").split(b"\n")
+        events = [(line, _event(line)) for line in lines]
+        whole = [line for line, event in events if event is not None]
+        if lost := len(lines) - len(whole):
+            log.warning("%s: %d lines that are no events are dropped", path, lost)
+        if lost or half:  # a process that is killed while it writes leaves half a line
+            disk.write(path, b"".join(line + b"\n" for line in whole))
+        for _, event in events:
+            if event is not None:
+                self._apply(event)
 
     def write(
         self, number: int, event: Literal["values", "report", "ended"], content: Mapping[str, Any]
@@ -86,26 +111,46 @@ class Journal:
         line = {"trial": number, event: content, "at": round(time.time(), 3)}
         with self._path.open("a") as file:
             file.write(to_json(line) + "\n")
-        self._apply(line)
+        self._apply(_parsed(to_json(line)))
 
     def steps(self) -> int:
         """Return how many outer steps all trials made."""
         return sum(trial.steps for trial in self.trials.values())
 
-    def _apply(self, line: dict[str, Any]) -> None:
-        trial = self.trials.setdefault(line["trial"], Trial(line["trial"], {}))
-        trial.at_s = line["at"]
-        if "values" in line:
-            trial.values, trial.state, trial.cause = line["values"], "running", ""
-        elif "report" in line:
-            given = line["report"].items()
-            known: dict[str, Any] = {k: math.nan if v is None else v for k, v in given}
-            report = Report(**known)
+    def _apply(self, event: _Event) -> None:
+        trial = self.trials.setdefault(event.trial, Trial(event.trial, {}))
+        trial.at_s = event.at
+        if event.values is not None:
+            trial.values, trial.state, trial.cause = event.values, "running", ""
+        elif event.report is not None:
+            report = event.report
             until = report.step + bool(report.diverged)
             trial.reports = [*(r for r in trial.reports if r.step < until), report]
             trial.values = report.values
-        elif "ended" in line:
-            trial.state, trial.cause = line["ended"]["state"], line["ended"]["cause"]
+        elif event.ended is not None:
+            trial.state, trial.cause = event.ended
+
+
+_EVENTS = TypeAdapter(_Event)
+
+
+def _parsed(line: str | bytes) -> _Event:
+    row = json.loads(line)
+    report = row.get("report")
+    if report is not None:
+        row["report"] = {k: math.nan if v is None else v for k, v in report.items()}
+    event = _EVENTS.validate_python(row)
+    if sum(part is not None for part in (event.values, event.report, event.ended)) != 1:
+        raise ValueError("an event is one thing")
+    return event
+
+
+def _event(line: bytes) -> _Event | None:
+    """Read a line; None if it is no event."""
+    try:
+        return _parsed(line)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return None
 
 
 def ranked(search: Search, trials: Iterable[Trial]) -> list[Trial]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from cluster import checkpoint, run
@@ -101,13 +102,15 @@ def _checkpoint_of(search: Search, winner: Trial, step: int) -> str:
     """Return the winner's checkpoint of the validation that it won by, else its newest one."""
     root = f"{folder_of(search.folder, winner.number)}/checkpoints"
     reported = f"{root}/step-{step:08d}"
-    newest = reported if bundle.is_complete(reported) else checkpoint.latest(root)
-    if newest is None:
+    if bundle.is_complete(reported):
+        with suppress(bundle.Damaged):
+            return checkpoint.load(reported).uri
+    if checkpoint.latest(root) is None:
         raise InputError(
             f"trial {winner.number} has no checkpoint yet",
             remedy="give the sweep more time (budget.minutes)",
         )
-    return newest
+    return checkpoint.load(root).uri
 
 
 def _beside(search: Search, trials: Sequence[Trial], place: Place) -> Place:

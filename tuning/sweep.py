@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 from cluster.claim import LEASE, LOCK, claimed
@@ -60,11 +61,14 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
     Interrupted after Ctrl-C.
     """
     folder = search.folder
-    _check_folder(search, resume)
     # The function API has no way to do what Tune recommends there.
     warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)
     code = own_code(search.base)
-    with interruptible() as should_stop, connected(address, code), claimed(str(folder), "sweep"):
+    with ExitStack() as stack:
+        should_stop = stack.enter_context(interruptible())
+        stack.enter_context(claimed(str(folder), "sweep"))
+        _check_folder(search, resume)
+        stack.enter_context(connected(address, code))
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Watch reports failures
         with awaiting("starting the sweep"):

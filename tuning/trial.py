@@ -27,6 +27,7 @@ from cluster import loop
 from cluster.collector import Requests
 from cluster.config import RunConfig
 from cluster.jobs.places import absent
+from cluster.output import whole_lines
 from cluster.pools.opening import open_pool
 from cluster.pools.ray_connection import this_node
 from cluster.ready import prepare
@@ -161,12 +162,9 @@ def _report(step: int, metrics: Mapping[str, float], metric: str, values: Values
 
 def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]:
     """Return what a trial reported up to a checkpoint, from its own metrics file."""
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [
-        _report(row["step"], row, metric, values)
-        for row in rows
-        if metric in row and row["step"] <= version
-    ]
+    lines = whole_lines(path.read_bytes()) if path.exists() else ()
+    rows = [(step, json.loads(line)) for step, line in lines if step <= version]
+    return [_report(step, row, metric, values) for step, row in rows if metric in row]
 
 
 def _continue_schedule(notes: dict[str, str], version: int, number: int, values: Values) -> None:
