@@ -36,7 +36,7 @@ from metatrain.isolation import isolated
 from metatrain.learner import Diverged
 from metatrain.plain import finite
 from metatrain.recipe import Recipe
-from metatrain.start import check_fit
+from metatrain.start import check_fit, verified
 from metatrain.start import prepare as prepare_recipe
 from metatrain.storage import Folder
 
@@ -245,5 +245,6 @@ def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
         tree, version = schema.dump(recipe), recipe.outer.steps
     else:
         saved = checkpoint.load(uri)
-        tree, meta, version = schema.dump(saved.config), saved.meta(), saved.version
+        meta = verified(saved.config.recipe(), saved.meta().flat(), saved.uri)
+        tree, version = schema.dump(saved.config), saved.version
     return schema.parse(RunConfig, schema.apply_overrides(tree, overrides), uri), meta, version

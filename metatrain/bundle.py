@@ -22,12 +22,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from metatrain import custom, custom_source, schema, storage, yaml_reader
 from metatrain.core import InputError, Meta
 from metatrain.recipe import Recipe, own_classes
+from metatrain.start import verified
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +141,15 @@ def load(uri: str) -> tuple[Recipe, Meta]:
             ", ".join(different),
             uri,
         )
-    return recipe, Meta.unflat(load_tensors(files["meta.safetensors"]))
+    try:
+        tensors = load_tensors(files["meta.safetensors"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{uri} is damaged: meta.safetensors holds no tensors ({reason})",
+            remedy="use another one, or train it again",
+        ) from error
+    return recipe, verified(recipe, tensors, uri)
 
 
 def _check_code(uri: str, tree: Any, code: Mapping[str, bytes]) -> None:

@@ -223,6 +223,7 @@ class Learner:
                 f"the checkpoint has other parameters than this run ({other})",
                 remedy="resume with the model and algorithm that it was trained with",
             )
+        self._check_optimizer(tensors | scalars)
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(tensors[name])
@@ -239,6 +240,28 @@ class Learner:
                     value = value.clone() if here else value.to(p.device, copy=True)
                 self._optimizer.state[p][key] = value
         self.version = int(scalars["version"])
+
+    def _check_optimizer(self, saved: dict[str, Any]) -> None:
+        """Refuse a state that lacks something that a step of this optimizer leaves.
+
+        Takes such a step: parameters and state have to be replaced.
+        """
+        kept = {n: v for n, v in saved.items() if n.startswith("optimizer.")}
+        if not kept:
+            return  # no step had an update
+        for p in self._params.values():
+            p.grad = torch.zeros_like(p)
+        self._optimizer.step()
+        tensors, scalars = self.state_dict()
+        own = {n: v for n, v in (tensors | scalars).items() if n.startswith("optimizer.")}
+        # A resumed run may do without momentum that it had.
+        extra = {n for n in kept if n not in own and n.split(".", 2)[-1] not in self._params}
+        for name in sorted(own.keys() | extra):
+            if name in extra or _kind(own[name]) != _kind(kept.get(name)):
+                raise InputError(
+                    f"the checkpoint has another optimizer's state than this run ({name})",
+                    remedy="resume with the outer.optimizer that it was trained with",
+                )
 
     def _groups(self) -> list[dict[str, Any]]:
         """Each parameter goes to the first pattern that matches its name.
@@ -271,3 +294,8 @@ def _means(updates: Sequence[Update]) -> dict[str, float]:
         name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
         for name in updates[0].metrics
     }
+
+
+def _kind(value: Any) -> tuple[Any, ...]:
+    """What two values of an optimizer's state have in common if one can follow the other."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value),)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from torch import Tensor
+
 from metatrain.core import (
     ComputePath,
     InputError,
     Meta,
+    Params,
     Problem,
     Purpose,
     Setting,
@@ -82,6 +85,34 @@ def check_fit(prepared: Prepared, meta: Meta) -> None:
                     f"{have.get(full)}",
                     remedy=f"{do} with the model, algorithm, norm and family.ways of training",
                 )
+
+
+def verified(recipe: Recipe, flat: Params, source: str) -> Meta:
+    """Return the meta-parameters that somebody saved, if they are those of the recipe.
+
+    Raises InputError if a name, a shape or a type is another one, or if a number is not finite.
+    """
+    setting = recipe.setting("update")
+    problem = setting.family.bind(recipe.model, setting.norm, "reference")
+    need = _initial(recipe.seed, setting, problem).flat()
+    for name in sorted(need.keys() | flat.keys()):
+        reason = ""
+        if name not in need or name not in flat:
+            reason = f"{'has' if name in flat else 'lacks'} {name}"
+        elif flat[name].shape != need[name].shape or flat[name].dtype != need[name].dtype:
+            reason = f"has {name} as {_described(flat[name])} instead of {_described(need[name])}"
+        elif not bool(flat[name].isfinite().all()):
+            reason = f"has numbers in {name} that are not finite"
+        if reason:
+            raise InputError(
+                f"{source} does not hold the parameters of its recipe: it {reason}",
+                remedy="use another one, or train it again",
+            )
+    return Meta.unflat(flat)
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _initial(seed: int, setting: Setting, problem: Problem) -> Meta:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
+import yaml
+from safetensors.torch import load, save
 
 ODD: list[Any] = [
     None,
@@ -120,3 +123,61 @@ def _with_header(data: bytes, chance: random.Random) -> bytes:
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(batch.columns, schema=schema))
     return sink.getvalue().to_pybytes()
+
+
+def directory(whole: Path, folder: Path, chance: random.Random) -> None:
+    """Write a changed copy of a bundle or checkpoint, most often with a manifest that fits."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    files = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    del files["manifest.json"]
+    name, as_bytes = chance.choice([*files, "manifest.json"]), chance.random() < 0.3
+    if name != "manifest.json":
+        files[name] = raw(files[name], chance) if as_bytes else _changed(name, files[name], chance)
+    manifest: Any = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
+    if name == "manifest.json" and not as_bytes:
+        manifest = tree(manifest, chance)
+    text = json.dumps(manifest).encode()
+    files["manifest.json"] = raw(text, chance) if name == "manifest.json" and as_bytes else text
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def _changed(name: str, data: bytes, chance: random.Random) -> bytes:
+    """Return a file of tensors, JSON or YAML with one value changed."""
+    if name.endswith(".json"):
+        return json.dumps(tree(json.loads(data), chance)).encode()
+    if name.endswith(".yaml"):
+        return yaml.safe_dump(tree(yaml.safe_load(data), chance)).encode()
+    tensors = load(data)
+    name = chance.choice(sorted(tensors))
+    tensor = tensors.pop(name)
+    odd: list[torch.Tensor | None] = [
+        None,
+        tensor * float("nan"),
+        tensor.double(),
+        tensor.to(torch.int8),
+        tensor.bfloat16(),
+        tensor[None].clone(),
+        tensor.flatten()[:1].clone(),
+        torch.zeros(0),
+        torch.zeros(3, 5),
+        torch.tensor(2.0),
+    ]
+    other = chance.choice(odd)
+    if other is not None:
+        parts = [
+            name,
+            name,
+            name + "x",
+            "x",
+            "optimizer.x",
+            "state.x",
+            "model.",
+            "optimizer.step.x",
+        ]
+        tensors[chance.choice(parts)] = other
+    return save(tensors)
