@@ -30,6 +30,7 @@ ORDER = [
     "sweeps",
     "architecture",
     "cluster",
+    "faults",
 ]
 FOUND = [path for path in (ROOT / "docs").glob("*.md") if not path.name.endswith(".zh.md")]
 BOTH = [
