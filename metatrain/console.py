@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from metatrain.names import printable
+from metatrain.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,11 +54,7 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
         _refuse(f"the argument {empty!r} is empty: give a value, or leave it out")
     try:
         app()
-    except ValueError as error:
-        from metatrain.core import InputError  # here, since it brings torch
-
-        if not isinstance(error, InputError):
-            raise
+    except InputError as error:
         _refuse(str(error))
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
@@ -70,7 +66,7 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    print(f"error: {printable(sentence)}", file=sys.stderr)
+    print(f"error: {InputError(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -61,6 +62,8 @@ def own(names: Iterable[Any]) -> list[str]:
 
 def imported(name: str) -> Any:
     """Import "package.module:Class" from this folder or from the installed packages."""
+    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name):
+        raise InputError("name", got=name, expected='"package.module:Class"')
     module, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

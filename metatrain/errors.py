@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metatrain.addresses import without_secrets
 from metatrain.names import printable, quoted
 
 MOST_QUOTED = 200  # characters of a wrong value in a message
@@ -33,7 +34,7 @@ class InputError(Sentence, ValueError):
     ) -> None:
         self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
         what, expected, remedy = (_shown(part) for part in (what, expected, remedy))
-        is_got = "" if got is ... else f" is {quoted(got, MOST_QUOTED)}"
+        is_got = "" if got is ... else f" is {without_secrets(quoted(got, MOST_QUOTED))}"
         wanted = f", expected {expected}" if expected else ""
         super().__init__(f"{what}{is_got}{wanted}" + (f": {remedy}" if remedy else ""))
 
@@ -47,6 +48,6 @@ class InputError(Sentence, ValueError):
 
 
 def _shown(text: str) -> str:
-    """Return a part of a message without characters that move a cursor, and cut if it is long."""
-    text = printable(text)
+    """Return a part of a message without secrets and control characters, cut if it is long."""
+    text = without_secrets(printable(text))
     return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}…"

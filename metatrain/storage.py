@@ -17,12 +17,19 @@ from metatrain.addresses import without_secrets
 from metatrain.core import InputError
 
 PATIENCE_S = 30  # of retries if a storage does not answer
+MOST_NAME = 255  # bytes of a file's name
 WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # these storages know only the names of files
 
 
 def cache() -> Path:
     """Return the folder of this machine's data sets and compiled kernels."""
-    return Path(os.environ.get("METATRAIN_CACHE") or Path.home() / ".cache" / "metatrain")
+    named = os.environ.get("METATRAIN_CACHE")
+    try:
+        return Path(named) if named else Path.home() / ".cache" / "metatrain"
+    except RuntimeError as error:
+        raise InputError(
+            "there is no home folder to keep data sets in", remedy="set METATRAIN_CACHE"
+        ) from error
 
 
 def is_remote(uri: str) -> bool:
@@ -78,6 +85,8 @@ def checked(place: str) -> str:
         raise InputError(
             "a path", got=place, expected="the whole path of a folder or file, without ~"
         )
+    if max(len(os.fsencode(part)) for part in place.split("/")) > MOST_NAME:
+        raise InputError("a path", got=place, expected=f"names of at most {MOST_NAME} bytes")
     return place.rstrip("/") or "/"
 
 

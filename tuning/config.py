@@ -133,9 +133,11 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
     if is_recipe(tree):
         raise InputError(f"{path} is a recipe", remedy=f"{console.program()} train {path}")
     sweep = schema.parse(Sweep, schema.apply_overrides(tree, overrides), str(path))
-    places = [path.parent / sweep.recipe, Path(sweep.recipe)]
-    recipe = next((place for place in places if place.exists()), places[0])
-    return sweep, shared(sweep, schema.read(recipe), str(path), str(recipe))
+    recipe = storage.checked(sweep.recipe)
+    if not storage.is_remote(recipe):
+        places = [path.parent / recipe, Path(recipe)]
+        recipe = str(next((place for place in places if place.exists()), places[0]))
+    return sweep, shared(sweep, schema.read(recipe), str(path), recipe)
 
 
 def shared(sweep: Sweep, tree: schema.Tree, path: str, recipe: str) -> RunConfig:

@@ -1,0 +1,284 @@
+"""Thousands of seeded mutations of what users give: each is taken, or refused in one sentence.
+
+`python tests/fuzz.py --all` tries all kinds; `python tests/fuzz.py recipes --seed 17` one case.
+What is wrong is a traceback, more than 10 s or 2 GB, a signal, or a secret that is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mutations
+import torch
+import yaml
+from cases import CASES, SINUSOID
+
+import tuning.cli
+from cluster.config import RunConfig
+from metatrain import schema
+from metatrain.core import InputError
+from metatrain.first_look import check_data
+from metatrain.learner import Learner
+from metatrain.start import prepare
+from tuning import search
+
+MOST_S = 10
+MOST_BYTES = 2 * 2**30
+BATCH = 50  # cases of a process
+SECRET = "hunter2hunter2"
+SWEEP: dict[str, Any] = {
+    "name": "sweep",
+    "recipe": "recipe.yaml",
+    "space": {
+        "outer.lr": {"loguniform": [0.001, 0.1]},
+        "algorithm.inner_steps": {"integers": [1, 3]},
+        "model.hidden": {"choice": [[4], [8, 8]]},
+        "algorithm.inner_lr": {"quantised": [0.1, 0.5, 0.1]},
+    },
+    "budget": {"trials": 4, "steps": 20, "minutes": 5},
+    "scheduler": {"name": "asha", "first_rung": 5, "reduction": 3},
+    "set": {"validation.every_steps": 5, "tracking.uri": f"http://me:{SECRET}@127.0.0.1:9"},
+    "seed": 3,
+    "at_once": 2,
+}
+TEXTS = [
+    "'",
+    '"',
+    "!!python/object:os.system x",
+    "!!binary x",
+    "&a [*a]",
+    "*a",
+    "<<: *a",
+    "? [a]",
+    "0x_",
+    "2001-99-99",
+    "1:99",
+    "\\x1b",
+    '"\\ud800"',
+    "[" * 300,
+    "{a: " * 50,
+    "- " * 300,
+    "9" * 5000,
+    ".nan",
+    "~",
+    "%YAML 9",
+    "---\n",
+    "\t",
+    "\x00",
+    "é",
+    f"s3://me:{SECRET}@b/x",
+    f"http://me:{SECRET}#/?@h[:x",
+    "s3://[",
+    "://",
+    "a/../../b",
+    "x" * 5000,
+]
+Case = Callable[[random.Random], object]
+
+
+class TooLong(BaseException):
+    """A case takes more than MOST_S."""
+
+
+def _tree(chance: random.Random, base: dict[str, Any]) -> dict[str, Any]:
+    """A tree with some of its parts changed."""
+    found: Any = copy.deepcopy(base)
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        found = mutations.tree(found, chance)
+    return found
+
+
+def _written(chance: random.Random, tree: Any, name: str) -> None:
+    """Write a tree as YAML, at times with mistakes in its text."""
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=chance.random() < 0.5)
+    data = text.encode("utf-8", "surrogatepass")
+    kind = chance.random()
+    if kind < 0.2:
+        data = mutations.raw(data, chance)
+    elif kind < 0.4:
+        at = chance.randrange(len(data) + 1)
+        data = data[:at] + chance.choice(TEXTS).encode("utf-8", "surrogatepass") + data[at:]
+    Path(name).write_bytes(data)
+
+
+def _bases() -> list[dict[str, Any]]:
+    return [SINUSOID, *(dict(case) for case in CASES.values())]
+
+
+def recipes(chance: random.Random) -> None:
+    """Read a recipe and take its first steps, up to an outer step that no data is needed for."""
+    _written(chance, _tree(chance, chance.choice(_bases())), "recipe.yaml")
+    config = schema.load(RunConfig, "recipe.yaml", _overrides(chance))
+    schema.explain(config, {}, meanings=True)
+    repr(config)
+    schema.parse(RunConfig, schema.dump(config), "again")
+    prepared = prepare(config.recipe())
+    check_data(prepared)
+    Learner(prepared.meta, config.outer)
+
+
+def _overrides(chance: random.Random) -> list[str]:
+    if chance.random() < 0.7:
+        return []
+    keys = [key for key, _ in schema.flatten(copy.deepcopy(SINUSOID))]
+    value = chance.choice([*TEXTS, *map(str, mutations.ODD)])
+    return [f"{chance.choice(keys)}{chance.choice(['=', '=', '.x=', ''])}{value}"]
+
+
+def sweeps(chance: random.Random) -> None:
+    """Read a sweep and its recipe, and draw its first trials."""
+    tree = SINUSOID if chance.random() < 0.7 else _tree(chance, SINUSOID)
+    Path("recipe.yaml").write_text(yaml.safe_dump(tree))
+    _written(chance, _tree(chance, SWEEP), "sweep.yaml")
+    found = search.load(Path("sweep.yaml"))
+    if found.trials <= 100:
+        found.drawn()
+
+
+def lines(chance: random.Random) -> None:
+    """Run commands that need no cluster with odd arguments."""
+    Path("recipe.yaml").write_text(yaml.safe_dump(SINUSOID))
+    Path("folder").mkdir(exist_ok=True)
+    command = chance.choice(
+        [
+            ["config", "recipe.yaml", "--set", "outer.lr=0.1", "--explain"],
+            ["train", "recipe.yaml", "--set", "outer.steps=2", "--dry-run", "--init", "x"],
+            ["train", "recipe.yaml", "--set", "output=o", "--resume", "auto", "--dry-run"],
+            ["evaluate", "folder", "--set", "evaluation.tasks=4"],
+            ["tune", "recipe.yaml", "--set", "seed=1", "--dry-run"],
+            ["adapt", "folder", "--support", "folder", "--query", "folder"],
+            ["runs", "folder"],
+            ["data", "check", "glyphs"],
+            ["data", "import", "folder", "--source", "folder"],
+            ["data", "push", "glyphs", "folder/x"],
+        ]
+    )
+    at = chance.randrange(1, len(command))
+    odd = str(chance.choice([*TEXTS, *mutations.ODD]))
+    key, equals, _ = command[at].partition("=")
+    glue = chance.choice(["", key + equals]) if equals else ""
+    command[at] = (glue + odd).replace("\0", "")
+    said = io.StringIO()
+    sys.argv = ["metatrain", *command]
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            tuning.cli.main()
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code
+    shown = said.getvalue()
+    if code not in (0, 1, 2, None) or "Traceback" in shown:
+        raise AssertionError(f"{command} ended with {code}: {shown[-300:]}")
+    usage = "Try 'metatrain" in shown  # which is typer's
+    if SECRET in shown and not usage:
+        raise AssertionError(f"{command} shows a secret: {shown[-300:]}")
+
+
+KINDS: dict[str, Case] = {"recipes": recipes, "sweeps": sweeps, "lines": lines}
+
+
+def wrong(kind: str, seed: int) -> str | None:
+    """Try one case in an own folder; say what is wrong with how it ended."""
+    chance = random.Random(f"{kind} {seed}")
+    home, start = Path.cwd(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            KINDS[kind](chance)
+        except InputError as error:
+            if not str(error).isprintable() or len(str(error)) > 4000:
+                return f"a sentence of {len(str(error))} characters: {str(error)[:200]!r}"
+            if SECRET in str(error):
+                return f"a secret is shown: {str(error)[:300]}"
+        except TooLong:
+            return f"more than {MOST_S} s\n{traceback.format_exc()[-1500:]}"
+        except BaseException:
+            return traceback.format_exc()[-1500:]
+        finally:
+            os.chdir(home)
+    took = time.monotonic() - start
+    return f"{took:.0f} s" if took > MOST_S else None
+
+
+def trial(kind: str, seeds: range) -> Iterator[tuple[int, str]]:
+    """Try cases in a process of their own, and another after one that it does not survive."""
+    seeds = range(seeds.start, seeds.stop)
+    while seeds:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            _in_child(kind, seeds, writing)
+        os.close(writing)
+        with os.fdopen(reading) as lines_:
+            last = seeds.start - 1
+            for line in lines_:
+                last, found = json.loads(line)
+                if found is not None:
+                    yield last, found
+        _, status = os.waitpid(child, 0)
+        if last == seeds.stop - 1 and status == 0:
+            return
+        yield last + 1, f"the process ended with status {status}"
+        seeds = range(last + 2, seeds.stop)
+
+
+def _in_child(kind: str, seeds: range, writing: int) -> None:
+    def late(number: int, frame: object) -> None:
+        raise TooLong
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, used + MOST_BYTES))
+    signal.signal(signal.SIGALRM, late)
+    code = 1
+    try:
+        with os.fdopen(writing, "w") as said:
+            for seed in seeds:
+                signal.alarm(2 * MOST_S)
+                found = wrong(kind, seed)
+                signal.alarm(0)
+                print(json.dumps([seed, found]), file=said, flush=True)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []])
+    parser.add_argument("--all", action="store_true", help="Try every kind.")
+    parser.add_argument("--cases", type=int, default=7000, help="Cases of each kind.")
+    parser.add_argument("--seed", type=int, help="Try one case here, with its traceback.")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.seed is not None:
+        print(wrong(given.kinds[0], given.seed) or "right")
+        return
+    bad = 0
+    for kind in KINDS if given.all else given.kinds:
+        start = time.monotonic()
+        for first in range(0, given.cases, BATCH):
+            for seed, found in trial(kind, range(first, min(first + BATCH, given.cases))):
+                bad += 1
+                print(f"--- {kind} {seed}: {found}", flush=True)
+        print(f"{kind}: {given.cases} cases in {time.monotonic() - start:.0f} s", flush=True)
+    sys.exit(bool(bad))
+
+
+if __name__ == "__main__":
+    main()
