@@ -145,8 +145,10 @@ def ended(tracking: Tracking, run_id: str) -> str | None:
 
     uri = store_uri(tracking)
     check_address(uri)
+    path = database(uri)
     try:
-        found = _known(MlflowClient(uri), run_id)
+        missing = path is not None and not path.exists()  # MLflow would make a new one
+        found = None if missing else _known(MlflowClient(uri), run_id)
     except Exception as error:
         raise refusal(error, uri) from None
     if found is None:
