@@ -243,6 +243,7 @@ def test_a_node_that_dies_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Pa
     assert follower.returncode == 0, out
     assert "was lost" in out
     assert not re.search(r"\.py:\d+ --", out)  # as Ray logs
+    assert "(raylet)" not in out
     tree |= {"workers": {"max": 0}, "tracking": {"uri": "none"}, "output": str(tmp_path / "alone")}
     run.train(schema.parse(RunConfig, tree, "test"))
     expected, found = parameters(str(tmp_path / "alone")), parameters(where)

@@ -24,6 +24,8 @@ from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.isolation import same_random_numbers
 
+log = logging.getLogger(__name__)
+
 PROBE_S = 15.0  # for a cluster to say that it is there
 
 
@@ -75,9 +77,26 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends at once
     try:
-        yield address is None
+        with _without_pages():
+            yield address is None
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _without_pages() -> Iterator[None]:
+    """Keep Ray's own page about each process that dies out of the log, which has a sentence.
+
+    Ray has no option for that.
+    """
+    from ray._private import worker
+
+    printing = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, *_, **__: log.debug("Ray: %s", data)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printing
 
 
 def this_node() -> str:
