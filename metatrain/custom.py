@@ -90,6 +90,18 @@ def guarded(name: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def staying(what: str) -> Iterator[None]:
+    """Turn an end of the process that a class of the user's asks for into an InputError."""
+    try:
+        yield
+    except (SystemExit, GeneratorExit) as error:
+        raise InputError(
+            f"a class of yours ended the process in {what} ({_reason(error)})",
+            remedy="raise an exception there",
+        ) from error
+
+
 def adapter(kind: Any) -> TypeAdapter[Any]:
     """Return pydantic's reader and writer of a dataclass."""
     return _adapter(kind)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import ComputePath, InputError, Purpose, generator_for
+from metatrain.custom import staying
 from metatrain.metrics import Metric
 from metatrain.problems.functional import trying
 from metatrain.start import Prepared
@@ -16,7 +17,8 @@ TASKS = 7  # of a first look: so many that they are not taken for the examples o
 def check_data(prepared: Prepared) -> None:
     """Refuse tasks that the data cannot give, or that do not fit the network."""
     for setting in prepared.used():
-        setting.family.check(setting.split)
+        with staying("`check`"):
+            setting.family.check(setting.split)
         check_sample(prepared, setting.purpose, "reference")
 
 

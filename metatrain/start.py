@@ -19,6 +19,7 @@ from metatrain.core import (
     Work,
     generator_for,
 )
+from metatrain.custom import staying
 from metatrain.recipe import Recipe
 
 TRAINING = Purpose("update")
@@ -55,12 +56,13 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises InputError if an override does not fit, or if the parts of the recipe do not fit each
     other. Tasks are not drawn: see first_look.
     """
-    settings = recipe.settings()
-    problems = {
-        purpose: setting.family.bind(recipe.model, setting.norm, "reference")
-        for purpose, setting in settings.items()
-    }
-    meta = _initial(recipe.seed, settings[TRAINING], problems[TRAINING])
+    with staying("`bind` or `init`"):
+        settings = recipe.settings()
+        problems = {
+            purpose: setting.family.bind(recipe.model, setting.norm, "reference")
+            for purpose, setting in settings.items()
+        }
+        meta = _initial(recipe.seed, settings[TRAINING], problems[TRAINING])
     return Prepared(recipe, settings, problems, meta)
 
 

@@ -31,6 +31,7 @@ from cluster.jobs.package import Job, pack
 from metatrain import bundle, custom_source, schema
 from metatrain.core import InputError
 from metatrain.recipe import own_classes, own_code
+from metatrain.start import prepare
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 LESS = (
@@ -648,3 +649,24 @@ def test_the_algorithm_in_20_lines_of_the_page_trains(
     assert done.returncode == 0, done.stderr
     learned = bundle.load("run/bundle")[0].algorithm
     assert (learned.name, learned.strength) == ("mine:Proximal", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("    def module(", r"the model's `module` fails for .* \(SystemExit: 0\)"),
+        (
+            "    def bind(",
+            r"a class of yours ended the process in `bind` or `init` \(SystemExit: 0\)",
+        ),
+    ],
+)
+def test_a_class_that_ends_the_process_when_it_is_bound_is_one_sentence(
+    mine: Path, line: str, what: str
+) -> None:
+    path = mine / "mine" / "classes.py"
+    before, method, rest = path.read_text().partition(line)
+    head, colon, body = rest.partition(":\n")
+    path.write_text(f"{before}{method}{head}{colon}        raise SystemExit(0)\n{body}")
+    with pytest.raises(InputError, match=what):
+        prepare(schema.load(RunConfig, mine / "mine.yaml").recipe())

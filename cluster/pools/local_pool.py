@@ -9,6 +9,7 @@ from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
 from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
 from metatrain.core import Ticket
+from metatrain.custom import staying
 from metatrain.start import Prepared
 
 
@@ -33,7 +34,8 @@ class LocalPool:
         if not self._requested:
             return None
         ticket, _ = self._requested.popleft()
-        result, spent = self._worker.compute(ticket)
+        with staying(f"ticket {ticket}"):
+            result, spent = self._worker.compute(ticket)
         return Contribution(ticket, self._worker.version, "local", spent, result)
 
     def status(self) -> PoolStatus:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metatrain.core import InputError, Model, Params
 from metatrain.models.conv import fuse
 from metatrain.models.normalisation import BatchStatistics, converted
+from metatrain.problems.functional import trying
 
 
 class Spec(NamedTuple):
@@ -32,7 +33,10 @@ class Spec(NamedTuple):
 
     def build(self) -> nn.Module:
         """A new network, with numbers from torch's generators."""
-        module = converted(self.model.module(self.inputs, self.outputs, self.feedback))
+        how = f"for examples of shape {list(self.inputs)} and {self.outputs} outputs"
+        with trying("the model's `module`", how, "it"):
+            built = self.model.module(self.inputs, self.outputs, self.feedback)
+        module = converted(built)
         if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()):
             raise InputError(
                 "torch's dropout draws at random in the forward pass, so that a retry of a ticket "
