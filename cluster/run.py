@@ -74,6 +74,7 @@ def train(
             ):
                 requests = Requests(pool, should_stop, config.workers.wait_s, config.seed)
                 version, meta = learn(run, pool, requests, tracker)
+                run.check_claims()
                 recipe = recipe_after(run.prepared.recipe, version)
                 bundle.save(str(run.folder / "bundle"), recipe, meta, run.code)
                 scores = evaluate_all(run.prepared, requests, version)
@@ -146,6 +147,7 @@ def learn(
                 other.on_step(step, dict(metrics))
 
         def save() -> None:
+            run.check_claims()
             run.folder.sync()  # first: a resumed run forgets what is newer than its checkpoint
             write_checkpoint()
             for other in hooks:

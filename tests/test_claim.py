@@ -103,6 +103,26 @@ def test_a_run_whose_folder_is_removed_ends_at_its_next_checkpoint(
     assert not list(folder.glob("*"))  # they are the next run's
 
 
+@pytest.mark.usefixtures("fast")
+def test_a_run_that_lost_its_storage_writes_nothing_more_there(s3: S3) -> None:
+    where = "s3://bucket/claims/lost"
+    settings = config(SINUSOID, output=where, outer__steps=9, checkpoint__every_steps=2)
+    other = json.dumps({"id": "y", "holder": "process 7 on moon"}).encode()
+
+    def on_step(step: int, metrics: loop.Metrics) -> None:
+        storage.write(f"{where}/{claim.LEASE}", other)
+
+    with ExitStack() as claims:
+        ready = run.prepare(settings, claims=claims)
+        pool = LocalPool(ready.prepared, ready.plan)
+        hooks = loop.Hooks(on_step, lambda: None)
+        with pytest.raises(InputError, match=r"another process works .* \(process 7 on moon\)"):
+            run.learn(ready, pool, Requests(pool, lambda: False), NoTracker(), [hooks])
+    assert [info.base_name for info in storage.listing(where)] == [claim.LEASE]
+    assert storage.read(f"{where}/{claim.LEASE}") == other
+    storage.remove(where)
+
+
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "RENEWED_S", 0.05)
