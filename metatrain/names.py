@@ -32,7 +32,7 @@ def shortened(names: Iterable[str], most: int) -> dict[str, str]:
 
 def few(names: Sequence[str]) -> str:
     """Return the first five names, for a sentence that cannot list them all."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(map(printable, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 def counted(number: int, kind: str) -> str:
@@ -46,6 +46,11 @@ def printable(name: str) -> str:
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
         for c in name
     )
+
+
+def decoded(name: str) -> str:
+    r"""Return the name of a file or folder with \xff for each byte that is no UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def quoted(name: object, most: int = 42) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import shutil
@@ -15,15 +16,17 @@ import mutations
 import numpy as np
 import pytest
 import torch
+from cases import GLYPHS, config
 from PIL import Image
 from services import command
 
-from metatrain import files
+from metatrain import bundle, files
 from metatrain.core import InputError, Split
 from metatrain.data import omniglot, remote
 from metatrain.data.folders import labelled_files, read_folder
 from metatrain.data.images import ImageStore, duplicates, twins
 from metatrain.data.pixels import stack
+from metatrain.start import prepare
 from metatrain.tasks import FewShot
 
 
@@ -177,6 +180,33 @@ def test_a_data_set_whose_checksum_fits_is_right_or_refused_in_a_sentence(small:
         except InputError:
             refused += 1
     assert 100 < refused < 190  # bytes of pixels and names may be others
+
+
+def test_names_that_are_no_text_or_move_the_cursor_are_shown_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path / "cache"))
+    odd = tmp_path / "odd"
+    for i in range(8):
+        folder = odd / os.fsdecode(b"kind\xff\x1b[31m %d" % (i // 2))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / os.fsdecode(b"im\xfe\n%d.png" % i)).write_bytes(png(20 + i))
+        (folder / os.fsdecode(b"no\xfd.txt")).touch()
+    done = command("data", "import", "odd", "--source", "odd")
+    assert r"train 2 classes: kind\xff\x1b[31m" in done.stdout
+    assert done.stdout.count("refused kind") == 4
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout
+    assert command("data", "check", "odd").returncode == 0
+    recipe = config(GLYPHS, family__data="odd", family__ways=4).recipe()
+    bundle.save("bundle", recipe, prepare(recipe).meta)
+    done = command("adapt", "bundle", "--support", "odd", "--query", "odd")
+    assert (done.returncode, "\x1b" in done.stdout) == (0, False)
+    text = Path("adapted/predictions.json").read_text()
+    assert "\\ud" not in text  # which no other reader of JSON takes
+    assert {each["class"] for each in json.loads(text)["predictions"]} == {
+        rf"kind\xff{chr(27)}[31m {i}" for i in range(4)
+    }
 
 
 @pytest.mark.parametrize("planted", ["images.arrow", "manifest.json"])

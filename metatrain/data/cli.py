@@ -147,17 +147,19 @@ def import_(
 
 
 def _print_report(report: Report) -> None:
+    from metatrain.names import printable
+
     for what, why in report.refused:
-        print(f"refused {what}: {why}")
+        print(printable(f"refused {what}: {why}"))
     for note in report.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     if report.twins:
         print(
             f"note: {len(report.twins)} images have the pixels of an earlier one; a query may be "
             "its support image:"
         )
     for later, earlier in report.twins:
-        print(f"  {later} = {earlier}")
+        print(printable(f"  {later} = {earlier}"))
 
 
 def _print_next(store: ImageStore) -> None:

@@ -18,7 +18,7 @@ from metatrain.data import pixels
 from metatrain.data.images import ImageStore, Rotations, Scheme, twins
 from metatrain.data.pixels import FORMATS, Depth
 from metatrain.data.splits import SPLITS, given_splits, refuse_deeper_splits, shuffled_splits
-from metatrain.names import few
+from metatrain.names import decoded, few
 
 # Of a side, if no size is asked for; 84 is that of mini-ImageNet.
 FEWEST_PIXELS, MOST_PIXELS = 16, 84
@@ -94,7 +94,7 @@ def read_folder(
         np.clip(median(min(f.width, f.height) for f in everything), FEWEST_PIXELS, MOST_PIXELS)
     )
     shape = (3 if any(f.coloured for f in everything) else 1, side, side)
-    names = [n.partition("/")[2] for n in classes] if given else list(classes)
+    names = [decoded(n.partition("/")[2] if given else n) for n in classes]
     bits, scaled = _depth(source, everything)
     none: dict[Split, Rotations] = dict.fromkeys(SPLITS, "none")
     splits = given or shuffled_splits(len(classes))
@@ -134,7 +134,7 @@ def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tupl
             f"{path} holds no images{others}",
             remedy=f"give image files, or a folder of {', '.join(sorted(FORMATS))}",
         )
-    names = [file.parent.relative_to(path).as_posix() for file in found]
+    names = [decoded(file.parent.relative_to(path).as_posix()) for file in found]
     classes = [None if name == "." else name for name in names]
     return list(zip(found, classes, strict=True)), refused
 

@@ -20,7 +20,7 @@ from metatrain.data.folders import labelled_files
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Predictions
 from metatrain.inference.report import Predicted, classified, numbered
-from metatrain.names import counted
+from metatrain.names import counted, decoded
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 
@@ -57,7 +57,7 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
             except InputError as error:
                 unread.append(f"refused {error}")
             else:
-                files.append(str(file))
+                files.append(decoded(str(file)))
                 labels.append(label)
     if not images:
         raise InputError("none of the query images can be read", remedy="give others")
@@ -96,7 +96,7 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         except InputError as error:
             raise InputError.at(str(path), error) from error
         truth += _targets(path, learned, known, len(examples[-1]))
-        places += [f"{path.name} row {i + 1}" for i in range(len(examples[-1]))]
+        places += [f"{decoded(path.name)} row {i + 1}" for i in range(len(examples[-1]))]
     x = torch.cat(examples)
     found = adapted.predictions(adapted.outputs(adapted.after, x))
     if isinstance(found, Predictions):
