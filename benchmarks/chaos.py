@@ -72,10 +72,10 @@ def schedule(steps: int, kills: int, seed: int) -> list[Event]:
         0.48: "start a node",
         0.55: "stop a worker for ever",
         0.62: "slow a worker",
+        0.70: "end MLflow",
         0.72: "end the slowing",
-        0.75: "end MLflow",
-        0.82: "kill the driver and damage its checkpoint",
-        0.90: "start MLflow",
+        0.75: "start MLflow",
+        0.90: "kill the driver and damage its checkpoint",  # resuming needs MLflow
     }
     events += [Event(int(part * steps), what) for part, what in named.items()]
     return sorted(events)
@@ -118,11 +118,9 @@ class Chaos:
 
     def end_mlflow(self) -> None:
         if self.server is not None:
-            os.killpg(self.server.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self.server.pid, signal.SIGKILL)
             self.server.wait()
-
-    def add_node(self) -> None:
-        self.node = self.cluster.add_node(num_cpus=2)
 
     def start_driver(self) -> None:
         command = [sys.executable, "-m", "tuning.cli", "train", "chaos.yaml", "--resume", "auto"]
@@ -162,7 +160,7 @@ class Chaos:
         elif what == "crash a node":
             self.cluster.remove_node(self.node, allow_graceful=False)
         elif what == "start a node":
-            threading.Thread(target=self.add_node).start()
+            self.node = self.cluster.add_node(num_cpus=2)
         elif what == "stop a worker for ever" and workers:
             drawn.choice(workers).suspend()
         elif what == "slow a worker" and workers:
@@ -178,6 +176,7 @@ class Chaos:
             self.driver.kill()
             self.driver.wait()
             if "damage" in what:
+                _until(lambda: _answers(f"{self.uri}/health"))
                 newest = checkpoint.latest(str(self.folder / "out" / "checkpoints"))
                 path = Path(str(newest)) / "learner.safetensors"
                 data = bytearray(path.read_bytes())
