@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,9 @@ from cluster.tracking import description
 from cluster.tracking.mlflow_errors import Health
 from cluster.tracking.mlflow_run import log_params, open_run, show_columns
 from cluster.tracking.place import Place, store_uri
-from cluster.tracking.sender import MEASURED, Point, Sender
+from cluster.tracking.sender import MEASURED, QUIET_S, Point, Sender
 from cluster.tracking.tracker import RunParameters
 from metatrain.addresses import without_secrets
-from metatrain.awaiting import awaiting
 
 if TYPE_CHECKING:
     from metatrain.core import Setting
@@ -134,10 +134,11 @@ class MLflowTracker:
             self._whole = False
             return
         try:
-            if path.is_dir():
-                self._client.log_artifacts(self.run_id, str(path), path.name)
-            else:
-                self._client.log_artifact(self.run_id, str(path))
+            with _said_if_slow():
+                if path.is_dir():
+                    self._client.log_artifacts(self.run_id, str(path), path.name)
+                else:
+                    self._client.log_artifact(self.run_id, str(path))
         except Exception as error:
             self._failed(error, f"{path} was not uploaded")
 
@@ -182,8 +183,7 @@ class MLflowTracker:
         self._sender.put(self._last)
         waiting = self._sender.close()
         if not waiting:
-            with awaiting("waiting for MLflow") if self._health.away else nullcontext():
-                self._terminate(status, at_ms)
+            self._terminate(status, at_ms)
         whole = self._whole and not waiting
         if not whole and self._mend:
             log.warning("MLflow lacks a part of this run; to send it: %s", self._mend)
@@ -195,7 +195,8 @@ class MLflowTracker:
 
     def _terminate(self, status: str, at_ms: int | None) -> None:
         try:
-            self._client.set_terminated(self.run_id, status, at_ms)
+            with _said_if_slow():
+                self._client.set_terminated(self.run_id, status, at_ms)
         except Exception as error:
             self._failed(error, f"the run's end ({status}) was not recorded")
 
@@ -221,6 +222,18 @@ class MLflowTracker:
             return True
         before, self._measured[name] = self._measured.get(name), step
         return before != step
+
+
+@contextmanager
+def _said_if_slow() -> Iterator[None]:
+    """Say that the command waits for MLflow if the context lasts for seconds."""
+    timer = threading.Timer(QUIET_S, log.info, ("waiting for MLflow",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _now_ms() -> int:

@@ -30,7 +30,7 @@ DRAIN_S = 1.0  # between rounds
 BACKLOG = 500  # points that a round sends besides the new ones
 FLUSH_S = 10.0  # that a trial waits for the thread's own request
 QUIET_S = 2.0  # that the end of a run waits without a word
-SILENT_S = 30.0  # that the end of a run waits for an answer of MLflow
+SILENT_S = 15.0  # that the end of a run waits for an answer: longer than a request may take
 CLOSE_S = 300.0  # that the end of a run waits if MLflow answers
 # Measurements of the machine: the first attempt at a step and the second have different ones.
 MEASURED = "system/"
