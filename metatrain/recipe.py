@@ -28,6 +28,8 @@ AnyFamily = Annotated[tasks.BuiltIn, Field(discriminator="name"), OwnClass(TaskF
 AnyModel = Annotated[models.BuiltIn, Field(discriminator="name"), OwnClass(Model)]
 AnyAlgorithm = Annotated[algorithms.BuiltIn, Field(discriminator="name"), OwnClass(Algorithm)]
 
+MOST_NAME = 200  # bytes: a file's name has 255, and trials add theirs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -201,12 +203,14 @@ class Recipe:
 
 def check_name(name: str) -> None:
     """Refuse a name that a folder cannot have."""
-    if not name or name.startswith(".") or any(character in name for character in "/\\"):
+    is_long = len(name.encode("utf-8", "replace")) > MOST_NAME
+    wrong = is_long or not name.isprintable() or any(c in name for c in "/\\")
+    if not name or name.startswith(".") or wrong:
         raise InputError(
             "name",
             got=name,
             expected="one that a folder can have",
-            remedy="leave out / and a dot at its start",
+            remedy=f"use at most {MOST_NAME} bytes, without / and a dot at its start",
         )
 
 

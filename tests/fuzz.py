@@ -34,7 +34,7 @@ import tuning.cli
 from cluster import run
 from cluster.config import RunConfig, Tracking
 from metatrain import schema
-from metatrain.core import InputError
+from metatrain.errors import Sentence
 from metatrain.first_look import check_data
 from metatrain.learner import Learner
 from metatrain.start import prepare
@@ -234,7 +234,7 @@ def wrong(kind: str, seed: int) -> str | None:
         os.chdir(folder)
         try:
             KINDS[kind](chance)
-        except InputError as error:
+        except Sentence as error:
             if not str(error).isprintable() or len(str(error)) > 4000:
                 return f"a sentence of {len(str(error))} characters: {str(error)[:200]!r}"
             if SECRET in str(error):

@@ -222,10 +222,10 @@ def _digests(store: ImageStore) -> Iterator[tuple[int, bytes]]:
 def folder_of(name: str) -> Path:
     """Return where the data set of that name is kept."""
     # Recipes name it as well: YAML must read it as text.
-    if not re.fullmatch(r"\w[\w.-]*", name) or not yaml_reader.is_text(name):
+    if not re.fullmatch(r"\w[\w.-]{0,59}", name) or not yaml_reader.is_text(name):
         raise InputError(
             f"{name!r} cannot name a data set",
-            remedy="use letters, digits, '_', '-' and '.', and not a number",
+            remedy="use at most 60 letters, digits, '_', '-' and '.', and not a number",
         )
     return cache() / name
 
