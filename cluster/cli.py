@@ -113,7 +113,9 @@ def train(
         raise typer.Exit(130) from None
     except (Diverged, WorkersLost) as error:
         saved = "; the last whole step is saved" if error.saved else ""
-        raise InputError(f"{error}{saved}{to_continue(error, config, resume)}") from error
+        how = to_continue(error, config, resume)
+        print(f"error: {InputError(f'{error}{saved}')}{how}", file=sys.stderr)
+        raise typer.Exit(2) from None
     console.print_table(tables.of_scores(scores))
     print(f"folder: {folder}")
     print("pictures:", *folder.names("figures/*.png"))

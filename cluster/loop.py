@@ -83,7 +83,7 @@ def train(
             staleness = learner.version - min(c.version for c in found)
             applied = learner.apply([c.result for c in found if isinstance(c.result, Update)])
             unsound = unsound + 1 if applied.left_out else 0
-            _report_left_out(applied.left_out, found, unsound, min(MOST_UNSOUND, outer.steps))
+            _report_left_out(applied.left_out, found, unsound, learner.version == outer.steps)
             pool.publish(Snapshot(learner.version, learner.meta()))
             seconds = time.monotonic() - started
             metrics: Metrics = {
@@ -121,20 +121,22 @@ def train(
 
 
 def _report_left_out(
-    left_out: Sequence[int], found: Sequence[Contribution], in_a_row: int, most: int
+    left_out: Sequence[int], found: Sequence[Contribution], in_a_row: int, is_last: bool
 ) -> None:
     """Name the tickets whose updates are not finite.
 
-    Raises Diverged if the last steps had some, each of them.
+    Raises Diverged if the last steps had some, each of them, or if the run's last step had no
+    other.
     """
     if not left_out:
         return
     names = [f"{found[i].ticket} by {found[i].worker}" for i in left_out]
     log.warning("updates that are not finite are left out: %s", "; ".join(names))
-    if in_a_row >= most:
+    if in_a_row >= MOST_UNSOUND or (is_last and len(left_out) == len(found)):
+        steps = "step" if in_a_row == 1 else f"{in_a_row} steps in a row"
         raise Diverged(
-            f"updates of {in_a_row} outer steps in a row are not finite, the last of {names[-1]}: "
-            "lower algorithm.inner_lr or outer.lr"
+            f"an update of the last outer {steps} is not finite, that of {names[-1]}: lower "
+            "algorithm.inner_lr or outer.lr"
         )
 
 

@@ -132,7 +132,8 @@ class Learner:
 
         Updates that are not finite are left out; if there are no others, the step changes nothing.
 
-        Raises Diverged, with nothing changed, if finite updates together are not finite.
+        Raises Diverged, with nothing changed, if finite updates together are not finite, or if the
+        first step has none.
         """
         total = sum(update.tasks for update in updates)
         weights = [update.tasks / total for update in updates]
@@ -166,7 +167,7 @@ class Learner:
             for each in updates
         ]
         left_out = tuple(i for i, is_sound in enumerate(sound) if not is_sound)
-        if not left_out:
+        if not left_out or (self.version == 0 and not any(sound)):
             raise Diverged(
                 f"the update of outer step {self.version} is not finite: lower algorithm.inner_lr "
                 "or outer.lr"

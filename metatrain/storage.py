@@ -83,7 +83,10 @@ def checked(place: str) -> str:
         raise InputError("a place", got=place, expected=expected)
     if not place or "\0" in place or place.split("/")[0] == "~":
         raise InputError(
-            "a path", got=place, expected="the whole path of a folder or file, without ~"
+            "a path",
+            got=place,
+            expected="that of a folder or file, without ~",
+            remedy="write it out",
         )
     if max(len(os.fsencode(part)) for part in place.split("/")) > MOST_NAME:
         raise InputError("a path", got=place, expected=f"names of at most {MOST_NAME} bytes")

@@ -287,7 +287,7 @@ def test_without_a_compiler_the_reference_runs_and_a_worker_that_should_not_refu
         InputError, match=f"the compute path 'fused' that the driver chose .*{sentence}"
     ):
         Worker(prepare(recipe), Plan("fused", "cpu", 1))
-    refusal = ray_worker.RayWorker(schema.dump(recipe), Plan("fused", "cpu", 1)).ready()
+    refusal = ray_worker.RayWorker(schema.dump(recipe), Plan("fused", "cpu", 1)).refusal
     assert refusal is not None
     assert "that the driver chose" in refusal
     build.library.cache_clear()

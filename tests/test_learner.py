@@ -126,6 +126,10 @@ def test_updates_that_are_not_finite_are_left_out() -> None:
     assert applied.left_out == (0,)
     assert learner.version == 2
     assert torch.equal(learner.meta().model["w"], without.meta().model["w"])
+    fresh = Learner(meta(1.0), outer())
+    with pytest.raises(Diverged, match="outer step 0 is not finite"):
+        fresh.apply([update(float("nan"))])
+    assert fresh.version == 0
 
 
 def test_finite_updates_whose_mean_is_not_finite_change_nothing() -> None:

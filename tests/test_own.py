@@ -664,7 +664,10 @@ def test_the_algorithm_in_20_lines_of_the_page_trains(
 def test_a_class_that_ends_the_process_when_it_is_bound_is_one_sentence(
     mine: Path, line: str, what: str
 ) -> None:
-    path = mine / "mine" / "classes.py"
+    (mine / "mine").rename(mine / "ending")  # modules of the other name may be imported already
+    text = (mine / "mine.yaml").read_text().replace("mine.classes:", "ending.classes:")
+    (mine / "mine.yaml").write_text(text)
+    path = mine / "ending" / "classes.py"
     before, method, rest = path.read_text().partition(line)
     head, colon, body = rest.partition(":\n")
     path.write_text(f"{before}{method}{head}{colon}        raise SystemExit(0)\n{body}")

@@ -339,7 +339,7 @@ def test_files_are_refused_in_one_sentence_that_says_why(content: bytes, reason:
     ("fields", "reason"),
     [
         ({"data": "none.csv"}, "there is no file 'none.csv'"),
-        ({"data": ""}, "no regular file"),
+        ({"data": ""}, "a path is ''"),
         ({"data": "folder"}, "no regular file"),
         ({"data": "pipe"}, "no regular file"),
         ({"data": "http://example.invalid/houses.csv"}, "as storage"),

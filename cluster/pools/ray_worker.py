@@ -38,7 +38,7 @@ class RayWorker:
 
     def __init__(self, recipe: schema.Tree, plan: Plan, shared: bool = False) -> None:
         """`shared`: other machines are in the cluster, and may have what this one lacks."""
-        self._refusal: str | None = None
+        self.refusal: str | None = None
         self._shared = shared
         self._meter = Meter(WORKER_S, at_once=True)
         try:
@@ -46,12 +46,12 @@ class RayWorker:
                 prepare(schema.parse(Recipe, recipe, "the driver's recipe")), plan
             )
         except (InputError, OSError, ImportError) as error:
-            self._refusal = (absent(error, this_node()) if shared else None) or str(error)
+            self.refusal = (absent(error, this_node()) if shared else None) or str(error)
 
     def ready(self) -> Here:
         """Where this worker is, and why it cannot work, if it cannot."""
         node = ray.get_runtime_context().get_node_id()
-        return Here(self._refusal, node, this_node(), os.getpid())
+        return Here(self.refusal, node, this_node(), os.getpid())
 
     def draw(self, ticket: Ticket) -> None:
         with suppress(Exception):  # `compute` draws them again, and its error is collected
