@@ -15,7 +15,7 @@ from cluster.pools.local_pool import LocalPool
 from cluster.workers.plan import choose_plan
 from metatrain.aggregation import Mean, Median, Private, TrimmedMean
 from metatrain.core import InputError, Meta, Update
-from metatrain.learner import Diverged, Learner, Outer
+from metatrain.learner import Learner, Outer
 from metatrain.start import prepare
 
 GENERATOR = torch.Generator()
