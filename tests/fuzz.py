@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzz_files
 import mutations
 import torch
 import yaml
@@ -213,7 +214,7 @@ def lines(chance: random.Random) -> None:
     shown = said.getvalue()
     if code not in (0, 1, 2, None) or "Traceback" in shown:
         raise AssertionError(f"{command} ended with {code}: {shown[-300:]}")
-    usage = "Try 'metatrain" in shown  # which is typer's
+    usage = "Try '" in shown  # which is typer's
     if SECRET in shown and not usage:
         raise AssertionError(f"{command} shows a secret: {shown[-300:]}")
 
@@ -223,6 +224,7 @@ KINDS: dict[str, Case] = {
     "sweeps": sweeps,
     "trainings": trainings,
     "lines": lines,
+    **fuzz_files.KINDS,
 }
 
 

@@ -5,8 +5,20 @@ from __future__ import annotations
 import fuzz
 import pytest
 
+pytestmark = pytest.mark.ray
 
-@pytest.mark.parametrize(("kind", "cases"), [("recipes", 30), ("sweeps", 50), ("lines", 12)])
+
+@pytest.mark.parametrize(
+    ("kind", "cases"),
+    [
+        ("recipes", 30),
+        ("sweeps", 50),
+        ("lines", 12),
+        ("images", 20),
+        ("archives", 50),
+        ("journals", 50),
+    ],
+)
 def test_mutated_input_is_taken_or_refused_in_one_sentence(kind: str, cases: int) -> None:
     assert list(fuzz.trial(kind, range(cases))) == []
 

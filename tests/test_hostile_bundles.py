@@ -5,45 +5,21 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import fuzz_files
 import mutations
 import pytest
 import torch
-from cases import SINUSOID, config
+from fuzz_files import predicted, resumed
 
-from cluster import checkpoint, run
-from cluster.config import RunConfig
-from cluster.workers.plan import choose_plan
-from metatrain import bundle, inference
-from metatrain.core import InputError, Update
-from metatrain.learner import Learner
-from metatrain.start import prepare
+from metatrain import bundle
+from metatrain.core import InputError
+
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A folder with the bundle and a checkpoint of three steps."""
-    settings: RunConfig = config(SINUSOID)
-    prepared = prepare(settings.recipe())
-    plan, _ = choose_plan(prepared, 0, 1)
-    learner = Learner(prepared.meta, settings.outer)
-    for _ in range(3):
-        learner.apply([Update(prepared.meta, 1, {})])
-    checkpoint.save(str(tmp_path / "checkpoints"), settings, plan, learner, {}, 1)
-    bundle.save(str(tmp_path / "bundle"), settings.recipe(), learner.meta())
-    return tmp_path
-
-
-def predicted(folder: Path) -> None:
-    learned = inference.load(folder)
-    learned.adapt([[0.1], [0.2]], [[0.3], [0.1]]).predict([[0.5]])
-
-
-def resumed(folder: Path) -> None:
-    found = checkpoint.load(str(folder))
-    learner = Learner(prepare(found.config.recipe()).meta, found.config.outer)
-    learner.load_state_dict(found.tensors, found.scalars)
-    learner._optimizer.step()
-    run.load_trained(str(folder), [])
+    return fuzz_files.saved(tmp_path)
 
 
 def test_a_bundle_whose_checksum_fits_is_right_or_refused(saved: Path) -> None:

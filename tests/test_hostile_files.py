@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import shutil
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import mutations
 import numpy as np
 import pytest
-import torch
 from cases import GLYPHS, config
-from PIL import Image
+from fuzz_files import album, picture, used
 from services import command
 
 from metatrain import bundle, files
-from metatrain.core import InputError, Split
+from metatrain.core import InputError
 from metatrain.data import omniglot, remote
 from metatrain.data.folders import labelled_files, read_folder
-from metatrain.data.images import ImageStore, duplicates, twins
+from metatrain.data.images import ImageStore
 from metatrain.data.pixels import stack
 from metatrain.start import prepare
-from metatrain.tasks import FewShot
-
-
-def png(width: int = 20, height: int = 20, mode: str = "L") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, (width, height), 1).save(file, "PNG")
-    return file.getvalue()
-
-
-def album(folder: Path) -> Path:
-    """Four classes of two images."""
-    for i in range(8):
-        path = folder / f"kind {i // 2}" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(20 + i))
-    return folder
 
 
 @pytest.mark.parametrize("opener", [files.opened, lambda path, most: stack([path], (1, 8, 8))])
@@ -68,7 +49,7 @@ def test_a_file_is_opened_up_to_its_bound_and_a_link_only_if_it_may_be_one(tmp_p
 def test_a_bomb_a_pipe_and_a_program_among_the_images_are_refused_alone(tmp_path: Path) -> None:
     album(tmp_path)
     bad = tmp_path / "kind 0"
-    (bad / "bomb.png").write_bytes(png(8200, 8200, "1"))
+    (bad / "bomb.png").write_bytes(picture(8200, 8200, "1"))
     (bad / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     os.mkfifo(bad / "pipe.png")
     store, report = read_folder("mine", tmp_path)
@@ -109,7 +90,10 @@ def archive(path: Path, members: dict[str, bytes]) -> None:
     ("members", "sentence"),
     [
         ({"a/b/c.png": bytes(1 << 24)}, r"in a/b/c\.png \(it has 16,777,216 bytes, and at most"),
-        ({"a/b/../c.png": png()}, r"in a/b/\.\./c\.png \(its name is not ALPHABET/CHARACTER/FILE"),
+        (
+            {"a/b/../c.png": picture()},
+            r"in a/b/\.\./c\.png \(its name is not ALPHABET/CHARACTER/FILE",
+        ),
         ({f"a/b/{i}.png": b"" for i in range(20_000)}, r"it has 20,000 drawings"),
     ],
     ids=["bomb", "name", "many"],
@@ -124,7 +108,7 @@ def test_an_archive_is_checked_before_it_is_read(
 
 def test_whatever_bytes_of_an_archive_are_wrong_is_one_sentence(tmp_path: Path) -> None:
     path, chance = tmp_path / "images_background.zip", np.random.default_rng(0)
-    archive(path, {f"images_background/Greek/c{i}/0.png": png(20 + i) for i in range(4)})
+    archive(path, {f"images_background/Greek/c{i}/0.png": picture(20 + i) for i in range(4)})
     whole = path.read_bytes()
     for _ in range(300):
         data = np.frombuffer(whole, np.uint8).copy()
@@ -155,21 +139,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "small"
 
 
-def used(name: str) -> None:
-    """Do with a data set what a run and the commands do."""
-    store = ImageStore.open(name)
-    duplicates(store, store.scheme(None))
-    twins(store)
-    assert store._repr_html_()
-    family = FewShot(data=name, ways=2)
-    splits: tuple[Split, ...] = ("train", "val", "test")
-    for split in splits:
-        with suppress(InputError):
-            family.check(split)
-            family.sample(torch.Generator().manual_seed(0), 2, split)
-    family.resolved()
-
-
+@pytest.mark.ray
 def test_a_data_set_whose_checksum_fits_is_right_or_refused_in_a_sentence(small: Path) -> None:
     used("small")
     refused = 0
@@ -190,7 +160,7 @@ def test_names_that_are_no_text_or_move_the_cursor_are_shown_escaped(
     for i in range(8):
         folder = odd / os.fsdecode(b"kind\xff\x1b[31m %d" % (i // 2))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / os.fsdecode(b"im\xfe\n%d.png" % i)).write_bytes(png(20 + i))
+        (folder / os.fsdecode(b"im\xfe\n%d.png" % i)).write_bytes(picture(20 + i))
         (folder / os.fsdecode(b"no\xfd.txt")).touch()
     done = command("data", "import", "odd", "--source", "odd")
     assert r"train 2 classes: kind\xff\x1b[31m" in done.stdout
