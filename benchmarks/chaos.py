@@ -114,7 +114,6 @@ class Chaos:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        _until(lambda: _answers(f"{self.uri}/health"))
 
     def end_mlflow(self) -> None:
         if self.server is not None:
@@ -123,6 +122,8 @@ class Chaos:
             self.server.wait()
 
     def start_driver(self) -> None:
+        """Start or resume the run, which needs MLflow at that time."""
+        _until(lambda: _answers(f"{self.uri}/health"))
         command = [sys.executable, "-m", "tuning.cli", "train", "chaos.yaml", "--resume", "auto"]
         command += ["--address", self.cluster.address, "--set", "output=out"]
         with (self.folder / "driver.log").open("ab") as log:
@@ -171,12 +172,11 @@ class Chaos:
         elif what == "end MLflow":
             self.end_mlflow()
         elif what == "start MLflow":
-            threading.Thread(target=self.start_mlflow).start()
+            self.start_mlflow()
         elif what.startswith("kill the driver") and self.driver is not None:
             self.driver.kill()
             self.driver.wait()
             if "damage" in what:
-                _until(lambda: _answers(f"{self.uri}/health"))
                 newest = checkpoint.latest(str(self.folder / "out" / "checkpoints"))
                 path = Path(str(newest)) / "learner.safetensors"
                 data = bytearray(path.read_bytes())
@@ -275,7 +275,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

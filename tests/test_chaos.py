@@ -14,7 +14,7 @@ import chaos
 @pytest.mark.ray
 def test_chaos_changes_neither_parameters_nor_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """The short version of benchmarks/chaos.py, with two workers killed at once besides."""
-    outer = chaos.RECIPE["outer"] | {"tasks_per_step": 800, "tasks_per_ticket": 50}
+    outer = chaos.RECIPE["outer"] | {"tasks_per_step": 480, "tasks_per_ticket": 30}
     monkeypatch.setitem(chaos.RECIPE, "outer", outer)
     done = chaos.compare(steps=40, kills=3, seed=1, limit_s=250)
     assert done["kill a worker"] >= 1

@@ -26,7 +26,8 @@ from metatrain.isolation import same_random_numbers
 
 log = logging.getLogger(__name__)
 
-PROBE_S = 15.0  # for a cluster to say that it is there
+PROBE_S = 15.0  # for somebody to listen at an address
+HEALTH_S = 60.0  # for Ray to say that it is there; its command gives up after 40 by itself
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def _probe(address: str) -> None:
             "--address",
             address,
         ]
-        subprocess.run(command, capture_output=True, check=True, timeout=PROBE_S)
+        subprocess.run(command, capture_output=True, check=True, timeout=HEALTH_S)
     except (OSError, subprocess.SubprocessError) as error:
         what = "something else listens there, or it asks for a token: set RAY_AUTH_MODE=token"
         reason = error if isinstance(error, OSError) else what
