@@ -51,6 +51,7 @@ class Requests:
         self._repeated: set[Ticket] = set()  # asked of a second worker
         self._answered_s = time.monotonic()  # when the last answer came
         self._checked_s = 0.0  # when delays were last looked for
+        self._leaving = 0  # workers whose nodes were about to end then
         self.on_danger: Callable[[], None] = lambda: None  # the run may end soon: save
         self.lost = 0  # tickets whose worker died
         self.repeated = 0  # tickets that a second worker got because the first one was late
@@ -120,7 +121,9 @@ class Requests:
         if left and left[0] == failure.tickets[0]:
             self._kills[left[0]] += 1
         self.lost += len(failure.tickets)
-        decision = policy.on_failure(failure._replace(tickets=left), self._kills, self._seed)
+        if failure.kind == "lost":
+            failure = failure._replace(tickets=left)
+        decision = policy.on_failure(failure, self._kills, self._seed)
         if decision.action == "stop":
             raise WorkersLost(decision.reason)
         log.warning("%s", decision.reason)
@@ -128,7 +131,7 @@ class Requests:
 
     def _act_on_silence(self, since: float, reported: float) -> float:
         status, now = self._pool.status(), time.monotonic()
-        if now - since > SAVE_S or status.leaving:
+        if now - since > SAVE_S:
             self.on_danger()
         decision = policy.on_silence(status, now - since, self._wait_s)
         if decision is not None:
@@ -143,9 +146,12 @@ class Requests:
         return now
 
     def _act_on_delay(self) -> None:
-        self._checked_s = time.monotonic()
+        self._checked_s, status = time.monotonic(), self._pool.status()
         silent_s = self._checked_s - self._answered_s
-        for decision in policy.on_delay(self._pool.status(), self._repeated, silent_s):
+        if status.leaving > self._leaving:
+            self.on_danger()
+        self._leaving = status.leaving
+        for decision in policy.on_delay(status, self._repeated, silent_s):
             (log.warning if decision.action == "replace" else log.info)("%s", decision.reason)
             self._repeat(decision)
             self._repeated.update(decision.tickets)

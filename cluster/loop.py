@@ -133,10 +133,12 @@ def _report_left_out(
     names = [f"{found[i].ticket} by {found[i].worker}" for i in left_out]
     log.warning("updates that are not finite are left out: %s", "; ".join(names))
     if in_a_row >= MOST_UNSOUND or (is_last and len(left_out) == len(found)):
-        steps = "step" if in_a_row == 1 else f"{in_a_row} steps in a row"
+        what = "the last outer step has only updates"
+        if in_a_row >= MOST_UNSOUND:
+            what = f"{in_a_row} outer steps in a row have updates"
         raise Diverged(
-            f"an update of the last outer {steps} is not finite, that of {names[-1]}: lower "
-            "algorithm.inner_lr or outer.lr"
+            f"{what} that are not finite, such as that of {names[-1]}: lower algorithm.inner_lr or "
+            "outer.lr"
         )
 
 

@@ -13,7 +13,7 @@ import chaos
 
 @pytest.mark.ray
 def test_chaos_changes_neither_parameters_nor_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The short version of benchmarks/chaos.py, with two workers killed at once besides."""
+    """The short version of benchmarks/chaos.py."""
     outer = chaos.RECIPE["outer"] | {"tasks_per_step": 480, "tasks_per_ticket": 30}
     monkeypatch.setitem(chaos.RECIPE, "outer", outer)
     done = chaos.compare(steps=40, kills=3, seed=1, limit_s=250)

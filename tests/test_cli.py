@@ -319,7 +319,8 @@ def test_a_run_that_diverges_says_what_to_lower_and_is_saved(tmp_path: Path) -> 
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__lr=1e30, output="out")
     refused(
         command("train", recipe),
-        "is not finite, .*: lower algorithm.inner_lr or outer.lr; the last whole step is saved",
+        "are not finite, such as .*: lower algorithm.inner_lr or outer.lr; "
+        "the last whole step is saved",
     )
     assert list(Path("out/checkpoints").iterdir())
 
@@ -465,13 +466,14 @@ def test_what_ends_without_an_output_of_its_own_is_continued_by_its_folder(tmp_p
     done = command("train", recipe, "--set", "outer.lr=1e30")
     refused(
         done,
-        "is not finite, .*: lower algorithm.inner_lr or outer.lr; the last whole step is saved$",
+        "are not finite, such as .*: lower algorithm.inner_lr or outer.lr; "
+        "the last whole step is saved$",
     )
     (folder,) = Path("runs/sinusoid").iterdir()
     last = done.stderr.splitlines()[-1]
     assert last == f"to continue: metatrain train '{recipe}' --set outer.lr=1e30 --resume {folder}"
     again = pasted(done.stderr)
-    refused(again, "is not finite")
+    refused(again, "are not finite")
     assert f"resuming {folder}/checkpoints" in again.stderr
     assert again.stderr.splitlines()[-1] == last
 

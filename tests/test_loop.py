@@ -271,9 +271,11 @@ def test_a_step_without_any_finite_update_changes_nothing_and_three_in_a_row_end
     _, _, _, rows = run(nan_at({6, 7}))
     assert len(rows) == 20
     assert rows[6]["system/left_out_updates"] == rows[7]["system/left_out_updates"] == 4
-    with pytest.raises(Diverged, match=r"3 steps in a row .* step=8, part=3.* by local: lower"):
+    with pytest.raises(
+        Diverged, match=r"3 outer steps in a row .* step=8, part=3.* by local: lower"
+    ):
         run(nan_at({6, 7, 8}))
-    with pytest.raises(Diverged, match="last outer step is not finite"):
+    with pytest.raises(Diverged, match="last outer step has only updates that are not finite"):
         run(nan_at({19}))
     with pytest.raises(Diverged, match="outer step 0 is not finite"):  # nothing was learned
         run(nan_at({0}))
@@ -342,6 +344,21 @@ def test_a_late_ticket_is_asked_again_and_a_hung_worker_replaced(straight: torch
     assert pool.requested.count(hung[0]) == 1
     assert replaced == ["w"]
     assert (requests.repeated, requests.replaced, requests.lost) == (1, 1, 0)
+
+
+def test_a_notice_that_a_node_is_about_to_end_saves_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while other nodes answer."""
+    monkeypatch.setattr("cluster.collector.POLL_S", 0.0)
+    recipe, saved, steps = config(SINUSOID).recipe(), [], []
+
+    class Leaving(ScriptedPool):
+        def status(self) -> PoolStatus:
+            return PoolStatus(2, 1, None, 0.0, leaving=int(len(steps) >= 7))
+
+    pool, learner = Leaving(recipe, lambda a: a), Learner(prepare(recipe).meta, recipe.outer)
+    hooks = loop.Hooks(lambda step, _: steps.append(step), lambda: saved.append(learner.version))
+    loop.train(prepare(recipe), learner, pool, Requests(pool), hooks, save_every=50)
+    assert saved == [7, 20]
 
 
 def test_what_was_learned_is_saved_when_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
