@@ -97,6 +97,25 @@ def test_episodes_have_distinct_classes_and_disjoint_support_and_query() -> None
         assert len(set(source.tolist())) == 49
 
 
+def test_shots_of_classes_differ_by_at_most_the_imbalance_and_their_sum_stays() -> None:
+    family = FewShot(data="glyphs", ways=5, shots=3, imbalance=2)
+    task = family.sample(generator(), 200, "train")
+    assert task.support_x.shape == (200, 15, 1, 28, 28)
+    shots = torch.nn.functional.one_hot(task.support_y, 5).sum(1)
+    assert (shots.amin(), shots.amax()) == (1, 5)
+    assert (shots != 3).any(0).all()  # each label may have more or less
+    flat = family.store.images.flatten(1).float()
+    source = torch.cdist(task.support_x[0].flatten(1).float(), flat).argmin(1)
+    assert torch.equal(source // 20, task.classes[0, task.support_y[0]] // 4)
+    assert len(set(source.tolist())) == 15
+    even = FewShot(data="glyphs", ways=5, shots=3).sample(generator(), 200, "train")
+    assert torch.equal(even.classes, task.classes)
+    assert "3-shot imbalance 2 1 query/class" in family.describe()
+    with pytest.raises(InputError) as error:
+        FewShot(data="glyphs", shots=2, imbalance=2)
+    assert (error.value.what, error.value.got) == ("imbalance", 2)
+
+
 @pytest.mark.parametrize("rotations", ["none", "per-task", "classes"])
 def test_a_class_turns_as_one(rotations: Rotations) -> None:
     """Its support and its query images; a turn may be drawn for it, or be a class of its own."""
@@ -119,7 +138,7 @@ def test_a_class_turns_as_one(rotations: Rotations) -> None:
     vars(family)["store"] = three
     family.check("train")
     task = family.sample(generator(), 20, "train")
-    seen = set()
+    seen, drawn_as = set(), []
     ways = torch.cat([task.support_x.unflatten(1, (-1, 2)), task.query_x[:, :, None]], 2)
     for drawn in ways.contiguous().numpy():
         found = [[known[image.tobytes()] for image in way] for way in drawn]
@@ -127,7 +146,10 @@ def test_a_class_turns_as_one(rotations: Rotations) -> None:
         assert all(len({image[2] for image in way}) == 3 for way in found)
         assert len({way[0][: 2 if rotations == "classes" else 1] for way in found}) == family.ways
         seen |= {way[0][1] for way in found}
+        drawn_as.append(found)
     assert seen == ({0} if rotations == "none" else {0, 1, 2, 3})
+    own = torch.tensor([[way[0][0] * 4 + way[0][1] for way in tasks] for tasks in drawn_as])
+    assert torch.equal(task.classes, own if rotations == "classes" else own // 4 * 4)
     more = replace(family, ways=family.ways + 1)
     vars(more)["store"] = three
     with pytest.raises(InputError, match=f"has {family.ways} classes"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,16 @@ from metatrain.problems.supervised import Supervised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Episode(NamedTuple):
+    """Tasks of classes of images, T at once."""
+
+    support_x: Tensor  # [T, S, C, H, W] uint8
+    support_y: Tensor  # [T, S] int64
+    query_x: Tensor
+    query_y: Tensor
+    classes: Tensor  # [T, ways]: 4 times the data set's class of each label, and its quarter turns
 
 
 def nearest_neighbour(task: Task) -> Tensor:
@@ -74,6 +84,8 @@ class FewShot:
     """Classes of a task."""
     shots: int = bounded(1, least=1, most=EXAMPLES)
     """Support images of each class."""
+    imbalance: int = bounded(0, least=0, most=EXAMPLES)
+    """How far the shots of a class may be from `shots`, both ways; a task has ways * shots."""
     queries: int = bounded(1, least=1, most=EXAMPLES)
     """Query images of each class."""
     invert: bool = False
@@ -87,12 +99,18 @@ class FewShot:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.imbalance >= self.shots:
+            raise InputError(
+                "imbalance",
+                got=self.imbalance,
+                expected=f"below shots, which is {self.shots}: each class needs a support image",
+            )
 
     @cached_property
     def store(self) -> ImageStore:
         return open_data(self.data, self.checksum)
 
-    def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Episode:
         """x [T, N, C, H, W] uint8 and labels [T, N] int64, in the order of the labels.
 
         N is ways * shots in the support set and ways * queries in the query set.
@@ -108,27 +126,46 @@ class FewShot:
         else:
             chosen = classes[chosen]
             turns = torch.zeros_like(chosen)
-            if rotations == "per-task":
-                turns = torch.randint(4, chosen.shape, generator=generator)
-        each = self.shots + self.queries
-        examples = choose(generator, store.sizes[chosen], each)  # [T, W, each]
+        identity = 4 * chosen + turns
+        if rotations == "per-task":
+            turns = torch.randint(4, chosen.shape, generator=generator)
+        most = self.shots + self.imbalance
+        examples = choose(generator, store.sizes[chosen], most + self.queries)  # [T, W, each]
         rows = store.offsets[chosen][..., None] + examples
-        labels = torch.arange(self.ways, device=store.images.device).expand(count, self.ways)
-        return Task(
-            self._images(rows[..., : self.shots], turns),
-            labels.repeat_interleave(self.shots, dim=1),
-            self._images(rows[..., self.shots :], turns),
-            labels.repeat_interleave(self.queries, dim=1),
+        labels = torch.arange(self.ways).expand(count, self.ways)
+        given = torch.arange(most) < self._shots(generator, count)[..., None]  # [T, W, most]
+        support = rows[..., :most][given].view(count, -1)
+        support_turns, support_y = (
+            each[..., None].expand_as(given)[given].view(count, -1) for each in (turns, labels)
+        )
+        return Episode(
+            self._images(support, support_turns),
+            support_y.to(store.images.device),
+            self._images(rows[..., most:].flatten(1), turns.repeat_interleave(self.queries, dim=1)),
+            labels.repeat_interleave(self.queries, dim=1).to(store.images.device),
+            identity.to(store.images.device),
         )
 
-    def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
-        """[T, W * n, C, H, W]: rows [T, W, n] of the data set, each class turned by `turns`.
+    def _shots(self, generator: torch.Generator, count: int) -> Tensor:
+        """[T, W]: support images of each class, ways * shots in each task.
 
-        turns: quarters [T, W].
+        What a class has more than `shots`, uniform in -imbalance..imbalance, another one has less.
         """
+        shots = torch.full((count, self.ways), self.shots)
+        if not self.imbalance:
+            return shots
+        pairs = self.ways // 2
+        more = torch.randint(
+            -self.imbalance, self.imbalance + 1, (count, pairs), generator=generator
+        )
+        order = torch.rand(count, self.ways, generator=generator).argsort(1)
+        shots.scatter_add_(1, order[:, :pairs], more)
+        return shots.scatter_add_(1, order[:, pairs : 2 * pairs], -more)
+
+    def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
+        """[T, N, C, H, W]: rows [T, N] of the data set, each image turned by quarters [T, N]."""
         device = self.store.images.device
-        images = self.store.images[rows.flatten(1).to(device)]
-        turns = turns.repeat_interleave(rows.shape[2], dim=1)
+        images = self.store.images[rows.to(device)]
         for turn in (1, 2, 3):
             where = tuple(index.to(device) for index in (turns == turn).nonzero(as_tuple=True))
             if len(where[0]):
@@ -176,7 +213,7 @@ class FewShot:
         from metatrain import figures
 
         split = context.ticket.split
-        task = self.sample(context.generator, 1, split)
+        task = Task(*self.sample(context.generator, 1, split)[:4])
         adapted = adapt(task)
         before, after = (
             problem.predict(params, task, context)[0].softmax(-1)
@@ -230,19 +267,21 @@ class FewShot:
                 remedy="lower family.ways",
             )
         fewest = int(self.store.sizes[torch.tensor(classes)].min())
-        wanted = self.shots + self.queries
+        most = self.shots + self.imbalance
+        wanted = most + self.queries
         if wanted > fewest:
             raise InputError(
-                f"{self.shots} shots and {self.queries} queries need {wanted} images of a class, "
+                f"{most} shots and {self.queries} queries need {wanted} images of a class, "
                 f"but {where} has classes of {fewest}",
                 remedy="lower family.shots or family.queries",
             )
 
     def describe(self) -> str:
         synthetic = " (synthetic)" if self.store.synthetic else ""
+        uneven = f" imbalance {self.imbalance}" if self.imbalance else ""
         return (
             f"{self.data}/{self.store.scheme(self.splits).name}{synthetic} "
-            f"{self.ways}-way {self.shots}-shot {self.queries} query/class"
+            f"{self.ways}-way {self.shots}-shot{uneven} {self.queries} query/class"
         )
 
     def summary(self) -> str:
