@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuning.submission import places_read, read
+from metatrain.core import InputError
+from tuning.submission import check_retries, places_read, read
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,3 +46,14 @@ def test_the_places_of_all_evaluations_and_all_trials_are_read(tmp_path: Path) -
 def test_a_resumed_run_has_its_folder_as_output(checkpoint: str) -> None:
     resumed = read(str(ROOT / "recipes" / "demo.yaml"), [], f"runs/a{checkpoint}")
     assert resumed.output == "runs/a"
+    assert "output: runs/a\n" in resumed.files["recipe.yaml"]  # also if it starts again
+
+
+def test_retries_continue_in_the_output_and_refuse_to_start_from_another_run() -> None:
+    demo = str(ROOT / "recipes" / "demo.yaml")
+    for resume in (None, "auto", "runs/a", "runs/a/checkpoints/step-00000002"):
+        check_retries(read(demo, ["output=runs/a"], resume), resume)
+    check_retries(read(demo, [], "runs/b"), "runs/b")
+    with pytest.raises(InputError) as refused:
+        check_retries(read(demo, ["output=runs/a"], "runs/b"), "runs/b")
+    assert "which is runs/a, and --resume runs/b starts from another run" in refused.value.what

@@ -93,6 +93,14 @@ def submit(
     ] = 1.0,
     driver_gpus: Annotated[float, typer.Option(help="GPUs for the driver.")] = 0.0,
     driver_memory: Annotated[float, typer.Option(help="Memory for the driver in GB.")] = 0.0,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=100,
+            help="How often the driver starts again if it is killed or breaks off.",
+        ),
+    ] = 0,
     follow: Annotated[
         bool,
         typer.Option("--follow/--no-follow", help="Show the job's log, and exit as the job does."),
@@ -116,6 +124,8 @@ def submit(
         check_written("checkpoint.uri", what.base.checkpoint.uri)
     if folder is not None:
         check_written("--resume", folder)
+    if retries:
+        submission.check_retries(what, resume)
     sent = sent_files(send or [])
     for key, place in submission.places_read(what.base, what.ranges):
         check_read(key, place, sent)
@@ -134,6 +144,7 @@ def submit(
             sys.argv[1:], "--resume", folder if folder and what.output == folder else "auto"
         ),
         sent,
+        retries,
     )
     sys.exit(following.run(address, job, follow=follow))
 

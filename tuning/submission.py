@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cluster.config import RunConfig
 from metatrain import recipe, schema
+from metatrain.core import InputError
 from tuning import config
 
 
@@ -32,10 +34,27 @@ def read(file: str, overrides: Sequence[str], resume: str | None) -> Submission:
         files = config.as_files(sweep, base)
         return Submission(sweep.name, base, ["tune", "sweep.yaml"], files, sweep.output, ranges)
     base = schema.load(RunConfig, file, overrides)
-    folder = re.sub(r"/checkpoints(/[^/]+)?/?$", "", resume) if resume not in (None, "auto") else ""
+    if resume is not None and resume != "auto" and base.output is None:
+        base = dataclasses.replace(base, output=_run_of(resume))
     files = {"recipe.yaml": schema.as_yaml(base)}
-    output = base.output or folder or None
-    return Submission(base.name, base, ["train", "recipe.yaml"], files, output, {})
+    return Submission(base.name, base, ["train", "recipe.yaml"], files, base.output, {})
+
+
+def _run_of(place: str) -> str:
+    """Return the folder of the run to which a folder or a checkpoint belongs."""
+    return re.sub(r"/checkpoints(/[^/]+)?/?$", "", place)
+
+
+def check_retries(what: Submission, resume: str | None) -> None:
+    """Refuse retries if the folder to continue is not the output, where they would continue."""
+    if resume is None or resume == "auto" or what.output is None:
+        return
+    if config.place_of(_run_of(resume)) != config.place_of(what.output):
+        raise InputError(
+            f"--retries continues in the output, which is {what.output}, and --resume {resume} "
+            "starts from another run",
+            remedy="leave out --retries, or the output",
+        )
 
 
 def places_read(base: RunConfig, ranges: Mapping[str, Any]) -> list[tuple[str, str]]:

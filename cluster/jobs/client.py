@@ -66,7 +66,7 @@ def submit(client: JobSubmissionClient, job: Job) -> None:
         try:
             client.submit_job(
                 submission_id=job.name,
-                entrypoint=shlex.join(["python", "-m", "tuning.cli", *job.arguments]),
+                entrypoint=job.command(),
                 runtime_env={"working_dir": temporary, "env_vars": job.variables()},
                 metadata=job.metadata(),
                 entrypoint_num_cpus=job.cpus or None,

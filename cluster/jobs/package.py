@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     recipe: str = ""  # the file, as the user gave it
     again: str = ""  # the command that continues it
     sent: Mapping[str, Path] = {}  # files that it reads, by relative path
+    retries: int = 0  # how often its driver starts again if it dies
 
     @property
     def needs(self) -> str:
@@ -47,6 +49,11 @@ class Job(NamedTuple):
         return (
             " and ".join(f"{value:g} {what}" for value, what in needs if value) or "the head node"
         )
+
+    def command(self) -> str:
+        """Return what Ray runs in a shell of a node."""
+        retried = ["cluster.jobs.retrying", str(self.retries)] if self.retries else ["tuning.cli"]
+        return shlex.join(["python", "-m", *retried, *self.arguments])
 
     def metadata(self) -> dict[str, str]:
         """Return what the cluster's dashboard shows of it besides its name."""
