@@ -8,7 +8,8 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 # An address, up to a space. Its user and password end at the last @: they may hold /, # and ?.
-ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<rest>\S*)")
+# A path that is made of it has one slash.
+ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)(?P<mark>://?)(?P<rest>\S*)")
 # A value after ?, & or ;, or a part of a query that has no name. A quotation mark ends it.
 VALUE = re.compile(r"(?P<name>[?&;](?:[^=&;\s'\"]*=)?)[^&;\s'\"]+")
 SHORTEST = 3  # characters of a secret's part that is looked for in other texts
@@ -49,9 +50,11 @@ def misread(uri: str) -> bool:
 def hide(text: str, uri: str) -> str:
     """Return somebody else's text about an address without any part of the address's secrets."""
     text = text.replace(uri, without_secrets(uri))
-    user, _, place = uri.partition("://")[2].rpartition("@")
+    before, _, rest = uri.partition(":/")
+    scheme = before.rpartition("=")[2]  # an argument may be --set=KEY=ADDRESS
+    user, _, place = _divided(scheme, rest.removeprefix("/"))
     secrets = [user.partition(":")[2] or user]
-    if not _is_sqlite(uri):
+    if not _is_sqlite(f"{scheme}://"):
         secrets += [part.partition("=")[2] for part in re.split("[?&;]", place)[1:]]
     parts = {piece for secret in secrets for piece in (secret, *re.split(r"[/#?@:&=]", secret))}
     parts |= {unquote(part) for part in parts}
@@ -65,10 +68,16 @@ def _shown(found: re.Match[str]) -> str:
     scheme, rest = found["scheme"], found["rest"]
     if _is_sqlite(f"{scheme}://"):
         return found[0]
+    _, mark, place = _divided(scheme, rest)
+    return f"{scheme}{found['mark']}{HIDDEN + mark if mark else ''}{VALUE.sub(_hidden, place)}"
+
+
+def _divided(scheme: str, rest: str) -> tuple[str, str, str]:
+    """Return the user with the password, an @ and the place of what follows a scheme."""
     user, mark, place = rest.rpartition("@")
     if not scheme.startswith("http") and "/" in user and ":" not in user:
-        mark, place = "", rest  # a path with an @, such as s3://bucket/run@2
-    return f"{scheme}://{HIDDEN + mark if mark else ''}{VALUE.sub(_hidden, place)}"
+        return "", "", rest  # a path with an @, such as s3://bucket/run@2
+    return user, mark, place
 
 
 def _hidden(found: re.Match[str]) -> str:

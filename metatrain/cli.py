@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from metatrain.console import AsJson, print_table, printing_json
+from metatrain.console import AsJson, Commands, print_table, printing_json
 from metatrain.data import cli as data
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ NAME_COLUMNS = range(8, 61)  # that a class's or a file's name may take in a tab
 NormOption = Literal["transductive", "support", "support+1", "running"]
 
 app = typer.Typer(
+    cls=Commands,
     help="Meta-training on Ray: sample tasks, adapt to them in parallel, learn to learn.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

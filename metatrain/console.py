@@ -16,10 +16,12 @@ from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
+from metatrain.addresses import hide
 from metatrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +31,18 @@ OPTIONAL = ("ray", "optuna")  # what a machine without a cluster may lack
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout, and everything else on stderr.")
 ]
+
+
+class Commands(TyperGroup):
+    """Commands whose errors repeat an argument as typed, but no password of an address in it."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _hidden():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, *args: Any, **extra: Any) -> Any:
+        with _hidden():
+            return super().invoke(*args, **extra)
 
 
 class _Messages(logging.Handler):
@@ -55,19 +69,41 @@ def main(app: Callable[[], object], log_format: str = "%(message)s") -> None:
     try:
         app()
     except InputError as error:
-        _refuse(str(error))
+        _refuse(str(error), *notes(error))
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
         _refuse(f"{error.name} is not installed: pip install 'ray[default,tune,train]' optuna")
     except OSError as error:  # a full disk, a folder that cannot be written
         logging.getLogger(__name__).debug("the operating system refused", exc_info=True)
-        _refuse(f"{error.strerror or error}: {error.filename or 'see --help'}")
+        _refuse(f"{error.strerror or error}: {error.filename or 'see --help'}", *notes(error))
 
 
-def _refuse(sentence: str) -> NoReturn:
-    print(f"error: {InputError(sentence)}", file=sys.stderr)
+def notes(error: Exception) -> list[str]:
+    """Return the lines that follow an error's sentence, such as the command that continues."""
+    return list(getattr(error, "__notes__", ()))
+
+
+def _refuse(sentence: str, *after: str) -> NoReturn:
+    print(_shown("\n".join([f"error: {InputError(sentence)}", *after])), file=sys.stderr)
     sys.exit(2)
+
+
+@contextmanager
+def _hidden() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer exports no class of all its usage errors
+            error.message = _shown(str(getattr(error, "message", "")))  # type: ignore[attr-defined]
+        raise
+
+
+def _shown(text: str) -> str:
+    """Return a text about the arguments without the secrets of their addresses."""
+    for given in sys.argv[1:]:
+        text = hide(text, given) if ":/" in given else text
+    return text
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from cases import SINUSOID, config
 
+import tuning.cli
 from cluster.config import Tracking
 from cluster.tracking.mlflow_errors import refusal, short_error
 from cluster.tracking.parameters import as_text
@@ -67,3 +69,37 @@ def test_the_values_of_a_query_are_refused_and_hidden() -> None:
     assert hide("no role hunter2", uri) == "no role ***"
     assert not holds_secret("http://me@host")
     assert not holds_secret("sqlite:////srv/:b@c?/x.db")
+
+
+@pytest.mark.parametrize("password", [PASSWORDS[-1], "hun ter2"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{}"],
+        ["--address={}"],
+        ["train", "{}", "{}"],
+        ["train", "{}"],
+        ["config", "a.yaml", "--sett={}"],
+        ["data", "{}"],
+        ["data", "import", "mine", "--size", "{}"],
+        ["data", "import", "mine", "--source", "{}"],
+        ["data", "check", "{}"],
+        ["tune", "{}"],
+        ["adapt", "a", "--support", "{}", "--query", "b", "--norm={}"],
+        ["runs", "{}", "--jsonn"],
+        ["evaluate", "{}", "--set", "{}"],
+    ],
+)
+def test_no_command_repeats_a_password_that_was_typed(
+    arguments: list[str],
+    password: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    uri = f"http://me:{password}@host/x"
+    monkeypatch.setattr(sys, "argv", ["metatrain", *(each.format(uri) for each in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        tuning.cli.main()
+    said = "".join(capsys.readouterr())
+    assert ended.value.code == 2
+    assert not [part for part in ("hun", "ter2") if part in said]
