@@ -52,6 +52,7 @@ class Requests:
         self._answered_s = time.monotonic()  # when the last answer came
         self._checked_s = 0.0  # when delays were last looked for
         self._leaving = 0  # workers whose nodes were about to end then
+        self._crew = policy.Crew()
         self.on_danger: Callable[[], None] = lambda: None  # the run may end soon: save
         self.lost = 0  # tickets whose worker died
         self.repeated = 0  # tickets that a second worker got because the first one was late
@@ -151,6 +152,9 @@ class Requests:
         if status.leaving > self._leaving:
             self.on_danger()
         self._leaving = status.leaving
+        self._crew, said = policy.on_few(self._crew, status.alive, self._checked_s)
+        if said:
+            log.warning("%s", said)
         for decision in policy.on_delay(status, self._repeated, silent_s):
             (log.warning if decision.action == "replace" else log.info)("%s", decision.reason)
             self._repeat(decision)

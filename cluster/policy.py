@@ -32,6 +32,7 @@ class Limits(NamedTuple):
 
 LIMITS = Limits()
 FORGET_S = 30.0  # a slow worker is tried again; whatever slowed it may be over
+FEW_S = 60.0  # that half of the workers are gone before that is said; a restart takes less
 
 
 class Decision(NamedTuple):
@@ -76,6 +77,33 @@ def on_silence(status: PoolStatus, silent_s: float, wait_s: float) -> Decision |
         return None
     waits = f"; {status.oldest} is still outstanding" if status.oldest else ""
     return Decision("stop", f"no worker has been alive for {silent_s:.0f} s{waits}")
+
+
+class Crew(NamedTuple):
+    """How many workers a run has had at most, and since when half of them or more are gone."""
+
+    most: int = 0
+    few_since_s: float | None = None
+    is_told: bool = False
+
+
+def on_few(before: Crew, alive: int, now_s: float) -> tuple[Crew, str]:
+    """Decide whether to say that half of the workers are gone, or are back: once for each fall.
+
+    alive: workers that live; without any, the run waits or ends, which is said elsewhere.
+
+    Returns what to remember, and the sentence or "".
+    """
+    crew = before._replace(most=max(before.most, alive))
+    if 2 * alive > crew.most:
+        back = f"{alive} of {crew.most} workers are alive again" if before.is_told else ""
+        return Crew(crew.most), back
+    since_s = now_s if before.few_since_s is None else before.few_since_s
+    crew = crew._replace(few_since_s=since_s)
+    if before.is_told or not alive or now_s - since_s < FEW_S:
+        return crew, ""
+    gone = f"{crew.most - alive} of {crew.most} workers have been gone for {now_s - since_s:.0f} s"
+    return crew._replace(is_told=True), f"{gone}: the others go on, and a step takes longer"
 
 
 def on_delay(

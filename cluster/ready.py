@@ -74,13 +74,19 @@ def prepare(
                 held.append(claims.enter_context(claimed(place, "run")))
 
     code = custom_source.texts(own_classes(config.recipe()))
-    config = dataclasses.replace(config, family=config.family.resolved())
+    config = dataclasses.replace(config, family=config.family.resolved(), pretraining=None)
     prepared = prepare_recipe(config.recipe())
     check_data(prepared)
     check_fit(prepared, prepared.meta)
     norm, trained = prepared.problems[Purpose("score")].norm[0], config.norm
     if norm not in ("none", trained):
         log.info("norm is %s in training and %s in the evaluation (evaluation.norm)", trained, norm)
+    if config.outer.max_staleness and config.workers.max:
+        log.warning(
+            "outer.max_staleness is %d: timing decides which parameters an update is of, so the "
+            "result cannot be reproduced bit for bit; with 0 it can",
+            config.outer.max_staleness,
+        )
     folder, saved = choose(config, resume, trial=trial, claim=claim)
     plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
     if saved is not None and saved.plan.device == plan.device:
@@ -95,14 +101,15 @@ def prepare(
     learner = Learner(to_device(start, device), config.outer, config.seed)
     notes: dict[str, str] = {}
     if saved is not None:
-        _load(learner, saved)
+        restore(learner, saved)
         notes = dict(saved.notes)
         log.info("resuming %s after %d steps", saved.uri, learner.version)
     folder.create()
     return Run(config, prepared, plan, folder, learner, notes, code, tuple(held))
 
 
-def _load(learner: Learner, saved: checkpoint.Saved) -> None:
+def restore(learner: Learner, saved: checkpoint.Saved) -> None:
+    """Continue from a checkpoint; Damaged if it is not a learner's like this one."""
     try:
         learner.load_state_dict(saved.tensors, saved.scalars)
     except InputError:

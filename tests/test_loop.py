@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import SINUSOID, config
 
-from cluster import loop
+from cluster import loop, ready
 from cluster.collector import Interrupted, Requests
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Busy, Contribution, Failure, PoolStatus, Snapshot, Spent, WorkersLost
@@ -359,6 +359,39 @@ def test_a_notice_that_a_node_is_about_to_end_saves_once(monkeypatch: pytest.Mon
     hooks = loop.Hooks(lambda step, _: steps.append(step), lambda: saved.append(learner.version))
     loop.train(prepare(recipe), learner, pool, Requests(pool), hooks, save_every=50)
     assert saved == [7, 20]
+
+
+def test_a_run_on_half_its_workers_says_so_and_when_they_are_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cluster.collector.POLL_S", 0.0)
+    monkeypatch.setattr("cluster.policy.FEW_S", 0.0)
+    recipe, steps = config(SINUSOID).recipe(), []
+
+    class Shrinking(ScriptedPool):
+        def status(self) -> PoolStatus:
+            return PoolStatus(2 if 7 <= len(steps) < 12 else 4, 1, None, 0.0)
+
+    pool, learner = Shrinking(recipe, lambda a: a), Learner(prepare(recipe).meta, recipe.outer)
+    rows: list[dict[str, float]] = []
+    hooks = loop.Hooks(
+        lambda step, metrics: (steps.append(step), rows.append(metrics)), lambda: None
+    )
+    loop.train(prepare(recipe), learner, pool, Requests(pool), hooks, save_every=50)
+    gone, back = [text for text in caplog.messages if "workers" in text]
+    assert gone.startswith("2 of 4 workers have been gone for 0 s")
+    assert back == "4 of 4 workers are alive again"
+    assert [row["system/workers"] for row in rows] == [4.0] * 7 + [2.0] * 5 + [4.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("workers", "staleness", "told"), [(2, 1, True), (2, 0, False), (0, 1, False)]
+)
+def test_a_run_that_timing_decides_says_so_at_its_start(
+    caplog: pytest.LogCaptureFixture, workers: int, staleness: int, told: bool
+) -> None:
+    ready.prepare(config(SINUSOID, workers__max=workers, outer__max_staleness=staleness))
+    assert ("cannot be reproduced bit for bit" in caplog.text) is told
 
 
 def test_what_was_learned_is_saved_when_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,29 @@ def test_a_pace_is_of_the_last_tickets_and_of_the_present_one() -> None:
     assert policy.pace([5.0], 8.0, 2.0) == 5.0
     assert policy.pace([], 8.0, 2.0) == 4.0
     assert math.isnan(policy.pace([], 0.1, 0.001))  # too short to tell
+
+
+@pytest.mark.parametrize(
+    ("alive", "said"),
+    [
+        ([4] * 9, {}),
+        ([2] * 9, {}),  # it never had more
+        ([4, 3, 3, 3, 3, 3, 3, 3, 3], {}),
+        ([4, 2, 4, 2, 4, 2, 4, 2, 4], {}),  # each is soon back
+        ([4, 2, 2, 2, 2, 2, 2, 2, 2], {4: "2 of 4 workers have been gone for 60 s"}),
+        ([4, 1, 2, 1, 1, 2, 2, 2, 2], {4: "3 of 4"}),
+        ([4, 0, 0, 0, 0, 0, 1, 1, 1], {6: "3 of 4 workers have been gone for 100 s"}),
+        ([1, 4, 2, 2, 2, 2, 3, 4, 4], {5: "2 of 4", 6: "3 of 4 workers are alive again"}),
+        ([4, 2, 2, 2, 2, 3, 2, 2, 2], {4: "2 of 4", 5: "3 of 4 workers are alive again"}),
+    ],
+)
+def test_half_of_the_workers_gone_for_a_minute_is_said_once_for_each_fall(
+    alive: list[int], said: dict[int, str]
+) -> None:
+    crew, found = policy.Crew(), {}
+    for i, count in enumerate(alive):  # each 20 seconds
+        crew, sentence = policy.on_few(crew, count, 20.0 * i)
+        if sentence:
+            found[i] = sentence
+    assert found.keys() == said.keys()
+    assert all(part in found[i] for i, part in said.items())

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.pools.ray_connection import connected
+from metatrain.core import InputError
+
 pytestmark = pytest.mark.ray
 
 STARTS = """
@@ -78,3 +81,18 @@ def test_a_temporary_folder_that_ray_cannot_use_is_one_sentence(short: Path) -> 
         )
         assert re.fullmatch(whole, said), said
         assert same, said
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("ray://me:hunter2@head:10001", "ray://***@head:10001 is an address of Ray Client, which"),
+        ("http://head:8265", "http://head:8265 is a dashboard's address, which takes jobs"),
+    ],
+)
+def test_an_address_that_takes_no_runs_is_one_sentence(address: str, sentence: str) -> None:
+    with pytest.raises(InputError) as refused, connected(address):
+        pass
+    assert refused.value.what.startswith(sentence)
+    assert "`metatrain submit" in refused.value.remedy
+    assert "hunter2" not in str(refused.value)

@@ -57,7 +57,8 @@ def check_record(folder: Path, status: str) -> None:
     times = {row["step"]: row["at_ms"] for row in rows}
     recorded = client.get_run(run_id)
     assert recorded.info.status == status
-    assert {"train/mse_after", "val/mse_after", "learner.lr"} <= recorded.data.metrics.keys()
+    sent = {"train/mse_after", "val/mse_after", "learner.lr", "system/workers"}
+    assert sent <= recorded.data.metrics.keys()
     for name in recorded.data.metrics:
         history = sorted(client.get_metric_history(run_id, name), key=lambda point: point.step)
         steps = [point.step for point in history]

@@ -55,6 +55,12 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
             f"{without_secrets(address)} is a dashboard's address, which takes jobs",
             remedy="use `metatrain submit`",
         )
+    if address is not None and address.startswith("ray://"):
+        raise InputError(
+            f"{without_secrets(address)} is an address of Ray Client, which is not supported",
+            remedy="send the run with `metatrain submit --address http://HEAD:8265`, or start it "
+            "on a machine of the cluster with --address auto",
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     sent = [*code, *(OUR_PACKAGES if address else [])] if JOB not in os.environ else []
     if sent:
@@ -141,7 +147,7 @@ def _probe(address: str) -> None:
     """Raise ConnectionError if no Ray answers at HOST:PORT; ray.init would try for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "/" in host:
-        return  # "auto" and ray:// end soon by themselves
+        return  # "auto" ends soon by itself
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
         command = [
