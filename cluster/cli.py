@@ -13,14 +13,18 @@ import typer
 import cluster.doctor.cli
 import cluster.tracking.cli
 import metatrain.cli
-from cluster.closing import print_next, print_results, to_continue
+from cluster.closing import is_saved, print_next, print_results, to_continue
+from cluster.jobs.job import SAVED
 from metatrain import console
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
 
 app = typer.Typer(
-    help=metatrain.cli.app.info.help, no_args_is_help=True, pretty_exceptions_enable=False
+    cls=console.Commands,
+    help=metatrain.cli.app.info.help,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 for room in (metatrain.cli, cluster.doctor.cli, cluster.tracking.cli):
     app.add_typer(room.app)
@@ -109,13 +113,17 @@ def train(
     try:
         folder, scores = run.train(config, address, resume, source=str(recipe))
     except Interrupted as stopped:
-        print(f"{stopped}{to_continue(stopped, config, resume)}", file=sys.stderr)
+        print(stopped, *to_continue(stopped, config, resume), sep="\n", file=sys.stderr)
         raise typer.Exit(130) from None
     except (Diverged, WorkersLost) as error:
-        saved = "; the last whole step is saved" if error.saved else ""
+        said = f"{error}; {SAVED}" if error.saved else str(error)
         how = to_continue(error, config, resume)
-        print(f"error: {InputError(f'{error}{saved}')}{how}", file=sys.stderr)
+        print(f"error: {InputError(said)}", *how, sep="\n", file=sys.stderr)
         raise typer.Exit(2) from None
+    except Exception as error:
+        if is_saved(error):
+            error.add_note("\n".join(to_continue(error, config, resume) or [SAVED]))
+        raise
     console.print_table(tables.of_scores(scores))
     print(f"folder: {folder}")
     print("pictures:", *folder.names("figures/*.png"))

@@ -13,7 +13,6 @@ from metatrain.console import again, program
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
-    from metatrain.core import Sentence
     from metatrain.evaluate import Score
     from metatrain.recipe import Recipe
 
@@ -55,20 +54,27 @@ def print_next(recipe: Recipe, folder: str) -> None:
     print(f"next: {command}", *([f"  {about}"] if about else []), sep="\n")
 
 
-def to_continue(ended: Sentence, config: RunConfig, resume: str | None) -> str:
-    """Return a line with the command that continues a run which has ended before its end.
+def to_continue(ended: Exception, config: RunConfig, resume: str | None) -> list[str]:
+    """Return a line with the command that continues a run which ended before its end.
 
-    resume: the option with which it was started. In a job there is no such line: `submit` names the
-    command that sends the job again.
+    resume: the option with which the run was started.
+
+    Returns no line in a job: `submit` names the command that sends the job again.
     """
     if JOB in os.environ:
-        return ""
+        return []
     way = ["--resume", "auto"] if config.output is not None else []
-    if not ended.saved:
+    folder, saved = getattr(ended, "run", None), is_saved(ended)
+    if not saved:
         way = ["--resume", resume] if resume else way
     elif config.output is None and config.checkpoint.uri is None:
-        way = ["--resume", str(ended.run)]
+        way = ["--resume", str(folder)]
     elif config.output is None:  # the folder says where the checkpoints are, and does not hold them
-        way = ["--set", f"output={ended.run}", "--resume", "auto"]
-    what = "continue" if ended.saved else "start again"
-    return f"\nto {what}: {again(sys.argv[1:], *way)}"
+        way = ["--set", f"output={folder}", "--resume", "auto"]
+    what = "continue" if saved else "start again"
+    return [f"to {what}: {again(sys.argv[1:], *way)}"]
+
+
+def is_saved(ended: Exception) -> bool:
+    """Whether the run that an error ended has a checkpoint."""
+    return bool(getattr(ended, "saved", False))

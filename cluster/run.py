@@ -17,7 +17,7 @@ from cluster.interrupt import interruptible
 from cluster.output import record, remove_partials
 from cluster.patience import Patience
 from cluster.pools.opening import open_pool
-from cluster.pools.pool import Pool, Snapshot, WorkersLost
+from cluster.pools.pool import Pool, Snapshot
 from cluster.progress import ProgressLine
 from cluster.ready import Run, checkpoints_of, prepare
 from cluster.tracking import description
@@ -33,7 +33,6 @@ from metatrain.core import InputError, Meta
 from metatrain.evaluate import Score
 from metatrain.first_look import check_data
 from metatrain.isolation import isolated
-from metatrain.learner import Diverged
 from metatrain.plain import finite
 from metatrain.recipe import Recipe
 from metatrain.start import check_fit, verified
@@ -90,15 +89,21 @@ def train(
                     tracker.log(step, metrics)
                 load = results.how_to_load(run.prepared, run.folder, model)
                 tracker.describe(description.note(scores[0].protocol, load, scores))
-        except (Interrupted, Diverged, WorkersLost) as error:
+        except Exception as error:
             if isinstance(error, Interrupted):
                 error.args = (f"stopped after {learner.version} of {outer.steps} outer steps",)
-            error.run, error.saved = (
-                str(run.folder),
-                checkpoint.latest(checkpoints_of(run)) is not None,
-            )
+            # Whoever reports the error says how to continue.
+            vars(error).update(run=str(run.folder), saved=_is_saved(run))
             raise
     return run.folder, scores
+
+
+def _is_saved(run: Run) -> bool:
+    """Whether a run has a checkpoint; if its storage does not answer, nobody knows of one."""
+    try:
+        return checkpoint.latest(checkpoints_of(run)) is not None
+    except (InputError, OSError):
+        return False
 
 
 def learn(

@@ -16,7 +16,7 @@ class Sentence(Exception):
     saved = False  # whether that run has a checkpoint
 
     def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
+        return [f"{type(self).__name__}: {self}", *getattr(self, "__notes__", ())]
 
 
 class InputError(Sentence, ValueError):

@@ -27,7 +27,7 @@ from photos import album
 from services import Done, command
 
 import metatrain
-from cluster import tables
+from cluster import results, tables
 from metatrain import bundle, console, schema
 from metatrain import cli as metatrain_cli
 from metatrain.core import InputError, Norm
@@ -476,6 +476,37 @@ def test_what_ends_without_an_output_of_its_own_is_continued_by_its_folder(tmp_p
     refused(again, "are not finite")
     assert f"resuming {folder}/checkpoints" in again.stderr
     assert again.stderr.splitlines()[-1] == last
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (InputError("runs/x was removed"), "runs/x was removed$"),
+        (OSError(28, "No space left on device", "runs/x"), "No space left on device: runs/x$"),
+        (RuntimeError("unheard of"), ""),
+    ],
+)
+def test_whatever_ends_a_run_that_has_saved_says_how_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=6)
+
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(results, "leave", fail)
+        if sentence:
+            done = command("train", recipe)
+            refused(done, sentence)
+            line = done.stderr.splitlines()[-1]
+        else:
+            with pytest.raises(RuntimeError) as raised:
+                command("train", recipe)
+            (line,) = console.notes(raised.value)  # a traceback ends with it
+    (folder,) = Path("runs/sinusoid").iterdir()
+    assert line == f"to continue: metatrain train {recipe} --resume {folder}"
+    assert pasted(line).returncode == 0
 
 
 def test_where_checkpoints_lie_elsewhere_the_command_names_the_output(tmp_path: Path) -> None:

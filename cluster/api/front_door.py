@@ -28,7 +28,10 @@ def front_door(again: str) -> Iterator[None]:
             yield
     except InputError as error:
         what, expected, remedy = map(_in_python, (error.what, error.expected, error.remedy))
-        raise InputError(what, got=error.got, expected=expected, remedy=remedy) from None
+        refused = InputError(what, got=error.got, expected=expected, remedy=remedy)
+        if error.saved:
+            refused.add_note(f"{again} continues")
+        raise refused from None
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; {again} continues") from None
     except (Diverged, WorkersLost) as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cluster.jobs.client import GONE_S, PENDING_S, POLL_S, last_line, submit, to_continue
 from cluster.jobs.dashboard import connect
+from cluster.jobs.job import SAVED
 from cluster.jobs.package import Job
 from metatrain.awaiting import awaiting
 from metatrain.console import program
@@ -122,7 +123,8 @@ def _report_end(info: JobDetails, name: str, log: _Log) -> int:
     errors = (line for line in reversed(log.lines) if line.startswith("error: "))
     cause = next(errors, last_line(info.message or ""))
     print(f"error: job {name} failed: {cause.removeprefix('error: ')}", file=sys.stderr)
-    if info.driver_exit_code not in (1, 2):  # its process died
+    saved = any(line.endswith(SAVED) for line in log.lines)
+    if saved or info.driver_exit_code not in (1, 2):  # its process died
         print(to_continue(info), file=sys.stderr)
     return info.driver_exit_code or 1
 
