@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from metatrain.core import InputError
-from metatrain.data import glyphs
+from metatrain.data import fashion_mnist, glyphs
 from metatrain.data.images import ImageStore, Scheme
 from metatrain.data.sources import import_data, open_data
 from metatrain.storage import cache
@@ -147,17 +147,45 @@ def test_a_source_without_omniglot_says_what_is_missing(tmp_path: Path) -> None:
     assert not (cache() / "omniglot").exists()
 
 
-def test_a_download_that_fails_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision.datasets
-
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("omniglot", "Omniglot"),
+        ("cifar_fs", "utils.download_url"),
+        ("cifar10", "utils.download_url"),
+        ("fashion_mnist", "utils.download_url"),
+    ],
+)
+def test_a_download_that_fails_names_the_source_to_give(
+    name: str, called: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torchvision.datasets, "Omniglot", offline)
+    monkeypatch.setattr(f"torchvision.datasets.{called}", offline)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", Path("/nowhere"))
     with pytest.raises(
-        InputError, match=r"could not be downloaded \(no route to host\): pass --source"
+        InputError, match=r"could not be downloaded \(no route to host\): .* --source "
     ):
-        import_data("omniglot")
+        import_data(name)
+
+
+def test_the_binary_version_of_cifar_is_downloaded_and_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def download(url: str, root: Path, md5: str) -> None:
+        asked.append((url.rpartition("/")[2], md5))
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    for name in ("cifar_fs", "cifar10"):
+        with pytest.raises(InputError, match=r"holds no .* of CIFAR-10"):
+            import_data(name)
+    assert asked == [
+        ("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
+        ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
+    ]
 
 
 def test_omniglot_has_its_counts_splits_and_rotations(omniglot: ImageStore) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from metatrain import files
 from metatrain.core import InputError
-from metatrain.data import pixels
+from metatrain.data import archives, pixels
 from metatrain.data.images import ImageStore, Scheme
 
 CHARACTERS = {"images_background": 964, "images_evaluation": 659}
@@ -174,22 +173,16 @@ def _drawings(source: Path, part: str) -> Iterator[Drawing]:
 
 def _zipped(path: Path) -> Iterator[Drawing]:
     """Yield the drawings of an archive whose members were checked before one is read."""
-    member = ""
-    try:
-        with files.opened(path, MOST_ARCHIVE) as file, zipfile.ZipFile(file) as archive:
-            members = [item for item in archive.infolist() if item.filename.endswith(".png")]
-            if len(members) > MOST_DRAWINGS:
-                raise ValueError(f"it has {len(members):,} drawings, and Omniglot {MOST_DRAWINGS}")
-            for item in members:
-                member = f" in {item.filename}"
-                parts = item.filename.split("/")
-                if len(parts) < 3 or {"", ".", ".."} & set(parts):
-                    raise ValueError("its name is not ALPHABET/CHARACTER/FILE")
-                if item.file_size > MOST_BYTES:
-                    raise ValueError(
-                        f"it has {item.file_size:,} bytes, and at most {MOST_BYTES:,} are read"
-                    )
-                yield Drawing(parts[-3], parts[-2], parts[-1], archive.read(item))
-    except Exception as error:  # zipfile raises nearly anything for a broken archive
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is damaged{member} ({reason})", remedy="get it again") from error
+    with archives.zipped(
+        path,
+        lambda name: name.endswith(".png"),
+        "drawings",
+        most_files=MOST_DRAWINGS,
+        most_bytes=MOST_BYTES,
+        most_archive=MOST_ARCHIVE,
+    ) as members:
+        for name, read_member in members.items():
+            parts = name.split("/")
+            if len(parts) < 3 or {"", ".", ".."} & set(parts):
+                raise archives.damaged(path, "its name is not ALPHABET/CHARACTER/FILE", name)
+            yield Drawing(parts[-3], parts[-2], parts[-1], read_member())

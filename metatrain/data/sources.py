@@ -1,4 +1,4 @@
-"""The known data sets by name: the built-in glyphs, and Omniglot."""
+"""The known data sets by name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from metatrain.awaiting import awaiting
-from metatrain.data import glyphs, omniglot, remote
+from metatrain.data import cifar, fashion_mnist, glyphs, mini_imagenet, omniglot, remote
 from metatrain.data.images import ImageStore, folder_of
 
 SOURCES: dict[str, Callable[[Path | None], ImageStore]] = {
     "glyphs": glyphs.read,
     "omniglot": omniglot.read,
+    "cifar_fs": cifar.read_fs,
+    "mini_imagenet": mini_imagenet.read,
+    "cifar10": cifar.read_ten,
+    "fashion_mnist": fashion_mnist.read,
 }
 
 
