@@ -180,7 +180,7 @@ def _outwait(place: str, before: dict[str, object], uri: str, what: str) -> None
 
 def _read(place: str) -> dict[str, object] | None:
     try:
-        lease = json.loads(storage.read(place))
+        lease = json.loads(storage.read(place, storage.MOST_JSON))
     except FileNotFoundError:
         return None
     except InputError:

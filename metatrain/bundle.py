@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CODE = "code/"
+MOST_TEXT = 1 << 24  # bytes of a file that holds no tensors
 
 
 class Damaged(InputError):
@@ -63,10 +64,10 @@ def read_directory(uri: str) -> dict[str, bytes]:
             remedy="give a run's folder, or train it to its end",
         )
     try:
-        manifest = json.loads(storage.read(f"{uri}/{MANIFEST}"))
+        manifest = json.loads(storage.read(f"{uri}/{MANIFEST}", storage.MOST_JSON))
         if not isinstance(manifest, dict) or not all(map(_is_inside, manifest)):
             raise ValueError("its manifest names other files than its own")
-        files = {name: storage.read(f"{uri}/{name}") for name in manifest}
+        files = {name: storage.read(f"{uri}/{name}", _most(name)) for name in manifest}
         changed = [
             n
             for n, data in files.items()
@@ -82,6 +83,11 @@ def read_directory(uri: str) -> dict[str, bytes]:
             remedy="use another checkpoint",
         )
     return files
+
+
+def _most(name: str) -> int:
+    """Return how many bytes of a file are read."""
+    return storage.MOST_BYTES if name.endswith(".safetensors") else MOST_TEXT
 
 
 def is_complete(uri: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -36,21 +35,21 @@ app.add_typer(data.app, name="data")
 def adapt(
     bundle: Annotated[str, typer.Argument(help="A run's folder or its bundle.")],
     support: Annotated[
-        Path,
+        str,
         typer.Option(
             help="Labelled examples: a folder with one folder of images per class, or a file of "
             "rows."
         ),
     ],
     query: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
             help="Examples to predict: images or folders of them, or files of rows; labelled or "
             "not."
         ),
     ],
     more: Annotated[
-        list[Path] | None, typer.Argument(help="More examples to predict, as after --query *.png.")
+        list[str] | None, typer.Argument(help="More examples to predict, as after --query *.png.")
     ] = None,
     norm: Annotated[
         NormOption | None,
@@ -60,13 +59,14 @@ def adapt(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(help="Folder for predictions.json and the other results.")
-    ] = Path("adapted"),
+        str, typer.Option(help="Folder for predictions.json and the other results.")
+    ] = "adapted",
     json: AsJson = False,
 ) -> None:
     """Adapt a trained run to a few examples, and predict others.
 
-    Examples are images, or rows of CSV, Parquet or NPZ files.
+    Examples are images, or rows of CSV, Parquet or NPZ files. Rows may also be at an address, such
+    as s3://bucket/few.csv.
 
     Example: metatrain adapt runs/mine --support few --query new
 
@@ -76,12 +76,14 @@ def adapt(
     from metatrain.core import InputError
     from metatrain.inference import files, report
     from metatrain.names import printable
+    from metatrain.storage import local
 
-    if output.exists() and not output.is_dir():
+    folder = local(output, "--output")
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {output} is a file", remedy="give a folder")
     with printing_json(json) as show:
         found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
-        written = report.write(found, output)
+        written = report.write(found, folder)
         if json:
             show(found.result)
         else:

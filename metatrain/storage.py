@@ -18,6 +18,10 @@ from metatrain.core import InputError
 
 PATIENCE_S = 30  # of retries if a storage does not answer
 MOST_NAME = 255  # bytes of a file's name
+MOST_BYTES = 1 << 34  # of a file: parameters and the state of their optimizer, or a long log
+MOST_JSON = 1 << 20  # of a file that says where something is, or what a folder holds
+# An address that lacks a slash, as one has that became a path.
+SCHEME = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?|ftp|file):")
 WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # these storages know only the names of files
 
 
@@ -71,6 +75,27 @@ def check_address(uri: str) -> None:
         or set(host) & set("[]")
     ):
         raise InputError("an address", got=uri, expected="one such as s3://bucket/runs")
+    if scheme in ("http", "https", "ftp"):
+        raise InputError(
+            f"{without_secrets(uri)} is a page's address, where no files are read or written",
+            remedy="copy what lies there to a folder of this machine, or give an address such as "
+            "s3://bucket/runs",
+        )
+
+
+def local(place: str | Path, what: str) -> Path:
+    """Return the path of a file or folder that must be on this machine; refuse an address.
+
+    what: the argument that named it.
+    """
+    if is_remote(str(place)) or SCHEME.match(str(place)):
+        raise InputError(
+            what,
+            got=str(place),
+            expected="a path on this machine, since no address is read here",
+            remedy="copy what lies there to this machine",
+        )
+    return Path(place)
 
 
 def checked(place: str) -> str:
@@ -78,7 +103,7 @@ def checked(place: str) -> str:
     if is_remote(place):
         check_address(place)
         return place.rstrip("/")
-    if scheme := re.match(r"(s3|gs|gcs|abfss?|hdfs|https?|file):", place):
+    if scheme := SCHEME.match(place):
         expected = f"an address such as {scheme[1]}://bucket/runs, or a path"
         raise InputError("a place", got=place, expected=expected)
     if not place or "\0" in place or place.split("/")[0] == "~":
@@ -108,13 +133,20 @@ def listing(uri: str) -> list[fs.FileInfo]:
     return found
 
 
-def read(uri: str) -> bytes:
-    """Read a whole file; FileNotFoundError if there is none."""
+def read(uri: str, most: int = MOST_BYTES) -> bytes:
+    """Read a whole file; FileNotFoundError if there is none, InputError above `most` bytes."""
     system, path = filesystem(uri)
-    if not is_file(uri):
+    with _reached(uri):
+        info = system.get_file_info(path)
+    if info.type != fs.FileType.File:
         raise FileNotFoundError(f"there is no {uri}")
-    with _reached(uri), system.open_input_stream(path) as stream:
-        data: bytes = stream.read()
+    size = info.size or 0
+    if size <= most:
+        with _reached(uri), system.open_input_stream(path) as stream:
+            data: bytes = stream.read(most + 1)
+        size = len(data)  # of a file that grows, too
+    if size > most:
+        raise InputError(f"{uri} has {size:,} bytes", expected=f"at most {most:,}")
     return data
 
 

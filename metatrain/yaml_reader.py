@@ -104,8 +104,9 @@ def parsed(text: str | bytes, source: str) -> Any:
 def read(path: Path | str) -> dict[str, Any]:
     """Read the keys and values of a YAML file, here or in a storage."""
     try:
-        remote = storage.is_remote(str(path))
-        data = storage.read(str(path)) if remote else files.read(path, MOST_BYTES)
+        place = storage.checked(str(path))
+        source = storage if storage.is_remote(place) else files
+        data = source.read(place, MOST_BYTES)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise

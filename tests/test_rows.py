@@ -261,7 +261,7 @@ def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(
         (table, "new.csv", "room,area\n1,ten\n", "'area'"),
         (table, "new.csv", "", "is empty"),
         (table, "new.csv", "room,area\n", "has column names but no rows"),
-        (table, "new.npz", "junk", "cannot be read as NPZ"),
+        (table, "new.npz", "junk", "new.npz is damaged"),
         (table, "pickled.npz", None, "cannot be read as NPZ"),
         (table, "nowhere.csv", None, "nowhere.csv"),
         (

@@ -19,7 +19,7 @@ from pyarrow import fs
 from services import S3, command
 
 from cluster import checkpoint, run
-from metatrain import bundle, storage
+from metatrain import bundle, storage, yaml_reader
 from metatrain.core import InputError
 from metatrain.data import remote
 from metatrain.data.sources import open_data
@@ -101,7 +101,9 @@ def test_a_storage_that_cannot_be_written_to_is_one_sentence(
         ("s3://bucket/x?key=secret", r"has options after a '\?'"),
         ("nonsense://x", "cannot use nonsense://x as storage"),
         *((uri, "an address is '") for uri in ("s3://", "gs://", "://", "s3://[", "http://[/x")),
+        ("https://host/x", "https://host/x is a page's address, where no files are read"),
         ("s3:/bucket/x", "a place is '"),
+        ("http:/host/x", "a place is '"),
         ("~/x", "a path is '~/x'"),
         ("a\0b", r"a path is 'a\\x00b'"),
     ],
@@ -110,6 +112,28 @@ def test_an_address_is_an_address(uri: str, sentence: str) -> None:
     for opened in (storage.filesystem, lambda uri: storage.filesystem(str(Folder(uri)))):
         with pytest.raises(InputError, match=sentence) as refused:
             opened(uri)
+        assert "secret" not in str(refused.value)
+
+
+def test_a_file_is_read_up_to_its_bound_wherever_it_is(tmp_path: Path) -> None:
+    for address in (str(tmp_path / "x"), f"file://{tmp_path}/y"):
+        storage.write(address, b"12345")
+        assert storage.read(address, 5) == b"12345"
+        with pytest.raises(InputError, match="has 5 bytes") as refused:
+            storage.read(address, 4)
+        assert refused.value.expected == "at most 4"
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(1 << 40)  # of which the disk holds nothing
+    for place in (tmp_path / "huge.yaml", f"file://{tmp_path}/huge.yaml"):
+        with pytest.raises(InputError, match="1,099,511,627,776 bytes"):
+            yaml_reader.read(place)
+
+
+def test_a_path_of_this_machine_is_no_address(tmp_path: Path) -> None:
+    assert storage.local(str(tmp_path), "--source") == tmp_path
+    for place in ("s3://bucket/x", "http://me:secret@host/x", Path("http://me:secret@host/x")):
+        with pytest.raises(InputError, match=r"--source is .* expected a path on this") as refused:
+            storage.local(place, "--source")
         assert "secret" not in str(refused.value)
 
 

@@ -49,7 +49,7 @@ def place_of(folder: Path | str | None) -> Place:
     if folder is None:
         return Place(store_uri(Tracking()))
     try:
-        found = json.loads(storage.read(f"{folder}/mlflow.json"))
+        found = json.loads(storage.read(f"{folder}/mlflow.json", storage.MOST_JSON))
         place = Place(**found | {"compared": tuple(found.get("compared", ()))})
         if not all(isinstance(value, str) for value in place[:3] + place.compared):
             raise TypeError("its values are not text")
@@ -60,6 +60,8 @@ def place_of(folder: Path | str | None) -> Place:
             remedy="give the folder that `train` named",
         ) from None
     except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{folder}/mlflow.json is damaged ({error})",
             remedy="leave the folder out to open the store",

@@ -16,6 +16,7 @@ from metatrain.core import InputError
 
 AGAIN = "get it again"
 MOST_AT_ONCE = 1 << 26  # bytes of a read: a damaged zip asks for any number
+CHUNK = 1 << 20  # bytes of a read of our own
 MOST_MEMBERS = 1000  # of a tar, which is read from its start to its end
 GZIP = b"\x1f\x8b"  # how such a file begins
 
@@ -81,6 +82,8 @@ def zipped(
             raise ValueError(f"it has {len(members):,} {kind}, and at most {most_files:,} are read")
         for item in members:
             name = item.filename
+            if item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("it is not compressed by deflate")  # others unpack without bound
             if item.file_size > most_bytes:
                 raise ValueError(
                     f"it has {item.file_size:,} bytes, and at most {most_bytes:,} are read"
@@ -93,7 +96,8 @@ def zipped(
 
 def _member(path: Path, archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> bytes:
     try:
-        return archive.read(item)
+        with archive.open(item) as file:
+            return b"".join(iter(lambda: file.read(CHUNK), b""))
     except Exception as error:
         raise damaged(path, error, item.filename) from error
 

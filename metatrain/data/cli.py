@@ -78,7 +78,7 @@ def import_(
         ),
     ],
     source: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Folder with one folder of images per class, or the original files of a known "
             "data set."

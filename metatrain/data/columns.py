@@ -79,7 +79,7 @@ def opened(data: str, stamp: tuple[int, int], text: str) -> File:
 
 def _read(data: str, stamp: tuple[int, int], text: str) -> File:
     try:
-        contents = storage.read(data)
+        contents = storage.read(data, MOST_BYTES)
     except FileNotFoundError:
         raise InputError(f"{data} was removed while it was opened", remedy="put it back") from None
     column: Callable[[str], pa.ChunkedArray]

@@ -19,6 +19,7 @@ from metatrain.data.images import ImageStore, Rotations, Scheme, twins
 from metatrain.data.pixels import FORMATS, Depth
 from metatrain.data.splits import SPLITS, given_splits, refuse_deeper_splits, shuffled_splits
 from metatrain.names import decoded, few
+from metatrain.storage import local
 
 # Of a side, if no size is asked for; 84 is that of mini-ImageNet.
 FEWEST_PIXELS, MOST_PIXELS = 16, 84
@@ -49,7 +50,7 @@ class _Found(NamedTuple):
 
 def read_folder(
     name: str,
-    source: Path,
+    source: str | Path,
     size: int | None = None,
     least: int = 2,
     watch: Callable[[list[Path]], Iterable[Path]] = iter,
@@ -76,6 +77,7 @@ def read_folder(
             got=least,
             expected="at least 2 images, one to learn from and one to test on",
         )
+    source = local(source, "--source")
     classes, refused = _scan(source, watch)
     for class_name in [c for c, images in classes.items() if len(images) < least]:
         images = len(classes.pop(class_name))
@@ -115,12 +117,15 @@ def read_folder(
     )
 
 
-def labelled_files(path: Path) -> tuple[list[tuple[Path, str | None]], list[tuple[Path, str]]]:
+def labelled_files(
+    path: str | Path,
+) -> tuple[list[tuple[Path, str | None]], list[tuple[Path, str]]]:
     """Return an image file, or all image files of a folder, and the files that are refused.
 
     An image comes with its class, the folder below `path` that it lies in; None if there is none. A
     refused file comes with the reason.
     """
+    path = local(path, "a folder of images")
     if not path.exists():
         raise InputError(f"{path} does not exist", remedy="give image files, or a folder of them")
     if path.is_file():

@@ -15,7 +15,7 @@ from metatrain import files, storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 from metatrain.data import images
-from metatrain.data.stored import Manifest, parsed_manifest
+from metatrain.data.stored import MOST_MANIFEST, Manifest, parsed_manifest
 
 CHUNK = 8 << 20  # bytes asked for at once
 
@@ -112,7 +112,7 @@ def _is_whole(folder: Path) -> bool:
 def _stored(uri: str) -> tuple[bytes, Manifest]:
     """Return the manifest of the data set at `uri`, as bytes and as read."""
     try:
-        data = storage.read(f"{uri}/manifest.json")
+        data = storage.read(f"{uri}/manifest.json", MOST_MANIFEST)
     except FileNotFoundError:
         raise InputError(
             f"{uri} holds no data set (no manifest.json)",

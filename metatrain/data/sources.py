@@ -8,6 +8,7 @@ from pathlib import Path
 from metatrain.awaiting import awaiting
 from metatrain.data import cifar, fashion_mnist, glyphs, mini_imagenet, omniglot, remote
 from metatrain.data.images import ImageStore, folder_of
+from metatrain.storage import local
 
 SOURCES: dict[str, Callable[[Path | None], ImageStore]] = {
     "glyphs": glyphs.read,
@@ -34,7 +35,7 @@ def open_data(name: str, checksum: str | None = None) -> ImageStore:
     return ImageStore.open(name)
 
 
-def import_data(name: str, source: Path | None = None) -> ImageStore:
+def import_data(name: str, source: str | Path | None = None) -> ImageStore:
     """Bring a known data set into the cache, verifying its counts."""
-    SOURCES[name](source).save()
+    SOURCES[name](None if source is None else local(source, "--source")).save()
     return ImageStore.open(name)

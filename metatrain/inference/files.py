@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metatrain import storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Norm
-from metatrain.data import columns
+from metatrain.data import arrays, columns
 from metatrain.data.folders import labelled_files
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Predictions
@@ -25,19 +25,19 @@ from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 
 
-def predict(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+def predict(learned: Learned, support: str, query: Sequence[str], norm: Norm | None) -> Predicted:
     """Adapt to the support set in a folder or file, and predict the examples in others.
 
-    Raises InputError if the files do not fit the network.
+    Files of rows may be at an address. Raises InputError if the files do not fit the network.
     """
     if isinstance(learned.recipe.family, FewShot):
         return _images(learned, support, query, norm)
     return _rows(learned, support, query, norm)
 
 
-def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+def _images(learned: Learned, support: str, query: Sequence[str], norm: Norm | None) -> Predicted:
     """Adapt to images in a folder for each class; the queries may lie in such folders as well."""
-    examples, refused = labelled_files(support)
+    examples, refused = labelled_files(storage.local(support, "--support"))
     if any(label is None for _, label in examples):
         raise InputError(
             f"{support} has images outside of class folders",
@@ -47,7 +47,7 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
     unread, files, labels, images = [], [], [], []
     queries = []
     for path in query:
-        found, others = labelled_files(path)
+        found, others = labelled_files(storage.local(path, "--query"))
         refused += others
         queries += found
     with awaiting(f"reading {counted(len(queries), 'image')}"):
@@ -71,7 +71,7 @@ def _images(learned: Learned, support: Path, query: Sequence[Path], norm: Norm |
     return Predicted(shown, notes, result, adapted.picture(x, truth, title, captions), [])
 
 
-def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | None) -> Predicted:
+def _rows(learned: Learned, support: str, query: Sequence[str], norm: Norm | None) -> Predicted:
     """Adapt to rows of a CSV, Parquet or NPZ file, and predict those of others."""
     raw, targets, names = _read(learned, support, None, "--support")
     if targets is None:
@@ -85,7 +85,7 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
     try:
         adapted = learned.adapt(raw, targets, norm)
     except InputError as error:
-        raise InputError.at(str(support), error) from error
+        raise InputError.at(support, error) from error
     examples: list[Tensor] = []
     truth: list[Any] = []
     places: list[str] = []
@@ -94,9 +94,10 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
         try:
             examples.append(adapted.examples(raw))
         except InputError as error:
-            raise InputError.at(str(path), error) from error
+            raise InputError.at(path, error) from error
         truth += _targets(path, learned, known, len(examples[-1]))
-        places += [f"{decoded(path.name)} row {i + 1}" for i in range(len(examples[-1]))]
+        name = decoded(path.rpartition("/")[2])
+        places += [f"{name} row {i + 1}" for i in range(len(examples[-1]))]
     x = torch.cat(examples)
     found = adapted.predictions(adapted.outputs(adapted.after, x))
     if isinstance(found, Predictions):
@@ -107,7 +108,7 @@ def _rows(learned: Learned, support: Path, query: Sequence[Path], norm: Norm | N
 
 
 def _read(
-    learned: Learned, path: Path, targets: Sequence[str] | None, key: str
+    learned: Learned, path: str, targets: Sequence[str] | None, key: str
 ) -> tuple[Any, Any, Sequence[str]]:
     """Return examples as `adapt` takes them, their targets or None, and the names of the targets.
 
@@ -115,15 +116,9 @@ def _read(
         names its own.
     key: the option that named the file.
     """
-    if path.suffix.lower() == ".npz":
-        arrays = _arrays(path, key)
-        if "x" not in arrays:
-            raise InputError(
-                f"{path} has no array x, the examples",
-                remedy="save it with numpy.savez(path, x=..., y=...)",
-            )
-        return arrays["x"], _single(arrays.get("y")), ["y"]
-    file = columns.opened(str(path), columns.stamp(str(path), key), "")
+    if path.lower().endswith(".npz"):
+        return (*arrays.read(storage.local(path, key)), ["y"])
+    file = columns.opened(path, columns.stamp(path, key), "")
     if all(columns.is_number(name) for name in file.types):
         raise InputError(
             f"{path} has numbers where the names of its columns should be",
@@ -147,7 +142,7 @@ def _read(
     )
 
 
-def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[Any]:
+def _targets(path: str, learned: Learned, known: Any, examples: int) -> list[Any]:
     """Return the targets of so many examples as far as they are known, None for the others."""
     if known is None:
         return [None] * examples
@@ -165,22 +160,3 @@ def _targets(path: Path, learned: Learned, known: Any, examples: int) -> list[An
             f"{path} has targets that are no numbers", remedy="correct them, or leave them out"
         )
     return values
-
-
-def _single(y: Any) -> list[Any] | None:
-    """Return targets as N values, also if they are [N, 1]; as rows if each has several."""
-    if y is None:
-        return None
-    return list((y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).tolist())
-
-
-def _arrays(path: Path, key: str) -> dict[str, Any]:
-    columns.stamp(str(path), key)  # which refuses what is no regular file, or too large
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} cannot be read as NPZ ({error})",
-            remedy="save it with numpy.savez(path, x=..., y=...)",
-        ) from error

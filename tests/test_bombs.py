@@ -1,0 +1,83 @@
+"""Small files that would unpack into more than fits: refused by the sizes that they declare."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metatrain.core import InputError
+from metatrain.data import archives, arrays
+
+
+def npz(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return path
+
+
+def npy(array: Any, shape: tuple[int, ...] | None = None) -> bytes:
+    """The bytes of an array; with `shape` its header says another one."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": array.dtype.str, "fortran_order": False, "shape": shape or array.shape}
+    )
+    return file.getvalue() + array.tobytes()
+
+
+def test_arrays_are_what_was_saved(tmp_path: Path) -> None:
+    x = np.arange(6.0).reshape(2, 3).T
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", x=x, y=np.array([[1], [2], [3]]))
+        found, targets = arrays.read(tmp_path / "a.npz")
+        assert (found == x).all()
+        assert targets == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ({"x.npy": npy(np.zeros(2), (10**15,))}, "x has 16 bytes, and 8,000,000,000,000,000 by"),
+        ({"x.npy": npy(np.zeros(2), (1,))}, "x has 16 bytes, and 8 by its header"),
+        ({"x.npy": bytes(1 << 25)}, r"in x.npy \(it has 33,554,432 bytes, and at most"),
+        ({f"{i}.npy": b"" for i in range(1001)}, "it has 1,001 arrays, and at most 1,000"),
+        (
+            {"x.npy": npy(np.zeros(1)), "y.npy": npy(np.zeros(10**7 + 1, np.uint8))},
+            "10,000,001 targets, expected at most 10,000,000",
+        ),
+        ({"x.npy": b"\x93NUMPY\x07\x00"}, "cannot be read as NPZ"),
+        ({"z.npy": npy(np.zeros(1))}, "has no array x"),
+    ],
+)
+def test_an_array_is_as_large_as_its_header_says_and_bounded(
+    members: dict[str, bytes], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "MOST_BYTES", 1 << 24)
+    with pytest.raises(InputError, match=sentence):
+        arrays.read(npz(tmp_path / "a.npz", members))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_unpacks_without_a_bound_is_refused(method: int, tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", {"x.npy": bytes(1 << 20)}, method)
+    with pytest.raises(InputError, match=r"x\.npy .it is not compressed by deflate"):
+        arrays.read(path)
+
+
+def test_a_member_that_holds_more_than_it_declares_is_refused(tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", {"x.npy": bytes(1 << 20)})
+    data = path.read_bytes()
+    path.write_bytes(data.replace((1 << 20).to_bytes(4, "little"), (1 << 10).to_bytes(4, "little")))
+    with pytest.raises(InputError, match=r"a\.npz is damaged in x.npy"):
+        arrays.read(path)
+
+
+def test_a_large_array_that_is_not_compressed_is_read_in_parts(tmp_path: Path) -> None:
+    x = np.zeros(archives.MOST_AT_ONCE + 1, np.uint8)
+    np.savez(tmp_path / "a.npz", x=x)
+    assert arrays.read(tmp_path / "a.npz")[0].nbytes == x.nbytes
