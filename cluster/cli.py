@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import cluster.doctor.cli
+import cluster.pretraining.cli
 import cluster.tracking.cli
 import metatrain.cli
 from cluster.closing import is_saved, print_next, print_results, to_continue
@@ -26,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for room in (metatrain.cli, cluster.doctor.cli, cluster.tracking.cli):
+for room in (metatrain.cli, cluster.pretraining.cli, cluster.doctor.cli, cluster.tracking.cli):
     app.add_typer(room.app)
 
 Set = Annotated[

@@ -92,8 +92,10 @@ class Line:
 class ProgressLine:
     """A run's step, loss, metric, tasks per second and remaining time."""
 
-    def __init__(self, metric: Metric, first: int, steps: int, tasks_per_step: int) -> None:
-        self._metric, self._steps, self._tasks = metric, steps, tasks_per_step
+    def __init__(
+        self, metric: Metric, first: int, steps: int, tasks_per_step: int, unit: str = "tasks"
+    ) -> None:
+        self._metric, self._steps, self._tasks, self._unit = metric, steps, tasks_per_step, unit
         self._first, self._started = first, time.monotonic()
         self._validation = ""
         self.line = Line(steps, first)
@@ -120,7 +122,7 @@ class ProgressLine:
         return (
             f"step {step}/{self._steps}  loss "
             f"{metrics['train/loss_after']:.4f}{value}{self._validation}  "
-            f"{steps_per_s * self._tasks:.1f} tasks/s  ETA {duration(eta_s)}"
+            f"{steps_per_s * self._tasks:.1f} {self._unit}/s  ETA {duration(eta_s)}"
         )
 
 

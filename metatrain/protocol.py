@@ -19,7 +19,10 @@ def of_score(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | No
     norm = norm or prepared.problems[purpose].norm[0]
     # A network without batch statistics has no norm in training.
     trained_norm = "none" if norm == "none" else recipe.norm
-    trained = f"{recipe.family.describe()}, bn={trained_norm}, {described(recipe.algorithm)}"
+    how = f"bn={trained_norm}, {described(recipe.algorithm)}"
+    if recipe.pretraining is not None:  # meta-training leaves these keys out
+        how = "all training examples together, with supervision"
+    trained = f"{recipe.family.describe()}, {how}"
     return (
         f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
         f"{described(recipe.model)}, {described(setting.algorithm, adapts=True)}, "
@@ -36,4 +39,7 @@ def of_learned(recipe: Recipe) -> str:
 
 
 def _steps(recipe: Recipe, steps: int) -> str:
+    pretraining = recipe.pretraining
+    if pretraining is not None:
+        return f"{pretraining.steps} steps of {pretraining.examples_per_step} examples"
     return f"{steps} steps of {recipe.outer.tasks_per_step} tasks"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field
 
 from metatrain import algorithms, custom, custom_source, models, schema, tasks
-from metatrain.bounds import EXAMPLES, SEED, STEPS, TASKS, bounded, check_bounds
+from metatrain.bounds import EXAMPLES, RATE, SEED, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
     Algorithm,
     InputError,
@@ -99,6 +99,29 @@ class Validation:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Train the network with supervision on all training classes, or on all training tasks pooled.
+
+    `metatrain pretrain` reads these keys, and `metatrain train` does not use them. The number of
+    workers does not change how sums are grouped.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    steps: int = bounded(1000, least=1, most=STEPS)
+    """Steps of Adam."""
+    examples_per_step: int = bounded(128, least=1, most=EXAMPLES)
+    """Examples of a step."""
+    examples_per_part: int = bounded(32, least=1, most=EXAMPLES)
+    """Examples that a worker computes at once; their batch statistics normalise them."""
+    lr: float = bounded(0.001, least=0, most=RATE)
+    """Learning rate."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
     """Everything that decides what is learnt: with a seed it determines the parameters."""
@@ -126,6 +149,8 @@ class Recipe:
     """What is measured after training."""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     """Further evaluations by name, such as `{ways10: {family: {ways: 10}}}`."""
+    pretraining: Pretraining | None = None
+    """How `metatrain pretrain` trains the network; `null`: as the defaults say."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

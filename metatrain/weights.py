@@ -25,15 +25,18 @@ COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # what torch k
 
 
 def warm(recipe: Recipe, meta: Meta) -> Meta:
-    """The initial meta-parameters with the weights that `model.weights` names, if it does.
+    """The initial meta-parameters with the weights that `model.weights` names, if it does."""
+    place = getattr(recipe.model, "weights", None)  # a model of the user's own need not have it
+    return meta if place is None else merged(meta, weights_at(place), place)
+
+
+def merged(meta: Meta, given: Params, place: str) -> Meta:
+    """Meta-parameters with given weights, which are at `place`.
 
     A head of other shapes is left as it is. InputError if a weight of the body is missing or of
     another shape.
     """
-    place = getattr(recipe.model, "weights", None)  # a model of the user's own need not have it
-    if place is None:
-        return meta
-    given = _weights(place)
+    given = dict(given)
     found = Meta(*(dict(params) for params in meta))
     for name in [name for params in (meta.model, meta.frozen, meta.state) for name in params]:
         layer, _, own = name.rpartition(".")
@@ -74,7 +77,7 @@ def warm(recipe: Recipe, meta: Meta) -> Meta:
     return found
 
 
-def _weights(place: str) -> Params:
+def weights_at(place: str) -> Params:
     """Tensors by name, of a safetensors file or of the bundle of a run."""
     where = bundle.find(place)
     if where is not None:

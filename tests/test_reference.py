@@ -24,7 +24,7 @@ from metatrain import aggregation, algorithms, models, schema, tasks
 from metatrain.bounds import bounds_of
 from metatrain.learner import Outer
 from metatrain.models import heads
-from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Validation
+from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Pretraining, Validation
 from tuning.config import ASHA, PBT, Sweep
 
 COMPONENTS = [
@@ -38,7 +38,7 @@ COMPONENTS = [
     )
     for kind in get_args(union)
 ]
-GROUPS = [Outer, Validation, Evaluation, Workers, Checkpoint, Tracking]
+GROUPS = [Outer, Validation, Evaluation, Pretraining, Workers, Checkpoint, Tracking]
 LANGUAGES = {"": "required", ".zh": "必填"}
 
 

@@ -1,0 +1,1 @@
+"""`metatrain pretrain`: a network that learns all training examples together."""

@@ -1,0 +1,62 @@
+"""The command `metatrain pretrain`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from metatrain import console
+
+app = typer.Typer()
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A YAML file such as those in recipes/.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join. Default: start one on this machine.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|auto",
+            help="Continue a pre-training: its folder, or auto: that in the output, or the newest.",
+        ),
+    ] = None,
+) -> None:
+    """Train a recipe's network with supervision on all training examples.
+
+    Example: metatrain pretrain recipes/demo.yaml --set pretraining.steps=500
+    """
+    from cluster.closing import to_continue
+    from cluster.collector import Interrupted
+    from cluster.config import RunConfig
+    from cluster.pretraining import run
+    from metatrain import schema
+    from metatrain.core import InputError
+    from metatrain.learner import Diverged
+
+    config = schema.load(RunConfig, recipe, set_ or [])
+    try:
+        folder = run.pretrain(config, address, resume, source=recipe)
+    except Interrupted as stopped:
+        print(f"{stopped}{to_continue(stopped, config, resume)}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except Diverged as error:
+        remedy = "set pretraining.lr lower"
+        print(f"error: {InputError(str(error), remedy=remedy)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(f"folder: {folder}")
+    print("next:")
+    for words in (
+        ["train", recipe, "--init", str(folder)],
+        ["evaluate", "RUN", "--baselines", "--pretrained", str(folder)],
+    ):
+        print(f"  {shlex.join([console.program(), *words])}")
