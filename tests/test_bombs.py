@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from metatrain.core import InputError
-from metatrain.data import archives, arrays
+from metatrain.data import archives, arrays, columns, row_files
 
 
 def npz(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -81,3 +83,45 @@ def test_a_large_array_that_is_not_compressed_is_read_in_parts(tmp_path: Path) -
     x = np.zeros(archives.MOST_AT_ONCE + 1, np.uint8)
     np.savez(tmp_path / "a.npz", x=x)
     assert arrays.read(tmp_path / "a.npz")[0].nbytes == x.nbytes
+
+
+def opened(path: Path) -> row_files.File:
+    return row_files.opened(str(path), row_files.stamp(str(path)), "group")
+
+
+def test_a_text_that_a_parquet_file_holds_once_for_all_rows_is_not_unpacked(tmp_path: Path) -> None:
+    text = pa.array(["x" * 1_000_000]).dictionary_encode().dictionary
+    rows = pa.DictionaryArray.from_arrays(pa.array(np.zeros(5_000, np.int32)), text)
+    table = pa.table({"group": rows, "few": ["a"] * 5_000, "price": [1.0] * 5_000})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 1_100_000
+    file = opened(tmp_path / "a.parquet")
+    assert columns.names(file, "few")[0] == ["a"]
+    assert columns.numbers(file, "price").sum() == 5_000
+    with pytest.raises(InputError, match=r"'group' of .* unpacks to 5,000,000,000 bytes"):
+        columns.names(file, "group")
+
+
+def test_rows_and_columns_and_unpacked_sizes_are_bounded_by_what_a_file_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet.write_table(pa.table({"x": pa.array(np.zeros(20_000_001, bool))}), tmp_path / "rows")
+    assert (tmp_path / "rows").stat().st_size < 200_000
+    with pytest.raises(InputError, match="has 20,000,001 rows, expected at most 20,000,000"):
+        opened(tmp_path / "rows")
+    (tmp_path / "columns").write_text(f'"a\n{"," * 10}b",{"," * 10_000}\n1\n')
+    with pytest.raises(InputError, match="has 10,002 columns, expected at most"):
+        opened(tmp_path / "columns")
+    parquet.write_table(pa.table({"x": np.arange(1000.0)}), tmp_path / "unpacked")
+    monkeypatch.setattr(row_files, "MOST_BYTES", 7999)
+    with pytest.raises(InputError, match=r"'x' of .*unpacks to 8,... bytes, expected at most"):
+        columns.numbers(opened(tmp_path / "unpacked"), "x")
+
+
+def test_lists_in_a_parquet_file_are_not_read(tmp_path: Path) -> None:
+    table = pa.table({"x": [[1.0], [2.0]], "wide": pa.array([b"1", b"2"], pa.binary(1))})
+    parquet.write_table(table, tmp_path / "a")
+    for name in table.column_names:
+        for read in (columns.names, columns.numbers):
+            with pytest.raises(InputError, match=f"'{name}' of .* holds .* values"):
+                read(opened(tmp_path / "a"), name)

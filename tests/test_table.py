@@ -22,7 +22,7 @@ from services import S3, command
 
 from metatrain import bundle, figures, schema, storage
 from metatrain.core import Context, InputError, Ticket
-from metatrain.data import columns
+from metatrain.data import row_files
 from metatrain.data.rows import divide
 from metatrain.models.mlp import MLP
 from metatrain.tasks import Table
@@ -163,7 +163,7 @@ def test_the_same_generator_draws_the_same_rows_and_nothing_else_decides(
 ) -> None:
     first = table().sample(generator(3), 6, "test")
     torch.manual_seed(1)
-    columns.opened.cache_clear()
+    row_files.opened.cache_clear()
     again, other = (
         table().resolved().sample(generator(3), 6, "test"),
         table().sample(generator(4), 6, "test"),
@@ -173,10 +173,10 @@ def test_the_same_generator_draws_the_same_rows_and_nothing_else_decides(
 
 
 def test_a_file_is_read_once_until_it_changes(houses: pd.DataFrame) -> None:
-    columns.opened.cache_clear()
+    row_files.opened.cache_clear()
     for family in (table(), table(shots=2), table().resolved(), table(features=("rooms",))):
         family.check("train")
-    assert columns.opened.cache_info().misses == 1
+    assert row_files.opened.cache_info().misses == 1
     before = table().resolved()
     (houses.assign(price=houses["price"] + 1)).to_csv("houses.csv", index=False)
     os.utime("houses.csv", ns=(1, 1))
@@ -342,7 +342,7 @@ def test_files_are_refused_in_one_sentence_that_says_why(content: bytes, reason:
         ({"data": ""}, "a path is ''"),
         ({"data": "folder"}, "no regular file"),
         ({"data": "pipe"}, "no regular file"),
-        ({"data": "http://example.invalid/houses.csv"}, "as storage"),
+        ({"data": "http://example.invalid/houses.csv"}, "is a page's address"),
         ({"group": "distrct"}, r"family.group names 'distrct', .* did you mean 'district'\?"),
         (
             {"target": "xyz"},

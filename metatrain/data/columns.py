@@ -2,148 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import fs
 
-from metatrain import storage
-from metatrain.awaiting import reading
 from metatrain.core import InputError
-from metatrain.names import quoted, repeated
-
-MOST_BYTES = 1 << 30  # of a file, which is read whole
-PARQUET = b"PAR1"  # how such a file begins
-
-TEXTS = (pa.string(), pa.large_string(), pa.string_view())
+from metatrain.data.row_files import TEXTS, File, check_unpacked, is_binary, unreadable
+from metatrain.names import quoted
 
 Numbers = npt.NDArray[np.float64]
-
-
-class File(NamedTuple):
-    """An opened file."""
-
-    name: str
-    stamp: tuple[int, int]
-    checksum: str  # SHA-256 of its bytes
-    rows: int
-    types: dict[str, pa.DataType]  # of its columns, in order
-    column: Callable[[str], pa.ChunkedArray]
-
-
-def stamp(data: str, key: str = "family.data") -> tuple[int, int]:
-    """Return what changes when a file does: the time of its last change, and its bytes.
-
-    Raises InputError if there is no file, or one that is too large to be read whole. `key` is what
-    named it.
-    """
-    system, path = storage.filesystem(data)
-    try:
-        info = system.get_file_info(path)
-    except OSError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"cannot reach {data} ({reason})", remedy="check its address, and its keys"
-        ) from error
-    if info.type == fs.FileType.NotFound:
-        here = "" if storage.is_remote(data) or Path(data).is_absolute() else f" in {Path.cwd()}"
-        raise InputError(
-            f"there is no file {data!r}{here}",
-            remedy=f"give {key} the path or address of a CSV or Parquet file",
-        )
-    if info.type != fs.FileType.File:
-        raise InputError(f"{data!r} is no regular file", remedy=f"give {key} a CSV or Parquet file")
-    if (info.size or 0) > MOST_BYTES:
-        raise InputError(
-            f"{data} has {info.size:,} bytes and at most {MOST_BYTES:,} are read",
-            remedy="give a part of its rows",
-        )
-    return info.mtime_ns or 0, info.size or 0
-
-
-@lru_cache(maxsize=2)
-def opened(data: str, stamp: tuple[int, int], text: str) -> File:
-    """Open a file, which is read once as long as it does not change.
-
-    The column `text` of a CSV file is text: there 07 is not 7.
-    """
-    with reading(data, stamp[1]):
-        return _read(data, stamp, text)
-
-
-def _read(data: str, stamp: tuple[int, int], text: str) -> File:
-    try:
-        contents = storage.read(data, MOST_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{data} was removed while it was opened", remedy="put it back") from None
-    column: Callable[[str], pa.ChunkedArray]
-    try:
-        if contents.startswith(PARQUET):
-            from pyarrow import parquet
-
-            file = parquet.ParquetFile(pa.BufferReader(contents))
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-
-            def column(name: str) -> pa.ChunkedArray:
-                return file.read(columns=[name]).column(name)
-        else:
-            table = _csv(data, contents, text)
-            schema, rows, column = table.schema, table.num_rows, table.column
-        known = schema.names
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise _unreadable(data, error) from error
-    twice = repeated(known)
-    if twice is not None:
-        raise InputError(
-            f"{data} has several columns named {quoted(twice)}",
-            remedy="give each a name of its own",
-        )
-    if not rows:
-        raise InputError(f"{data} has column names but no rows", remedy="give a file with rows")
-    checksum = hashlib.sha256(contents).hexdigest()
-    return File(data, stamp, checksum, rows, dict(zip(known, schema.types, strict=True)), column)
-
-
-def _csv(data: str, contents: bytes, text: str) -> pa.Table:
-    from pyarrow import csv
-
-    try:
-        decoded = contents.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{data} is neither Parquet nor UTF-8 text (byte {error.start})",
-            remedy="save it as CSV in UTF-8, or as Parquet",
-        ) from error
-    if "\0" in decoded:
-        raise InputError(
-            f"{data} is neither Parquet nor text, it holds zero bytes",
-            remedy="save it as CSV in UTF-8",
-        )
-    if not decoded.strip():
-        raise InputError(
-            f"{data} is empty",
-            remedy="give it a line with the columns' names, and a line for each row",
-        )
-    header = decoded.lstrip("\r\n").splitlines()[0]
-    other = next((separator for separator in ";\t|" if separator in header), None)
-    if other is not None and "," not in header:
-        raise InputError(
-            f"{data} separates its columns by {other!r}",
-            remedy="separate them by commas, and write decimals with a point",
-        )
-    return csv.read_csv(
-        pa.BufferReader(contents),
-        # One block: cells may have any length, and errors name the row.
-        csv.ReadOptions(use_threads=False, block_size=len(contents) + 1),
-        csv.ParseOptions(newlines_in_values=True),
-        csv.ConvertOptions(column_types={text: pa.string()}),
-    )
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -152,6 +19,11 @@ def is_numeric(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     )
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether a column has one short value in a row; the others are not read."""
+    return not (pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def is_whole(kind: pa.DataType) -> bool:
@@ -165,7 +37,7 @@ def refuse_nearly_numeric(file: File, name: str) -> None:
         return
     values = [
         (row, text)
-        for row, text in enumerate(_plain(file, name).to_pylist(), 1)
+        for row, text in enumerate(plain(file, name).to_pylist(), 1)
         if text and text.strip()
     ]
     odd = [(row, text) for row, text in values if not is_number(text)]
@@ -180,7 +52,7 @@ def refuse_nearly_numeric(file: File, name: str) -> None:
 
 def numbers(file: File, name: str) -> Numbers:
     """Return a column [rows]; raise InputError if it is not numeric or has gaps."""
-    column, where = _plain(file, name), f"column {quoted(name)} of {file.name}"
+    column, where = plain(file, name), f"column {quoted(name)} of {file.name}"
     if not is_numeric(column.type):
         contents, remedy = _contents(column)
         raise InputError(f"{where} is not numeric, it holds {contents}", remedy=remedy)
@@ -191,7 +63,7 @@ def numbers(file: File, name: str) -> Numbers:
 
 def names(file: File, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Return the different values of a column as text, sorted, and [rows] indices into them."""
-    column, where = _plain(file, name), f"column {quoted(name)} of {file.name}"
+    column, where = plain(file, name), f"column {quoted(name)} of {file.name}"
     kind = column.type
     if pa.types.is_null(kind):
         raise InputError(f"{where} is empty", remedy="fill it in, or name another column")
@@ -214,23 +86,31 @@ def names(file: File, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
     return [found[i] for i in order], np.argsort(order)[codes]
 
 
-def _unreadable(data: str, error: Exception) -> InputError:
-    reason = "".join(
-        c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split())[:200]
-    )
-    return InputError(
-        f"cannot read {data} as CSV or Parquet ({reason})", remedy="correct it, or write it again"
-    )
-
-
-def _plain(file: File, name: str) -> pa.ChunkedArray:
-    """Return a column, decoded if it is a dictionary."""
+def plain(file: File, name: str) -> pa.ChunkedArray:
+    """Return a column, decoded if it is a dictionary; InputError if it is no `is_plain` one."""
+    if not is_plain(file.types[name]):
+        raise InputError(
+            f"column {quoted(name)} of {file.name} holds {file.types[name]} values",
+            remedy="give it text or numbers, or leave it out",
+        )
     try:
         column = file.column(name)
         column.validate(full=True)
+        if not pa.types.is_dictionary(column.type):
+            return column
+        if is_binary(column.type.value_type):
+            check_unpacked(file.name, name, sum(map(_decoded_bytes, column.chunks)))
+        return column.cast(column.type.value_type)
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file.name, error) from error
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        raise unreadable(file.name, error) from error
+
+
+def _decoded_bytes(chunk: pa.DictionaryArray) -> int:
+    """Return how many bytes the texts of all rows have."""
+    import pyarrow.compute as pc
+
+    lengths = pc.binary_length(chunk.dictionary).cast(pa.int64())
+    return pc.sum(lengths.take(chunk.indices)).as_py() or 0
 
 
 def _contents(column: pa.ChunkedArray) -> tuple[str, str]:

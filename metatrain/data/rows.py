@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metatrain.core import InputError, Split
-from metatrain.data import columns
+from metatrain.data import columns, row_files
 from metatrain.data.columns import Numbers
 from metatrain.names import instead, quoted, repeated
 
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 def feature_names(
-    file: columns.File, group: str, target: str, features: tuple[str, ...] | None
+    file: row_files.File, group: str, target: str, features: tuple[str, ...] | None
 ) -> tuple[str, ...]:
     """The features, by default all numeric columns but the group and the target.
 
@@ -108,7 +108,7 @@ def read(
     splits: tuple[float, float, float],
 ) -> Rows:
     """Read the rows; InputError if a column is not numeric, or a row lacks a value or a group."""
-    file, used = columns.opened(data, stamp, group), (*features, target)
+    file, used = row_files.opened(data, stamp, group), (*features, target)
     if file.rows * (len(used) + 1) > MOST_VALUES:
         raise InputError(
             f"{data} has {file.rows:,} rows of {len(used) + 1} columns, more than "

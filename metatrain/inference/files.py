@@ -15,7 +15,7 @@ from torch import Tensor
 from metatrain import storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Norm
-from metatrain.data import arrays, columns
+from metatrain.data import arrays, columns, row_files
 from metatrain.data.folders import labelled_files
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Predictions
@@ -23,6 +23,8 @@ from metatrain.inference.report import Predicted, classified, numbered
 from metatrain.names import counted, decoded
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
+
+MOST_VALUES = 10**7  # of a file of rows, which become numbers of Python
 
 
 def predict(learned: Learned, support: str, query: Sequence[str], norm: Norm | None) -> Predicted:
@@ -118,17 +120,24 @@ def _read(
     """
     if path.lower().endswith(".npz"):
         return (*arrays.read(storage.local(path, key)), ["y"])
-    file = columns.opened(path, columns.stamp(path, key), "")
+    file = row_files.opened(path, row_files.stamp(path, key), "")
     if all(columns.is_number(name) for name in file.types):
         raise InputError(
             f"{path} has numbers where the names of its columns should be",
             remedy="add a first line of names",
         )
-    table = {name: file.column(name).to_pylist() for name in file.types}
+    names = [name for name, kind in file.types.items() if columns.is_plain(kind)]
+    if file.rows * len(names) > MOST_VALUES:
+        raise InputError(
+            f"{path} has {file.rows:,} rows of {len(names):,} columns",
+            expected=f"at most {MOST_VALUES:,} values",
+            remedy="give a part of the rows",
+        )
+    table = {name: columns.plain(file, name).to_pylist() for name in names}
     family = learned.recipe.family
     if isinstance(family, Table):
         return table, table.get(family.target), [family.target]
-    names = targets or (["y"] if "y" in table else list(table)[-learned.targets :])
+    names = list(targets or (["y"] if "y" in table else list(table)[-learned.targets :]))
     inputs = [name for name in table if name not in names]
     if not inputs:
         names, inputs = ["y"], list(table)  # there is no column besides for targets

@@ -24,12 +24,13 @@ from metatrain.core import (
     Split,
     Task,
 )
-from metatrain.data import columns, frames
+from metatrain.data import columns, frames, row_files
 from metatrain.data.rows import Rows, feature_names, read
+from metatrain.measures import NUMBERS
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.names import quoted
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.fewshot import choose
+from metatrain.tasks.episode import choose
 from metatrain.tasks.regressions import fitted, ridge, support_mean
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ class Table:
             )
 
     @cached_property
-    def _file(self) -> columns.File:
+    def _file(self) -> row_files.File:
         """The file; InputError if it cannot be read, or is not the recorded one."""
-        file = columns.opened(self.data, columns.stamp(self.data), self.group)
+        file = row_files.opened(self.data, row_files.stamp(self.data), self.group)
         if self.checksum not in (None, file.checksum):
             raise InputError(
                 f"{self.data} is not the file that this was trained on: its checksum",
@@ -215,6 +216,7 @@ class Table:
                 "ridge_on_support_rows": ridge,
                 "ridge_on_training_groups": self._pooled_ridge,
             },
+            measures=NUMBERS,
         )
 
     def _pooled_ridge(self, task: Task) -> Tensor:
