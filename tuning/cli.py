@@ -15,6 +15,8 @@ from cluster.jobs.job import JOB
 from metatrain import console
 
 app.add_typer(jobs_cli.app)
+metrics = typer.Typer(no_args_is_help=True, help="Compare MLflow's record with a run's folder.")
+app.add_typer(metrics, name="metrics")
 
 
 @app.command()
@@ -147,6 +149,25 @@ def submit(
         retries,
     )
     sys.exit(following.run(address, job, follow=follow))
+
+
+@metrics.command("sync")
+def sync_(
+    run: Annotated[str, typer.Argument(help="The folder of a run or a sweep that has ended.")],
+) -> None:
+    """Send MLflow what it lacks of a run or a sweep. Example: metatrain metrics sync runs/first"""
+    from metatrain import storage
+
+    if storage.is_file(f"{run.rstrip('/')}/sweep.yaml"):
+        from tuning import sync as sweeps
+
+        sent = sweeps.sync(run)
+        print(f"MLflow has all of {run}: {sent.trials} trials, {sent.status}")
+        return
+    from cluster.tracking.sync import sync
+
+    synced = sync(run)
+    print(f"MLflow has all of {run}: {synced.steps} outer steps, {synced.status}")
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ class Journal:
             disk.write(path, b"".join(line + b"\n" for line in whole))
         for _, event in events:
             if event is not None:
-                self._apply(event)
+                _apply(self.trials, event)
 
     def write(
         self, number: int, event: Literal["values", "report", "ended"], content: Mapping[str, Any]
@@ -111,24 +111,59 @@ class Journal:
         line = {"trial": number, event: content, "at": round(time.time(), 3)}
         with self._path.open("a") as file:
             file.write(to_json(line) + "\n")
-        self._apply(_parsed(to_json(line)))
+        _apply(self.trials, _parsed(to_json(line)))
 
     def steps(self) -> int:
         """Return how many outer steps all trials made."""
-        return sum(trial.steps for trial in self.trials.values())
+        return _steps(self.trials)
 
-    def _apply(self, event: _Event) -> None:
-        trial = self.trials.setdefault(event.trial, Trial(event.trial, {}))
-        trial.at_s = event.at
-        if event.values is not None:
-            trial.values, trial.state, trial.cause = event.values, "running", ""
-        elif event.report is not None:
-            report = event.report
-            until = report.step + bool(report.diverged)
-            trial.reports = [*(r for r in trial.reports if r.step < until), report]
-            trial.values = report.values
-        elif event.ended is not None:
-            trial.state, trial.cause = event.ended
+
+def best_of(trials: Iterable[Trial], mode: Better) -> tuple[Trial, Report] | None:
+    """Return the best validation so far; one with diverged tasks only if there is no other."""
+    reports = [(trial, report) for trial in trials for report in trial.finite()]
+    whole = [pair for pair in reports if not pair[1].diverged_tasks]
+    choose = max if mode == "max" else min
+    return choose(whole or reports, key=lambda pair: pair[1].value, default=None)
+
+
+class Point(NamedTuple):
+    """The best value that a sweep had at a time."""
+
+    value: float
+    at_ms: int  # since 1970
+
+
+def course(path: Path, mode: Better) -> dict[int, Point]:
+    """Return the best values of a journal, by how many outer steps all trials had made."""
+    trials: dict[int, Trial] = {}
+    found: dict[int, Point] = {}
+    for event in map(_event, path.read_bytes().split(b"\n")):
+        if event is None:
+            continue
+        _apply(trials, event)
+        best = best_of(trials.values(), mode) if event.report is not None else None
+        if best is not None:
+            found[_steps(trials)] = Point(best[1].value, int(1000 * event.at))
+    return found
+
+
+def _steps(trials: Mapping[int, Trial]) -> int:
+    return sum(trial.steps for trial in trials.values())
+
+
+def _apply(trials: dict[int, Trial], event: _Event) -> None:
+    """Change what is known of the trials by an event."""
+    trial = trials.setdefault(event.trial, Trial(event.trial, {}))
+    trial.at_s = event.at
+    if event.values is not None:
+        trial.values, trial.state, trial.cause = event.values, "running", ""
+    elif event.report is not None:
+        report = event.report
+        until = report.step + bool(report.diverged)
+        trial.reports = [*(r for r in trial.reports if r.step < until), report]
+        trial.values = report.values
+    elif event.ended is not None:
+        trial.state, trial.cause = event.ended
 
 
 _EVENTS = TypeAdapter(_Event)

@@ -21,7 +21,7 @@ from metatrain import schema, storage
 from tuning import schedulers
 from tuning import trial as one
 from tuning.config import PBT
-from tuning.journal import Journal, Report, Trial
+from tuning.journal import Journal, Report, Trial, best_of
 from tuning.resources import trial_resources
 from tuning.search import Search
 from tuning.space import fitted
@@ -84,6 +84,7 @@ def run_trials(
             time_budget_s=60 * sweep.budget.minutes if sweep.budget.minutes else None,
             trial_name_creator=_Names(numbers, 1 if algorithm else 0),
             trial_dirname_creator=str,
+            reuse_actors=True,  # a process of its own takes a trial seconds to start
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -190,12 +191,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             self._kept_s = time.monotonic()
 
     def _best(self) -> tuple[Trial, Report] | None:
-        """Return the best validation so far."""
-        choose = max if self._search.mode == "max" else min
-        trials = self._journal.trials.values()
-        reports = [(trial, report) for trial in trials for report in trial.finite()]
-        whole = [pair for pair in reports if not pair[1].diverged_tasks]
-        return choose(whole or reports, key=lambda pair: pair[1].value, default=None)
+        return best_of(self._journal.trials.values(), self._search.mode)
 
     def _show(self, *, now: bool = False) -> None:
         trials = self._journal.trials.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ from tuning.trial import folder_of, name_of
 log = logging.getLogger(__name__)
 
 WON = " (winner)"  # in a run's name
+# How the trials of a state ended, as MLflow calls it; those of other states are KILLED.
+STATUS = {"completed": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 MOST_COMPARED = 10  # trials that are opened side by side
 KEPT = (  # of a sweep's folder, in MLflow
     "sweep.yaml",
@@ -76,7 +78,8 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
         (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
     chosen_by = protocol.of_score(prepared, Purpose("validate"), last.step)
     outcome = Outcome(order, winner, scores, chosen_by, place)
-    (folder / "result.json").write_text(to_json(_as_json(outcome), indent=1))
+    found = _as_json(outcome)
+    (folder / "result.json").write_text(to_json(found, indent=1))
     for path in (folder / name for name in KEPT):
         if path.exists():
             tracker.artifact(path)
@@ -87,8 +90,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     load = how_to_load(prepared, folder, model)
     tracker.describe(description.note(scores[0].protocol, load, scores))
     if all(trial.over for trial in order):  # MLflow never changes a parameter: only when it is sure
-        best = {f"best.{key}": value for key, value in winner.values.items()}
-        tracker.params([("best.trial", winner.number), *best.items()])
+        tracker.params(won_by(found))
     if last.diverged_tasks:
         log.warning(
             "%d validation tasks of the winner diverged, and no trial that made as many steps had "
@@ -142,6 +144,17 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def won_by(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the winner of a result.json as parameters of the sweep's run in MLflow."""
+    best = [(f"best.{key}", value) for key, value in found["values"].items()]
+    return [("best.trial", found["winner"]), *best]
+
+
+def name_in_mlflow(sweep: str, number: int, *, is_winner: bool) -> str:
+    """Return the name of a trial's run in MLflow once the sweep has ended."""
+    return f"{name_of(sweep, number)}{WON if is_winner else ''}"
+
+
 def end_trials(search: Search, journal: Journal, place: Place | None, winner: Trial | None) -> None:
     """Mark the trials' runs in MLflow as ended, and the winner by its name.
 
@@ -149,12 +162,11 @@ def end_trials(search: Search, journal: Journal, place: Place | None, winner: Tr
     """
     if place is None:
         return
-    status = {"completed": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
     for trial in journal.trials.values():
         recorded = folder_of(search.folder, trial.number)
         if storage.is_file(f"{recorded}/mlflow.json"):
             run_id = place_of(recorded).run_id
-            name = f"{name_of(search.sweep.name, trial.number)}{WON if trial is winner else ''}"
-            ended = status.get(trial.state, "KILLED")
+            name = name_in_mlflow(search.sweep.name, trial.number, is_winner=trial is winner)
+            ended = STATUS.get(trial.state, "KILLED")
             if not mark_ended(search.base.tracking, run_id, name, ended, trial.at_s):
                 return

@@ -26,7 +26,7 @@ from cluster.progress import Line
 from cluster.results import how_to_load
 from cluster.tracking import description, provenance
 from cluster.tracking.place import place_of
-from cluster.tracking.recording import columns_of, experiment_of
+from cluster.tracking.recording import columns_of, experiment_of, to_sync
 from cluster.tracking.tracker import start_tracker
 from metatrain import protocol, schema, storage
 from metatrain.awaiting import awaiting
@@ -84,6 +84,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
                 step=steps,
                 about=provenance.tags(str(folder), search.base.name, search.sweep.recipe),
                 columns=columns_of(search.base),
+                mend=to_sync(str(folder)),
             )
             journal = _open(search)
             place = tracker.place()

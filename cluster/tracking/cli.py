@@ -1,4 +1,4 @@
-"""The commands `metatrain ui` and `metatrain metrics`."""
+"""The command `metatrain ui`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import Annotated
 import typer
 
 app = typer.Typer()
-metrics = typer.Typer(no_args_is_help=True, help="Compare MLflow's record with a run's folder.")
-app.add_typer(metrics, name="metrics")
 
 
 @app.command()
@@ -39,14 +37,3 @@ def ui(
         if sys.stdout.isatty() and display:
             webbrowser.open(page)
         wait()
-
-
-@metrics.command("sync")
-def sync_(
-    run: Annotated[str, typer.Argument(help="The folder of a run that has ended.")],
-) -> None:
-    """Send MLflow what it lacks of a run. Example: metatrain metrics sync runs/first"""
-    from cluster.tracking.sync import sync
-
-    synced = sync(run)
-    print(f"MLflow has all of {run}: {synced.steps} outer steps, {synced.status}")

@@ -176,7 +176,14 @@ class MLflowTracker:
         except Exception as error:
             self._failed(error, "the run's description was not recorded")
 
-    def place(self) -> Place | None:
+    def rename(self, name: str) -> None:
+        """Give the run another name."""
+        try:
+            self._client.update_run(self.run_id, name=name)
+        except Exception as error:
+            self._failed(error, "the run's name was not recorded")
+
+    def place(self) -> Place:
         return Place(without_secrets(self.uri), self._run.experiment_id, self.run_id)
 
     def finish(self, status: str, at_ms: int | None = None) -> bool:

@@ -8,6 +8,7 @@ import logging
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from cluster import results
 from cluster.collector import Interrupted
@@ -36,17 +37,12 @@ def recorded(
     """
     config = run.config
     run_id = None if tags else run.notes.get("mlflow_run_id") or _begun(run.folder)
-    params = [
-        (key, value)
-        for key, value in schema.flatten(schema.dump(config))
-        if key not in ("name", "output")
-    ]
     tracker: Tracker = NoTracker()
     try:
         tracker = start_tracker(
             experiment_of(config),
             config.name if tags else provenance.dated(config.name),
-            params,
+            parameters_of(config),
             run_id,
             tags,
             run.learner.version,
@@ -96,6 +92,12 @@ def _begun(folder: Folder) -> str | None:
         return place_of(str(folder)).run_id or None
     except InputError:
         return None
+
+
+def parameters_of(config: RunConfig) -> list[tuple[str, Any]]:
+    """Return what MLflow shows as a run's parameters."""
+    values = schema.flatten(schema.dump(config))
+    return [(key, value) for key, value in values if key not in ("name", "output")]
 
 
 def experiment_of(config: RunConfig) -> Tracking:

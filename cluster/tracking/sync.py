@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,10 +45,7 @@ def sync(folder: str) -> Synced:
     folder = folder.rstrip("/")
     place = place_of(folder)
     if not place.run_id or storage.is_file(f"{folder}/sweep.yaml"):
-        raise InputError(
-            f"{folder} is not the folder of one run",
-            remedy="give that of a run, or of one of a sweep's trials",
-        )
+        raise InputError(f"{folder} is not the folder of one run", remedy="give that of a run")
     with ExitStack() as claims:
         for uri, what in _worked_on(folder):
             claims.enter_context(claimed(uri, what))
@@ -64,28 +62,21 @@ def _worked_on(folder: str) -> list[tuple[str, str]]:
 def _sync(folder: str, place: Place) -> Synced:
     config = f"{folder}/config.yaml"
     recorded = schema.parse(Tracking, read_yaml(config).get("tracking", {}), config)
-    tracking = dataclasses.replace(recorded, uri=_store(place))
-    lines = rows(read(f"{folder}/metrics.jsonl") or b"")
+    tracking = dataclasses.replace(recorded, uri=store_of(place))
+    lines = lines_of(folder)
     done = storage.is_file(f"{folder}/result.json")
     status = "FINISHED" if done else ended(tracking, place.run_id) or "KILLED"
+    at_ms = max((int(line.get("at_ms", 0)) for line in lines), default=0) or None
     tracker = MLflowTracker(tracking, "", [], place.run_id, {})
     tracker.complete(lines)
-    at_ms = max((int(line.get("at_ms", 0)) for line in lines), default=0) or None
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in AT_FIRST + (AT_LAST if done else ()):
-            path = _local(f"{folder}/{name}", Path(scratch))
-            if path is not None:
-                tracker.artifact(path)
-        if done:
-            _results(tracker, folder, _local(f"{folder}/bundle", Path(scratch)), at_ms)
-        if not tracker.finish(status, at_ms):
-            raise InputError(
-                f"MLflow did not take all of {folder}", remedy="look at it, and sync again"
-            )
+    send_files(tracker, folder, AT_FIRST)
+    if done:
+        send_results(tracker, folder, AT_LAST, at_ms)
+    finish(tracker, folder, status, at_ms)
     return Synced(len({line["step"] for line in lines} - {0}), status)
 
 
-def _store(place: Place) -> str | None:
+def store_of(place: Place) -> str | None:
     """Return the store's address; None if it is in the environment, which has its password."""
     if HIDDEN not in place.uri or database(place.uri) is not None:
         return place.uri
@@ -97,21 +88,55 @@ def _store(place: Place) -> str | None:
     )
 
 
-def _results(tracker: MLflowTracker, folder: str, bundle: Path | None, at_ms: int | None) -> None:
-    """Record the scores of a finished run, and its model."""
+def lines_of(folder: str) -> list[dict[str, Any]]:
+    """Return the whole lines of a run's metrics.jsonl."""
+    return rows(read(f"{folder}/metrics.jsonl") or b"")
+
+
+def send_files(tracker: MLflowTracker, folder: str, names: Iterable[str]) -> None:
+    """Send those of these files and folders that a run or a sweep has."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            path = _local(f"{folder}/{name}", Path(scratch))
+            if path is not None:
+                tracker.artifact(path)
+
+
+def send_results(
+    tracker: MLflowTracker,
+    folder: str,
+    names: Iterable[str],
+    at_ms: int | None,
+    version: int | None = None,
+) -> None:
+    """Send the scores in result.json, the model, and the files of these names.
+
+    version: the outer step that the scores are of; None: the one that the bundle records.
+    """
     try:
         found = [_score(each) for each in scores(read_result(folder))]
-        version = int(read_yaml(f"{folder}/bundle/recipe.yaml")["outer"]["steps"])
+        if version is None:
+            version = int(read_yaml(f"{folder}/bundle/recipe.yaml")["outer"]["steps"])
     except (TypeError, ValueError, LookupError) as error:
         raise InputError(
             f"the results in {folder} are damaged ({error})", remedy="resume the run"
         ) from error
-    if bundle is not None:
-        tracker.model(bundle, version)
+    send_files(tracker, folder, names)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = _local(f"{folder}/bundle", Path(scratch))
+        if bundle is not None:
+            tracker.model(bundle, version)
     tracker.log(version, description.as_metrics(found), at_ms)
     for step, metrics in description.adaptation(found).items():
         tracker.log(step, metrics, at_ms)
     tracker.describe_results(found)
+
+
+def finish(tracker: MLflowTracker, folder: str, status: str, at_ms: int | None) -> None:
+    """Wait until all is sent; raise InputError if MLflow did not take it."""
+    if not tracker.finish(status, at_ms):
+        what = f"MLflow did not take all of {folder}"
+        raise InputError(what, remedy="look at it, and sync again")
 
 
 def _score(recorded: dict[str, Any]) -> Score:
