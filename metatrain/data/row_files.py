@@ -173,7 +173,7 @@ def _csv(data: str, contents: bytes, text: str) -> Opened:
             f"{data} separates its columns by {other!r}",
             remedy="separate them by commas, and write decimals with a point",
         )
-    _check_columns(data, header.count(",") + 1)
+    _check_columns(data, re.sub('"[^"]*"', "", header).count(",") + 1)
     table = csv.read_csv(
         pa.BufferReader(contents),
         # One block: cells may have any length, and errors name the row.
