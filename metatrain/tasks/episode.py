@@ -1,0 +1,51 @@
+"""Episodes of classes of examples, and the draws that make them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metatrain.core import Task
+
+
+class Episode(NamedTuple):
+    """Tasks of classes of images, T at once."""
+
+    support_x: Tensor  # [T, S, C, H, W] uint8
+    support_y: Tensor  # [T, S] int64
+    query_x: Tensor
+    query_y: Tensor
+    classes: Tensor  # [T, ways]: 4 times the data set's class of each label, and its quarter turns
+
+
+def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:
+    """For each size n, k distinct numbers below n in random order: [*sizes.shape, k]."""
+    least, most = (int(bound) for bound in sizes.aminmax())
+    keys = torch.rand(*sizes.shape, most, generator=generator)
+    if least < most:
+        keys.masked_fill_(torch.arange(most) >= sizes[..., None], -1.0)
+    return keys.topk(k, dim=-1).indices
+
+
+def uneven(generator: torch.Generator, count: int, ways: int, shots: int, most: int) -> Tensor:
+    """[T, W]: support examples of each class of `count` tasks, ways * shots in each task.
+
+    What a class has more than `shots`, uniform in -most..most, another one has less.
+    """
+    found = torch.full((count, ways), shots)
+    if not most:
+        return found
+    pairs = ways // 2
+    more = torch.randint(-most, most + 1, (count, pairs), generator=generator)
+    order = torch.rand(count, ways, generator=generator).argsort(1)
+    found.scatter_add_(1, order[:, :pairs], more)
+    return found.scatter_add_(1, order[:, pairs : 2 * pairs], -more)
+
+
+def nearest_neighbour(task: Task) -> Tensor:
+    """[T] accuracy of giving a query image the label of the support image with closest pixels."""
+    query, support = task.query_x.flatten(2).float(), task.support_x.flatten(2).float()
+    distance = torch.cdist(query, support)  # [T, Q, S]
+    return (task.support_y.gather(1, distance.argmin(-1)) == task.query_y).float().mean(1)
