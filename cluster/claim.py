@@ -167,7 +167,10 @@ def _leased(uri: str, what: str) -> Iterator[Check]:
 def _outwait(place: str, before: dict[str, object], uri: str, what: str) -> None:
     """Wait until a lease has expired; refuse the folder if somebody renews it."""
     holder = before.get("holder")
-    with awaiting(f"waiting {EXPIRES_S} s for a sign of {holder}, which may work in {uri}"):
+    at = time.strftime("%H:%M:%S", time.localtime(time.time() + EXPIRES_S))
+    with awaiting(
+        f"waiting {EXPIRES_S} s, until {at}, for a sign of {holder}, which may work in {uri}"
+    ):
         until = time.monotonic() + EXPIRES_S
         while time.monotonic() < until:
             time.sleep(min(1, EXPIRES_S / 10))

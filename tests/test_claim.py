@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -130,7 +132,10 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_storage_has_one_process_at_a_time_by_its_lease(s3: S3) -> None:
+def test_a_storage_has_one_process_at_a_time_by_its_lease(
+    s3: S3, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     where = "s3://bucket/claims/run"
     lease = f"{where}/{claim.LEASE}"
     with claimed(where, "sweep") as check:
@@ -148,6 +153,8 @@ def test_a_storage_has_one_process_at_a_time_by_its_lease(s3: S3) -> None:
         with claimed(where, "run"):  # after a wait: nobody renews it
             pass
         assert storage.listing(where) == []
+    waits = r"waiting 1 s, until \d\d:\d\d:\d\d, for a sign of process 7 on moon, which may work in"
+    assert re.search(waits, caplog.text)
     with claimed(where, "run") as check:
         other = json.dumps({"id": "y", "holder": "process 7 on moon"}).encode()
         storage.write(lease, other)  # by one that was away for longer than a lease lasts
