@@ -98,16 +98,22 @@ def train(
 
     config = _recipe(recipe, [*(set_ or []), *([f"model.weights={init}"] if init else [])])
     if dry_run or profile:
+        from cluster import checkpoint
         from cluster.dry_run import estimate, trace
         from metatrain.first_look import check_data
         from metatrain.start import prepare
+        from metatrain.storage import local
+        from metatrain.weights import warm
 
+        if resume not in (None, "auto"):
+            checkpoint.load(str(resume))
         prepared = prepare(config.recipe())
         check_data(prepared)
+        warm(prepared.recipe, prepared.meta)
         if dry_run:
             print(*estimate(config, prepared).lines(config), sep="\n")
         if profile:
-            print(trace(config, prepared, Path(profile)))
+            print(trace(config, prepared, local(profile, "--profile")))
             print(f"trace: {profile}; open it at https://ui.perfetto.dev")
         return
 
@@ -143,6 +149,16 @@ def evaluate(
         str, typer.Argument(help="A run's folder, one of its checkpoints, or a bundle.")
     ],
     set_: Set = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Compare with the network without meta-learning."),
+    ] = False,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Add baselines that start from this pre-training; see pretrain."
+        ),
+    ] = None,
     address: Address = None,
     json: console.AsJson = False,
 ) -> None:
@@ -155,7 +171,13 @@ def evaluate(
 
     with console.printing_json(json) as show:
         try:
-            scores = run.evaluate(trained, set_ or [], address)
+            scores = run.evaluate(
+                trained,
+                set_ or [],
+                address,
+                baselines=baselines or pretrained is not None,
+                pretrained=pretrained,
+            )
         except Interrupted:
             print("stopped: an interrupted evaluation has no result", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -251,7 +273,7 @@ def _held(path: str) -> tuple[str, str] | None:
     from metatrain import storage
     from metatrain.core import InputError
 
-    if not storage.is_remote(path) and not Path(path).is_dir():
+    if not storage.is_remote(storage.checked(path)) and not Path(path).is_dir():
         return None
     if storage.is_file(f"{path}/sweep.yaml"):
         raise InputError(

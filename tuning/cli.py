@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +20,7 @@ app.add_typer(metrics, name="metrics")
 
 @app.command()
 def tune(
-    sweep: Annotated[Path, typer.Argument(help="A YAML file such as those in recipes/sweeps/.")],
+    sweep: Annotated[str, typer.Argument(help="A YAML file such as those in recipes/sweeps/.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the sweep file."),
@@ -48,6 +47,8 @@ def tune(
 
     search = searches.load(sweep, set_ or [], resume)
     if dry_run:
+        if resume is not None:
+            sweeps.check_folder(search, resume)
         summary.print_plan(search, address)
         return
     try:

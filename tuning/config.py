@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,10 +126,11 @@ class Sweep:
         check_bounds(self)
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
+def read(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Sweep, RunConfig]:
     """Read a sweep file, and what its trials share: the recipe that it names, with its changes."""
+    path = storage.local(path, "a sweep file")
     if path.is_dir():
-        _refuse_folder(path)
+        refuse_folder(str(path))
     tree = schema.read(path)
     if is_recipe(tree):
         raise InputError(f"{path} is a recipe", remedy=f"{console.program()} train {path}")
@@ -229,15 +231,14 @@ def place_of(output: str) -> str:
     return output.rstrip("/") if storage.is_remote(output) else str(Path(output).absolute())
 
 
-def _refuse_folder(path: Path) -> NoReturn:
-    """Refuse a folder that was given as a sweep file, and name the command that takes it."""
+def refuse_folder(path: str, submit: bool = False) -> NoReturn:
+    """Refuse a folder that was given as a file, and say which command takes what lies in it."""
     for file, what, command in (
         ("sweep.yaml", "a sweep's folder", "tune"),
         ("config.yaml", "a run's folder", "train"),
     ):
-        if (path / file).is_file():
-            resuming = f"{console.program()} {command} {path / file} --resume {path}"
-            raise InputError(f"{path} is {what}", remedy=resuming)
-    raise InputError(
-        f"{path} is a folder", remedy="give a YAML file such as those in recipes/sweeps/"
-    )
+        if storage.is_file(f"{path}/{file}"):
+            way = ["submit" if submit else command, f"{path}/{file}", "--resume", path]
+            raise InputError(f"{path} is {what}", remedy=shlex.join([console.program(), *way]))
+    examples = "recipes/" if submit else "recipes/sweeps/"
+    raise InputError(f"{path} is a folder", remedy=f"give a YAML file such as those in {examples}")

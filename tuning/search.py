@@ -65,7 +65,7 @@ class Search(NamedTuple):
         ]
 
 
-def load(path: Path, overrides: Sequence[str] = (), resume: str | None = None) -> Search:
+def load(path: str | Path, overrides: Sequence[str] = (), resume: str | None = None) -> Search:
     """Read a sweep file and the recipe that it names, and resolve the sweep.
 
     `resume` is the folder of a sweep to resume, or "auto": the folder that the sweep's output says.
@@ -84,6 +84,12 @@ def resolve(sweep: Sweep, base: RunConfig, path: str) -> Search:
             got=base.validation.patience,
             expected="0 in a sweep, whose trials its scheduler ends",
             remedy="set it to 0 in the sweep's `set`, or choose a scheduler such as asha",
+        )
+    if base.takes_best:
+        raise InputError(
+            "evaluation.of",
+            got=base.evaluation.of,
+            expected="last in a sweep, which compares trials after the same steps",
         )
     # Trials can resume from each validation that they report.
     saved = dataclasses.replace(base.checkpoint, every_steps=base.validation.every_steps)

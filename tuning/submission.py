@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.config import RunConfig
-from metatrain import recipe, schema
+from metatrain import recipe, schema, storage
 from metatrain.core import InputError
 from tuning import config
 
@@ -27,8 +27,11 @@ class Submission(NamedTuple):
 
 def read(file: str, overrides: Sequence[str], resume: str | None) -> Submission:
     """Read a recipe or a sweep; `resume` is a folder to resume, or "auto"."""
+    remote = storage.is_remote(file) and not storage.is_file(file)
+    if storage.listing(file) if remote else Path(file).is_dir():
+        config.refuse_folder(file, submit=True)
     if recipe.is_sweep(schema.read(file)):
-        sweep, base = config.read(Path(file), overrides)
+        sweep, base = config.read(file, overrides)
         sweep = config.in_folder(sweep, resume, overrides)
         ranges = dict(config.searched(sweep.space))
         files = config.as_files(sweep, base)

@@ -67,7 +67,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
     with ExitStack() as stack:
         should_stop = stack.enter_context(interruptible())
         stack.enter_context(claimed(str(folder), "sweep"))
-        _check_folder(search, resume)
+        check_folder(search, resume)
         stack.enter_context(connected(address, code))
         os.environ.update(QUIET)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Watch reports failures
@@ -120,7 +120,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
     return outcome
 
 
-def _check_folder(search: Search, resume: str | None) -> None:
+def check_folder(search: Search, resume: str | None) -> None:
     """Refuse a folder that holds something else, or a finished sweep."""
     folder = search.folder
     if (folder / "sweep.yaml").exists():

@@ -1,0 +1,90 @@
+"""A file, a folder or an address that a command cannot take is named in one sentence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cases import SINUSOID
+
+import tuning.cli
+from metatrain.core import InputError
+from metatrain.data.folders import read_folder
+from metatrain.data.sources import import_data
+from tuning import search
+from tuning.submission import read
+
+SWEEP = {
+    "name": "s",
+    "recipe": "recipe.yaml",
+    "space": {"outer.lr": {"loguniform": [0.001, 0.1]}},
+    "budget": {"trials": 2, "steps": 10},
+    "set": {"validation.every_steps": 5},
+}
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe and a sweep."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(yaml.safe_dump(SINUSOID))
+    Path("sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("tune sweep.yaml --resume nope --dry-run", "nope holds no sweep to continue"),
+        ("train recipe.yaml --resume nope --dry-run", "nope holds no"),
+        ("train recipe.yaml --init nope --dry-run", "model.weights: there is no nope"),
+        ("data import mine --source s3://b/x", "--source is 's3://b/x', expected a path on this"),
+        ("data import omniglot --source ftp://b/x", "--source is 'ftp://b/x', expected a path"),
+        ("train recipe.yaml --profile s3://b/x", "--profile is 's3://b/x', expected a path"),
+        ("tune s3://b/x.yaml", "a sweep file is 's3://b/x.yaml', expected a path on this"),
+        ("train https://h/x.yaml", "https://h/x.yaml is a page's address, where no files"),
+        ("adapt a --support a --query b --output s3://b/x", "--output is 's3://b/x', expected"),
+        ("runs http://h/x", "http://h/x is a page's address"),
+        ("ui http://h/x", "http://h/x/mlflow.json is a page's address"),
+    ],
+)
+def test_a_command_says_what_it_takes(
+    line: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["metatrain", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        tuning.cli.main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert shown.err.replace(f"{Path.cwd()}/", "").startswith(f"error: {sentence}")
+    assert shown.err.count("\n") == 1
+    assert not shown.out
+
+
+@pytest.mark.parametrize("given", ["http://me:secret@h/x", Path("http://me:secret@h/x")])
+def test_python_says_it_too(given: str | Path) -> None:
+    for read_ in (lambda: read_folder("mine", given), lambda: import_data("omniglot", given)):
+        with pytest.raises(InputError, match="expected a path on this machine") as refused:
+            read_()
+        assert "secret" not in str(refused.value)
+    with pytest.raises(InputError, match="a sweep file is"):
+        search.load(given)
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("config.yaml", "a folder is a run's folder: .*submit 'a folder/config.yaml' --resume"),
+        ("sweep.yaml", "a folder is a sweep's folder: .*submit 'a folder/sweep.yaml' --resume"),
+        ("other.yaml", "a folder is a folder: give a YAML file"),
+    ],
+)
+def test_a_folder_that_is_submitted_names_the_command_that_continues_it(
+    file: str, sentence: str
+) -> None:
+    Path("a folder").mkdir()
+    Path("recipe.yaml").rename(f"a folder/{file}")
+    for place in ("a folder", f"file://{Path.cwd()}/a folder"):
+        with pytest.raises(InputError, match=sentence if "//" not in place else "folder"):
+            read(place, [], None)
