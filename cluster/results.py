@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from cluster.tracking import provenance
 from cluster.tracking.metrics_file import read_metrics
-from metatrain import figures, inference
+from metatrain import inference
 from metatrain.core import Meta, Purpose, to_device
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
@@ -18,6 +19,9 @@ from metatrain.problems.supervised import Supervised
 from metatrain.start import Prepared
 from metatrain.storage import Folder
 from metatrain.tasks.fewshot import FewShot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,8 @@ NORMALISED = {
 
 def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score]) -> None:
     """Write result.json and the pictures."""
+    from metatrain import figures  # matplotlib takes time to import, and trials draw nothing
+
     recipe, meta = prepared.recipe, to_device(meta, torch.device("cpu"))
     result = {"scores": [score.record() for score in scores]}
     (folder / "result.json").write_text(to_json(result, indent=1))
@@ -51,6 +57,7 @@ def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score
             list(zip(labels, scores, strict=True)), f"{recipe.name}: adaptation to held-out tasks"
         ),
     }
+    pictures |= _of_classes(recipe.name, list(zip(labels, scores, strict=True)))
     if meta.algorithm:
         pictures["learned"] = figures.learned_parameters(
             rows, f"{recipe.name}: what the algorithm learned"
@@ -67,6 +74,22 @@ def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score
             type(error).__name__,
             error,
         )
+
+
+def _of_classes(run: str, scores: Sequence[tuple[str, Score]]) -> dict[str, Figure]:
+    """Draw what scores of classes have besides: calibration, and a matrix of each evaluation."""
+    from metatrain import figures
+
+    found = {}
+    calibrated = [(label, score) for label, score in scores if "reliability" in score.details]
+    if calibrated:
+        found["reliability"] = figures.reliability(calibrated, f"{run}: calibration")
+    for _, score in scores:
+        name = f"confusion_{score.evaluation}".rstrip("_")
+        if "confusion" in score.details and name not in found:  # by an evaluation's first norm
+            title = f"{run} {score.evaluation}".rstrip()
+            found[name] = figures.confusion(score.details, f"{title}: predicted classes")
+    return found
 
 
 def how_to_load(prepared: Prepared, folder: Folder, model: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +14,7 @@ from metatrain.names import printable
 
 
 def of_scores(scores: Sequence[Score]) -> Table:
-    """A row for each of a few inner steps, each further norm and evaluation, and each baseline."""
+    """A row for each of a few inner steps, each further score, each measure and each baseline."""
     first = scores[0]
     diverged = any(any(score.curve_diverged) for score in scores)
     table = Table(f"{first.metric.name} on {first.tasks} tasks")
@@ -32,6 +33,8 @@ def of_scores(scores: Sequence[Score]) -> Table:
         name = f"{_adapted(score.steps[-1], len(score.steps))}, norm {score.norm}"
         other = f"{score.evaluation} on {score.tasks} tasks: " if score.evaluation else ""
         table.add_row(other + name, *_measured(score, -1, diverged))
+    for measure, value in first.measures.items():
+        table.add_row(measure.replace("_", " "), f"{value:.4f}" if isfinite(value) else "none")
     for baseline, value in first.baselines.items():
         empty = [""] * (len(table.columns) - 3)
         table.add_row(

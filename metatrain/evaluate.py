@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metatrain.core import Algorithm, Context, Meta, Norm, Params, Problem, Scores, chunks
-from metatrain.metrics import Measure, Metric
+from metatrain.measures import Measure
+from metatrain.metrics import Metric
 
 FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
 ByNorm = dict[Norm, dict[str, Tensor]]
@@ -47,6 +48,7 @@ class Score:
     # metric less that of each baseline: paired mean, its 95 % half width
     differences: dict[str, tuple[float, float]]
     measures: dict[str, float]  # of all tasks together, such as a calibration error
+    details: dict[str, Any] = field(default_factory=dict)  # plain data that they were computed from
 
     @property
     def usable(self) -> bool:
@@ -182,6 +184,15 @@ def summarise(
     """One score from the measurements of all tickets, in ticket order."""
     curve = torch.cat([part.curves[norm][metric.name] for part in parts]).double()  # [tasks, steps]
     finite = curve.isfinite()
+    kept = finite[:, -1]
+    pooled = {
+        name: torch.cat([part.pooled[norm][name] for part in parts])[kept] for name in measures
+    }
+    details = [
+        each.detail(pooled[name])
+        for name, each in measures.items()
+        if each.detail is not None and kept.any()
+    ]
     means, widths = zip(*map(_mean, curve.mT), strict=True)
     quantiles = [_quartiles(values) for values in curve.mT]
     baselines = {
@@ -193,7 +204,7 @@ def summarise(
         mean=means[-1],
         ci95=widths[-1],
         tasks=len(curve),
-        diverged=int((~finite[:, -1]).sum()),
+        diverged=int((~kept).sum()),
         median=quantiles[-1][1],
         quartiles=(quantiles[-1][0], quantiles[-1][2]),
         norm=norm,
@@ -207,11 +218,11 @@ def summarise(
         baselines={name: float(values.mean()) for name, values in baselines.items()},
         differences={name: _mean(curve[:, -1] - values) for name, values in baselines.items()},
         measures={
-            name: each.value(torch.cat([part.pooled[norm][name] for part in parts])[finite[:, -1]])
-            if finite[:, -1].any()
-            else math.nan
+            name: each.value(pooled[name]) if kept.any() else math.nan
             for name, each in measures.items()
+            if each.value is not None
         },
+        details={name: found for detail in details for name, found in detail.items()},
     )
 
 

@@ -6,15 +6,12 @@ Shapes: T tasks, N examples of each. A metric gives one number a task, the mean 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Better = Literal["min", "max"]
-BINS = 15  # of confidence, all equally wide, as in Guo et al. 2017
 
 
 class Metric(NamedTuple):
@@ -57,13 +54,6 @@ class Metric(NamedTuple):
         return f"{value:.{plain}f}" if abs(value) < 1e5 else f"{value:.{plain}g}"
 
 
-class Measure(NamedTuple):
-    """A number of all tasks together that is no mean over tasks, such as a calibration error."""
-
-    pool: Callable[[Any, Any], Tensor]  # of a prediction and its tasks: [T, ...], to be pooled
-    value: Callable[[Tensor], float]  # of what was pooled from all tasks
-
-
 ACCURACY = Metric("accuracy", "max", "percent")
 MSE = Metric("mse", "min", "log")
 RETURN = Metric("return", "max")
@@ -83,27 +73,3 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """[T] mean of squared differences of predictions and targets, [T, N, ...] each."""
     return (prediction - target).square().flatten(1).mean(1)
-
-
-def calibration_bins(logits: Tensor, task: Any) -> Tensor:
-    """[T, BINS, 3]: each bin's number of query examples, of right ones, and sum of confidences.
-
-    logits: [T, Q, classes]; the confidence of a prediction is its largest probability.
-    """
-    confidence, predicted = logits.softmax(-1).max(-1)
-    right = (predicted == task.query_y).to(confidence.dtype)
-    index = (BINS * confidence.nan_to_num()).long().clamp(max=BINS - 1)  # nan: a diverged task
-    bins = F.one_hot(index, BINS).to(confidence.dtype)
-    return bins.mT @ torch.stack([torch.ones_like(right), right, confidence], -1)
-
-
-def expected_calibration_error(bins: Tensor) -> float:
-    """The mean distance of confidence and accuracy, over bins [T, BINS, 3] of all tasks.
-
-    Equation 3 of Guo et al. 2017, arXiv 1706.04599.
-    """
-    count, right, confidence = bins.double().sum(0).unbind(-1)
-    return float((right - confidence).abs().sum() / count.sum())
-
-
-ECE = Measure(calibration_bins, expected_calibration_error)

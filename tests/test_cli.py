@@ -83,7 +83,7 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
         r'^result: accuracy=\d+\.\d\d% ci95=\d+\.\d\d tasks=30 protocol=".*bn=transductive,.*"$',
         last,
     )
-    table, rest = lines[:5], lines[5:]
+    table, rest = lines[:9], lines[9:]
     assert re.match(
         r"accuracy on 30 tasks +mean +95 % +the result is, on the same tasks$", table[0]
     )
@@ -93,18 +93,23 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
             "before adaptation, norm transductive",
             "after 1 step, norm transductive (result)",
             "after 1 step, norm support+1",
+            "macro precision",
+            "macro recall",
+            "macro f1",
+            "ece",
             "nearest neighbour on pixels",
         ),
         strict=True,
     ):
-        interval = "" if "pixels" in row else r" +± \d+\.\d\d"
-        assert re.match(rf"{re.escape(row)} +\d+\.\d\d%{interval}", line)
+        number = r"\d+\.\d\d% +± \d+\.\d\d" if "norm" in row or "before" in row else r"\d\d?\.\d\d"
+        assert re.match(rf"{re.escape(row)} +{number}", line)
     assert re.search(
         r"\d\.\d\d points (better|worse)$|no clear difference: -?\d+\.\d\d ± \d+\.\d\d points$",
-        table[4],
+        table[-1],
     )
     pictures = (
-        f"out/figures/{name}.png" for name in ("adaptation_curve", "example", "learning_curve")
+        f"out/figures/{name}.png"
+        for name in ("adaptation_curve", "example", "learning_curve", "reliability")
     )
     assert rest == [
         "folder: out",

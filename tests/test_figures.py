@@ -160,28 +160,59 @@ def test_the_learning_curve_shows_training_and_validation_with_intervals(tmp_pat
     assert figures.save(figure, tmp_path / "new" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+SCORE = Score(
+    metric=ACCURACY,
+    mean=0.9,
+    ci95=0.02,
+    tasks=600,
+    diverged=0,
+    median=0.9,
+    quartiles=(0.8, 1.0),
+    norm="support",
+    protocol="p",
+    steps=[0, 1, 3],
+    curve=[0.2, 0.8, 0.9],
+    curve_ci95=[0.01, 0.03, 0.02],
+    curve_diverged=[0, 0, 0],
+    curve_median=[0.2, 0.8, 0.9],
+    curve_quartiles=[(0.2, 0.2), (0.7, 0.9), (0.8, 1.0)],
+    baselines={"nearest_neighbour_on_pixels": 0.5},
+    differences={"nearest_neighbour_on_pixels": (0.4, 0.02)},
+    measures={},
+)
+DETAILS = {
+    "reliability": [
+        {"confidence": 0.4, "accuracy": 0.5, "examples": 10},
+        {"confidence": 0.9, "accuracy": 0.7, "examples": 30},
+    ],
+    "classes": [{"name": "shirt"}, {"name": "$coat$"}],
+    "confusion": [[3, 1], [0, 0]],
+}
+
+
+def test_a_reliability_picture_has_a_point_for_each_bin_as_large_as_it() -> None:
+    score = replace(SCORE, measures={"ece": 0.175}, details=DETAILS)
+    (axes,) = figures.reliability([("support", score)], "t").axes
+    diagonal, line = axes.lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert line.get_xydata().tolist() == [[0.4, 0.5], [0.9, 0.7]]
+    assert line.get_label() == "support: ECE 0.1750"
+    (points,) = axes.collections
+    small, large = points.get_sizes()
+    assert large == pytest.approx(3 * small)
+
+
+def test_a_confusion_matrix_shows_shares_of_each_class() -> None:
+    axes, _ = figures.confusion(DETAILS, "t").axes
+    (image,) = axes.images
+    assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]]
+    assert [text.get_text() for text in axes.texts] == ["75", "25"]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["shirt", "$coat$"]
+
+
 def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
-    score = Score(
-        metric=ACCURACY,
-        mean=0.9,
-        ci95=0.02,
-        tasks=600,
-        diverged=0,
-        median=0.9,
-        quartiles=(0.8, 1.0),
-        norm="support",
-        protocol="p",
-        steps=[0, 1, 3],
-        curve=[0.2, 0.8, 0.9],
-        curve_ci95=[0.01, 0.03, 0.02],
-        curve_diverged=[0, 0, 0],
-        curve_median=[0.2, 0.8, 0.9],
-        curve_quartiles=[(0.2, 0.2), (0.7, 0.9), (0.8, 1.0)],
-        baselines={"nearest_neighbour_on_pixels": 0.5},
-        differences={"nearest_neighbour_on_pixels": (0.4, 0.02)},
-        measures={},
-    )
-    (axes,) = figures.adaptation_curve([("statistics: support", score)], "t").axes
+    (axes,) = figures.adaptation_curve([("statistics: support", SCORE)], "t").axes
     (bars,) = axes.containers
     assert bars.get_label() == "statistics: support"
     points, _, (intervals,) = bars.lines

@@ -14,8 +14,7 @@ from cases import SINUSOID, config
 import metatrain
 from cluster import run
 from metatrain import inference
-from metatrain.core import Task
-from metatrain.metrics import ECE, Metric, accuracy, cross_entropy, mean_squared_error
+from metatrain.metrics import Metric, accuracy, cross_entropy, mean_squared_error
 from metatrain.schema import dump
 from metatrain.start import prepare
 from tuning import search
@@ -70,29 +69,6 @@ def test_a_metric_is_read_as_it_says_and_not_as_it_is_called(
     assert metric.text(math.nan) == metric.brief(math.inf) == "none"
     assert metric.interval(math.nan, math.nan) == "none ± none"
     assert Metric("mse", "min").text(123456.7) == "1.235e+05"
-
-
-def test_the_calibration_error_is_of_all_examples_together_and_not_a_mean_over_tasks() -> None:
-    """Guo et al. 2017, equation 3, from its words."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(6, 10, 5, generator=generator)
-    labels = torch.randint(5, (6, 10), generator=generator)
-    tasks = Task(logits, labels, logits, labels)
-    confidences, predicted = logits.softmax(-1).flatten(0, 1).max(-1)
-    right = (predicted == labels.flatten()).double()
-    expected = 0.0
-    for m in range(15):
-        inside = (confidences >= m / 15) & (confidences < (m + 1) / 15)
-        if inside.any():
-            gap = right[inside].mean() - confidences[inside].double().mean()
-            expected += float(inside.double().mean() * gap.abs())
-    bins = ECE.pool(logits, tasks)
-    assert bins.shape == (6, 15, 3)
-    assert ECE.value(bins) == pytest.approx(expected, rel=1e-6)
-    assert ECE.value(bins) != pytest.approx(sum(ECE.value(b[None]) for b in bins) / 6, rel=0.05)
-    certain = torch.eye(5)[labels] * 1e4  # the largest confidence is in the last bin
-    assert ECE.value(ECE.pool(certain, tasks)) == 0.0
-    assert ECE.value(ECE.pool(-certain, tasks)) == pytest.approx(0.25)  # four classes, all wrong
 
 
 def test_a_metric_of_ones_own_is_swept_and_shown_by_what_it_says(

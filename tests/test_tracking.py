@@ -104,7 +104,7 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
             "test/accuracy": score.mean,
             "test/accuracy_ci95": score.ci95,
             "test/accuracy_before": score.curve[0],
-            "test/ece": score.measures["ece"],
+            **{f"test/{name}": value for name, value in score.measures.items()},
             "test/nearest_neighbour_on_pixels": score.baselines["nearest_neighbour_on_pixels"],
         }
     )
@@ -124,6 +124,7 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
         "adaptation_curve.png",
         "example.png",
         "learning_curve.png",
+        "reliability.png",
     }
     assert {Path(a.path).name for a in client.list_artifacts(run_id, "bundle")} == {
         "manifest.json",

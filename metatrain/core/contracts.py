@@ -23,7 +23,8 @@ from metatrain.core.values import (
     take,
 )
 from metatrain.errors import InputError
-from metatrain.metrics import Measure, Metric
+from metatrain.measures import Measure
+from metatrain.metrics import Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,5 +1,7 @@
 """Pictures of runs, from plain data. A function returns a matplotlib figure; `save` writes it."""
 
+from metatrain.figures.classified import confusion as confusion
+from metatrain.figures.classified import reliability as reliability
 from metatrain.figures.curves import adaptation_curve as adaptation_curve
 from metatrain.figures.curves import learned_parameters as learned_parameters
 from metatrain.figures.curves import learning_curve as learning_curve

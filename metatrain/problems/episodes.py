@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
 from metatrain.core import ComputePath, Context, InputError, Model, Norm, Params
-from metatrain.metrics import Measure
+from metatrain.measures import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.problems.environment import Environment, Rollout, advantages, check_environment
 from metatrain.problems.functional import call, part, trying
@@ -41,10 +41,20 @@ class Episodes:
     A network with a memory keeps it over an episode, and gets each action and its reward.
     """
 
-    def __init__(self, *, environment: Environment, model: Model, path: ComputePath) -> None:
-        self.environment, self.path = environment, path
+    def __init__(
+        self,
+        *,
+        environment: Environment,
+        model: Model,
+        path: ComputePath,
+        measures: Mapping[str, Measure] | None = None,
+    ) -> None:
+        """Bind an environment to a network.
+
+        measures: by name, what an evaluation measures on all tasks together, of `Played` episodes.
+        """
+        self.environment, self.path, self.measures = environment, path, measures or {}
         self.norm: tuple[Norm, ...] = ("none",)
-        self.measures: Mapping[str, Measure] = {}
         actions = environment.actions
         self.network = network(Spec(model, (environment.observations,), actions, actions + 1))
 

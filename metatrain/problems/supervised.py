@@ -22,7 +22,7 @@ from metatrain.core import (
     Task,
     take,
 )
-from metatrain.metrics import Measure
+from metatrain.measures import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import BatchStatistics, Statistics, moments, normalised_by
 from metatrain.problems.checks import Loss, check_examples, per_task, shape

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from metatrain.bounds import bounded, check_bounds
 from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split
+from metatrain.measures import Measure, mean
 from metatrain.metrics import RETURN, Metric
-from metatrain.problems.episodes import Episodes
+from metatrain.problems.episodes import Episodes, Played
 from metatrain.tasks.generated import Generated
 
 if TYPE_CHECKING:
@@ -23,6 +24,15 @@ class Arms(NamedTuple):
     """T bandits."""
 
     probabilities: Tensor  # [T, arms] of a reward of 1
+
+
+def pseudo_regret(played: Played, task: Arms) -> Tensor:
+    """[T] what a trial's pulls are expected to pay less than pulls of the best arm would.
+
+    Bubeck and Cesa-Bianchi 2012, arXiv 1204.5721, section 1; the mean over a task's trials.
+    """
+    chances = (played.rollout.actions * task.probabilities[:, None, None]).sum(-1)  # [T, N, pulls]
+    return (task.probabilities.amax(1)[:, None, None] - chances).sum(2).mean(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +91,12 @@ class Bandit(Generated):
         return {"random": self.pulls * chances.mean(1), "best_arm": self.pulls * chances.amax(1)}
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
-        return Episodes(environment=self, model=model, path=path)
+        return Episodes(
+            environment=self,
+            model=model,
+            path=path,
+            measures={"regret": Measure(pseudo_regret, mean)},
+        )
 
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
         """The mean reward of each pull over many bandits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,28 +24,15 @@ from metatrain.core import (
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
 from metatrain.data.sources import open_data
-from metatrain.metrics import ACCURACY, ECE, Metric, accuracy, cross_entropy
+from metatrain.data.stored import Rotations
+from metatrain.measures import AUC, CLASSES, ECE, MOST_CLASSES, by_class
+from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
+from metatrain.tasks.augment import Augment
+from metatrain.tasks.episode import Episode, choose, nearest_neighbour, uneven
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Episode(NamedTuple):
-    """Tasks of classes of images, T at once."""
-
-    support_x: Tensor  # [T, S, C, H, W] uint8
-    support_y: Tensor  # [T, S] int64
-    query_x: Tensor
-    query_y: Tensor
-    classes: Tensor  # [T, ways]: 4 times the data set's class of each label, and its quarter turns
-
-
-def nearest_neighbour(task: Task) -> Tensor:
-    """[T] accuracy of giving a query image the label of the support image with closest pixels."""
-    query, support = task.query_x.flatten(2).float(), task.support_x.flatten(2).float()
-    distance = torch.cdist(query, support)  # [T, Q, S]
-    return (task.support_y.gather(1, distance.argmin(-1)) == task.query_y).float().mean(1)
 
 
 @lru_cache(maxsize=2)
@@ -53,15 +40,6 @@ def _resident(data: str, checksum: str | None, device: torch.device) -> ImageSto
     """The data set on a device: one copy for all splits."""
     store = open_data(data, checksum)
     return replace(store, images=store.images.to(device))
-
-
-def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:
-    """For each size n, k distinct numbers below n in random order: [*sizes.shape, k]."""
-    least, most = (int(bound) for bound in sizes.aminmax())
-    keys = torch.rand(*sizes.shape, most, generator=generator)
-    if least < most:
-        keys.masked_fill_(torch.arange(most) >= sizes[..., None], -1.0)
-    return keys.topk(k, dim=-1).indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +68,8 @@ class FewShot:
     """Query images of each class."""
     invert: bool = False
     """Whether networks see 1 - x instead of an image x in 0..1."""
+    augment: Augment | None = None
+    """How images change at random, such as `{flip: true, crop: 4}`; `null`: not at all."""
     shape: tuple[int, int, int] | None = bounded(None, least=1, most=2048)
     """Channels, height and width of an image; `null`: the data set's."""
     checksum: str | None = None
@@ -116,7 +96,7 @@ class FewShot:
         N is ways * shots in the support set and ways * queries in the query set.
         """
         store, scheme = self.store, self.store.scheme(self.splits)
-        rotations = scheme.rotations[split]
+        rotations = self._rotations(split)
         classes = torch.tensor(scheme.classes[split])
         pool = len(classes) * (4 if rotations == "classes" else 1)
         chosen = choose(generator, torch.full((count,), pool), self.ways)  # [T, W]
@@ -133,34 +113,29 @@ class FewShot:
         examples = choose(generator, store.sizes[chosen], most + self.queries)  # [T, W, each]
         rows = store.offsets[chosen][..., None] + examples
         labels = torch.arange(self.ways).expand(count, self.ways)
-        given = torch.arange(most) < self._shots(generator, count)[..., None]  # [T, W, most]
+        shots = uneven(generator, count, self.ways, self.shots, self.imbalance)
+        given = torch.arange(most) < shots[..., None]  # [T, W, most]
         support = rows[..., :most][given].view(count, -1)
         support_turns, support_y = (
             each[..., None].expand_as(given)[given].view(count, -1) for each in (turns, labels)
         )
+        query, query_turns = rows[..., most:].flatten(1), turns.repeat_interleave(self.queries, 1)
+        images = self._images(support, support_turns), self._images(query, query_turns)
+        if self.augment and self.augment.changes(split):
+            images = self.augment.both(*images, generator, 255 if self.invert else 0)
         return Episode(
-            self._images(support, support_turns),
+            images[0],
             support_y.to(store.images.device),
-            self._images(rows[..., most:].flatten(1), turns.repeat_interleave(self.queries, dim=1)),
+            images[1],
             labels.repeat_interleave(self.queries, dim=1).to(store.images.device),
             identity.to(store.images.device),
         )
 
-    def _shots(self, generator: torch.Generator, count: int) -> Tensor:
-        """[T, W]: support images of each class, ways * shots in each task.
-
-        What a class has more than `shots`, uniform in -imbalance..imbalance, another one has less.
-        """
-        shots = torch.full((count, self.ways), self.shots)
-        if not self.imbalance:
-            return shots
-        pairs = self.ways // 2
-        more = torch.randint(
-            -self.imbalance, self.imbalance + 1, (count, pairs), generator=generator
-        )
-        order = torch.rand(count, self.ways, generator=generator).argsort(1)
-        shots.scatter_add_(1, order[:, :pairs], more)
-        return shots.scatter_add_(1, order[:, pairs : 2 * pairs], -more)
+    def _rotations(self, split: Split) -> Rotations:
+        """Which quarter turns there are in a split."""
+        if self.augment and self.augment.turns and self.augment.changes(split):
+            return self.augment.turns
+        return self.store.scheme(self.splits).rotations[split]
 
     def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
         """[T, N, C, H, W]: rows [T, N] of the data set, each image turned by quarters [T, N]."""
@@ -190,7 +165,10 @@ class FewShot:
             to_float=self._to_float,
             classes=True,
             baselines={"nearest_neighbour_on_pixels": nearest_neighbour},
-            measures={"ece": ECE},
+            measures=CLASSES
+            | ({"auc": AUC} if self.ways == 2 else {})
+            | {"ece": ECE}
+            | ({"classes": by_class(self._class)} if self.ways <= MOST_CLASSES else {}),
         )
 
     def resolved(self) -> FewShot:
@@ -254,13 +232,15 @@ class FewShot:
             )
         scheme = self.store.scheme(self.splits)
         classes = scheme.classes.get(split, [])
+        if self.augment:
+            self.augment.check(self.store.shape)
         where = f"the {split} split of {self.data}/{scheme.name}"
         if not classes:
             raise InputError(
                 f"{where} is empty: the data set has only {', '.join(scheme.classes)}",
                 remedy="choose other splits, or set validation.every_steps to 0 if val is empty",
             )
-        available = len(classes) * (4 if scheme.rotations[split] == "classes" else 1)
+        available = len(classes) * (4 if self._rotations(split) == "classes" else 1)
         if self.ways > available:
             raise InputError(
                 f"{self.ways} ways were asked for, but {where} has {available} classes",
@@ -276,12 +256,19 @@ class FewShot:
                 remedy="lower family.shots or family.queries",
             )
 
+    def _class(self, turned: int) -> str:
+        """The name of one of an episode's `classes`."""
+        which, turn = divmod(turned, 4)
+        name = self.store.class_names[which]
+        return f"{name} turned by {90 * turn} degrees" if turn else name
+
     def describe(self) -> str:
         synthetic = " (synthetic)" if self.store.synthetic else ""
         uneven = f" imbalance {self.imbalance}" if self.imbalance else ""
+        augment = f" {self.augment.describe()}" if self.augment else ""
         return (
             f"{self.data}/{self.store.scheme(self.splits).name}{synthetic} "
-            f"{self.ways}-way {self.shots}-shot{uneven} {self.queries} query/class"
+            f"{self.ways}-way {self.shots}-shot{uneven} {self.queries} query/class{augment}"
         )
 
     def summary(self) -> str:

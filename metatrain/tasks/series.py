@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metatrain.bounds import EXAMPLES, bounded, check_bounds
 from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, Task
+from metatrain.measures import NUMBERS
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.generated import Generated
@@ -81,6 +82,7 @@ class Series(Generated):
             path=path,
             ordered=True,
             baselines={"persistence": persistence, "least_squares": least_squares},
+            measures=NUMBERS,
         )
 
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:

@@ -11,6 +11,7 @@ import torch
 
 from metatrain.bounds import EXAMPLES, bounded, check_bounds
 from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, Task
+from metatrain.measures import NUMBERS
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.generated import Generated
@@ -57,6 +58,7 @@ class Sinusoid(Generated):
             metrics={"mse": mean_squared_error},
             norm=norm,
             path=path,
+            measures=NUMBERS,
         )
 
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:

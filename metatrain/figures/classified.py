@@ -1,0 +1,63 @@
+"""How an evaluation told classes apart: how right its confidence is, and what it confuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from metatrain.evaluate import Score
+from metatrain.figures.style import as_written
+
+
+@as_written
+def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
+    """Draw accuracy by confidence, one line per (label, score); points are as large as their bins.
+
+    Guo et al. 2017, arXiv 1706.04599, figure 1.
+    """
+    figure = Figure(figsize=(5.6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", label="as right as confident")
+    for label, score in scores:
+        rows = score.details["reliability"]
+        x, y, examples = (
+            [row[key] for row in rows] for key in ("confidence", "accuracy", "examples")
+        )
+        (line,) = axes.plot(x, y, label=f"{label}: ECE {score.measures['ece']:.4f}")
+        axes.scatter(x, y, [200 * n / sum(examples) for n in examples], color=line.get_color())
+    axes.set(
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+        xlabel="confidence: the largest probability of a query example",
+        ylabel="accuracy",
+        title=title,
+    )
+    axes.title.set_fontsize("medium")
+    axes.legend(fontsize="small", loc="upper left")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+@as_written
+def confusion(details: Mapping[str, Any], title: str) -> Figure:
+    """Draw which share of each class's examples is predicted as each class."""
+    names, matrix = [row["name"] for row in details["classes"]], details["confusion"]
+    size = 2.5 + 0.4 * len(names)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    axes = figure.subplots()
+    shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
+    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the class's examples")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
+    axes.set_yticks(range(len(names)), names, fontsize="small")
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            if share >= 0.005:
+                colour = "white" if share > 0.5 else "black"
+                text = f"{100 * share:.0f}"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize="x-small")
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.title.set_fontsize("medium")
+    return figure
