@@ -25,6 +25,7 @@ from metatrain.bounds import bounds_of
 from metatrain.learner import Outer
 from metatrain.models import heads
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Pretraining, Validation
+from metatrain.tasks.augment import Augment
 from tuning.config import ASHA, PBT, Sweep
 
 COMPONENTS = [
@@ -38,7 +39,7 @@ COMPONENTS = [
     )
     for kind in get_args(union)
 ]
-GROUPS = [Outer, Validation, Evaluation, Pretraining, Workers, Checkpoint, Tracking]
+GROUPS = [Augment, Outer, Validation, Evaluation, Pretraining, Workers, Checkpoint, Tracking]
 LANGUAGES = {"": "required", ".zh": "必填"}
 
 

@@ -29,7 +29,7 @@ class Augment:
     """Most degrees that an image turns, either way."""
     scale: float = bounded(0.0, least=0, most=0.9)
     """Most that an image grows or shrinks by: 0.1 is 0.9 to 1.1 times its size."""
-    on: Literal["both", "support", "query"] = "both"
+    images: Literal["both", "support", "query"] = "both"
     """The images that change: `both`, `support` or `query`."""
     split: Literal["train", "all"] = "train"
     """The tasks that change: `train`, those of training; `all`, also those that measure."""
@@ -60,20 +60,25 @@ class Augment:
             )
 
     def describe(self) -> str:
-        """Name what is not a default, for a protocol line."""
-        given = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
-        return ", ".join(f"{name}={value}" for name, value, default in given if value != default)
+        """Say which tasks change and how, for a protocol line."""
+        given = {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default and field.name != "split"
+        }
+        changes = ", ".join(f"{name}={value}" for name, value in given.items())
+        return f"augmented{' in training' if self.split == 'train' else ''} ({changes})"
 
     def both(
         self, support: Tensor, query: Tensor, generator: torch.Generator, zero: int
     ) -> tuple[Tensor, Tensor]:
-        """Change the images of tasks, [T, N, C, H, W] uint8, by `on`.
+        """Change the images of tasks, [T, N, C, H, W] uint8, by `images`.
 
         zero: the value that the network sees as 0.
         """
-        if self.on != "query":
+        if self.images != "query":
             support = self._changed(support, generator, zero)
-        if self.on != "support":
+        if self.images != "support":
             query = self._changed(query, generator, zero)
         return support, query
 
