@@ -160,9 +160,11 @@ def test_only_training_changes_unless_the_split_is_all(family: FewShot) -> None:
 
 
 def test_an_evaluation_has_augmentation_of_its_own() -> None:
-    tree = schema.dump(config(GLYPHS).recipe())
-    tree["family"]["augment"] = {"flip": True, "crop": 2}
-    tree["evaluation"]["family"] = {"augment": {"rotate": 5, "images": "support", "split": "all"}}
+    sets = [
+        "family.augment={flip: true, crop: 2}",
+        "evaluation.family={augment: {rotate: 5, images: support, split: all}}",
+    ]
+    tree = schema.apply_overrides(schema.dump(config(GLYPHS).recipe()), sets)
     settings = schema.parse(Recipe, tree, "a recipe").settings()
     families = {purpose.work: setting.family for purpose, setting in settings.items()}
     assert families["update"].augment == Augment(flip=True, crop=2)
