@@ -53,6 +53,15 @@ def decoded(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def undecoded(names: Iterable[str]) -> list[str]:
+    """Return a note about the names that are not UTF-8, such as GBK's, if there are some."""
+    odd = [decoded(name) for name in dict.fromkeys(names) if decoded(name) != name]
+    if not odd:
+        return []
+    which = "1 class name is" if len(odd) == 1 else f"{len(odd)} class names are"
+    return [f"{which} not UTF-8, and shown with \\x for each such byte: rename {few(odd)}"]
+
+
 def quoted(name: object, most: int = 42) -> str:
     """Return a name or value for a message: control characters escaped, and cut if it is long."""
     try:

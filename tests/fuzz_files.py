@@ -13,19 +13,24 @@ from functools import cache
 from pathlib import Path
 
 import mutations
+import numpy as np
+import pyarrow as pa
 import torch
 from cases import SINUSOID, config
 from PIL import Image
+from pyarrow import csv, parquet
 
 from cluster import checkpoint, run
 from cluster.tracking.metrics_file import metrics_file, read_metrics
 from cluster.workers.plan import choose_plan
 from metatrain import bundle, inference
 from metatrain.core import InputError, Split, Update
-from metatrain.data import omniglot
+from metatrain.data import arrays, columns, omniglot, row_files
 from metatrain.data.folders import read_folder
 from metatrain.data.images import ImageStore, duplicates, twins
 from metatrain.data.pixels import stack
+from metatrain.data.rows import feature_names
+from metatrain.data.rows import read as read_rows
 from metatrain.learner import Learner
 from metatrain.start import prepare
 from metatrain.storage import Folder
@@ -166,7 +171,34 @@ def journals(chance: random.Random) -> None:
         found.write(5, {"x": 1.0})
 
 
+@cache
+def tables() -> dict[str, bytes]:
+    """Whole files of rows, by the ending of their names."""
+    frame = pa.table({"group": ["a", "b"] * 6, "x": np.arange(12.0), "n": range(12)})
+    found = {"parquet": io.BytesIO(), "npz": io.BytesIO(), "csv": io.BytesIO()}
+    parquet.write_table(frame, found["parquet"])
+    np.savez_compressed(found["npz"], x=np.ones((3, 2)), y=np.ones(3))
+    csv.write_csv(frame, found["csv"])
+    return {ending: file.getvalue() for ending, file in found.items()}
+
+
+def rows(chance: random.Random) -> None:
+    """Read a file of rows, as a table's family and as `adapt` do."""
+    ending = chance.choice(sorted(tables()))
+    path = Path(f"bad.{ending}")
+    path.write_bytes(mutations.raw(tables()[ending], chance))
+    if ending == "npz":
+        arrays.read(path)
+        return
+    file = row_files.opened(str(path), row_files.stamp(str(path)), "group")
+    used = feature_names(file, "group", "x", None)
+    read_rows(str(path), file.stamp, "group", "x", used, (0.5, 0.0, 0.5))
+    for name in file.types:
+        columns.plain(file, name).to_pylist()
+
+
 KINDS = {
+    "rows": rows,
     "bundles": bundles,
     "checkpoints": checkpoints,
     "data sets": data_sets,

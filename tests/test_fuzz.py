@@ -17,6 +17,7 @@ pytestmark = pytest.mark.ray
         ("images", 20),
         ("archives", 50),
         ("journals", 50),
+        ("rows", 50),
     ],
 )
 def test_mutated_input_is_taken_or_refused_in_one_sentence(kind: str, cases: int) -> None:

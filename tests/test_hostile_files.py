@@ -165,6 +165,7 @@ def test_names_that_are_no_text_or_move_the_cursor_are_shown_escaped(
     done = command("data", "import", "odd", "--source", "odd")
     assert r"train 2 classes: kind\xff\x1b[31m" in done.stdout
     assert done.stdout.count("refused kind") == 4
+    assert r"4 class names are not UTF-8, and shown with \x for each such byte" in done.stdout
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout
     assert command("data", "check", "odd").returncode == 0
@@ -172,6 +173,7 @@ def test_names_that_are_no_text_or_move_the_cursor_are_shown_escaped(
     bundle.save("bundle", recipe, prepare(recipe).meta)
     done = command("adapt", "bundle", "--support", "odd", "--query", "odd")
     assert (done.returncode, "\x1b" in done.stdout) == (0, False)
+    assert "4 class names are not UTF-8" in done.stdout
     text = Path("adapted/predictions.json").read_text()
     assert "\\ud" not in text  # which no other reader of JSON takes
     assert {each["class"] for each in json.loads(text)["predictions"]} == {

@@ -18,7 +18,7 @@ from metatrain.data import pixels
 from metatrain.data.images import ImageStore, Rotations, Scheme, twins
 from metatrain.data.pixels import FORMATS, Depth
 from metatrain.data.splits import SPLITS, given_splits, refuse_deeper_splits, shuffled_splits
-from metatrain.names import decoded, few
+from metatrain.names import decoded, few, undecoded
 from metatrain.storage import local
 
 # Of a side, if no size is asked for; 84 is that of mini-ImageNet.
@@ -112,9 +112,8 @@ def read_folder(
     resized = sum((f.width, f.height) != (side, side) for f in everything)
     files = [f.path.relative_to(source).as_posix() for f in everything]
     same = [(files[later], files[earlier]) for later, earlier in twins(store)]
-    return store, Report(
-        len(everything), resized, refused, [*notes, *_repeated_names(list(classes)), *scaled], same
-    )
+    notes += [*_repeated_names(list(classes)), *undecoded(classes), *scaled]
+    return store, Report(len(everything), resized, refused, notes, same)
 
 
 def labelled_files(

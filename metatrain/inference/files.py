@@ -20,7 +20,7 @@ from metatrain.data.folders import labelled_files
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Predictions
 from metatrain.inference.report import Predicted, classified, numbered
-from metatrain.names import counted, decoded
+from metatrain.names import counted, decoded, undecoded
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 
@@ -69,7 +69,8 @@ def _images(learned: Learned, support: str, query: Sequence[str], norm: Norm | N
     captions = [label or Path(file).name for file, label in zip(files, truth, strict=True)]
     title = f"Predictions of {learned.source} for {len(files)} images"
     shown, notes, result = classified(learned, adapted, predictions, "image", files, labels)
-    notes = [*(f"refused {file}: {why}" for file, why in refused), *unread, *notes]
+    odd = undecoded(file.parent.name for file, label in examples if label is not None)
+    notes = [*(f"refused {file}: {why}" for file, why in refused), *unread, *odd, *notes]
     return Predicted(shown, notes, result, adapted.picture(x, truth, title, captions), [])
 
 
