@@ -18,7 +18,7 @@ from cluster.tracking.provenance import commit, user
 from metatrain.addresses import holds_secret, without_secrets
 from metatrain.core import InputError
 
-MOST_BYTES = 1 << 20  # of code and configuration
+MOST_BYTES = 1 << 20  # of the user's code and configuration
 STOP_S = 60  # for a job that is stopped to save: Ray's default is 3
 # Output comes at once, and Ray does not report the errors of actors that were ended on purpose.
 QUIET = {"PYTHONUNBUFFERED": "1", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
@@ -134,13 +134,15 @@ def _pack_code(job: Job, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
     for name, text in job.files.items():
         (folder / name).write_text(text)
-    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    ours = {package.name for package in OUR_PACKAGES}
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in files.items() if name.parts[0] not in ours}
     total = sum(sizes.values())
     if total > MOST_BYTES:
         largest = max(sizes, key=sizes.__getitem__)
         raise InputError(
-            f"the job's code has {total / MOST_BYTES:.1f} MiB, and at most 1 is sent; "
-            f"its largest file is {largest.relative_to(folder)}",
+            f"the job's own code has {total / MOST_BYTES:.1f} MiB, and at most 1 is sent; "
+            f"its largest file is {largest}",
             remedy="move data out of your packages, and send it with --send or push it with "
             "`metatrain data push`",
         )
