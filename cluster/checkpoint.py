@@ -28,16 +28,6 @@ from metatrain.learner import Learner
 
 log = logging.getLogger(__name__)
 
-NOT_LEARNT = {
-    "name",
-    "workers",
-    "checkpoint",
-    "tracking",
-    "output",
-    "evaluation",
-    "evaluations",
-    "validation.patience",
-}  # keys that change nothing learnt
 STEP, BEST = "step-", "best-"  # how the folders of checkpoints are called, before the step
 NAME = re.compile(r"(step|best)-\d{8,}")
 FORMAT = 2  # of the names in learner.safetensors: those of Meta.flat()
@@ -104,6 +94,23 @@ def best(root: str, version: int) -> str | None:
     """The checkpoint of the best validation, which was after so many steps; None if it is gone."""
     uri = f"{root}/{BEST}{version:08d}"
     return uri if bundle.is_complete(uri) else None
+
+
+def is_best(uri: str) -> bool:
+    """Whether a checkpoint is that of a run's best validation."""
+    return uri.rstrip("/").rpartition("/")[2].startswith(BEST)
+
+
+def chosen(uri: str, *, best: bool) -> str:
+    """Return the newest checkpoint of a run's folder: of its best validation, or of its last step.
+
+    Raises InputError if there is none.
+    """
+    root, kind = root_of(uri), BEST if best else STEP
+    found = _complete(root, kind)
+    if not found:
+        raise InputError(f"{root} holds no checkpoint {kind}*", remedy="leave evaluation.of out")
+    return f"{root}/{found[-1]}"
 
 
 def forget_after(root: str, version: int) -> None:
@@ -213,43 +220,6 @@ def latest(root: str) -> str | None:
     """The newest complete checkpoint under a folder."""
     found = _complete(root)
     return f"{root}/{found[-1]}" if found else None
-
-
-def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
-    """Refuse to continue a run as another one: numbers under outer and algorithm may change.
-
-    So may its name, and where and how it is computed.
-    """
-    before, now = (dict(schema.flatten(schema.dump(each))) for each in (saved.config, config))
-    changed = []
-    for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):
-        old, new = before.get(key), now.get(key)
-        group = key.split(".")[0]
-        # None stands for no limit: a clip_norm, for one, may be set and lifted.
-        scalar = (
-            group in ("outer", "algorithm")
-            and {key} <= before.keys() & now.keys()
-            and all(v is None or isinstance(v, int | float) for v in (old, new))
-        )
-        if old != new and not scalar and not {group, key} & NOT_LEARNT:
-            raise InputError(
-                f"{saved.uri} was trained with {key} = {old!r} and cannot resume with {new!r}",
-                remedy="change only numbers under outer and algorithm, or start a new run",
-            )
-        changed += [key] if old != new and scalar else []
-    version = saved.version
-    if changed and version >= config.outer.steps:
-        raise InputError(
-            f"{saved.uri} has made {version} outer steps, so {changed[0]} = {now[changed[0]]} "
-            "would change nothing",
-            remedy="ask for more outer.steps, or start a new run with another output",
-        )
-    if saved.plan.path != plan.path:
-        raise InputError(
-            f"{saved.uri} was computed on the {saved.plan.path} path and this run would use "
-            f"{plan.path}",
-            remedy="resume with the same workers.gpus",
-        )
 
 
 def _write(root: str, uri: str, files: Mapping[str, bytes]) -> None:

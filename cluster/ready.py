@@ -14,6 +14,7 @@ from cluster import checkpoint
 from cluster.claim import Check, claimed
 from cluster.config import RunConfig
 from cluster.output import absolute, choose
+from cluster.resumable import check_resumable
 from cluster.workers.plan import Plan, choose_plan, device_of
 from metatrain import custom_source
 from metatrain.bundle import Damaged
@@ -95,7 +96,7 @@ def prepare(
     # In process, updates and parameters never leave the device.
     device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
     if saved is not None:
-        checkpoint.check_resumable(saved, config, plan)
+        check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
     start = prepared.meta if saved is not None else warm(prepared.recipe, prepared.meta)
     learner = Learner(to_device(start, device), config.outer, config.seed)

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster import checkpoint, loop, results
+from cluster.baselines import leave, measured
 from cluster.collector import Interrupted, Requests
 from cluster.config import RunConfig
 from cluster.evaluation import evaluate_all
@@ -72,11 +73,12 @@ def train(
                 recorded(run, source=source) as tracker,
             ):
                 requests = Requests(pool, should_stop, config.workers.wait_s, config.seed)
-                version, meta = learn(run, pool, requests, tracker)
+                (version, meta), best = learn(run, pool, requests, tracker)
                 run.check_claims()
-                recipe = recipe_after(run.prepared.recipe, version)
+                recipe = recipe_after(run.prepared.recipe, version, best=best)
                 bundle.save(str(run.folder / "bundle"), recipe, meta, run.code)
-                scores = evaluate_all(run.prepared, requests, version)
+                measured = run.prepared._replace(recipe=recipe)
+                scores = evaluate_all(measured, requests, version)
                 results.warn(scores)
                 with awaiting("drawing pictures"):
                     results.leave(run.folder, run.prepared, meta, scores)
@@ -108,13 +110,13 @@ def _is_saved(run: Run) -> bool:
 
 def learn(
     run: Run, pool: Pool, requests: Requests, tracker: Tracker, hooks: Sequence[loop.Hooks] = ()
-) -> Snapshot:
+) -> tuple[Snapshot, bool]:
     """Take a run's learner to its last step; leaves config.yaml, metrics.jsonl and checkpoints.
 
     hooks: what is told of each step and each checkpoint once the run has recorded it.
 
-    Returns the parameters that are the result, and publishes them: the last ones, or with a
-    patience those of the best validation.
+    Returns the parameters that are the result, which it publishes, and whether they are those of
+    the best validation; else they are the last ones. A run without hooks keeps the best.
     """
     config, learner, outer = run.config, run.learner, run.config.outer
     root = checkpoints_of(run)
@@ -146,7 +148,7 @@ def learn(
             tracker.log(step, finite(dict(metrics)), at_ms)
             measure(step)
             line(step, metrics)
-            if patience.note(step, metrics) and config.validation.patience:
+            if patience.note(step, metrics) and not hooks:  # a trial's scheduler chooses
                 write_checkpoint(best=True)
             for other in hooks:
                 other.on_step(step, dict(metrics))
@@ -167,17 +169,17 @@ def learn(
             config.checkpoint.every_steps,
         )
     measure(learner.version, now=True)
-    result = _result(run, patience)
+    result, best = _result(run, patience)
     if result.version != learner.version:
         pool.publish(result)
-    return result
+    return result, best
 
 
-def _result(run: Run, patience: Patience) -> Snapshot:
-    """The parameters that are evaluated and bundled."""
+def _result(run: Run, patience: Patience) -> tuple[Snapshot, bool]:
+    """The parameters that are evaluated and bundled, and whether they are the best validated."""
     learner, last = run.learner, Snapshot(run.learner.version, run.learner.meta())
-    if not run.config.validation.patience or patience.best in (None, last.version):
-        return last
+    if not run.config.takes_best or patience.best in (None, last.version):
+        return last, run.config.takes_best and patience.best is not None
     uri = checkpoint.best(checkpoints_of(run), patience.best)
     try:
         best = checkpoint.load(uri).meta() if uri is not None else None
@@ -190,31 +192,44 @@ def _result(run: Run, patience: Patience) -> Snapshot:
             "are evaluated",
             patience.best,
         )
-        return last
+        return last, False
     log.info(
         "training ended after %d of %d steps; the result is of the best validation, after %d",
         learner.version,
         run.config.outer.steps,
         patience.best,
     )
-    return Snapshot(patience.best, best)
+    return Snapshot(patience.best, best), True
 
 
-def recipe_after(recipe: Recipe, version: int) -> Recipe:
+def recipe_after(recipe: Recipe, version: int, *, best: bool = False) -> Recipe:
     """The recipe with the number of steps that were made, as a bundle records it.
 
     With a schedule, training it again has other rates: the run's config.yaml has those of the run.
+
+    best: whether these steps were those of the best validation, which the bundle records, too.
     """
-    if version == recipe.outer.steps:
-        return recipe
     outer = dataclasses.replace(recipe.outer, steps=version)
-    return dataclasses.replace(recipe, outer=outer)
+    of: Literal["best", "last"] | None = recipe.evaluation.of
+    if best != recipe.takes_best or best:
+        of = "best" if best else "last"
+    evaluation = dataclasses.replace(recipe.evaluation, of=of)
+    return dataclasses.replace(recipe, outer=outer, evaluation=evaluation)
 
 
-def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list[Score]:
+def evaluate(
+    uri: str,
+    overrides: list[str],
+    address: str | None = None,
+    *,
+    baselines: bool = False,
+    pretrained: str | None = None,
+) -> list[Score]:
     """Score a run's folder, checkpoint or bundle on the tasks of its evaluations.
 
     overrides: such as "evaluation.norm=support+1"; no key of the training.
+    baselines: measure the network without meta-learning as well, and leave baselines.json.
+    pretrained: the folder of a pre-training, for the baselines that start from one.
     """
     for item in overrides:
         if not item.strip().startswith(("evaluation", "workers", "family.checksum")):
@@ -231,11 +246,14 @@ def evaluate(uri: str, overrides: list[str], address: str | None = None) -> list
         check_fit(prepared, meta)
         plan, _ = choose_plan(prepared, config.workers.gpus, config.workers.threads)
         should_stop = stack.enter_context(interruptible())
+        others = measured(config, pretrained, address, should_stop) if baselines else None
         pool = stack.enter_context(open_pool(config.workers, prepared, plan, address))
         pool.publish(Snapshot(version, meta))
         requests = Requests(pool, should_stop, config.workers.wait_s)
-        scores = evaluate_all(prepared, requests, version)
+        scores = evaluate_all(prepared, requests, version, others)
         results.warn(scores)
+        if baselines:
+            leave(uri, scores)
         return scores
 
 
@@ -245,6 +263,9 @@ def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
         raise InputError(
             f"{uri} is a file", remedy="give a run's folder, a checkpoint's or a bundle's"
         )
+    asked = schema.apply_overrides({"evaluation": {}}, overrides)["evaluation"]
+    if isinstance(asked, dict) and asked.get("of"):
+        uri = checkpoint.chosen(uri, best=asked["of"] == "best")
     where = bundle.find(uri)
     tree: dict[str, Any]
     if where is not None and "recipe.yaml" in bundle.read_directory(where):
@@ -253,5 +274,9 @@ def load_trained(uri: str, overrides: list[str]) -> tuple[RunConfig, Meta, int]:
     else:
         saved = checkpoint.load(uri)
         meta = verified(saved.config.recipe(), saved.meta().flat(), saved.uri)
-        tree, version = schema.dump(saved.config), saved.version
+        version, best = saved.version, checkpoint.is_best(saved.uri)
+        tree = schema.dump(saved.config)
+        tree["evaluation"]["of"] = recipe_after(
+            saved.config.recipe(), version, best=best
+        ).evaluation.of
     return schema.parse(RunConfig, schema.apply_overrides(tree, overrides), uri), meta, version

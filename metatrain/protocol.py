@@ -23,11 +23,12 @@ def of_score(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | No
     if recipe.pretraining is not None:  # meta-training leaves these keys out
         how = "all training examples together, with supervision"
     trained = f"{recipe.family.describe()}, {how}"
+    best = ", best by validation" if recipe.evaluation.of == "best" else ""
     return (
         f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
         f"{described(recipe.model)}, {described(setting.algorithm, adapts=True)}, "
         f"{setting.tasks} tasks of seed {setting.seed}; "
-        f"trained {_steps(recipe, version)} ({trained}), seed {recipe.seed}; losses are means"
+        f"trained {_steps(recipe, version)}{best} ({trained}), seed {recipe.seed}; losses are means"
     )
 
 

@@ -51,6 +51,8 @@ class Evaluation:
     """Changed keys of the family, such as `{shots: 5}`."""
     algorithm: dict[str, Any] = field(default_factory=dict)
     """Changed keys of the algorithm, such as `{inner_steps: 10}`."""
+    of: Literal["best", "last"] | None = None
+    """Measured: `best` by validation, `last`, or `null`: `best` with a patience, else `last`."""
 
     def norms(self) -> tuple[Norm, ...]:
         """The norms, the result's first."""
@@ -155,8 +157,27 @@ class Recipe:
     def __post_init__(self) -> None:
         check_name(self.name)
         check_bounds(self)
-        for name in self.evaluations:
+        for name, evaluation in self.evaluations.items():
             check_variant(name)
+            if evaluation.of is not None:
+                raise InputError(
+                    f"evaluations.{name}.of",
+                    got=evaluation.of,
+                    expected="no key: all evaluations are of the same parameters",
+                    remedy="set evaluation.of",
+                )
+        if self.evaluation.of == "best" and not self.validation.every_steps:
+            raise InputError(
+                "evaluation.of",
+                got="best",
+                expected="last without validations",
+                remedy="set validation.every_steps",
+            )
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the result is of the best validation; else of the last step."""
+        return (self.evaluation.of or ("best" if self.validation.patience else "last")) == "best"
 
     def settings(self) -> dict[Purpose, Setting]:
         """How the tasks of each purpose are drawn and computed.

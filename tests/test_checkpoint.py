@@ -18,6 +18,7 @@ from cases import CASES, GLYPHS, REPTILE, SINUSOID, config
 from pyarrow import fs
 
 from cluster import checkpoint, run
+from cluster.resumable import check_resumable
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
 from metatrain import bundle, disk, storage
@@ -345,10 +346,10 @@ def test_only_numbers_of_outer_and_algorithm_may_change(
     changed = config(SINUSOID, **{key.replace(".", "__"): value})
     plan, _ = choose_plan(prepare(changed.recipe()), 0, 1)
     if allowed:
-        checkpoint.check_resumable(saved, changed, plan)
+        check_resumable(saved, changed, plan)
         return
     with pytest.raises(InputError, match=rf"was trained with {key} = .* and cannot resume with"):
-        checkpoint.check_resumable(saved, changed, plan)
+        check_resumable(saved, changed, plan)
 
 
 def test_a_resumed_run_goes_on_in_its_row_of_mlflow(tmp_path: Path) -> None:
@@ -361,12 +362,12 @@ def test_a_change_that_nothing_would_follow_is_refused(tmp_path: Path) -> None:
     save_steps(str(tmp_path), [20])  # of 20
     saved = checkpoint.load(str(tmp_path))
     with pytest.raises(InputError, match="20 outer steps"):
-        checkpoint.check_resumable(saved, config(SINUSOID, outer__lr=0.5), saved.plan)
-    checkpoint.check_resumable(saved, config(SINUSOID), saved.plan)
+        check_resumable(saved, config(SINUSOID, outer__lr=0.5), saved.plan)
+    check_resumable(saved, config(SINUSOID), saved.plan)
     more = config(SINUSOID, outer__lr=0.5, outer__steps=21)
-    checkpoint.check_resumable(saved, more, saved.plan)
+    check_resumable(saved, more, saved.plan)
     with pytest.raises(InputError, match="on the batched path"):
-        checkpoint.check_resumable(saved, more, saved.plan._replace(path="fused"))
+        check_resumable(saved, more, saved.plan._replace(path="fused"))
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:

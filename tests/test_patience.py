@@ -73,7 +73,8 @@ def test_the_best_validated_parameters_are_the_result_also_of_a_resumed_run(tmp_
     best = min((step for step in values if step), key=values.__getitem__)
     last = max(values)
     assert last == best + 3 < 40
-    assert f"trained {best} steps" in score.protocol
+    assert f"trained {best} steps of 4 tasks, best by validation (" in score.protocol
+    assert run.evaluate(str(whole), []) == [score]
     params, steps, result = result_of(whole)
     assert steps == best
     # What ended early is what a run of so many steps gives.
@@ -87,6 +88,43 @@ def test_the_best_validated_parameters_are_the_result_also_of_a_resumed_run(tmp_
         assert [row["step"] for row in rows_of(cut)] == list(range(last + 1))
         assert result_of(cut)[1:] == (steps, result)
         assert all(torch.equal(p, params[name]) for name, p in result_of(cut)[0].items())
+
+
+def test_the_best_validation_gives_the_result_if_it_is_asked_for(tmp_path: Path) -> None:
+    """Its checkpoint stays in any case; asked later, it gives the same score."""
+    settings = IMPATIENT | {"validation": {"every_steps": 1, "tasks": 10}}
+    settings |= {"outer": IMPATIENT["outer"] | {"steps": 6}, "checkpoint": {}}
+    folder = tmp_path / "run"
+    _, (last,) = run.train(config(settings, output=str(folder)))
+    assert "trained 6 steps of 4 tasks (" in last.protocol
+    values = {row["step"]: row["val/mse_after"] for row in rows_of(folder)}
+    best = min((step for step in values if step), key=values.__getitem__)
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == [f"best-{best:08d}", "step-00000006"]
+    assert best < 6
+    asked = run.evaluate(str(folder), ["evaluation.of=best"])
+    assert f"trained {best} steps of 4 tasks, best by validation (" in asked[0].protocol
+    assert run.evaluate(str(folder / "checkpoints" / kept[0]), []) == asked
+    assert run.evaluate(str(folder), ["evaluation.of=last"]) == run.evaluate(str(folder), [])
+    settings |= {"evaluation": {"tasks": 10, "of": "best"}}
+    _, first = run.train(config(settings, output=str(tmp_path / "asked")))
+    assert first == asked
+    assert bundle.load(str(tmp_path / "asked" / "bundle"))[0].outer.steps == best
+    assert config(IMPATIENT).takes_best
+    assert not config(IMPATIENT, evaluation__of="last").takes_best
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("evaluation.of", {"evaluation": {"of": "best"}}),
+        ("evaluations.five.of", {"evaluations": {"five": {"of": "best"}}}),
+    ],
+)
+def test_a_best_validation_that_there_is_not_is_refused(key: str, overrides: Any) -> None:
+    with pytest.raises(InputError) as error:
+        config(SINUSOID, **overrides)
+    assert (error.value.what.split()[-1], error.value.got) == (key, "best")
 
 
 def test_the_best_checkpoint_stays_for_as_long_as_a_resumed_run_may_need_it(tmp_path: Path) -> None:

@@ -282,6 +282,7 @@ def test_a_grid_is_all_its_points(tmp_path: Path) -> None:
             "budget.trials is 3, and the grid has 2 points",
         ),
         ({"set": {"validation.patience": 2}}, "validation.patience is 2, expected 0 in a sweep"),
+        ({"set": {"evaluation.of": "best"}}, "evaluation.of is 'best', expected last in a sweep"),
         (
             {"set": {"validation.every_steps": 0}},
             "validation.every_steps is 0, expected 1 to 20, .*: pass --set set.validation",

@@ -17,6 +17,7 @@ from cluster.interrupt import interruptible
 from cluster.output import absolute, choose, record, remove_partials
 from cluster.progress import ProgressLine
 from cluster.ready import Run, checkpoints_of, restore
+from cluster.resumable import check_resumable
 from cluster.tracking.metrics_file import metrics_file, read_metrics
 from cluster.tracking.recording import recorded
 from cluster.workers.plan import choose_plan, device_of
@@ -130,7 +131,7 @@ def _prepare(
     folder, saved = choose(config, resume, claim=claim)
     plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
     if saved is not None:
-        checkpoint.check_resumable(saved, config, plan)
+        check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
     task = pretraining.supervision(prepared, plan.path)
     device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
