@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from metatrain.core import (
 )
 from metatrain.data import columns, frames, row_files
 from metatrain.data.rows import Rows, feature_names, read
+from metatrain.data.scale import Scale, check_recorded
 from metatrain.measures import NUMBERS
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.names import quoted
@@ -92,20 +92,7 @@ class Table:
                 got=list(self.splits),
                 expected="the shares of the groups in train, val and test, which sum to 1",
             )
-        if self.means is None and self.deviations is None:
-            return
-        means, deviations = self.means or (), self.deviations or ()
-        if (
-            self.features is None
-            or not len(means) == len(deviations) == len(self.features) + 1
-            or not all(map(math.isfinite, [*means, *deviations]))
-            or min(deviations) <= 0
-        ):
-            raise InputError(
-                "means and deviations must be finite numbers, one for each of features and one for "
-                "target, and deviations above 0",
-                remedy="leave both out in a new run, and features as they were in an evaluation",
-            )
+        check_recorded(self.features, self.means, self.deviations)
 
     @cached_property
     def _file(self) -> row_files.File:
@@ -144,8 +131,8 @@ class Table:
         return rows
 
     @cached_property
-    def _scale(self) -> tuple[Tensor, Tensor]:
-        """Means and deviations, [F + 1] float64; the recorded ones need no file."""
+    def _scale(self) -> Scale:
+        """Means and deviations; the recorded ones need no file."""
         means, deviations = self.means, self.deviations
         if means is None or deviations is None:
             means, deviations = self._rows.means, self._rows.deviations
@@ -154,8 +141,7 @@ class Table:
                 f"no group of {self.data} is left to train on, so nothing says how to standardise",
                 remedy="give more groups, or change family.splits",
             )
-        mean, deviation = (torch.tensor(x, dtype=torch.float64) for x in (means, deviations))
-        return mean, deviation
+        return Scale.of(means, deviations)
 
     def _groups(self, split: Split) -> Tensor:
         """The split's groups that have enough rows; InputError if they are too few."""
@@ -188,19 +174,8 @@ class Table:
         rows, shots = self._rows, self.shots
         chosen = choose(generator, rows.sizes[groups], shots + self.queries)
         chosen = chosen + rows.offsets[groups][:, None]
-        x, y = self._standardised(rows.values[chosen]).split([len(self._features), 1], dim=-1)
+        x, y = self._scale.standardised(rows.values[chosen]).split([len(self._features), 1], dim=-1)
         return Task(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
-
-    def _standardised(self, raw: Tensor, part: slice = slice(None)) -> Tensor:
-        """float32 of raw units, float64 [..., part of the columns]."""
-        means, deviations = self._scale
-        found = ((raw - means[part]) / deviations[part]).float()
-        if not found.isfinite().all():
-            raise InputError(
-                "a value is too far from those of the training groups for float32",
-                remedy="correct or remove it",
-            )
-        return found
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
         return Supervised(
@@ -223,7 +198,8 @@ class Table:
         """[T] MSE of the ridge regression that is fitted to all rows of the training groups."""
         rows = self._rows
         group_of = torch.repeat_interleave(torch.arange(len(rows.sizes)), rows.sizes)
-        train = self._standardised(rows.values[torch.isin(group_of, rows.splits["train"])])[None]
+        raw = rows.values[torch.isin(group_of, rows.splits["train"])]
+        train = self._scale.standardised(raw)[None]
         predicted = fitted(train[..., :-1], train[..., -1:], task.query_x.flatten(0, 1)[None])
         return mean_squared_error(predicted.view_as(task.query_y), task.query_y)
 
@@ -231,7 +207,7 @@ class Table:
         """With all that `bind`, `examples`, `targets` and `predictions` need of the file."""
         if self.means is not None:
             return self
-        means, deviations = self._scale
+        scale = self._scale
         used = (self.group, self.target, *self._features)
         unused = ", ".join(quoted(name) for name in self._file.types if name not in used)
         features = ", ".join(map(quoted, self._features))
@@ -245,14 +221,14 @@ class Table:
         return replace(
             self,
             features=self._features,
-            means=tuple(means.tolist()),
-            deviations=tuple(deviations.tolist()),
+            means=tuple(scale.means.tolist()),
+            deviations=tuple(scale.deviations.tolist()),
             checksum=self._file.checksum,
         )
 
     def check(self, split: Split) -> None:
         self._groups(split)
-        self._standardised(self._rows.values)
+        self._scale.standardised(self._rows.values)
 
     @property
     def whole(self) -> tuple[str, ...]:
@@ -287,22 +263,19 @@ class Table:
         raw: a DataFrame, a dict of columns or a list of dicts, whose further columns are not used;
             or an array or a list of rows with their values in the order of `features`.
         """
-        return self._standardised(torch.from_numpy(frames.rows(raw, self._features)), slice(-1))
+        numbers = torch.from_numpy(frames.rows(raw, self._features))
+        return self._scale.standardised(numbers, slice(-1))
 
     def targets(self, raw: Any) -> Tensor:
         """[N, 1] float32: N target values in raw units, a Series, array or list, standardised."""
         numbers = torch.from_numpy(frames.rows(raw, (self.target,)))
-        return self._standardised(numbers, slice(-1, None))
+        return self._scale.standardised(numbers, slice(-1, None))
 
     def predictions(self, output: Tensor) -> Tensor:
         """[N] float64, in raw units, of what a network gave, [N, 1]."""
         if output.dim() != 2 or output.shape[1] != 1:
             raise InputError("the shape of outputs", got=list(output.shape), expected="[N, 1]")
-        return self._raw_target(output)[:, 0]
-
-    def _raw_target(self, standardised: Tensor) -> Tensor:
-        means, deviations = (scale[-1].to(standardised.device) for scale in self._scale)
-        return standardised.detach().double() * deviations + means
+        return self._scale.raw_target(output)[:, 0]
 
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
         """Show a few groups: predicted by true target, before and after adaptation."""
@@ -314,9 +287,9 @@ class Table:
         task = self._draw(shown, generator)
         adapted = adapt(task)
         return figures.agreement(
-            self._raw_target(task.query_y)[..., 0],
+            self._scale.raw_target(task.query_y)[..., 0],
             [
-                (step, self._raw_target(problem.predict(params, task, context))[..., 0])
+                (step, self._scale.raw_target(problem.predict(params, task, context))[..., 0])
                 for step, params in (adapted[0], adapted[-1])
             ],
             [f"{self.group} {self._rows.names[i]}" for i in shown.tolist()],
