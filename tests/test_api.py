@@ -182,6 +182,16 @@ def test_what_stops_training_says_how_to_continue() -> None:
     assert "is saved" not in str(error.value)  # not one step was whole
 
 
+def test_an_error_after_a_checkpoint_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise metatrain.InputError("the folder is gone")
+
+    monkeypatch.setattr("cluster.results.leave", fail)
+    with pytest.raises(metatrain.InputError, match="the folder is gone") as error:
+        metatrain.train(SHORT)
+    assert error.value._render_traceback_()[1:] == ["metatrain.train(..., resume='auto') continues"]
+
+
 def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
     folders = {metatrain.train(SHORT, outer={"steps": 1}).folder for _ in range(3)}
     assert len(folders) == 3
