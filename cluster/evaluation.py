@@ -3,43 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+
+from torch import Tensor
 
 from cluster.collector import Requests
 from metatrain import evaluate, protocol
 from metatrain.awaiting import awaiting
-from metatrain.core import Purpose, Scores
+from metatrain.core import Purpose, Scores, Setting
 from metatrain.evaluate import Score
 from metatrain.start import Prepared
 
+# The metric of further baselines: name -> [T] of each ticket of the evaluation.
+Baselines = Mapping[str, Sequence[Tensor]]
 
-def evaluate_all(prepared: Prepared, requests: Requests, version: int) -> list[Score]:
-    """The scores of the recipe's evaluation, the result first, then of its further evaluations."""
+
+def evaluate_all(
+    prepared: Prepared, requests: Requests, version: int, baselines: Baselines | None = None
+) -> list[Score]:
+    """The scores of the recipe's evaluation, the result first, then of its further evaluations.
+
+    baselines: those that the result is compared with, besides the family's own.
+    """
     return [
         dataclasses.replace(score, evaluation=purpose.variant)
         for purpose in prepared.settings
         if purpose.work == "score"
-        for score in evaluate_for(prepared, requests, purpose, version)
+        for score in evaluate_for(
+            prepared, requests, purpose, version, None if purpose.variant else baselines
+        )
     ]
 
 
 def evaluate_for(
-    prepared: Prepared, requests: Requests, purpose: Purpose, version: int
+    prepared: Prepared,
+    requests: Requests,
+    purpose: Purpose,
+    version: int,
+    baselines: Baselines | None = None,
 ) -> list[Score]:
     """Score the published parameters on a purpose's fixed tasks: one score for each norm.
 
     version: the outer steps that these parameters were trained for.
     """
     setting = prepared.settings[purpose]
-    tickets = setting.tickets()
-    requests.ask(tickets)
-    parts: list[Scores] = []
     name = f" of {purpose.variant}" if purpose.variant else ""
     what = f"evaluating on {setting.tasks} {setting.split} tasks{name}"
-    with awaiting(what) if purpose.work == "score" else nullcontext(lambda text: None) as say:
-        for ticket in tickets:
-            parts += requests.collect_scores([ticket], version)
-            say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
+    parts = collected(setting, requests, version, what if purpose.work == "score" else "")
+    for name, values in (baselines or {}).items():
+        parts = [
+            part._replace(baselines=part.baselines | {name: value})
+            for part, value in zip(parts, values, strict=True)
+        ]
     return [
         evaluate.summarise(
             parts,
@@ -50,3 +66,18 @@ def evaluate_for(
         )
         for norm in parts[0].curves
     ]
+
+
+def collected(setting: Setting, requests: Requests, version: int, what: str) -> list[Scores]:
+    """Ask for all tickets of a setting; the answers in their order.
+
+    what: the text that says what is awaited; empty: say nothing.
+    """
+    tickets = setting.tickets()
+    requests.ask(tickets)
+    parts: list[Scores] = []
+    with awaiting(what) if what else nullcontext(lambda text: None) as say:
+        for ticket in tickets:
+            parts += requests.collect_scores([ticket], version)
+            say(f"{what}: {min(len(parts) * setting.tasks_per_ticket, setting.tasks)} done")
+    return parts

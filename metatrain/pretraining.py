@@ -105,7 +105,7 @@ def supervision(prepared: Prepared, path: ComputePath) -> Supervision:
         draw, outputs = partial(_of_tasks, family, recipe.seed, keys), problem.outputs
     norm: Norm = "running" if recipe.norm == "running" else "transductive"
     whole = Supervised(
-        model=_with_linear_head(recipe.model),
+        model=with_linear_head(recipe.model),
         inputs=problem.inputs,
         outputs=outputs,
         loss=problem.loss,
@@ -156,7 +156,7 @@ def recipe_of(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, pretraining=recipe.pretraining or Pretraining())
 
 
-def _with_linear_head(model: Any) -> Any:
+def with_linear_head(model: Any) -> Any:
     """A model whose head needs neither a support set nor a memory."""
     head = getattr(model, "head", None)
     if isinstance(head, heads.Attention | heads.Memory):

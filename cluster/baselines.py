@@ -1,0 +1,129 @@
+"""Baselines measured by a pool, and left in the run's folder and in MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from cluster.api.files import read_yaml
+from cluster.collector import Requests
+from cluster.config import RunConfig, Tracking, Workers
+from cluster.evaluation import collected
+from cluster.pools.opening import open_pool
+from cluster.pools.pool import Snapshot
+from cluster.tracking.mlflow_tracker import MLflowTracker
+from cluster.tracking.place import place_of
+from cluster.tracking.sync import send_files, store_of
+from cluster.workers.plan import choose_plan
+from metatrain import schema, storage
+from metatrain.baselines import Baseline
+from metatrain.baselines import baselines as baselines_of
+from metatrain.core import InputError, Scores, Setting
+from metatrain.evaluate import Score
+from metatrain.metrics import Metric
+from metatrain.plain import finite, to_json
+
+log = logging.getLogger(__name__)
+
+FILE = "baselines.json"
+
+
+def measured(
+    config: RunConfig,
+    pretrained: str | None,
+    address: str | None,
+    should_stop: Callable[[], bool],
+) -> dict[str, list[Tensor]]:
+    """The metric after each baseline, on the tasks of each ticket of the evaluation: name -> [T]s.
+
+    pretrained: the folder of a pre-training, for the baselines that start from one.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for baseline in baselines_of(config.recipe(), pretrained):
+        found |= _measured(baseline, config.workers, address, should_stop)
+    return found
+
+
+def _measured(
+    baseline: Baseline, workers: Workers, address: str | None, should_stop: Callable[[], bool]
+) -> dict[str, list[Tensor]]:
+    prepared, setting = baseline.prepared, baseline.prepared.setting("score")
+    plan, _ = choose_plan(prepared, workers.gpus, workers.threads)
+    with open_pool(workers, prepared, plan, address) as pool:
+        pool.publish(Snapshot(0, prepared.meta))
+        requests = Requests(pool, should_stop, workers.wait_s)
+        place = _best_step(baseline, requests) if baseline.chooses_steps else -1
+        curves = _curves(setting, requests, f"evaluating the baseline {_words(baseline)}")
+    found = {baseline.name: [curve[:, place] for curve in curves]}
+    if baseline.untuned:
+        found[baseline.untuned] = [curve[:, 0] for curve in curves]
+    return found
+
+
+def _best_step(baseline: Baseline, requests: Requests) -> int:
+    """The place of the measured inner step that is best on validation tasks; else the last one."""
+    setting = baseline.prepared.setting("validate")
+    try:
+        setting.family.check("val")
+    except InputError as error:
+        log.info("baseline %s: all steps, as %s", _words(baseline), error.what)
+        return -1
+    tickets = setting.tickets()
+    requests.ask(tickets)
+    parts = requests.collect_scores(tickets, 0)
+    metric = setting.family.metric
+    means = torch.cat([_curve(part, metric) for part in parts])[:, 1:].nanmean(0)
+    worst = -math.inf if metric.better == "max" else math.inf
+    means = means.nan_to_num(worst)
+    place = 1 + int(means.argmax() if metric.better == "max" else means.argmin())
+    log.info(
+        "baseline %s: %d steps, the best number on %d validation tasks",
+        _words(baseline),
+        parts[0].steps[place],
+        setting.tasks,
+    )
+    return place
+
+
+def _curves(setting: Setting, requests: Requests, what: str) -> list[Tensor]:
+    """[T, steps] of each ticket: the metric after each measured step, by the first norm."""
+    parts = collected(setting, requests, 0, what)
+    return [_curve(part, setting.family.metric) for part in parts]
+
+
+def _curve(part: Scores, metric: Metric) -> Tensor:
+    return next(iter(part.curves.values()))[metric.name]
+
+
+def _words(baseline: Baseline) -> str:
+    return baseline.name.replace("_", " ")
+
+
+def leave(folder: str, scores: Sequence[Score]) -> None:
+    """Write baselines.json into a run's folder, and log the baselines and the gains over them."""
+    if not storage.is_file(f"{folder}/config.yaml"):
+        return  # a bundle or a checkpoint
+    record = to_json({"scores": [score.record() for score in scores]}, indent=1)
+    storage.write(f"{folder}/{FILE}", record.encode())
+    if not storage.is_file(f"{folder}/mlflow.json"):
+        return
+    config, place = f"{folder}/config.yaml", place_of(folder)
+    recorded = schema.parse(Tracking, read_yaml(config).get("tracking", {}), config)
+    tracking = dataclasses.replace(recorded, uri=store_of(place))
+    tracker = MLflowTracker(tracking, "", [], place.run_id, {})
+    tracker.log(0, as_metrics(scores[0]))
+    send_files(tracker, folder, [FILE])
+    tracker.finish("FINISHED")
+
+
+def as_metrics(score: Score) -> Mapping[str, float]:
+    """The baselines of a score, and the gains over them, under their names in MLflow."""
+    found = {f"test/{name}": value for name, value in score.baselines.items()}
+    for name, (gain, ci95) in score.differences.items():
+        found |= {f"test/gain_over_{name}": gain, f"test/gain_over_{name}_ci95": ci95}
+    return finite(found)

@@ -1,0 +1,87 @@
+"""Baselines of an evaluation: the same network learns the same tasks without meta-learning.
+
+Each is one of the algorithms from another start. So it is measured as the result is, on the same
+tasks, and the gain over it is a paired difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from metatrain import schema
+from metatrain.algorithms.maml import MAML
+from metatrain.algorithms.prototypical import Prototypical
+from metatrain.core import InputError, Purpose
+from metatrain.pretraining import with_linear_head
+from metatrain.problems.supervised import Supervised
+from metatrain.recipe import Recipe
+from metatrain.start import Prepared, prepare
+from metatrain.weights import merged, weights_at
+
+# As a person would fine-tune: the whole support set in each step, and as many of these steps as
+# are best on validation tasks.
+FINE_TUNING = MAML(inner_lr=0.003, inner_steps=50, inner_optimizer="adam")
+
+
+class Baseline(NamedTuple):
+    """A start and a way to adapt from it."""
+
+    name: str
+    prepared: Prepared  # with the meta-parameters that it starts from
+    untuned: str = ""  # the name of the start itself, if it is a baseline as well
+
+    @property
+    def chooses_steps(self) -> bool:
+        """Whether validation tasks decide after how many inner steps it is measured."""
+        return isinstance(self.prepared.recipe.algorithm, MAML)
+
+
+def baselines(recipe: Recipe, pretrained: str | None = None) -> list[Baseline]:
+    """The baselines of a recipe's evaluation.
+
+    pretrained: the folder of a pre-training, or other weights of the same network. Without it the
+        only baseline is the network that learns the support set from scratch.
+
+    Raises InputError if the tasks are no labelled examples, or the weights do not fit.
+    """
+    problem = prepare(recipe).problems[Purpose("score")]
+    if not isinstance(problem, Supervised):
+        raise InputError(
+            "baselines need labelled examples, and these tasks are episodes",
+            remedy="evaluate without --baselines",
+        )
+    found = [Baseline("from_scratch", _prepared(recipe, FINE_TUNING))]
+    if pretrained is None:
+        return found
+    tuned = _prepared(recipe, FINE_TUNING, pretrained)
+    if not problem.classes:
+        return [*found, Baseline("pretrained_fine_tuned", tuned, "pretrained_not_tuned")]
+    centroid = _prepared(recipe, Prototypical(), pretrained)
+    return [
+        *found,
+        Baseline("pretrained_fine_tuned", tuned),
+        Baseline("pretrained_nearest_centroid", centroid),
+    ]
+
+
+def _prepared(
+    recipe: Recipe, algorithm: MAML | Prototypical, pretrained: str | None = None
+) -> Prepared:
+    """The recipe's evaluation with another algorithm, from the seed or from weights."""
+    own = recipe.evaluation
+    changed = dataclasses.replace(
+        recipe,
+        family=schema.override(recipe.family, own.family, "evaluation.family"),
+        model=with_linear_head(recipe.model),
+        algorithm=algorithm,
+        validation=dataclasses.replace(
+            recipe.validation, norm=None, family=None, algorithm=None, patience=0
+        ),
+        evaluation=dataclasses.replace(own, norm=own.norms()[0], family={}, algorithm={}),
+        evaluations={},
+    )
+    prepared = prepare(changed)
+    if pretrained is None:
+        return prepared
+    return prepared._replace(meta=merged(prepared.meta, weights_at(pretrained), pretrained))
