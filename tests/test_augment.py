@@ -208,7 +208,17 @@ def test_what_an_image_cannot_do_is_refused(family: FewShot) -> None:
     Augment(turns="none", rotate=20).check(shape)
 
 
-def test_data_on_a_device_gives_the_same_tasks(family: FewShot) -> None:
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+        ),
+    ],
+)
+def test_data_on_a_device_gives_the_same_tasks(family: FewShot, device: str) -> None:
     changed = replace(family, augment=ALL)
-    there = changed.resident(torch.device("cpu"))
-    assert all(torch.equal(a, b) for a, b in zip(drawn(there), drawn(changed), strict=True))
+    there = drawn(changed.resident(torch.device(device)))
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(there, drawn(changed), strict=True))

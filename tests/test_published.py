@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import re
 import struct
 import tarfile
 import zipfile
 from pathlib import Path
 
+import mutations
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,8 @@ def test_published_classes_are_divided_as_their_papers_say(tmp_path: Path) -> No
     assert {"baby", "worm"} <= {store.class_names[c] for c in members["test"]}
     store = mini_imagenet.read(laid(tmp_path / "mini", jpegs("classes")), 2)
     assert counts(store) == {"mini-ravi": [64, 16, 20]}
+    with pytest.raises(InputError, match="the class n01532829 has 2 images, and 600 belong to it"):
+        mini_imagenet.read(tmp_path / "mini")
     assert "n01930112" in {store.class_names[c] for c in store.schemes[0].classes["test"]}
 
 
@@ -167,9 +171,12 @@ def test_ten_classes_are_a_target_or_are_divided(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_fashion_mnist_is_read_from_idx_files(packed: bool, tmp_path: Path) -> None:
+def test_fashion_mnist_is_read_from_idx_files(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     idx(tmp_path, packed)
-    store = fashion_mnist.read(tmp_path, 7)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path)
+    store = fashion_mnist.read(None if packed else tmp_path, 7)
     assert store.images.shape == (70, 1, 28, 28)
     assert torch.equal(store.images[:, 0, 9, 9], torch.arange(10).repeat_interleave(7).byte())
     assert store.class_names[9] == "Ankle boot"
@@ -177,17 +184,19 @@ def test_fashion_mnist_is_read_from_idx_files(packed: bool, tmp_path: Path) -> N
         fashion_mnist.read(tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["splits", "classes", "tables"])
-def test_mini_imagenet_is_read_in_each_of_its_layouts(layout: str, tmp_path: Path) -> None:
-    files = jpegs(layout)
-    store = mini_imagenet.read(zipped(tmp_path / "mini.zip", files), 2)
+@pytest.mark.parametrize(
+    ("layout", "place"),
+    [("splits", "mini.zip"), ("classes", "folder"), ("tables", "mini.zip"), ("tables", "folder")],
+)
+def test_mini_imagenet_is_read_in_each_of_its_layouts(
+    layout: str, place: str, tmp_path: Path
+) -> None:
+    source = (zipped if place == "mini.zip" else laid)(tmp_path / place, jpegs(layout))
+    store = mini_imagenet.read(source, 2)
     assert store.images.shape == (200, 3, 84, 84)
     reds = torch.tensor([int(name[1:]) % 251 for name in store.class_names]).byte()
     assert torch.equal(store.images[::2, 0, 40, 40], reds)
     assert store.images[:4, 2, 40, 40].tolist() == [0, 1, 0, 1]
-    assert torch.equal(mini_imagenet.read(laid(tmp_path / "x", files), 2).images, store.images)
-    with pytest.raises(InputError, match="the class n01532829 has 2 images, and 600 belong to it"):
-        mini_imagenet.read(tmp_path / "mini.zip")
 
 
 def test_images_are_squeezed_as_in_the_published_code(tmp_path: Path) -> None:
@@ -268,6 +277,34 @@ def test_archives_are_bounded_before_they_are_read(
         file.write(b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, 1 << 28, 0, 0))
     with pytest.raises(InputError, match=r"damaged \(it asks for 268,435,456 bytes at once\)"):
         mini_imagenet.read(tmp_path / "asks.zip")
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "idx", "zip"])
+def test_whatever_bytes_of_a_source_are_wrong_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    archive, few = tmp_path / f"x.{kind}", cifar.TEN._replace(each=6)
+    if kind == "idx":
+        idx(tmp_path, packed=False)
+        archive = tmp_path / "train-images-idx3-ubyte"
+    elif kind == "zip":
+        zipped(archive, dict(list(jpegs("tables").items())[:4]))
+    else:
+        tar(archive, cifar_files(cifar.TEN))
+        if kind == "tar":
+            archive.write_bytes(gzip.decompress(archive.read_bytes()))
+    whole, refusals = archive.read_bytes(), []
+    for seed in range(25):
+        archive.write_bytes(mutations.raw(whole, random.Random(seed)))
+        try:
+            if kind == "idx":
+                fashion_mnist.read(tmp_path, 7)
+            elif kind == "zip":
+                mini_imagenet.read(archive, 2)
+            else:
+                cifar.read(archive, few)
+        except InputError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 2
+    assert not any("\n" in sentence for sentence in refusals)
 
 
 def test_an_idx_file_that_is_none_is_refused(tmp_path: Path) -> None:
