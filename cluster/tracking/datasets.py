@@ -96,7 +96,7 @@ def _images(family: FewShot, split: Split) -> Described:
         "classes": len(members),
         "images": int(store.sizes[members].sum()),
         "shape": list(store.shape),
-        "rotations": scheme.rotations.get(split),
+        "rotations": family.rotations(split),
         "splits": {name: len(classes) for name, classes in scheme.classes.items()},
         "synthetic": store.synthetic,
         "checksum": store.checksum,

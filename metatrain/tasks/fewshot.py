@@ -52,6 +52,8 @@ class FewShot:
 
     __pydantic_config__ = {"extra": "forbid"}
     metric: ClassVar[Metric] = ACCURACY
+    # What a run records of its data set, besides the shape, which its network needs.
+    RECORDED: ClassVar[tuple[str, ...]] = ("splits", "checksum", "bits")
 
     name: Literal["fewshot"] = "fewshot"
     data: str = "glyphs"
@@ -96,7 +98,7 @@ class FewShot:
         N is ways * shots in the support set and ways * queries in the query set.
         """
         store, scheme = self.store, self.store.scheme(self.splits)
-        rotations = self._rotations(split)
+        rotations = self.rotations(split)
         classes = torch.tensor(scheme.classes[split])
         pool = len(classes) * (4 if rotations == "classes" else 1)
         chosen = choose(generator, torch.full((count,), pool), self.ways)  # [T, W]
@@ -131,11 +133,11 @@ class FewShot:
             identity.to(store.images.device),
         )
 
-    def _rotations(self, split: Split) -> Rotations:
+    def rotations(self, split: Split) -> Rotations:
         """Which quarter turns there are in a split."""
         if self.augment and self.augment.turns and self.augment.changes(split):
             return self.augment.turns
-        return self.store.scheme(self.splits).rotations[split]
+        return self.store.scheme(self.splits).rotations.get(split, "none")
 
     def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
         """[T, N, C, H, W]: rows [T, N] of the data set, each image turned by quarters [T, N]."""
@@ -221,7 +223,8 @@ class FewShot:
             raise InputError(
                 f"family.shape is {list(self.shape)}, but the images of {self.data} are "
                 f"{list(self.store.shape)}",
-                remedy="import it with that --size, or leave family.shape out in a new run",
+                remedy="give a data set of that shape, such as a folder that is imported with that "
+                "--size; a new run may leave family.shape out",
             )
         if self.checksum not in (None, self.store.checksum):
             raise InputError(
@@ -240,7 +243,7 @@ class FewShot:
                 f"{where} is empty: the data set has only {', '.join(scheme.classes)}",
                 remedy="choose other splits, or set validation.every_steps to 0 if val is empty",
             )
-        available = len(classes) * (4 if self._rotations(split) == "classes" else 1)
+        available = len(classes) * (4 if self.rotations(split) == "classes" else 1)
         if self.ways > available:
             raise InputError(
                 f"{self.ways} ways were asked for, but {where} has {available} classes",
