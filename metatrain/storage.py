@@ -29,7 +29,7 @@ def cache() -> Path:
     """Return the folder of this machine's data sets and compiled kernels."""
     named = os.environ.get("METATRAIN_CACHE")
     try:
-        return Path(named) if named else Path.home() / ".cache" / "metatrain"
+        return local(named, "METATRAIN_CACHE") if named else Path.home() / ".cache" / "metatrain"
     except RuntimeError as error:
         raise InputError(
             "there is no home folder to keep data sets in", remedy="set METATRAIN_CACHE"

@@ -10,6 +10,8 @@ import yaml
 from cases import SINUSOID
 
 import tuning.cli
+from cluster.jobs.sent import sent_files
+from metatrain import storage
 from metatrain.core import InputError
 from metatrain.data.folders import read_folder
 from metatrain.data.sources import import_data
@@ -70,6 +72,14 @@ def test_python_says_it_too(given: str | Path) -> None:
         assert "secret" not in str(refused.value)
     with pytest.raises(InputError, match="a sweep file is"):
         search.load(given)
+
+
+def test_no_folder_is_named_after_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--send is 's3://b/x'"):
+        sent_files(["s3://b/x"])
+    monkeypatch.setenv("METATRAIN_CACHE", "s3://b/cache")
+    with pytest.raises(InputError, match="METATRAIN_CACHE is 's3://b/cache'"):
+        storage.cache()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from metatrain.core import InputError
+from metatrain.storage import local
 
 MOST_BYTES = 50 << 20  # of all of them: Ray takes jobs of up to 100 MiB
 
@@ -24,7 +25,7 @@ def sent_files(given: Sequence[str]) -> dict[str, Path]:
             raise InputError(
                 "--send names no file", remedy="give one, or a folder, below this folder"
             )
-        place = Path(os.path.normpath(Path(path).absolute()))
+        place = Path(os.path.normpath(local(path, "--send").absolute()))
         if not place.is_relative_to(here):  # such as one below a link to this folder
             place = _real(path, place.parent) / place.name
         if not place.is_relative_to(here):
