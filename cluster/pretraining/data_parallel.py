@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from cluster.pools.ray_connection import connected
 from cluster.ready import Run, checkpoints_of, restore
 from cluster.workers.plan import Plan, device_of
 from metatrain import pretraining, storage
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Update, to_device
 from metatrain.isolation import isolated
 from metatrain.learner import Applied, Diverged, Learner
@@ -65,20 +67,23 @@ def learn(
         job = Job(run.config, run.plan, run.notes, root, checkpoint.latest(root), said)
         ended: list[Exception | None] = []
         threading.Thread(target=_fit, args=(job, task.outer.tickets(), ended), daemon=True).start()
-        while True:
-            is_over = bool(ended)
-            try:
-                found = said.get(timeout=SENT_EVERY_S)
-            except Empty:
-                if is_over:
-                    break
-                found = []
-            if isinstance(found, Exception):
-                raise found
-            for version, applied in found:
-                on_step(version, applied)
-            if should_stop():
-                raise Interrupted
+        with ExitStack() as starting:
+            starting.enter_context(awaiting("starting Ray Train's workers"))
+            while True:
+                is_over = bool(ended)
+                try:
+                    found = said.get(timeout=SENT_EVERY_S)
+                except Empty:
+                    if is_over:
+                        break
+                    found = []
+                if isinstance(found, Exception):
+                    raise found
+                for version, applied in found:
+                    starting.close()
+                    on_step(version, applied)
+                if should_stop():
+                    raise Interrupted
         if ended[0] is not None:
             raise ended[0]
 
