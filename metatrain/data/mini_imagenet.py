@@ -54,13 +54,15 @@ def read(source: Path | None, each: int = EACH) -> ImageStore:
         found = _classes(source, members, set(names))
         if not found:
             raise _refused(source, members)
-        images = np.empty((len(found), *SHAPE), np.uint8)
-        with awaiting(f"reading {len(found):,} images") as say:
-            for number, name in enumerate(found):
+        order = sorted(found, key=lambda name: (found[name], name))
+        labels = np.array([names.index(found[name]) for name in order])
+        published.counted(labels, names, each, source)  # before minutes of reading
+        images = np.empty((len(order), *SHAPE), np.uint8)
+        with awaiting(f"reading {len(order):,} images") as say:
+            for number, name in enumerate(order):
                 images[number] = _pixels(source, name, members[name]())
                 if number % 1000 == 0:
-                    say(f"reading {number:,} of {len(found):,} images")
-    labels = np.array([names.index(label) for label in found.values()])
+                    say(f"reading {number:,} of {len(order):,} images")
     return published.by_class("mini_imagenet", images, labels, names, each, source)
 
 

@@ -45,6 +45,26 @@ def by_class(
 ) -> ImageStore:
     """Return the data set of [N, C, H, W] images and their labels [N], sorted by class.
 
+    names, each, source: as for `counted`.
+    """
+    sizes = counted(labels, names, each, source)
+    if (np.diff(labels) < 0).any():  # else no copy is made: they may be more than a gigabyte
+        images = images[np.argsort(labels, kind="stable")]
+    return ImageStore(
+        name=name,
+        images=torch.from_numpy(images),
+        class_names=names,
+        sizes=torch.from_numpy(sizes),
+        schemes=_schemes(name, lists(name), names),
+        synthetic=False,
+    )
+
+
+def counted(
+    labels: NDArray[np.int64], names: list[str], each: int, source: object
+) -> NDArray[np.int64]:
+    """Return how many images each class has.
+
     names: of the classes, by label.
     each: images that each class must have; another number is an InputError about `source`.
     """
@@ -56,15 +76,7 @@ def by_class(
             f"{source} is incomplete: the class {known} has {size} images, and {each} belong to it",
             remedy="get it again",
         )
-    splits = lists(name)
-    return ImageStore(
-        name=name,
-        images=torch.from_numpy(images[np.argsort(labels, kind="stable")]),
-        class_names=names,
-        sizes=torch.from_numpy(sizes),
-        schemes=_schemes(name, splits, names),
-        synthetic=False,
-    )
+    return sizes
 
 
 def _schemes(name: str, splits: dict[Split, list[str]], names: list[str]) -> list[Scheme]:
