@@ -114,7 +114,7 @@ def test_rows_and_columns_and_unpacked_sizes_are_bounded_by_what_a_file_declares
         opened(tmp_path / "columns")
     parquet.write_table(pa.table({"x": np.arange(1000.0)}), tmp_path / "unpacked")
     monkeypatch.setattr(row_files, "MOST_BYTES", 7999)
-    with pytest.raises(InputError, match=r"'x' of .*unpacks to 8,... bytes, expected at most"):
+    with pytest.raises(InputError, match=r"'x' of .*unpacks to 9,... bytes, expected at most"):
         columns.numbers(opened(tmp_path / "unpacked"), "x")
 
 
