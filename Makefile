@@ -11,6 +11,8 @@ ifneq ($(TORCH),cpu)
 $(error TORCH is $(TORCH): leave it out, or set it to cpu)
 endif
 endif
+# Tests start many processes: each is to find the project compiled.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/pytest --numprocesses
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

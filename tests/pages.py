@@ -24,7 +24,7 @@ LESS = (
     "--set validation.tasks=2 --set evaluation.tasks=4 --set workers.max=1"
 )
 FEWER = (
-    "--set budget.trials=2 --set budget.steps=4 "
+    "--set budget.trials=2 --set budget.steps=4 --set at_once=1 "
     "--set 'set={validation: {every_steps: 2, tasks: 2}, evaluation.tasks: 4}'"
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import secrets
@@ -16,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
-from urllib.request import urlopen
+from typing import Any, Literal, NamedTuple
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
@@ -184,6 +185,14 @@ class Nodes:
         return self.run(
             "metatrain", "submit", str(file), "--address", self.address, *arguments, **environment
         )
+
+    def alive(self, kind: Literal["nodes", "actors"]) -> list[dict[str, Any]]:
+        """Nodes or actors that are alive, of the dashboard: Ray's command takes seconds."""
+        alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        with urlopen(Request(f"{self.address}/api/v0/{kind}?{alive}", headers=token)) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+        return found
 
     def fail(self, process: subprocess.Popen[bytes]) -> None:
         """As a machine that loses its power."""

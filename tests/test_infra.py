@@ -272,6 +272,11 @@ def test_every_command_runs(command: str, machines: Machines, s3: S3) -> None:
             assert out.splitlines()[-1].startswith("result: accuracy=")
         if "doctor" in command:
             assert out.splitlines()[-1] == "no problems found"
+            for row in (
+                "driver, all 2 nodes +│ output +│ writable",
+                "all 2 nodes +│ token +│ in use",
+            ):
+                assert re.search(row, out)
         if command.startswith("metatrain jobs"):
             assert re.search(r"\bfirst\b.*\brunning\b", out)
 

@@ -4,6 +4,7 @@ say the same.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 import yaml
 from cases import GLYPHS
 from pages import FEWER, LESS, ROOT, Home, blocks, commands, end, fenced
-from services import Nodes
+from services import S3, Nodes
 
+from cluster import run
 from cluster.config import RunConfig
-from metatrain import schema
+from metatrain import schema, storage
 
 # In an order in which their commands work. tests/test_infra.py runs the commands of
 # docs/cluster.md.
@@ -129,6 +131,40 @@ def check(command: str, home: Home) -> None:
         second = "csv" if ".csv" in command else "png"
         assert out[-1] == f"written: adapted/predictions.json adapted/predictions.{second}"
         assert (home.folder / "adapted" / f"predictions.{second}").exists()
+
+
+@pytest.mark.ray
+def test_a_sweep_as_a_job_leaves_parent_and_children(home: Home, nodes: Nodes, s3: S3) -> None:
+    """The one that docs/sweeps.md sends, after the commands."""
+    from mlflow.tracking import MlflowClient
+
+    where = "s3://bucket/sweeps/rates"
+    client = MlflowClient(nodes.environment["MLFLOW_TRACKING_URI"])
+    parent = client.get_run(json.loads(storage.read(f"{where}/mlflow.json"))["run_id"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert len(children) == 2
+    assert {each.info.status for each in (parent, *children)} == {"FINISHED"}
+    assert len({each.data.tags["metatrain.job"] for each in (parent, *children)}) == 1
+    names = {info.base_name for info in storage.listing(where)}
+    assert {
+        "sweep.yaml",
+        "recipe.yaml",
+        "journal.jsonl",
+        "result.json",
+        "trials",
+        "figures",
+        "bundle",
+    } <= names
+    assert "tune" not in names
+    (score,) = run.evaluate(where, ["workers.max=0"])
+    assert score.mean == json.loads(storage.read(f"{where}/result.json"))["scores"][0]["mean"]
+    sweep = ROOT / "recipes" / "sweeps" / "sinusoid_rates.yaml"
+    again = nodes.submit(sweep, "--set", f"output={where}")
+    assert again.returncode == 2
+    or_else = "pass --resume auto to continue it, or give another output"
+    assert again.stderr.endswith(f"failed: {where} already holds a sweep: {or_else}\n")
 
 
 def test_every_yaml_block_is_a_file_of_the_recipes_or_what_a_recipe_takes() -> None:
