@@ -23,7 +23,7 @@ from cluster.workers.plan import choose_plan
 from metatrain import schema, storage
 from metatrain.baselines import Baseline
 from metatrain.baselines import baselines as baselines_of
-from metatrain.core import InputError, Scores, Setting
+from metatrain.core import InputError, Scores
 from metatrain.evaluate import Score
 from metatrain.metrics import Metric
 from metatrain.plain import finite, to_json
@@ -58,7 +58,8 @@ def _measured(
         pool.publish(Snapshot(0, prepared.meta))
         requests = Requests(pool, should_stop, workers.wait_s)
         place = _best_step(baseline, requests) if baseline.chooses_steps else -1
-        curves = _curves(setting, requests, f"evaluating the baseline {_words(baseline)}")
+        parts = collected(setting, requests, 0, f"evaluating the baseline {_words(baseline)}")
+    curves = [_curve(part, setting.family.metric) for part in parts]
     found = {baseline.name: [curve[:, place] for curve in curves]}
     if baseline.untuned:
         found[baseline.untuned] = [curve[:, 0] for curve in curves]
@@ -73,9 +74,7 @@ def _best_step(baseline: Baseline, requests: Requests) -> int:
     except InputError as error:
         log.info("baseline %s: all steps, as %s", _words(baseline), error.what)
         return -1
-    tickets = setting.tickets()
-    requests.ask(tickets)
-    parts = requests.collect_scores(tickets, 0)
+    parts = collected(setting, requests, 0, f"choosing the steps of baseline {_words(baseline)}")
     metric = setting.family.metric
     means = torch.cat([_curve(part, metric) for part in parts])[:, 1:].nanmean(0)
     worst = -math.inf if metric.better == "max" else math.inf
@@ -90,13 +89,8 @@ def _best_step(baseline: Baseline, requests: Requests) -> int:
     return place
 
 
-def _curves(setting: Setting, requests: Requests, what: str) -> list[Tensor]:
-    """[T, steps] of each ticket: the metric after each measured step, by the first norm."""
-    parts = collected(setting, requests, 0, what)
-    return [_curve(part, setting.family.metric) for part in parts]
-
-
 def _curve(part: Scores, metric: Metric) -> Tensor:
+    """[T, steps]: the metric after each measured step, by the only norm."""
     return next(iter(part.curves.values()))[metric.name]
 
 

@@ -30,7 +30,7 @@ class Summary(NamedTuple):
     """A row of `runs`."""
 
     name: str
-    kind: str  # run or sweep
+    kind: str  # run, pretraining or sweep
     when: Any  # of its newest record
     steps: int | None  # outer steps that are made; of a sweep, by its winner
     of: int
@@ -68,7 +68,8 @@ def summary(place: str) -> Summary:
     """Read a run's or a sweep's files; InputError if they are something else's."""
     is_sweep = storage.is_file(f"{place}/sweep.yaml")
     config = read_yaml(f"{place}/{'recipe' if is_sweep else 'config'}.yaml")
-    outer = config.get("outer")
+    pretrained = not is_sweep and config.get("pretraining") is not None
+    outer = config.get("pretraining" if pretrained else "outer")
     of = outer.get("steps") if isinstance(outer, dict) else None
     name = (read_yaml(f"{place}/sweep.yaml") if is_sweep else config).get("name")
     if not isinstance(name, str) or not isinstance(of, int):
@@ -85,7 +86,7 @@ def summary(place: str) -> Summary:
     mean, ci95 = (float(score.get(name, math.nan)) for name in ("mean", "ci95"))
     return Summary(
         name,
-        "sweep" if is_sweep else "run",
+        "sweep" if is_sweep else "pretraining" if pretrained else "run",
         _when(place),
         steps,
         of,

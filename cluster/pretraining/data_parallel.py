@@ -19,6 +19,7 @@ import torch
 from cluster import checkpoint
 from cluster.collector import Interrupted
 from cluster.config import RunConfig, Workers
+from cluster.output import absolute
 from cluster.pools.ray_connection import connected
 from cluster.ready import Run, checkpoints_of, restore
 from cluster.workers.plan import Plan, device_of
@@ -63,7 +64,7 @@ def learn(
         from ray.util.queue import Empty, Queue
 
         said = Queue(actor_options={"num_cpus": 0})
-        root = checkpoints_of(run)
+        root = absolute(checkpoints_of(run))  # workers are in other folders
         job = Job(run.config, run.plan, run.notes, root, checkpoint.latest(root), said)
         ended: list[Exception | None] = []
         threading.Thread(target=_fit, args=(job, task.outer.tickets(), ended), daemon=True).start()
