@@ -23,6 +23,7 @@ from metatrain.core import (
 )
 from metatrain.custom import OwnClass
 from metatrain.learner import Outer
+from metatrain.tasks.fewshot import FewShot
 
 AnyFamily = Annotated[tasks.BuiltIn, Field(discriminator="name"), OwnClass(TaskFamily)]
 AnyModel = Annotated[models.BuiltIn, Field(discriminator="name"), OwnClass(Model)]
@@ -209,7 +210,7 @@ class Recipe:
         return Setting(
             purpose,
             evaluation.split,
-            schema.override(self.family, evaluation.family, f"{key}.family"),
+            self._family(evaluation.family, f"{key}.family"),
             schema.override(self.algorithm, evaluation.algorithm, f"{key}.algorithm"),
             evaluation.norms(),
             evaluation.seed,
@@ -222,7 +223,7 @@ class Recipe:
         own, like = self.validation, self.setting("score")
         family, algorithm = like.family, like.algorithm
         if own.family is not None:
-            family = schema.override(self.family, own.family, "validation.family")
+            family = self._family(own.family, "validation.family")
         if own.algorithm is not None:
             algorithm = schema.override(self.algorithm, own.algorithm, "validation.algorithm")
         return Setting(
@@ -235,6 +236,13 @@ class Recipe:
             own.tasks,
             min(own.tasks, like.tasks_per_ticket),
         )
+
+    def _family(self, changes: dict[str, Any], source: str) -> AnyFamily:
+        """The family with changed keys; of another data set it does not know what it recorded."""
+        if isinstance(self.family, FewShot) and "data" in changes:
+            recorded = dict.fromkeys(FewShot.RECORDED)
+            changes = changes if changes["data"] == self.family.data else recorded | changes
+        return schema.override(self.family, changes, source)
 
     def __repr__(self) -> str:
         parts = (self.family.name, self.model.name, self.algorithm.name)

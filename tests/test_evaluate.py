@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import GLYPHS, SINUSOID, config, context
+from cases import CASES, GLYPHS, SINUSOID, config, context
 
+from cluster import run
 from cluster.collector import Requests
 from cluster.evaluation import evaluate_for
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Snapshot
 from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain import protocol
 from metatrain.algorithms import MAML
-from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores
+from metatrain.core import TRAINING_ONLY, InputError, Meta, Purpose, Scores, Ticket
+from metatrain.data.images import ImageStore, Scheme
 from metatrain.evaluate import scores, summarise
+from metatrain.first_look import TASKS
 from metatrain.metrics import ACCURACY, MSE
 from metatrain.models import MLP
 from metatrain.names import described
@@ -125,6 +131,105 @@ def test_each_norm_of_an_evaluation_gives_a_score() -> None:
     assert {"nearest_neighbour_on_pixels"} == found[0].baselines.keys()
     assert all({"ece", "macro_f1"} < score.measures.keys() for score in found)
     assert found[0].measures["ece"] != found[1].measures["ece"]
+
+
+def dots(name: str, channels: int) -> None:
+    """Eight classes of noise as a data set."""
+    splits = {"train": [0, 1, 2, 3], "test": [4, 5, 6, 7]}
+    ImageStore(
+        name=name,
+        images=torch.randint(0, 256, (32, channels, 8, 8), dtype=torch.uint8),
+        class_names=list("abcdefgh"),
+        sizes=torch.full((8,), 4),
+        schemes=[Scheme(name=name, classes=splits, rotations=dict.fromkeys(splits, "none"))],
+        synthetic=True,
+    ).save()
+
+
+def test_an_evaluation_may_be_of_another_data_set_of_the_same_shape(
+    tmp_path: Path,
+) -> None:
+    """A run records splits and checksum of its own data set, and they are not the other one's."""
+    dots("near", 1)
+    dots("far", 1)
+    settings = GLYPHS | {"outer": GLYPHS["outer"] | {"steps": 1}}
+    settings |= {
+        "model": {"name": "mlp", "hidden": [4]},
+        "family": {"name": "fewshot", "data": "near", "ways": 3},
+    }
+    settings |= {"evaluations": {"cross": {"tasks": 6, "family": {"data": "far"}}}}
+    folder, scores = run.train(config(settings, output=str(tmp_path / "run")))
+    assert [score.evaluation for score in scores] == ["", "cross"]
+    assert scores[1].protocol.startswith("far/far (synthetic) 3-way 1-shot")
+    assert "(near/near (synthetic)" in scores[1].protocol
+    assert [row["name"] for row in scores[1].details["classes"]] == list("efgh")
+    assert run.evaluate(str(folder), ["workers.max=0"]) == scores
+    dots("colours", 3)
+    with pytest.raises(InputError, match=r"family.shape is \[1, 8, 8\], but .* are \[3, 8, 8\]"):
+        run.evaluate(str(folder), ["workers.max=0", "evaluations.cross.family.data=colours"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_evaluation_changes_nothing_that_was_trained(case: str) -> None:
+    recipe = config(CASES[case]).recipe()
+    prepared = prepare(recipe)
+    worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
+    worker.load(0, worker.layout.flatten(prepared.meta))
+    before = {name: p.clone() for name, p in prepared.meta.flat().items()}
+    first, again = (worker.compute(Ticket("score", "test", 0, 0))[0] for _ in range(2))
+    assert all(torch.equal(p, before[name]) for name, p in prepared.meta.flat().items())
+    assert torch.equal(worker.layout.flatten(prepared.meta), worker._buffer)
+    assert isinstance(first, Scores)
+    for norm, curves in first.curves.items():
+        for name, curve in curves.items():
+            assert torch.equal(curve, again.curves[norm][name])
+
+
+OWN = """
+from dataclasses import dataclass
+from metatrain.tasks import Sinusoid
+
+ASKED = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Sinusoid):
+    name: str = "watched_family:Watched"
+
+    def sample(self, generator, count, split):
+        ASKED.append((split, count))
+        return super().sample(generator, count, split)
+"""
+
+
+def test_nothing_before_the_final_evaluation_sees_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither training, nor the choice of the best step: but for a first look, which scores none.
+
+    The look draws as many tasks as no ticket does.
+    """
+    (tmp_path / "watched_family.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = SINUSOID | {
+        "family": {"name": "watched_family:Watched"},
+        "outer": SINUSOID["outer"] | {"steps": 4},
+        "validation": {"every_steps": 1, "tasks": 6, "patience": 2},
+        "evaluation": {"tasks": 6, "tasks_per_ticket": 6},
+    }
+    run.train(config(settings, output="run"))
+    asked = [
+        split for split, count in importlib.import_module("watched_family").ASKED if count != TASKS
+    ]
+    final = asked.index("test")
+    assert set(asked[:final]) == {"train", "val"}
+    assert "test" in asked[final:]
+    assert "train" not in asked[final:]
+    assert "val" not in asked[final:]
+    setting = prepare(config(SINUSOID).recipe()).setting("update")
+    with pytest.raises(ValueError, match="test"):
+        setting._replace(split="test").tickets()
 
 
 def test_a_split_says_nothing_of_the_purpose() -> None:

@@ -74,7 +74,7 @@ def test_the_best_validated_parameters_are_the_result_also_of_a_resumed_run(tmp_
     last = max(values)
     assert last == best + 3 < 40
     assert f"trained {best} steps of 4 tasks, best by validation (" in score.protocol
-    assert run.evaluate(str(whole), []) == [score]
+    assert run.evaluate(str(whole), ["workers.max=0"]) == [score]
     params, steps, result = result_of(whole)
     assert steps == best
     # What ended early is what a run of so many steps gives.
@@ -102,10 +102,11 @@ def test_the_best_validation_gives_the_result_if_it_is_asked_for(tmp_path: Path)
     kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert kept == [f"best-{best:08d}", "step-00000006"]
     assert best < 6
-    asked = run.evaluate(str(folder), ["evaluation.of=best"])
+    asked = run.evaluate(str(folder), ["workers.max=0", "evaluation.of=best"])
     assert f"trained {best} steps of 4 tasks, best by validation (" in asked[0].protocol
-    assert run.evaluate(str(folder / "checkpoints" / kept[0]), []) == asked
-    assert run.evaluate(str(folder), ["evaluation.of=last"]) == run.evaluate(str(folder), [])
+    assert run.evaluate(str(folder / "checkpoints" / kept[0]), ["workers.max=0"]) == asked
+    as_trained = run.evaluate(str(folder), ["workers.max=0"])
+    assert run.evaluate(str(folder), ["workers.max=0", "evaluation.of=last"]) == as_trained
     settings |= {"evaluation": {"tasks": 10, "of": "best"}}
     _, first = run.train(config(settings, output=str(tmp_path / "asked")))
     assert first == asked

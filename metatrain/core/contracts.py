@@ -284,7 +284,12 @@ class Setting(NamedTuple):
     tasks_per_ticket: int
 
     def tickets(self, step: int = 0) -> list[Ticket]:
-        """All tickets of this purpose, in the order in which their answers are added."""
+        """All tickets of this purpose, in the order in which their answers are added.
+
+        Test tasks are for the final evaluation only.
+        """
+        if self.split == "test" and self.purpose.work != "score":
+            raise ValueError(f"tasks of the test split are asked for {self.purpose.work}")
         parts = -(-self.tasks // self.tasks_per_ticket)
         work, variant = self.purpose
         return [Ticket(work, self.split, step, part, variant) for part in range(parts)]
