@@ -15,6 +15,7 @@ from metatrain.core import InputError
 from metatrain.data import archives
 
 MOST_BYTES = 1 << 28  # of an array; examples are copied several times
+MOST_EXAMPLES = 10**6  # each of which becomes a row of predictions
 MOST_TARGETS = 10**7  # which become numbers of Python
 MOST_ARRAYS = 1000  # in a file
 HEADERS = {  # by the format's version
@@ -48,14 +49,19 @@ def read(path: Path) -> tuple[npt.NDArray[Any], list[Any] | None]:
             raise
         except Exception as error:  # numpy raises nearly anything for a broken header
             raise InputError(f"{path} cannot be read as NPZ ({error})", remedy=remedy) from error
+    examples, targets = len(x) if x.ndim else 1, y.size if y is not None else 0
+    for what, number, most in (
+        ("examples", examples, MOST_EXAMPLES),
+        ("targets", targets, MOST_TARGETS),
+    ):
+        if number > most:
+            raise InputError(
+                f"{path} has {number:,} {what}",
+                expected=f"at most {most:,}",
+                remedy="give a part of the examples",
+            )
     if y is None:
         return x, None
-    if y.size > MOST_TARGETS:
-        raise InputError(
-            f"{path} has {y.size:,} targets",
-            expected=f"at most {MOST_TARGETS:,}",
-            remedy="give a part of the examples",
-        )
     return x, (y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y).tolist()
 
 

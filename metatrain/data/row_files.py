@@ -18,7 +18,7 @@ from metatrain.core import InputError
 from metatrain.names import quoted, repeated
 
 MOST_BYTES = 1 << 30  # of a file, which is read whole, and of a column when it is unpacked
-MOST_ROWS = 20_000_000
+MOST_ROWS = 10_000_000
 MOST_COLUMNS = 10_000
 PARQUET = b"PAR1"  # how such a file begins
 FEWER = "give a part of its rows"

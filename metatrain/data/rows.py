@@ -16,7 +16,7 @@ from metatrain.data import columns, row_files
 from metatrain.data.columns import Numbers
 from metatrain.names import instead, quoted, repeated
 
-MOST_VALUES = 10**8  # rows times columns: a small Parquet file can hold more than fits into memory
+MOST_VALUES = 3 * 10**7  # rows times columns, of which there are several copies
 
 
 class Rows(NamedTuple):

@@ -128,10 +128,10 @@ def _read(
             remedy="add a first line of names",
         )
     names = [name for name, kind in file.types.items() if columns.is_plain(kind)]
-    if file.rows * len(names) > MOST_VALUES:
+    if file.rows > arrays.MOST_EXAMPLES or file.rows * len(names) > MOST_VALUES:
         raise InputError(
             f"{path} has {file.rows:,} rows of {len(names):,} columns",
-            expected=f"at most {MOST_VALUES:,} values",
+            expected=f"at most {arrays.MOST_EXAMPLES:,} rows and {MOST_VALUES:,} values",
             remedy="give a part of the rows",
         )
     table = {name: columns.plain(file, name).to_pylist() for name in names}
