@@ -76,8 +76,9 @@ def test_ten_classes_are_a_target_or_are_divided(tmp_path: Path) -> None:
     store = open_data("fashion_mnist")
     assert counts(store) == {"all": [0, 0, 10], "6-2-2": [6, 2, 2]}
     FewShot(data="fashion_mnist", ways=10, shots=3, queries=4).check("test")
-    with pytest.raises(InputError, match="the train split of fashion_mnist/all is empty"):
+    with pytest.raises(InputError, match="the train split of fashion_mnist/all is empty") as error:
         FewShot(data="fashion_mnist").check("train")
+    assert error.value.remedy == "set family.splits to 6-2-2"
     FewShot(data="fashion_mnist", splits="6-2-2", ways=6, queries=6).check("train")
 
 

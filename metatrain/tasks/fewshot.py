@@ -241,7 +241,7 @@ class FewShot:
         if not classes:
             raise InputError(
                 f"{where} is empty: the data set has only {', '.join(scheme.classes)}",
-                remedy="choose other splits, or set validation.every_steps to 0 if val is empty",
+                remedy=self._other_splits(split),
             )
         available = len(classes) * (4 if self.rotations(split) == "classes" else 1)
         if self.ways > available:
@@ -258,6 +258,13 @@ class FewShot:
                 f"but {where} has classes of {fewest}",
                 remedy="lower family.shots or family.queries",
             )
+
+    def _other_splits(self, split: Split) -> str:
+        """What to do if a split is empty."""
+        others = [scheme.name for scheme in self.store.schemes if scheme.classes.get(split)]
+        ways = [f"set family.splits to {' or '.join(others)}"] if others else []
+        ways += ["set validation.every_steps to 0"] if split == "val" else []
+        return ", or ".join(ways) or "use another data set"
 
     def _class(self, turned: int) -> str:
         """The name of one of an episode's `classes`."""
