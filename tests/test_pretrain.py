@@ -12,6 +12,7 @@ import torch
 from cases import GLYPHS, SINUSOID, config
 
 from cluster import run
+from cluster.api.listing import summary
 from cluster.collector import Interrupted
 from cluster.pretraining.run import pretrain
 from metatrain import bundle, pretraining
@@ -153,6 +154,13 @@ def test_a_pretraining_resumes_to_the_same_bits_and_leaves_a_bundle_to_start_fro
 
     lines = (resumed / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6
+    listed = summary(str(resumed))
+    assert (listed.name, listed.kind, listed.steps, listed.of) == (
+        "glyphs-pretraining",
+        "pretraining",
+        6,
+        6,
+    )
     recipe, meta = bundle.load(f"{whole}/bundle")
     assert recipe.pretraining is not None
     assert recipe.pretraining.steps == 6

@@ -49,9 +49,9 @@ def pretrain(
     except Interrupted as stopped:
         print(f"{stopped}{to_continue(stopped, config, resume)}", file=sys.stderr)
         raise typer.Exit(130) from None
-    except Diverged as error:
-        remedy = "set pretraining.lr lower"
-        print(f"error: {InputError(str(error), remedy=remedy)}", file=sys.stderr)
+    except Diverged:
+        what, remedy = "the update of a step is not finite", "set pretraining.lr lower"
+        print(f"error: {InputError(what, remedy=remedy)}", file=sys.stderr)
         raise typer.Exit(2) from None
     print(f"folder: {folder}")
     print("next:")
