@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cases import context
+from torch import nn
 
-from metatrain.core import ComputePath, InputError, Norm, Task
-from metatrain.metrics import accuracy, cross_entropy
+from metatrain.algorithms import MAML
+from metatrain.core import ComputePath, InputError, Meta, Norm, Task
+from metatrain.evaluate import scores
+from metatrain.metrics import accuracy, cross_entropy, mean_squared_error
 from metatrain.models import MLP, Conv4
+from metatrain.models.normalisation import BatchStatistics
 from metatrain.problems.supervised import Supervised
 
 
@@ -88,6 +94,52 @@ def test_a_problem_predicts_with_each_of_its_norms_and_learns_with_the_first() -
         assert torch.equal(found["loss"], alone["loss"])
         assert torch.equal(found["accuracy"], alone["accuracy"])
         assert torch.equal(found["loss"], learned["loss"]) == (norm == "transductive")
+
+
+class Standardised:
+    """A network that gives its one input as its normalisation leaves it."""
+
+    name = "standardised"
+
+    def module(self, inputs: Any, outputs: int, feedback: int) -> nn.Module:
+        net = nn.Sequential()
+        net.add_module("body", BatchStatistics(1, eps=1e-9))
+        net.add_module("head", nn.Linear(1, 1))
+        return net
+
+
+@pytest.mark.parametrize(
+    ("norm", "mean", "variance"),
+    [
+        ("transductive", [6.0] * 4, [20.0] * 4),  # of 0, 4, 8 and 12
+        ("support", [1.0] * 4, [1.0] * 4),  # of 0 and 2
+        # of 0 and 2, and of one of 0, 4, 8 and 12
+        ("support+1", [2 / 3, 2.0, 10 / 3, 14 / 3], [8 / 9, 8 / 3, 104 / 9, 248 / 9]),
+        ("running", [2.0] * 4, [4.0] * 4),  # what training tracked
+    ],
+)
+def test_each_norm_scores_a_constructed_task_as_by_hand(
+    norm: Norm, mean: list[float], variance: list[float]
+) -> None:
+    query = torch.tensor([0.0, 4.0, 8.0, 12.0])
+    support = torch.tensor([0.0, 2.0])
+    task = Task(*(x.view(1, -1, 1) for x in (support, 0 * support, query, 0 * query)))
+    bound = Supervised(
+        model=Standardised(),
+        inputs=(1,),
+        outputs=1,
+        loss=mean_squared_error,
+        metrics={"mse": mean_squared_error},
+        norm=(norm,),
+        path="reference",
+    )
+    params = {"body.scale": torch.ones(1), "body.shift": torch.zeros(1)}
+    params |= {"head.weight": torch.ones(1, 1), "head.bias": torch.zeros(1)}
+    state = {"body.mean": torch.tensor([2.0]), "body.variance": torch.tensor([4.0])}
+    meta = Meta(params, {}, state if norm == "running" else {})
+    found = scores(bound, MAML(inner_lr=0.1), meta, task, context(work="score"))
+    expected = (query - torch.tensor(mean)).square() / torch.tensor(variance)
+    assert found.curves[norm]["mse"][0, 0].item() == pytest.approx(expected.mean().item())
 
 
 def test_paths_agree() -> None:
