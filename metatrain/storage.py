@@ -19,9 +19,11 @@ from metatrain.core import InputError
 PATIENCE_S = 30  # of retries if a storage does not answer
 MOST_NAME = 255  # bytes of a file's name
 MOST_BYTES = 1 << 34  # of a file: parameters and the state of their optimizer, or a long log
+CHUNK = 1 << 16  # bytes of a file that has more than it said
 MOST_JSON = 1 << 20  # of a file that says where something is, or what a folder holds
 # An address that lacks a slash, as one has that became a path.
 SCHEME = re.compile(r"(s3|gs|gcs|abfss?|hdfs|https?|ftp|file):")
+PAGES = ("http", "https", "ftp")
 WITHOUT_FOLDERS = ("s3", "gcs", "abfs")  # these storages know only the names of files
 
 
@@ -75,7 +77,7 @@ def check_address(uri: str) -> None:
         or set(host) & set("[]")
     ):
         raise InputError("an address", got=uri, expected="one such as s3://bucket/runs")
-    if scheme in ("http", "https", "ftp"):
+    if scheme in PAGES:
         raise InputError(
             f"{without_secrets(uri)} is a page's address, where no files are read or written",
             remedy="copy what lies there to a folder of this machine, or give an address such as "
@@ -104,7 +106,8 @@ def checked(place: str) -> str:
         check_address(place)
         return place.rstrip("/")
     if scheme := SCHEME.match(place):
-        expected = f"an address such as {scheme[1]}://bucket/runs, or a path"
+        like = "s3" if scheme[1] in PAGES else scheme[1]
+        expected = f"an address such as {like}://bucket/runs, or a path"
         raise InputError("a place", got=place, expected=expected)
     if not place or "\0" in place or place.split("/")[0] == "~":
         raise InputError(
@@ -140,11 +143,13 @@ def read(uri: str, most: int = MOST_BYTES) -> bytes:
         info = system.get_file_info(path)
     if info.type != fs.FileType.File:
         raise FileNotFoundError(f"there is no {uri}")
-    size = info.size or 0
+    size, data = info.size or 0, b""
     if size <= most:
         with _reached(uri), system.open_input_stream(path) as stream:
-            data: bytes = stream.read(most + 1)
-        size = len(data)  # of a file that grows, too
+            data = stream.read(size)  # memory for so many bytes is taken at once
+            while len(data) <= most and (more := stream.read(CHUNK)):  # it grows
+                data += more
+        size = len(data)
     if size > most:
         raise InputError(f"{uri} has {size:,} bytes", expected=f"at most {most:,}")
     return data

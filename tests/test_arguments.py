@@ -14,6 +14,7 @@ from cluster.jobs.sent import sent_files
 from metatrain import storage
 from metatrain.core import InputError
 from metatrain.data.folders import read_folder
+from metatrain.data.pixels import stack
 from metatrain.data.sources import import_data
 from tuning import search
 from tuning.submission import read
@@ -70,6 +71,9 @@ def test_python_says_it_too(given: str | Path) -> None:
         with pytest.raises(InputError, match="expected a path on this machine") as refused:
             read_()
         assert "secret" not in str(refused.value)
+    with pytest.raises(InputError, match=r"the path of an image is .* expected a path") as refused:
+        stack([given], (1, 8, 8))
+    assert "secret" not in str(refused.value)
     with pytest.raises(InputError, match="a sweep file is"):
         search.load(given)
 

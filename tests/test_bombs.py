@@ -126,3 +126,11 @@ def test_lists_in_a_parquet_file_are_not_read(tmp_path: Path) -> None:
         for read in (columns.names, columns.numbers):
             with pytest.raises(InputError, match=f"'{name}' of .* holds .* values"):
                 read(opened(tmp_path / "a"), name)
+
+
+def test_a_column_has_as_many_rows_as_its_file_says() -> None:
+    short = row_files.File(
+        "a", (0, 0), "", 3, {"x": pa.float64()}, lambda _: pa.chunked_array([[1.0]])
+    )
+    with pytest.raises(InputError, match="column 'x' has 1 of 3 rows"):
+        columns.numbers(short, "x")

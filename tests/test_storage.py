@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,11 @@ def test_a_file_is_read_up_to_its_bound_wherever_it_is(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="has 5 bytes") as refused:
             storage.read(address, 4)
         assert refused.value.expected == "at most 4"
+    tracemalloc.start()
+    assert storage.read(str(tmp_path / "x")) == b"12345"
+    assert tracemalloc.get_traced_memory()[1] < 10**6  # and not the bound
+    tracemalloc.stop()
+    assert storage.read("/proc/self/status")  # which has more bytes than it says
     with (tmp_path / "huge.yaml").open("wb") as file:
         file.truncate(1 << 40)  # of which the disk holds nothing
     for place in (tmp_path / "huge.yaml", f"file://{tmp_path}/huge.yaml"):

@@ -96,6 +96,8 @@ def plain(file: File, name: str) -> pa.ChunkedArray:
     try:
         column = file.column(name)
         column.validate(full=True)
+        if len(column) != file.rows:
+            raise OSError(f"column {quoted(name)} has {len(column):,} of {file.rows:,} rows")
         if not pa.types.is_dictionary(column.type):
             return column
         if is_binary(column.type.value_type):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metatrain import files
 from metatrain.core import InputError
+from metatrain.storage import local
 
 # A file's path or its bytes, a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W],
 # uint8 or 0..1.
@@ -127,6 +128,8 @@ def read(picture: Picture, bits: Depth | None = None, most: int = MOST_PIXELS) -
     is_file = is_path or is_bytes
     if not is_file and not isinstance(picture, Image.Image):
         picture = Image.fromarray(_from_array(picture))
+    if is_path:
+        local(os.fspath(picture), "the path of an image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PIL warns of is either read or refused
