@@ -185,8 +185,8 @@ DETAILS = {
         {"confidence": 0.4, "accuracy": 0.5, "examples": 10},
         {"confidence": 0.9, "accuracy": 0.7, "examples": 30},
     ],
-    "classes": [{"name": "shirt"}, {"name": "$coat$"}],
-    "confusion": [[3, 1], [0, 0]],
+    "classes": [{"name": "shirt"}, {"name": "$coat$"}, {"name": 30 * "x"}],
+    "confusion": [[3, 1, 0], [0, 0, 0], [0, 0, 2]],
 }
 
 
@@ -205,10 +205,10 @@ def test_a_reliability_picture_has_a_point_for_each_bin_as_large_as_it() -> None
 def test_a_confusion_matrix_shows_shares_of_each_class() -> None:
     axes, _ = figures.confusion(DETAILS, "t").axes
     (image,) = axes.images
-    assert image.get_array().tolist() == [[0.75, 0.25], [0, 0]]
-    assert [text.get_text() for text in axes.texts] == ["75", "25"]
+    assert image.get_array().tolist() == [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]]
+    assert [text.get_text() for text in axes.texts] == ["75", "25", "100"]
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-        assert [label.get_text() for label in labels] == ["shirt", "$coat$"]
+        assert [label.get_text() for label in labels] == ["shirt", "$coat$", 21 * "x" + "..."]
 
 
 def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from metatrain.evaluate import Score
 from metatrain.figures.style import as_written
 
+LONGEST = 24  # characters of a class's name
+
 
 @as_written
 def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
@@ -17,7 +19,7 @@ def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
 
     Guo et al. 2017, arXiv 1706.04599, figure 1.
     """
-    figure = Figure(figsize=(5.6, 5), layout="constrained")
+    figure = Figure(figsize=(6, 5.5 + 0.2 * len(scores)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", label="as right as confident")
     for label, score in scores:
@@ -30,12 +32,12 @@ def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     axes.set(
         xlim=(0, 1.02),
         ylim=(0, 1.02),
-        xlabel="confidence: the largest probability of a query example",
+        xlabel="confidence in the predicted class",
         ylabel="accuracy",
         title=title,
     )
     axes.title.set_fontsize("medium")
-    axes.legend(fontsize="small", loc="upper left")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize="small")
     axes.grid(alpha=0.3)
     return figure
 
@@ -43,7 +45,9 @@ def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
 @as_written
 def confusion(details: Mapping[str, Any], title: str) -> Figure:
     """Draw which share of each class's examples is predicted as each class."""
-    names, matrix = [row["name"] for row in details["classes"]], details["confusion"]
+    names = [row["name"] for row in details["classes"]]
+    names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in names]
+    matrix = details["confusion"]
     size = 2.5 + 0.4 * len(names)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
