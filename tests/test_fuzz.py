@@ -12,7 +12,7 @@ pytestmark = pytest.mark.ray
     ("kind", "cases"),
     [
         ("recipes", 30),
-        ("sweeps", 50),
+        ("sweeps", 25),
         ("lines", 12),
         ("images", 20),
         ("archives", 50),
