@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cluster.api.files import read_yaml
+from cluster.api.files import read_result, read_yaml
+from cluster.api.files import scores as scores_in
 from cluster.collector import Requests
 from cluster.config import RunConfig, Tracking, Workers
 from cluster.evaluation import collected
@@ -99,12 +100,18 @@ def _words(baseline: Baseline) -> str:
 
 
 def leave(folder: str, scores: Sequence[Score]) -> None:
-    """Write baselines.json into a run's folder, and log the baselines and the gains over them."""
-    if not storage.is_file(f"{folder}/config.yaml"):
-        return  # a bundle or a checkpoint
+    """Write baselines.json into a run's folder, and log the baselines and the gains over them.
+
+    Those of another evaluation than the run's are not logged beside its result.
+    """
+    if not storage.is_file(f"{folder}/result.json"):
+        return  # a bundle, a checkpoint or a pre-training
     record = to_json({"scores": [score.record() for score in scores]}, indent=1)
     storage.write(f"{folder}/{FILE}", record.encode())
     if not storage.is_file(f"{folder}/mlflow.json"):
+        return
+    if scores_in(read_result(folder))[0].get("protocol") != scores[0].protocol:
+        log.info("MLflow does not get these baselines: they are of another evaluation")
         return
     config, place = f"{folder}/config.yaml", place_of(folder)
     recorded = schema.parse(Tracking, read_yaml(config).get("tracking", {}), config)

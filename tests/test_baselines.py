@@ -66,10 +66,7 @@ def errors(start: Params, task: Task, setting: Setting, problem: Any) -> list[fl
 
 def trained(base: dict[str, Any], folder: Path) -> tuple[str, str, Score, Score]:
     """A run and a pre-training, and the run's score without and with baselines."""
-    given = config(base, output=str(folder / "run"), outer__steps=1)
-    meta = prepare(given.recipe()).meta
-    bundle.save(f"{folder}/run/bundle", given.recipe(), meta)
-    (folder / "run" / "config.yaml").write_text("name: run\n")
+    run.train(config(base, output=str(folder / "run"), outer__steps=1))
     start = str(pretrain(config(base, output=str(folder / "start"), seed=7)))
     place = str(folder / "run")
     own = ["workers.max=0"]

@@ -131,6 +131,13 @@ def test_a_run_is_in_mlflow_with_params_tags_metrics_and_artifacts(tmp_path: Pat
         "meta.safetensors",
         "recipe.yaml",
     }
+    here, few = ["workers.max=0"], ["evaluation.tasks=4"]  # another evaluation than the run's
+    for overrides, logged in ((few, set()), ([], {"gain_over_from_scratch", "from_scratch"})):
+        (compared,) = run.evaluate(str(tmp_path / "g"), [*here, *overrides], baselines=True)
+        measured = client.get_run(run_id).data.metrics
+        assert {n.removeprefix("test/") for n in measured if n.endswith("from_scratch")} == logged
+    assert measured["test/from_scratch"] == compared.baselines["from_scratch"]
+    assert "baselines.json" in {a.path for a in client.list_artifacts(run_id)}
 
 
 @pytest.mark.usefixtures("pictures")
