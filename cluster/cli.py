@@ -222,6 +222,38 @@ def runs(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Runs' folders or bundles; the first counts.")],
+    unpaired: Annotated[
+        bool,
+        typer.Option(
+            "--unpaired", help="Compare means also of runs that were tested on other tasks."
+        ),
+    ] = False,
+    output: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for comparison.json and comparison.png.")
+    ] = "compared",
+) -> None:
+    """Compare runs on the same tasks: each run's difference from the first, with its interval.
+
+    Example: metatrain compare runs/first runs/anil
+    """
+    from cluster import comparison, tables
+    from metatrain.core import InputError
+    from metatrain.storage import local
+
+    if len(runs) < 2:
+        raise InputError("runs to compare", got=len(runs), expected="two or more")
+    folder = local(output, "--output")
+    found = comparison.compare(runs[0], runs[1:], unpaired=unpaired)
+    console.print_table(tables.of_comparisons(found))
+    print(f'{found[0].first}: protocol="{found[0].first_protocol}"')
+    for each in found:
+        print(f'{each.second}: protocol="{each.second_protocol}"')
+    print("written:", *comparison.leave(found, folder))
+
+
+@app.command()
 def config(
     recipe: Annotated[
         str,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from metatrain.evaluate import Score
 from metatrain.names import printable
+
+if TYPE_CHECKING:
+    from cluster.comparison import Comparison
 
 
 def of_scores(scores: Sequence[Score]) -> Table:
@@ -39,6 +42,24 @@ def of_scores(scores: Sequence[Score]) -> Table:
         empty = [""] * (len(table.columns) - 3)
         table.add_row(
             baseline.replace("_", " "), first.metric.text(value), *empty, first.difference(baseline)
+        )
+    return table
+
+
+def of_comparisons(found: Sequence[Comparison]) -> Table:
+    """Return a row for the first run and one for each other, with its difference from the first."""
+    first = found[0]
+    metric, table = first.metric, Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("run", first.metric.name, "less the first", ""):
+        table.add_column(name, overflow="fold")
+    table.add_row(printable(first.first), metric.interval(first.first_mean, first.first_ci95))
+    for each in found:
+        tasks = f"over {each.tasks} tasks, {'paired' if each.paired else 'not the same ones'}"
+        table.add_row(
+            printable(each.second),
+            metric.interval(each.second_mean, each.second_ci95),
+            metric.difference(each.difference, each.ci95),
+            f"{each.verdict}, {tasks}",
         )
     return table
 

@@ -89,7 +89,9 @@ class Run:
         with front_door("metatrain.Run.compare()"):
             from cluster.comparison import compare
 
-            return compare(self.folder, other.folder if isinstance(other, Run) else str(other))
+            place = other.folder if isinstance(other, Run) else str(other)
+            (found,) = compare(self.folder, [place])
+            return found
 
     @property
     def _home(self) -> str:

@@ -2,6 +2,8 @@
 
 from metatrain.figures.classified import confusion as confusion
 from metatrain.figures.classified import reliability as reliability
+from metatrain.figures.comparisons import Interval as Interval
+from metatrain.figures.comparisons import comparison as comparison
 from metatrain.figures.curves import adaptation_curve as adaptation_curve
 from metatrain.figures.curves import learned_parameters as learned_parameters
 from metatrain.figures.curves import learning_curve as learning_curve
