@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cases import GLYPHS, config, context
+from cases import CASES, GLYPHS, config, context
 from sklearn import metrics as sklearn
 from torch import Tensor
 
@@ -17,7 +17,8 @@ from cluster.evaluation import evaluate_for
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Snapshot
 from cluster.workers.plan import choose_plan
-from metatrain.core import Purpose, Scores, Task
+from cluster.workers.worker import Worker
+from metatrain.core import Purpose, Scores, Task, Ticket
 from metatrain.evaluate import summarise
 from metatrain.measures import AUC, BINS, CLASSES, ECE, NUMBERS, by_class, reliability
 from metatrain.metrics import ACCURACY
@@ -192,3 +193,25 @@ def test_an_evaluation_measures_what_its_episodes_allow() -> None:
     assert sum(map(sum, score.details["confusion"])) == 4 * 5 * 2
     two = config(GLYPHS, family__ways=2).recipe()
     assert "auc" in prepare(two).problems[Purpose("score")].measures
+
+
+@pytest.mark.parametrize("case", ["maml-conv4", "sinusoid", "rl2"])
+def test_what_is_kept_of_a_task_grows_neither_with_its_steps_nor_with_its_examples(
+    case: str,
+) -> None:
+    """600 tasks of 1,000 queries are no more than 600 of one."""
+
+    def kept(more: dict[str, int], steps: int) -> list[torch.Size]:
+        algorithm = {} if case == "rl2" else {"inner_steps": steps}
+        changed = {"tasks": 2, "family": more, "algorithm": algorithm}
+        recipe = config(CASES[case], evaluation=changed).recipe()
+        worker = Worker(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0])
+        worker.load(0, worker.layout.flatten(prepare(recipe).meta))
+        found, _ = worker.compute(Ticket("score", "test", 0, 0))
+        assert isinstance(found, Scores)
+        return [p.shape for pooled in found.pooled.values() for p in pooled.values()]
+
+    more = {"episodes": 9} if case == "rl2" else {"queries": 9}
+    few = kept({}, 1)
+    assert few == kept(more, 3)
+    assert all(shape[0] == 2 and shape.numel() < 200 for shape in few)
