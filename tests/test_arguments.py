@@ -11,6 +11,7 @@ from cases import SINUSOID
 
 import tuning.cli
 from cluster.jobs.sent import sent_files
+from cluster.tracking.place import place_of
 from metatrain import storage
 from metatrain.core import InputError
 from metatrain.data.folders import read_folder
@@ -102,3 +103,10 @@ def test_a_folder_that_is_submitted_names_the_command_that_continues_it(
     for place in ("a folder", f"file://{Path.cwd()}/a folder"):
         with pytest.raises(InputError, match=sentence if "//" not in place else "folder"):
             read(place, [], None)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "5", "{", '{"uri": 5}', " " * (2 << 20)])
+def test_a_record_of_mlflow_that_is_none_is_refused(text: str) -> None:
+    Path("mlflow.json").write_text(text)
+    with pytest.raises(InputError, match=r"mlflow.json (is damaged|has 2,097,152 bytes)"):
+        place_of(".")

@@ -264,3 +264,14 @@ def test_a_result_has_a_row_for_each_trial() -> None:
         },
     ]
     assert (found["winner"], found["values"], found["chosen_by"]) == (1, {"lr": 1}, "by mse")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "5", '"x"', "[5]", "[[]]", '[{"step": 1}]', "[" * 100_000, '{"a": 1}']
+)
+def test_a_schedule_that_is_none_is_refused_in_a_sentence(text: str) -> None:
+    turn = {"step": 0, "trial": 1, "values": {"outer.lr": 0.1}}
+    assert trials.schedule_of({"schedule": json.dumps([turn])}) == [turn]
+    assert trials.schedule_of({}) == []
+    with pytest.raises(InputError, match="holds no schedule of values"):
+        trials.schedule_of({"schedule": text})

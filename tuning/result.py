@@ -22,7 +22,7 @@ from metatrain.start import prepare
 from tuning import figures as pictures
 from tuning.journal import Journal, Trial, ranked
 from tuning.search import Search
-from tuning.trial import folder_of, name_of
+from tuning.trial import folder_of, name_of, schedule_of
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     prepared = prepare(config.recipe())
     bundle.save(str(folder / "bundle"), run.recipe_after(config.recipe(), version), meta)
     scores = run.evaluate(newest, [])
-    schedule = json.loads(checkpoint.load(newest).notes.get("schedule", "[]"))
+    schedule = schedule_of(checkpoint.load(newest).notes)
     if schedule:
         (folder / "schedule.json").write_text(json.dumps(schedule, indent=1))
     for name, figure in pictures.draw(search, order, schedule).items():

@@ -167,9 +167,24 @@ def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]
     return [_report(step, row, metric, values) for step, row in rows if metric in row]
 
 
+def schedule_of(notes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the schedule in a checkpoint's notes; InputError if they hold something else."""
+    kinds = {"step": int, "trial": int, "values": dict}
+    try:
+        found: list[dict[str, Any]] = json.loads(notes.get("schedule", "[]"))
+        right = all(isinstance(turn[key], kind) for turn in found for key, kind in kinds.items())
+    except (ValueError, LookupError, TypeError, RecursionError):
+        right = False
+    if not right:
+        raise InputError(
+            "a trial's checkpoint holds no schedule of values", remedy="start the sweep again"
+        )
+    return found
+
+
 def _continue_schedule(notes: dict[str, str], version: int, number: int, values: Values) -> None:
     """Add to a checkpoint's schedule: since which step which trial trained with which values."""
-    schedule = json.loads(notes.get("schedule", "[]"))
+    schedule = schedule_of(notes)
     if not schedule or (schedule[-1]["trial"], schedule[-1]["values"]) != (number, values):
         schedule.append({"step": version, "trial": number, "values": values})
         notes["schedule"] = json.dumps(schedule)

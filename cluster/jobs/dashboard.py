@@ -14,6 +14,7 @@ from urllib.error import HTTPError
 from metatrain.addresses import hide, without_secrets
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
+from metatrain.storage import MOST_JSON
 
 if TYPE_CHECKING:
     # Ray decides about tokens when it is imported: functions import it after `use_token`.
@@ -86,13 +87,13 @@ def _connect(address: str) -> JobSubmissionClient:
 def _asks_for_token(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S) as answer:
-            json.load(answer)["ray_version"]
+            json.loads(answer.read(MOST_JSON))["ray_version"]
         return False
     except HTTPError as error:
         if error.code in (401, 403):
             return True
         raise _no_dashboard(address, error) from error
-    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_dashboard(address, error) from error
 
 

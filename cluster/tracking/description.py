@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from metatrain.plain import finite
 
@@ -19,6 +19,19 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 PRIMARY_TAG = "mlflow.experiment.primaryMetric.name"
 
 
+class Measured(Protocol):
+    """A score of a run, or of several."""
+
+    @property
+    def evaluation(self) -> str: ...
+
+    @property
+    def norm(self) -> str: ...
+
+
+S = TypeVar("S", bound=Measured)
+
+
 def view(known: str, metrics: Sequence[str]) -> str:
     """Return the state of MLflow's table of runs that shows these metrics after the `known` ones.
 
@@ -28,7 +41,7 @@ def view(known: str, metrics: Sequence[str]) -> str:
     try:
         before = json.loads(known)["selectedColumns"] if known else []
         shown = [column for column in before if column.startswith("metrics.")]
-    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's
         shown = []
     shown = list(dict.fromkeys([*shown, *(f"metrics.`{metric}`" for metric in metrics)]))
     state = {
@@ -89,7 +102,7 @@ def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
     Those of a further norm or evaluation have its name, such as test/support_plus_1/accuracy.
     """
     found: dict[str, float] = {}
-    for prefix, score in _named(scores):
+    for prefix, score in named(scores):
         name = f"test/{prefix}{score.metric.name}"
         found |= {name: score.mean, f"{name}_ci95": score.ci95}
         found |= {f"{name}_before": value for value in score.curve[:-1][:1]}
@@ -104,13 +117,13 @@ def as_metrics(scores: Sequence[Score]) -> dict[str, float]:
 def adaptation(scores: Sequence[Score]) -> dict[int, dict[str, float]]:
     """Return the scores as metrics by inner step; {} if adapting takes no steps."""
     found: dict[int, dict[str, float]] = {}
-    for prefix, score in _named(scores):
+    for prefix, score in named(scores):
         for step, mean in zip(score.steps, score.curve, strict=True):
             found.setdefault(step, {})[f"adaptation/{prefix}{score.metric.name}"] = mean
     return {step: finite(metrics) for step, metrics in found.items()} if len(found) > 1 else {}
 
 
-def _named(scores: Sequence[Score]) -> list[tuple[str, Score]]:
+def named(scores: Sequence[S]) -> list[tuple[str, S]]:
     """Return each score with the prefix of its metrics, such as "support_plus_1/" or "ways10/"."""
     found, seen = [], set()
     for score in scores:

@@ -59,7 +59,7 @@ def place_of(folder: Path | str | None) -> Place:
             f"{folder} holds no run that was logged to MLflow",
             remedy="give the folder that `train` named",
         ) from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
