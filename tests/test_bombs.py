@@ -119,8 +119,10 @@ def test_rows_and_columns_and_unpacked_sizes_are_bounded_by_what_a_file_declares
         columns.numbers(opened(tmp_path / "unpacked"), "x")
 
 
-def test_lists_in_a_parquet_file_are_not_read(tmp_path: Path) -> None:
-    table = pa.table({"x": [[1.0], [2.0]], "wide": pa.array([b"1", b"2"], pa.binary(1))})
+def test_lists_and_tensors_in_a_parquet_file_are_not_read(tmp_path: Path) -> None:
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((2, 1000)))
+    wide = pa.array([b"1", b"2"], pa.binary(1))
+    table = pa.table({"x": [[1.0], [2.0]], "wide": wide, "tensors": tensors})
     parquet.write_table(table, tmp_path / "a")
     for name in table.column_names:
         for read in (columns.names, columns.numbers):

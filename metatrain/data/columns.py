@@ -23,7 +23,8 @@ def is_numeric(kind: pa.DataType) -> bool:
 
 def is_plain(kind: pa.DataType) -> bool:
     """Whether a column has one short value in a row; the others are not read."""
-    return not (pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind))
+    odd = pa.types.is_nested(kind) or pa.types.is_fixed_size_binary(kind)
+    return not (odd or isinstance(kind, pa.BaseExtensionType))
 
 
 def is_whole(kind: pa.DataType) -> bool:

@@ -121,6 +121,8 @@ def _parquet(data: str, contents: bytes, text: str) -> Opened:
     places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
 
     def column(name: str) -> pa.ChunkedArray:
+        if name not in places:
+            raise OSError(f"column {quoted(name)} is made of others")
         sizes = (group.column(places[name]).total_uncompressed_size for group in groups)
         check_unpacked(data, name, sum(sizes))
         return file.read(columns=[name]).column(name)
