@@ -109,7 +109,10 @@ def chosen(uri: str, *, best: bool) -> str:
     root, kind = root_of(uri), BEST if best else STEP
     found = _complete(root, kind)
     if not found:
-        raise InputError(f"{root} holds no checkpoint {kind}*", remedy="leave evaluation.of out")
+        raise InputError(
+            f"{root} holds no checkpoint {kind}*",
+            remedy="leave evaluation.of out, or give a run's folder that has one",
+        )
     return f"{root}/{found[-1]}"
 
 

@@ -107,6 +107,9 @@ def test_the_best_validation_gives_the_result_if_it_is_asked_for(tmp_path: Path)
     assert run.evaluate(str(folder / "checkpoints" / kept[0]), ["workers.max=0"]) == asked
     as_trained = run.evaluate(str(folder), ["workers.max=0"])
     assert run.evaluate(str(folder), ["workers.max=0", "evaluation.of=last"]) == as_trained
+    with pytest.raises(InputError) as error:
+        run.evaluate(str(folder / "bundle"), ["workers.max=0", "evaluation.of=best"])
+    assert error.value.what == f"{folder} holds no checkpoint best-*"
     settings |= {"evaluation": {"tasks": 10, "of": "best"}}
     _, first = run.train(config(settings, output=str(tmp_path / "asked")))
     assert first == asked
