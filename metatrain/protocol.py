@@ -20,10 +20,10 @@ def of_score(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | No
     # A network without batch statistics has no norm in training.
     trained_norm = "none" if norm == "none" else recipe.norm
     how = f"bn={trained_norm}, {described(recipe.algorithm)}"
-    if recipe.pretraining is not None:  # meta-training leaves these keys out
-        how = "all training examples together, with supervision"
-    trained = f"{recipe.family.describe()}, {how}"
     best = ", best by validation" if recipe.evaluation.of == "best" else ""
+    if recipe.pretraining is not None:  # meta-training leaves these keys out
+        how, best = "all training examples together, with supervision", ""
+    trained = f"{recipe.family.describe()}, {how}"
     return (
         f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
         f"{described(recipe.model)}, {described(setting.algorithm, adapts=True)}, "

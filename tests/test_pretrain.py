@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from cases import GLYPHS, SINUSOID, config
+from services import command
 
 from cluster import run
 from cluster.api.listing import summary
 from cluster.collector import Interrupted
+from cluster.pretraining import run as learning
 from cluster.pretraining.run import pretrain
-from metatrain import bundle, pretraining
+from metatrain import bundle, pretraining, schema
 from metatrain.core import InputError, Params, Update
 from metatrain.data.images import ImageStore, Scheme
 from metatrain.learner import Learner
@@ -204,3 +207,22 @@ def test_what_cannot_be_pretrained_is_refused() -> None:
     }
     with pytest.raises(InputError, match="labelled examples"):
         supervision(walk)
+
+
+def test_the_command_names_the_folder_and_what_to_do_with_it_or_how_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(schema.as_yaml(config(POINTS, checkpoint={"every_steps": 2})))
+    words = ("pretrain", "recipe.yaml", "--set", "output=out")
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "interruptible", lambda: nullcontext(lambda: True))
+        code, _, err = command(*words)
+    assert code == 130
+    assert "stopped after 1 of 6 steps\nto continue: " in err
+    assert err.endswith("--resume auto\n")
+    assert command(*words).code == 2  # the folder holds it
+    code, out, _ = command(*words, "--resume", "auto")
+    assert code == 0
+    assert out.startswith("folder: out\nnext:\n")
+    assert "evaluate RUN --baselines --pretrained out\n" in out

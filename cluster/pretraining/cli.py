@@ -35,9 +35,10 @@ def pretrain(
 
     Example: metatrain pretrain recipes/demo.yaml --set pretraining.steps=500
     """
-    from cluster.closing import to_continue
+    from cluster.closing import is_saved, to_continue
     from cluster.collector import Interrupted
     from cluster.config import RunConfig
+    from cluster.jobs.job import SAVED
     from cluster.pretraining import run
     from metatrain import schema
     from metatrain.core import InputError
@@ -47,12 +48,16 @@ def pretrain(
     try:
         folder = run.pretrain(config, address, resume, source=recipe)
     except Interrupted as stopped:
-        print(f"{stopped}{to_continue(stopped, config, resume)}", file=sys.stderr)
+        print(stopped, *to_continue(stopped, config, resume), sep="\n", file=sys.stderr)
         raise typer.Exit(130) from None
     except Diverged:
         what, remedy = "the update of a step is not finite", "set pretraining.lr lower"
         print(f"error: {InputError(what, remedy=remedy)}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except Exception as error:
+        if is_saved(error):
+            error.add_note("\n".join(to_continue(error, config, resume) or [SAVED]))
+        raise
     print(f"folder: {folder}")
     print("next:")
     for words in (

@@ -25,7 +25,7 @@ from metatrain import bundle, custom_source, figures, pretraining
 from metatrain.core import to_device
 from metatrain.first_look import check_sample
 from metatrain.isolation import isolated
-from metatrain.learner import Applied, Diverged, Learner
+from metatrain.learner import Applied, Learner
 from metatrain.plain import finite
 from metatrain.recipe import own_classes
 from metatrain.start import TRAINING
@@ -95,11 +95,12 @@ def pretrain(
 
                         data_parallel.learn(run, task, on_step, should_stop, address)
                         restore(learner, checkpoint.load(root))
-                except (Interrupted, Diverged) as error:
+                except Exception as error:
                     if isinstance(error, Interrupted):
                         error.args = (f"stopped after {made} of {task.keys.steps} steps",)
-                    error.run = str(run.folder)
-                    error.saved = checkpoint.latest(root) is not None
+                    # Whoever reports the error says how to continue.
+                    saved = checkpoint.latest(root) is not None
+                    vars(error).update(run=str(run.folder), saved=saved)
                     raise
             meta = pretraining.result(run.prepared, to_device(learner.meta(), torch.device("cpu")))
             bundle.save(str(run.folder / "bundle"), run.prepared.recipe, meta, run.code)
