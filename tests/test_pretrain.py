@@ -221,7 +221,7 @@ def test_the_command_names_the_folder_and_what_to_do_with_it_or_how_to_continue(
     assert code == 130
     assert "stopped after 1 of 6 steps\nto continue: " in err
     assert err.endswith("--resume auto\n")
-    assert command(*words).code == 2  # the folder holds it
+    assert command(*words).returncode == 2  # the folder holds it
     code, out, _ = command(*words, "--resume", "auto")
     assert code == 0
     assert out.startswith("folder: out\nnext:\n")
