@@ -390,9 +390,13 @@ def test_more_than_this_machine_has_is_one_sentence(tmp_path: Path) -> None:
 
 def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
-    listed = command("data", "list")
-    assert "glyphs    drawn at first use" in listed.stdout
-    assert "omniglot  not imported: metatrain data import omniglot" in listed.stdout
+
+    def listed() -> dict[str, str]:
+        lines = command("data", "list").stdout.splitlines()
+        return dict(line.split(maxsplit=1) for line in lines)
+
+    assert listed()["glyphs"] == "drawn at first use"
+    assert listed()["omniglot"] == "not imported: metatrain data import omniglot"
     drawn = command("data", "import", "glyphs")
     assert drawn.stdout.startswith(
         "imported glyphs: 1000 classes, 20000 images of 28x28 pixels, grey into "
@@ -406,10 +410,8 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked[2].startswith(
         "  splits glyphs: train 700, val 100, test 200 classes, disjoint; "
     )
-    listed = command("data", "list")
-    assert (
-        "glyphs    1000 classes, 20000 images of 28x28 pixels, grey; splits glyphs" in listed.stdout
-    )
+    whole = "1000 classes, 20000 images of 28x28 pixels, grey; splits glyphs"
+    assert listed()["glyphs"].startswith(whole)
     refused(
         command("data", "import", "omniglut"),
         f"'omniglut' is none of {', '.join(SOURCES)}: .*give --source",
@@ -426,9 +428,9 @@ def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "glyphs" / "images.arrow").write_bytes(b"")
     album(tmp_path / "photos", range(4), 2)
     assert command("data", "import", "mine", "--source", str(tmp_path / "photos")).returncode == 0
-    damaged, mine, _ = command("data", "list").stdout.splitlines()
-    assert "is not what was imported: run `metatrain data import glyphs` again" in damaged
-    assert mine.startswith("mine      4 classes")
+    damaged = "is not what was imported: run `metatrain data import glyphs` again"
+    assert damaged in listed()["glyphs"]
+    assert listed()["mine"].startswith("4 classes")
     refused(
         command("data", "import", "omniglot", "--source", "nowhere"),
         "nowhere holds neither a folder images_back",

@@ -71,6 +71,7 @@ def test_of_three_nodes_the_one_that_is_not_well_is_named(
     until(lambda: "third" not in [node["node_name"] for node in nodes.alive("nodes")])
 
 
+@pytest.mark.ray
 def test_without_a_cluster_it_looks_at_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -403,6 +403,7 @@ def test_scores_travel_like_updates() -> None:
         pairs = [
             (here.result.baselines, there.result.baselines),
             *((here.result.curves[norm], found) for norm, found in there.result.curves.items()),
+            *((here.result.pooled[norm], found) for norm, found in there.result.pooled.items()),
         ]
         for mine, other in pairs:
             assert mine.keys() == other.keys()

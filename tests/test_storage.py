@@ -42,6 +42,7 @@ def pushed(s3: S3) -> str:
     return "s3://bucket/data/glyphs"
 
 
+@pytest.mark.ray  # takes long
 @pytest.mark.usefixtures("pictures")
 def test_a_run_whose_output_is_a_storage_goes_on_from_there(s3: S3, tmp_path: Path) -> None:
     where = "s3://bucket/runs/sinusoid"
