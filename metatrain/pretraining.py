@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from metatrain.core import (
     Meta,
     Norm,
     Task,
+    TaskFamily,
     Ticket,
     Update,
     generator_for,
@@ -36,6 +37,7 @@ from metatrain.start import TRAINING, Prepared
 from metatrain.tasks.fewshot import FewShot
 from metatrain.weights import merged
 
+FIRST = Ticket("update", "train", 0, 0)
 Examples = tuple[Tensor, Tensor]  # x [N, *in], y [N] classes or [N, outputs] numbers
 Exchange = Callable[[Mapping[int, Update]], Mapping[int, Update]]
 
@@ -102,7 +104,7 @@ def supervision(prepared: Prepared, path: ComputePath) -> Supervision:
             remedy="import the images, and use the family fewshot",
         )
     else:
-        draw, outputs = partial(_of_tasks, family, recipe.seed, keys), problem.outputs
+        draw, outputs = _of_tasks(family, recipe.seed, keys), problem.outputs
     norm: Norm = "running" if recipe.norm == "running" else "transductive"
     whole = Supervised(
         model=with_linear_head(recipe.model),
@@ -115,7 +117,7 @@ def supervision(prepared: Prepared, path: ComputePath) -> Supervision:
         classes=problem.classes,
         to_float=problem.to_float,
     )
-    generator = generator_for(recipe.seed, Ticket("update", "train", 0, 0), "init")
+    generator = generator_for(recipe.seed, FIRST, "init")
     meta = Meta(whole.init(generator), {}, whole.state(), whole.frozen(generator))
     return Supervision(keys, recipe.seed, whole, meta, lru_cache(maxsize=1)(draw))
 
@@ -169,12 +171,12 @@ def _of_classes(
 ) -> tuple[Callable[[int], Examples], int]:
     """Images of all training classes by step, and how many classes these are.
 
-    Each image comes once before any comes again. Where a task may turn a class by quarters as one
-    of its own, the turned images are classes of their own here as well.
+    Each image comes once before any comes again. If tasks turn a class by quarters as one of its
+    own, the turned images are classes of their own here as well. `augment` changes all images.
     """
     store, scheme = family.store, family.store.scheme(family.splits)
     classes = torch.tensor(scheme.classes["train"])
-    turns = 4 if scheme.rotations["train"] == "classes" else 1
+    turns = 4 if family.rotations("train") == "classes" else 1
     rows = torch.cat(
         [torch.arange(int(store.sizes[c])) + store.offsets[c] for c in classes.tolist()]
     )
@@ -186,19 +188,28 @@ def _of_classes(
         x = store.images[rows[image]]
         for quarters in range(1, turns):
             x[turn == quarters] = torch.rot90(x[turn == quarters], quarters, dims=(-2, -1))
+        if family.augment is not None:
+            generator = generator_for(seed, Ticket("update", "train", step, 0), "augment")
+            augment = dataclasses.replace(family.augment, images="support")
+            changed, _ = augment.both(x[None], x[None, :0], generator, 255 * family.invert)
+            x = changed[0]
         return x, labels[image] * turns + turn
 
     return draw, len(classes) * turns
 
 
-def _of_tasks(family: Any, seed: int, keys: Pretraining, step: int) -> Examples:
-    """The examples of as many training tasks as a step needs, support and query alike."""
-    generator = generator_for(seed, Ticket("update", "train", step, 0), "pretraining")
-    each = family.shots + family.queries
-    task = family.sample(generator, -(-keys.examples_per_step // each), "train")
-    x = torch.cat([task.support_x, task.query_x], dim=1).flatten(0, 1)
-    y = torch.cat([task.support_y, task.query_y], dim=1).flatten(0, 1)
-    return x[: keys.examples_per_step], y[: keys.examples_per_step]
+def _of_tasks(family: TaskFamily, seed: int, keys: Pretraining) -> Callable[[int], Examples]:
+    """The examples of training tasks by step, as many tasks as it needs."""
+
+    def pooled(step: int, tasks: int) -> Examples:
+        ticket = Ticket("update", "train", step, 0)
+        task = family.sample(generator_for(seed, ticket, "pretraining"), tasks, "train")
+        x = torch.cat([task.support_x, task.query_x], dim=1).flatten(0, 1)
+        y = torch.cat([task.support_y, task.query_y], dim=1).flatten(0, 1)
+        return x[: keys.examples_per_step], y[: keys.examples_per_step]
+
+    each = len(pooled(0, 1)[1])  # examples of a task, or enough for a step
+    return lambda step: pooled(step, -(-keys.examples_per_step // each))
 
 
 def _shuffled(seed: int, size: int, first: int, keys: Pretraining) -> Tensor:

@@ -95,6 +95,26 @@ def test_each_training_image_comes_once_a_shuffle_with_its_class(
     assert first != second
 
 
+def test_training_images_are_augmented_by_the_seed_and_the_step_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("metatrain.tasks.fewshot.open_data", lambda *_: tiny_store("none"))
+    given = {"family__ways": 2, "family__data": "tiny", "pretraining__examples_per_step": 9}
+    plain = supervision(SMALL, **given)
+    flipped, again = (
+        supervision(SMALL, **given, family__augment={"flip": True, "images": "query"})
+        for _ in range(2)
+    )
+    (x, y), (mirrored, labels) = plain.draw(0), flipped.draw(0)
+    assert torch.equal(y, labels)
+    is_flipped = [torch.equal(one.flip(-1), other) for one, other in zip(x, mirrored, strict=True)]
+    is_same = [torch.equal(one, other) for one, other in zip(x, mirrored, strict=True)]
+    assert any(is_flipped)
+    assert any(is_same)
+    assert all(one != other for one, other in zip(is_flipped, is_same, strict=True))
+    assert torch.equal(again.draw(0)[0], mirrored)
+
+
 def test_turned_images_are_classes_of_their_own_if_the_tasks_have_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
