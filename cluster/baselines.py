@@ -13,7 +13,7 @@ from torch import Tensor
 from cluster.api.files import read_result, read_yaml
 from cluster.api.files import scores as scores_in
 from cluster.collector import Requests
-from cluster.config import RunConfig, Tracking, Workers
+from cluster.config import RunConfig, Tracking
 from cluster.evaluation import collected
 from cluster.pools.opening import open_pool
 from cluster.pools.pool import Snapshot
@@ -24,14 +24,16 @@ from cluster.workers.plan import choose_plan
 from metatrain import schema, storage
 from metatrain.baselines import Baseline
 from metatrain.baselines import baselines as baselines_of
-from metatrain.core import InputError, Scores
+from metatrain.core import InputError, Scores, Work
 from metatrain.evaluate import Score
 from metatrain.metrics import Metric
 from metatrain.plain import finite, to_json
+from metatrain.start import Prepared
 
 log = logging.getLogger(__name__)
 
 FILE = "baselines.json"
+Ask = Callable[[Prepared, Work, str], list[Scores]]  # the answers to all tickets of a work
 
 
 def measured(
@@ -44,59 +46,55 @@ def measured(
 
     pretrained: the folder of a pre-training, for the baselines that start from one.
     """
+
+    def ask(prepared: Prepared, work: Work, what: str) -> list[Scores]:
+        workers = config.workers
+        plan, _ = choose_plan(prepared, workers.gpus, workers.threads)
+        with open_pool(workers, prepared, plan, address) as pool:
+            pool.publish(Snapshot(0, prepared.meta))
+            requests = Requests(pool, should_stop, workers.wait_s)
+            return collected(prepared.setting(work), requests, 0, what)
+
     found: dict[str, list[Tensor]] = {}
     for baseline in baselines_of(config.recipe(), pretrained):
-        found |= _measured(baseline, config.workers, address, should_stop)
+        found |= _measured(baseline, ask)
     return found
 
 
-def _measured(
-    baseline: Baseline, workers: Workers, address: str | None, should_stop: Callable[[], bool]
-) -> dict[str, list[Tensor]]:
-    prepared, setting = baseline.prepared, baseline.prepared.setting("score")
-    plan, _ = choose_plan(prepared, workers.gpus, workers.threads)
-    with open_pool(workers, prepared, plan, address) as pool:
-        pool.publish(Snapshot(0, prepared.meta))
-        requests = Requests(pool, should_stop, workers.wait_s)
-        place = _best_step(baseline, requests) if baseline.chooses_steps else -1
-        parts = collected(setting, requests, 0, f"evaluating the baseline {_words(baseline)}")
-    curves = [_curve(part, setting.family.metric) for part in parts]
-    found = {baseline.name: [curve[:, place] for curve in curves]}
+def _measured(baseline: Baseline, ask: Ask) -> dict[str, list[Tensor]]:
+    words = baseline.name.replace("_", " ")
+    if baseline.most_steps:
+        baseline = baseline.after(_best_steps(baseline, ask, words))
+    metric = baseline.prepared.setting("score").family.metric
+    parts = ask(baseline.prepared, "score", f"evaluating the baseline {words}")
+    curves = [_curve(part, metric) for part in parts]
+    found = {baseline.name: [curve[:, -1] for curve in curves]}
     if baseline.untuned:
         found[baseline.untuned] = [curve[:, 0] for curve in curves]
     return found
 
 
-def _best_step(baseline: Baseline, requests: Requests) -> int:
-    """The place of the measured inner step that is best on validation tasks; else the last one."""
+def _best_steps(baseline: Baseline, ask: Ask, words: str) -> int:
+    """The number of inner steps that is best on validation tasks; the most if there are none."""
     setting = baseline.prepared.setting("validate")
     try:
         setting.family.check("val")
     except InputError as error:
-        log.info("baseline %s: all steps, as %s", _words(baseline), error.what)
-        return -1
-    parts = collected(setting, requests, 0, f"choosing the steps of baseline {_words(baseline)}")
+        log.info("baseline %s: %d steps, as %s", words, baseline.most_steps, error.what)
+        return baseline.most_steps
+    parts = ask(baseline.prepared, "validate", f"choosing the steps of baseline {words}")
     metric = setting.family.metric
     means = torch.cat([_curve(part, metric) for part in parts])[:, 1:].nanmean(0)
-    worst = -math.inf if metric.better == "max" else math.inf
-    means = means.nan_to_num(worst)
-    place = 1 + int(means.argmax() if metric.better == "max" else means.argmin())
-    log.info(
-        "baseline %s: %d steps, the best number on %d validation tasks",
-        _words(baseline),
-        parts[0].steps[place],
-        setting.tasks,
-    )
-    return place
+    is_max = metric.better == "max"
+    means = means.nan_to_num(-math.inf if is_max else math.inf)
+    steps = parts[0].steps[1 + int(means.argmax() if is_max else means.argmin())]
+    log.info("baseline %s: %d steps, best on %d validation tasks", words, steps, setting.tasks)
+    return steps
 
 
 def _curve(part: Scores, metric: Metric) -> Tensor:
     """[T, steps]: the metric after each measured step, by the only norm."""
     return next(iter(part.curves.values()))[metric.name]
-
-
-def _words(baseline: Baseline) -> str:
-    return baseline.name.replace("_", " ")
 
 
 def leave(folder: str, scores: Sequence[Score]) -> None:

@@ -32,9 +32,16 @@ class Baseline(NamedTuple):
     untuned: str = ""  # the name of the start itself, if it is a baseline as well
 
     @property
-    def chooses_steps(self) -> bool:
-        """Whether validation tasks decide after how many inner steps it is measured."""
-        return isinstance(self.prepared.recipe.algorithm, MAML)
+    def most_steps(self) -> int:
+        """The most inner steps, if validation tasks decide how many there are; else 0."""
+        algorithm = self.prepared.recipe.algorithm
+        return algorithm.inner_steps if isinstance(algorithm, MAML) else 0
+
+    def after(self, steps: int) -> Baseline:
+        """The same baseline with so many inner steps."""
+        algorithm = dataclasses.replace(FINE_TUNING, inner_steps=steps)
+        recipe = dataclasses.replace(self.prepared.recipe, algorithm=algorithm)
+        return self._replace(prepared=prepare(recipe)._replace(meta=self.prepared.meta))
 
 
 def baselines(recipe: Recipe, pretrained: str | None = None) -> list[Baseline]:
