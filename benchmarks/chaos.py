@@ -299,7 +299,7 @@ def compare(steps: int, kills: int, seed: int, limit_s: float) -> Counter[str]:
         assert expected.keys() == found.keys()
         assert all(torch.equal(t, found[key]) for key, t in expected.items()), "other bits"
         log = (folder / "driver.log").read_text()
-        done["late tickets that an idle worker got, too"] = log.count("gets its ticket, too")
+        done["late tickets that an idle worker got, too"] = log.count("gets its tickets, too")
         done["processes that were replaced"] = log.count("its process is replaced")
         return done
 

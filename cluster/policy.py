@@ -119,9 +119,10 @@ def on_delay(
         if not busy.median_s:
             continue  # nobody has answered a ticket of this kind
         late_s = max(limits.late * busy.median_s, limits.late_s)
-        tickets = tuple(ticket for ticket in busy.tickets if ticket not in repeated)[:idle]
-        if busy.since_s >= late_s and tickets:
-            reason = f"{_late(busy)}; an idle worker gets its ticket, too"
+        # Those that wait behind the late one are late, too, and an idle worker has no other work.
+        tickets = tuple(ticket for ticket in busy.tickets if ticket not in repeated)
+        if busy.since_s >= late_s and tickets and idle > 0:
+            reason = f"{_late(busy)}; an idle worker gets its tickets, too"
             decisions.append(Decision("again", reason, tickets))
             idle -= len(tickets)
         hung_s = max(
