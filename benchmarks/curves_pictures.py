@@ -79,7 +79,8 @@ def lines(points: Sequence[Point], metric: Metric, xlabel: str, title: str) -> F
         if any(width):
             axes.errorbar(x, value, yerr=width, marker="o", capsize=3, label=label)
         else:
-            axes.plot(x, value, linestyle="--", marker=".", color="0.5", label=label)
+            style = ":" if label == "chance" else "--"
+            axes.plot(x, value, linestyle=style, marker=".", color="0.5", label=label)
     ticks = sorted({float(point.x) for point in points})
     if ticks[0] == 0:
         axes.set_xscale("symlog", linthresh=10)
