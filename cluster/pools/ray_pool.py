@@ -15,16 +15,13 @@ import dataclasses
 import logging
 import math
 import os
-import re
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -34,9 +31,10 @@ from ray.util.scheduling_strategies import (
 from cluster import policy
 from cluster.config import Workers
 from cluster.jobs.job import JOB
-from cluster.pools import ray_head, shortage, wire
-from cluster.pools.pool import Busy, Contribution, Failure, PoolStatus, Snapshot, WorkersLost
-from cluster.pools.ray_worker import Here, RayWorker, end
+from cluster.pools import ray_errors, ray_head, shortage, wire
+from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot, WorkersLost
+from cluster.pools.ray_actor import Actor, Times
+from cluster.pools.ray_worker import RayWorker, end
 from cluster.workers.layout import Layout
 from cluster.workers.plan import Plan
 from metatrain import schema
@@ -46,28 +44,10 @@ from metatrain.start import Prepared
 
 log = logging.getLogger(__name__)
 
-LOW = (
-    "Ray killed it because its node ran low on memory: set outer.tasks_per_ticket "
-    "or workers.max lower"
-)
 DEPTH = 2  # tickets under way at one actor: the next is there when one is done
 ROOM_S = 5.0  # for a worker to find its place, before the cluster is asked why it has not
 AWAY_S = 1.0  # that the driver did something else: what came meanwhile is not late
 INLINE_BYTES = 100_000  # Ray sends arguments up to this size along with the call
-
-
-@dataclass
-class _Actor:
-    name: str
-    handle: Any
-    alive: bool = False
-    here: Here | None = None  # since it was ready for the first time
-    tickets: deque[Ticket] = field(default_factory=deque)  # under way; the first is computed
-    since: float = 0.0  # when it began with that one
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=3))  # times, in medians
-    is_first: bool = True  # its process has not answered any ticket
-    replaced: Any = None  # its process is about to be ended, by this task
-    drawn: set[tuple[str, str, int]] = field(default_factory=set)
 
 
 class RayPool:
@@ -90,7 +70,7 @@ class RayPool:
         Raises InputError if they do not start.
         """
         if local:
-            _check_capacity(workers)
+            shortage.check_capacity(workers)
         self._layout = Layout(prepared.meta, plan.path)
         placed = {}
         if group is not None:
@@ -102,20 +82,20 @@ class RayPool:
         self._name, self._workers, self._placed = prepared.recipe.name, workers, group is not None
         self._shortage = ""  # the newest sentence on who waits for a place
         self._ask_s = 0.0  # when to ask for it again
-        self._actors: list[_Actor] = []
+        self._actors: list[Actor] = []
         # by the reference to its answer: the actor, its ticket, the version of the parameters
-        self._under_way: dict[Any, tuple[_Actor, Ticket | None, int]] = {}
+        self._under_way: dict[Any, tuple[Actor, Ticket | None, int]] = {}
         self._waiting: deque[Ticket] = deque()
         self._since: dict[Ticket, float] = {}
-        self._times: dict[tuple[str, str], deque[float]] = {}  # that tickets of a kind took
+        self._times = Times()
         self._polled = time.monotonic()
         self._head = ray_head.Head()
         self._version = -1
         self._parameters: Any = None  # the array or a reference to it
         for i in range(workers.max):
-            self._start(_Actor(f"worker-{i}", None))
+            self._start(Actor(f"worker-{i}", None))
         try:
-            with awaiting(f"starting up to {workers.max} workers of {_wanted(workers)}"):
+            with awaiting(f"starting up to {workers.max} workers of {shortage.wanted(workers)}"):
                 self._wait_for(workers)
         except BaseException:
             self.close()
@@ -127,7 +107,8 @@ class RayPool:
         try:
             self._parameters = flat if flat.nbytes <= INLINE_BYTES else ray.put(flat)
         except RayError as error:
-            raise WorkersLost(f"Ray does not take the parameters: {_last_line(error)}") from error
+            reason = ray_errors.last_line(error)
+            raise WorkersLost(f"Ray does not take the parameters: {reason}") from error
 
     def request(self, ticket: Ticket) -> None:
         self._waiting.append(ticket)
@@ -159,7 +140,8 @@ class RayPool:
         except RayTaskError as error:
             if isinstance(error.cause, RayError):  # such as a full object store
                 return self._lost(actor, ticket, error.cause)
-            return Failure(() if ticket is None else (ticket,), actor.name, "error", _where(error))
+            tickets = () if ticket is None else (ticket,)
+            return Failure(tickets, actor.name, "error", ray_errors.where(error))
         except RayError as error:
             return self._lost(actor, ticket, error)
         if ticket is None:
@@ -169,49 +151,16 @@ class RayPool:
             self._dispatch()
             return None
         self._since.pop(ticket, None)  # a ticket that was asked twice may be answered twice
-        self._note(actor, ticket, answer.spent.wall_s)
+        actor.note(ticket, answer.spent.wall_s, self._times)
         self._dispatch()
         result = wire.unpacked(answer.result, self._layout)
         return Contribution(ticket, version, actor.name, answer.spent, result)
-
-    def _note(self, actor: _Actor, ticket: Ticket, took_s: float) -> None:
-        """Take a ticket off an actor, and note how long it took."""
-        actor.tickets.remove(ticket)
-        actor.since = time.monotonic()
-        if actor.is_first:  # it has compiled, too
-            actor.is_first = False
-            return
-        times = self._times.setdefault((ticket.work, ticket.split), deque(maxlen=32))
-        times.append(took_s)
-        actor.recent.append(took_s / self._median_s(ticket))
-
-    def _median_s(self, ticket: Ticket) -> float:
-        times = self._times.get((ticket.work, ticket.split))
-        return sorted(times)[len(times) // 2] if times else 0.0
-
-    def _pace(self, actor: _Actor, now: float) -> float:
-        if not actor.tickets:
-            if now - actor.since > policy.FORGET_S:
-                actor.recent.clear()
-            return policy.pace(actor.recent, 0.0, 0.0)
-        return policy.pace(actor.recent, now - actor.since, self._median_s(actor.tickets[0]))
 
     def status(self) -> PoolStatus:
         oldest = min(self._since, key=self._since.__getitem__, default=None)
         waiting_s = time.monotonic() - self._since[oldest] if oldest else 0.0
         alive, now = self._alive(), time.monotonic()
-        busy = tuple(
-            Busy(
-                actor.name,
-                f"{actor.here.place}, process {actor.here.process}",
-                tuple(actor.tickets),
-                now - actor.since,
-                self._median_s(actor.tickets[0]),
-                actor.is_first,
-            )
-            for actor in alive
-            if actor.tickets and actor.here
-        )
+        busy = tuple(actor.busy(now, self._times) for actor in alive if actor.tickets)
         idle = len(alive) - len(busy)
         return PoolStatus(len(alive), idle, oldest, waiting_s, busy, self._head.leaving(alive))
 
@@ -240,11 +189,11 @@ class RayPool:
                     raise InputError(failure.cause)
                 log.warning("worker %s could not start: %s", failure.worker, failure.cause)
             if time.monotonic() > deadline:
-                there = _resources(ray.cluster_resources())
+                there = shortage.resources(ray.cluster_resources())
                 raise InputError(
                     f"{self.status().alive} of workers.min = {workers.min} workers of "
-                    f"{_wanted(workers)} could start in workers.wait_s = {workers.wait_s:g} s; the "
-                    f"cluster has {there}",
+                    f"{shortage.wanted(workers)} could start in workers.wait_s = "
+                    f"{workers.wait_s:g} s; the cluster has {there}",
                     remedy="ask for less or add nodes",
                 )
 
@@ -266,7 +215,7 @@ class RayPool:
             log.warning("%s", found)
             self._shortage = found
 
-    def _start(self, actor: _Actor) -> None:
+    def _start(self, actor: Actor) -> None:
         # one that has just ended still has its name
         name = f"{self._name} {actor.name} {uuid.uuid4().hex[:6]}"
         named = ray.remote(RayWorker).options(
@@ -277,17 +226,15 @@ class RayPool:
             self._actors.append(actor)
         self._await_ready(actor)
 
-    def _await_ready(self, actor: _Actor) -> None:
-        actor.alive, actor.is_first, actor.replaced = False, True, None
-        actor.recent.clear()
+    def _await_ready(self, actor: Actor) -> None:
+        actor.begin_again()
         self._ask_s = time.monotonic() + ROOM_S
-        actor.drawn.clear()
         answers = actor.handle.ready.options(
             max_task_retries=-1
         ).remote()  # waits until a restart is over
         self._under_way[answers] = (actor, None, -1)
 
-    def _lost(self, actor: _Actor, ticket: Ticket | None, error: RayError) -> Failure:
+    def _lost(self, actor: Actor, ticket: Ticket | None, error: RayError) -> Failure:
         """Report a death once, with all tickets that the actor had."""
         tickets = tuple(actor.tickets)
         actor.tickets.clear()
@@ -298,18 +245,17 @@ class RayPool:
             self._start(actor)  # Ray does not restart this one any more
         elif actor.alive:
             self._await_ready(actor)
-        low = isinstance(error, OutOfMemoryError) or "low on memory" in str(error)
-        return Failure(tickets, actor.name, "lost", LOW if low else _last_line(error))
+        return Failure(tickets, actor.name, "lost", ray_errors.cause(error))
 
-    def _alive(self) -> list[_Actor]:
+    def _alive(self) -> list[Actor]:
         return [actor for actor in self._actors if actor.alive and actor.replaced is None]
 
-    def _free(self) -> list[_Actor]:
+    def _free(self) -> list[Actor]:
         """The actors that may take one of the tickets that wait."""
         now, waiting = time.monotonic(), len(self._waiting)
         alive = self._alive()
         alive = [actor for actor in alive if not self._head.ends(actor.here)] or alive
-        paces = [self._pace(actor, now) for actor in alive]
+        paces = [actor.pace(now, self._times) for actor in alive]
         return [
             actor
             for i, actor in enumerate(alive)
@@ -337,36 +283,3 @@ class RayPool:
                 for other in self._actors:
                     other.drawn.discard(kind)
                 actor.drawn.add(kind)
-
-
-def _last_line(error: RayError) -> str:
-    return f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2][:200]}"
-
-
-def _where(error: RayTaskError) -> str:
-    """What went wrong in a worker, and at which line."""
-    if isinstance(error.cause, InputError):
-        return str(error.cause)
-    lines = re.findall(r'File "(.+?)", line (\d+), in (\w+)', str(error))
-    place = f" ({Path(lines[-1][0]).name} line {lines[-1][1]}, in {lines[-1][2]})" if lines else ""
-    return f"{type(error.cause).__name__}: {error.cause}{place}"
-
-
-def _check_capacity(workers: Workers) -> None:
-    """Ray would leave actors that never fit pending for ever."""
-    there = ray.cluster_resources()
-    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        if each * workers.min > there.get(kind, 0.0):
-            raise InputError(
-                f"workers.min = {workers.min} workers of {_wanted(workers)} do not fit on this "
-                f"machine, which has {_resources(there)}",
-                remedy="lower workers.min, workers.cpus or workers.gpus, or give --address",
-            )
-
-
-def _wanted(workers: Workers) -> str:
-    return f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs"
-
-
-def _resources(found: dict[str, float]) -> str:
-    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"

@@ -1,4 +1,4 @@
-"""Which workers a cluster has no room for."""
+"""Which workers a cluster, or this machine, has no room for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,31 @@ import ray
 
 from cluster.config import Workers
 from cluster.jobs.job import JOB_CPUS, JOB_GPUS
+from metatrain.core import InputError
 
 HELD = {"CPU": JOB_CPUS, "GPU": JOB_GPUS}  # by a job's driver: the variables that say how many
+
+
+def check_capacity(workers: Workers) -> None:
+    """Raise InputError for workers that never fit: Ray would leave them pending for ever."""
+    there = ray.cluster_resources()
+    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        if each * workers.min > there.get(kind, 0.0):
+            raise InputError(
+                f"workers.min = {workers.min} workers of {wanted(workers)} do not fit on this "
+                f"machine, which has {resources(there)}",
+                remedy="lower workers.min, workers.cpus or workers.gpus, or give --address",
+            )
+
+
+def wanted(workers: Workers) -> str:
+    """What each worker asks for."""
+    return f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs"
+
+
+def resources(found: dict[str, float]) -> str:
+    """What a cluster has."""
+    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
 
 
 def waiting(workers: Workers, alive: int) -> str:
