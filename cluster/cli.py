@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,12 +13,9 @@ import cluster.doctor.cli
 import cluster.pretraining.cli
 import cluster.tracking.cli
 import metatrain.cli
-from cluster.closing import is_saved, print_next, print_results, to_continue
+from cluster.closing import is_saved, print_next, print_results, print_spread, to_continue
 from cluster.jobs.job import SAVED
 from metatrain import console
-
-if TYPE_CHECKING:
-    from cluster.config import RunConfig
 
 app = typer.Typer(
     cls=console.Commands,
@@ -67,6 +63,12 @@ def train(
             metavar="RUN|FILE", help="Start from the weights of a run or of a safetensors file."
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,1,2", help="Train from each of these seeds in turn, not from the recipe's."
+        ),
+    ] = None,
     address: Address = None,
     resume: Annotated[
         str | None,
@@ -89,14 +91,22 @@ def train(
 
     Example: metatrain train recipes/demo.yaml --set outer.steps=100
     """
-    from cluster import run, tables
+    from cluster import recipe_file, run, tables
+    from cluster import seeds as several
     from cluster.collector import Interrupted
     from cluster.pools.pool import WorkersLost
     from cluster.tracking.place import place_of
     from metatrain.core import InputError
     from metatrain.learner import Diverged
 
-    config = _recipe(recipe, [*(set_ or []), *([f"model.weights={init}"] if init else [])])
+    numbers = several.parse(seeds) if seeds is not None else []
+    warm_start = [f"model.weights={init}"] if init is not None else []
+    config = recipe_file.read(recipe, [*(set_ or []), *warm_start])
+    if numbers and (dry_run or profile):
+        raise InputError(
+            "--seeds is not taken by --dry-run and --profile",
+            remedy="leave it out: each seed takes as much as one run",
+        )
     if dry_run or profile:
         from cluster import checkpoint
         from cluster.dry_run import estimate, trace
@@ -118,7 +128,10 @@ def train(
         return
 
     try:
-        folder, scores = run.train(config, address, resume, source=str(recipe))
+        if numbers:
+            folder, spreads = several.train(config, numbers, address, resume, source=recipe)
+        else:
+            folder, scores = run.train(config, address, resume, source=recipe)
     except Interrupted as stopped:
         print(stopped, *to_continue(stopped, config, resume), sep="\n", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -131,7 +144,9 @@ def train(
         if is_saved(error):
             error.add_note("\n".join(to_continue(error, config, resume) or [SAVED]))
         raise
-    console.print_table(tables.of_scores(scores))
+    shown = map(tables.of_seeds, spreads) if numbers else [tables.of_scores(scores)]
+    for table in shown:
+        console.print_table(table)
     print(f"folder: {folder}")
     print("pictures:", *folder.names("figures/*.png"))
     if (folder / "mlflow.json").exists():
@@ -139,8 +154,12 @@ def train(
         page = f"{place.address()}{place.page()}"
         ui = shlex.join([console.program(), "ui", str(folder)])
         print(f"compare runs: {page if place.uri.startswith('http') else ui}")
-    print_next(config.recipe(), str(folder))
-    print_results(scores[:1], f"all else is in {folder}")
+    kept = f"all else is in {folder}"
+    if numbers:
+        print_spread(spreads[0], kept)
+    else:
+        print_next(config.recipe(), str(folder))
+        print_results(scores[:1], kept)
 
 
 @app.command()
@@ -268,49 +287,10 @@ def config(
 
     Example: metatrain config recipes/demo.yaml --set outer.lr=0.01
     """
+    from cluster import recipe_file
     from metatrain import schema
 
-    held = _held(recipe)
+    held = recipe_file.held(recipe)
     file, origin = (f"{recipe}/{held[1]}", held[0]) if held else (recipe, "recipe")
     sources = schema.origins(file, set_ or [], origin)
-    print(schema.explain(_recipe(file, set_ or []), sources, explain))
-
-
-def _recipe(path: str, overrides: Sequence[str]) -> RunConfig:
-    """Read a recipe. If it is something else, say which command takes it."""
-    from cluster.config import RunConfig
-    from metatrain import schema
-    from metatrain.core import InputError
-    from metatrain.recipe import is_sweep
-
-    held, quoted = _held(path), shlex.quote(path)
-    if held is not None:
-        what, file = held
-        train = f"{console.program()} train {shlex.quote(f'{path}/{file}')}"
-        new = f"train its recipe again with {train} --set output=NEW"
-        resumed = f"continue it with {train} --resume {quoted}, or "
-        remedy = f"{resumed}{new}" if file == "config.yaml" else new
-        raise InputError(f"{path} is a {what}", remedy=remedy)
-    tree = schema.read(path)
-    if is_sweep(tree):
-        raise InputError(f"{path} is a sweep", remedy=f"{console.program()} tune {quoted}")
-    return schema.parse(RunConfig, schema.apply_overrides(tree, overrides), path)
-
-
-def _held(path: str) -> tuple[str, str] | None:
-    """Return what a run's or a bundle's folder is called, and its recipe's file; None for others.
-
-    Raises InputError for a sweep's folder.
-    """
-    from metatrain import storage
-    from metatrain.core import InputError
-
-    if not storage.is_remote(storage.checked(path)) and not Path(path).is_dir():
-        return None
-    if storage.is_file(f"{path}/sweep.yaml"):
-        raise InputError(
-            f"{path} is a sweep's folder",
-            remedy=f"give that of one of its trials, such as {path}/trials/00",
-        )
-    kinds = (("run's folder", "config.yaml"), ("bundle", "recipe.yaml"))
-    return next(((what, name) for what, name in kinds if storage.is_file(f"{path}/{name}")), None)
+    print(schema.explain(recipe_file.read(file, set_ or []), sources, explain))

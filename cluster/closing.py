@@ -13,6 +13,7 @@ from metatrain.console import again, program
 
 if TYPE_CHECKING:
     from cluster.config import RunConfig
+    from cluster.spread import Spread
     from metatrain.evaluate import Score
     from metatrain.recipe import Recipe
 
@@ -34,6 +35,23 @@ def print_results(scores: Sequence[Score], kept: str = "") -> None:
             remedy="lower the inner rate, or the number of inner steps, of the evaluation's "
             f"algorithm{kept and f'; {kept}'}",
         )
+
+
+def print_spread(spread: Spread, kept: str) -> None:
+    """Print a score over training seeds.
+
+    kept: where everything else is. Raises InputError if a seed has no result.
+    """
+    from metatrain.core import InputError
+
+    if spread.lost:
+        raise InputError(
+            "there is no result, as half of the tasks or more diverged with seed "
+            f"{', '.join(map(str, spread.lost))}",
+            remedy="lower the inner rate, or the number of inner steps, of the evaluation's "
+            f"algorithm; {kept}",
+        )
+    print(spread.line())
 
 
 def print_next(recipe: Recipe, folder: str) -> None:

@@ -85,12 +85,12 @@ def _place(config: RunConfig, resume: str | None) -> Folder:
     if resume == "auto":
         past = sorted((path for path in runs.glob("*") if path.is_dir()), reverse=True)
         found = (folder for folder in map(Folder, past) if _newest_root(folder, config))
-        return next(found, None) or Folder(_dated(runs))
+        return next(found, None) or Folder(dated(runs))
     if resume is not None:
         before, _, name = checkpoint.root_of(resume).rpartition("/")
         if name == "checkpoints":
             return Folder(before)
-    return Folder(_dated(runs))
+    return Folder(dated(runs))
 
 
 def record(folder: Folder, config: RunConfig, code: Mapping[str, bytes]) -> list[Path]:
@@ -245,7 +245,7 @@ def absolute(uri: str) -> str:
     return uri.rstrip("/") if storage.is_remote(local) else str(Path(local).resolve())
 
 
-def _dated(runs: Path) -> Path:
+def dated(runs: Path) -> Path:
     """Return a new folder with date and time; runs of the same second are numbered."""
     name = time.strftime("%Y%m%d-%H%M%S")
     paths = (runs / (f"{name}-{i}" if i else name) for i in count())

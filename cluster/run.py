@@ -49,11 +49,13 @@ def train(
     resume: str | None = None,
     *,
     source: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> tuple[Folder, list[Score]]:
     """Train as configured and evaluate what was learned.
 
     resume: the folder to resume, or "auto": the newest run of that name and output.
     source: the recipe's file.
+    tags: those of the run in MLflow, if it is one of several seeds.
 
     Returns the run's folder and its scores. The folder holds config.yaml, metrics.jsonl,
     checkpoints/, bundle/, figures/ and result.json, and the source of the user's own modules in
@@ -70,7 +72,7 @@ def train(
         try:
             with (
                 open_pool(config.workers, run.prepared, run.plan, address) as pool,
-                recorded(run, source=source) as tracker,
+                recorded(run, tags, source) as tracker,
             ):
                 requests = Requests(pool, should_stop, config.workers.wait_s, config.seed)
                 (version, meta), best = learn(run, pool, requests, tracker)

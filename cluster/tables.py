@@ -14,6 +14,7 @@ from metatrain.names import printable
 
 if TYPE_CHECKING:
     from cluster.comparison import Comparison
+    from cluster.spread import Spread
 
 
 def of_scores(scores: Sequence[Score]) -> Table:
@@ -61,6 +62,15 @@ def of_comparisons(found: Sequence[Comparison]) -> Table:
             metric.difference(each.difference, each.ci95),
             f"{each.verdict}, {tasks}",
         )
+    return table
+
+
+def of_seeds(spread: Spread) -> Table:
+    """Return a row for each training seed, and one for all of them together."""
+    table = Table(spread.heading())
+    table.add_column("95 %", justify="right")
+    for at, (label, text) in enumerate(spread.rows()):
+        table.add_row(label, text, style="bold" if at == len(spread.seeds) else None)
     return table
 
 

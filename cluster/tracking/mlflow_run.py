@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "metatrain"  # of a run that names none
 PARENT = "mlflow.parentRunId"  # the tag that puts a run under another one
+SEED = "metatrain.seed"  # the tag of a run that is one of several seeds
 
 
 class Opened(NamedTuple):
@@ -38,7 +39,7 @@ class Opened(NamedTuple):
     experiment_id: str
     run_id: str
     metrics: set[str]  # names of the metrics that it has
-    nested: bool  # whether it is under another run, as a sweep's trials are
+    trial: bool  # whether it is one of a sweep's
 
 
 def open_run(
@@ -73,8 +74,8 @@ def open_run(
             )
         found = known or _tagged(client, experiment_id, tags)
         run = found or client.create_run(experiment_id, run_name=name, tags={**about, **tags})
-        nested = PARENT in run.data.tags
-        opened = Opened(client, experiment_id, run.info.run_id, set(run.data.metrics), nested)
+        trial = PARENT in run.data.tags and SEED not in run.data.tags
+        opened = Opened(client, experiment_id, run.info.run_id, set(run.data.metrics), trial)
         if found is None:
             log_params(opened, params)
         else:

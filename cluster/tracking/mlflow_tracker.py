@@ -61,7 +61,7 @@ class MLflowTracker:
         self._health = Health(self.uri)
         self._whole, self._mend = True, mend  # whether MLflow has all but metrics that wait
         self._every = tracking.every_steps
-        self._only = COMPARED if self._run.nested else ("",)
+        self._only = COMPARED if self._run.trial else ("",)
         self._sent = set(self._run.metrics)  # names
         self._measured: dict[str, int] = {}  # the newest step of each of the machine's metrics
         self._model_id: str | None = None  # the model that scores belong to

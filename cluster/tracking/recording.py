@@ -31,8 +31,8 @@ def recorded(
 ) -> Iterator[Tracker]:
     """Record a run in MLflow: continue the one that its checkpoint names, or start a new one.
 
-    tags: the run to continue is the one that has all of these. It is part of a sweep that has
-        begun, so it continues without MLflow if that does not answer.
+    tags: the run to continue is the one that has all of these. It is part of a sweep or of
+        several seeds, so it continues without MLflow if that does not answer.
     source: the recipe's file.
     """
     config = run.config
