@@ -59,7 +59,8 @@ def matrix(points: Sequence[Point], metric: Metric, title: str) -> Figure:
         values[at] = point.value
         text = metric.interval(point.value, point.ci95).replace(" ± ", "\n± ")
         axes.text(at[1], at[0], text, ha="center", va="center")
-    axes.imshow(values, cmap="Blues", alpha=0.6, aspect="auto")
+    limits = (0, 1) if metric.shown == "percent" else (None, None)
+    axes.imshow(values, "Blues", vmin=limits[0], vmax=limits[1], alpha=0.6, aspect="auto")
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel="tested on", ylabel="trained on", title=f"{title}: {metric.name}")
