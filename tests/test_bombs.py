@@ -114,9 +114,9 @@ def test_rows_and_columns_and_unpacked_sizes_are_bounded_by_what_a_file_declares
     with pytest.raises(InputError, match="has 10,002 columns, expected at most"):
         opened(tmp_path / "columns")
     parquet.write_table(pa.table({"x": np.arange(1000.0)}), tmp_path / "unpacked")
-    monkeypatch.setattr(row_files, "MOST_BYTES", 7999)
-    with pytest.raises(InputError, match=r"'x' of .*unpacks to 9,... bytes, expected at most"):
-        columns.numbers(opened(tmp_path / "unpacked"), "x")
+    monkeypatch.setattr(row_files, "MOST_UNPACKED", 7999)
+    with pytest.raises(InputError, match=r"unpacked unpacks to 9,... bytes, expected at most"):
+        opened(tmp_path / "unpacked")
 
 
 def test_lists_and_tensors_in_a_parquet_file_are_not_read(tmp_path: Path) -> None:

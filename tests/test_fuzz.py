@@ -24,6 +24,10 @@ def test_mutated_input_is_taken_or_refused_in_one_sentence(kind: str, cases: int
     assert list(fuzz.trial(kind, range(cases))) == []
 
 
+def test_a_damaged_size_in_a_parquet_file_does_not_end_the_process() -> None:
+    assert list(fuzz.trial("rows", range(1001190, 1001191))) == []
+
+
 def test_what_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def ends(chance: object) -> None:
         raise KeyError("no sentence")

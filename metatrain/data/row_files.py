@@ -17,7 +17,8 @@ from metatrain.awaiting import reading
 from metatrain.core import InputError
 from metatrain.names import quoted, repeated
 
-MOST_BYTES = 1 << 30  # of a file, which is read whole, and of a column when it is unpacked
+MOST_BYTES = 1 << 30  # of a file, which is read whole, and of a text column when it is unpacked
+MOST_UNPACKED = 1 << 31  # bytes of all columns of a Parquet file
 MOST_ROWS = 10_000_000
 MOST_COLUMNS = 10_000
 PARQUET = b"PAR1"  # how such a file begins
@@ -117,14 +118,15 @@ def _parquet(data: str, contents: bytes, text: str) -> Opened:
     # A text of which many rows hold the same is there once, until it is known how many they are.
     texts = [field.name for field in schema if is_binary(field.type)]
     file = parquet.ParquetFile(pa.BufferReader(contents), metadata=metadata, read_dictionary=texts)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    # A group's size, and not those of its columns: pyarrow ends the process at a damaged column.
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    size = sum(group.total_byte_size for group in groups)
+    if size > MOST_UNPACKED:
+        raise InputError(
+            f"{data} unpacks to {size:,} bytes", expected=f"at most {MOST_UNPACKED:,}", remedy=FEWER
+        )
 
     def column(name: str) -> pa.ChunkedArray:
-        if name not in places:
-            raise OSError(f"column {quoted(name)} is made of others")
-        sizes = (group.column(places[name]).total_uncompressed_size for group in groups)
-        check_unpacked(data, name, sum(sizes))
         return file.read(columns=[name]).column(name)
 
     return schema, metadata.num_rows, column
