@@ -145,6 +145,7 @@ def _command(name: str, seeds: Sequence[int], limit: float | None, changes: Tree
 def _measured(place: Path) -> Tree:
     """Scores, training time and speed of a run that has ended, from its files."""
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["step"]]  # a validation may come before them all
     config = yaml.safe_load((place / "config.yaml").read_text())
     tasks = config["outer"]["tasks_per_step"]
     seconds = sum(tasks / line["system/tasks_per_s"] for line in lines)

@@ -132,7 +132,7 @@ def test_each_row_is_a_recipe_with_keys_that_it_takes(name: str) -> None:
 
 def test_a_row_is_run_once_for_its_settings_and_recorded(tmp_path: Path) -> None:
     places = {"output": tmp_path / "runs", "results": tmp_path / "results"}
-    tiny = TINY | {"outer.steps": 3}
+    tiny = TINY | {"outer.steps": 3, "validation.every_steps": 2, "validation.tasks": 2}
     for _ in range(2):
         path = papers.run("sinusoid_maml", [0, 1], None, tiny, **places)
     found = json.loads(path.read_text())
