@@ -72,13 +72,17 @@ def run(
         short = {key: value for key, value in row.get("short", {}).items() if key not in changes}
         short = shortened(recipe, keys, short, limit, folder / f"seed-{seeds[0]}" / "config.yaml")
         changes, keys = short | changes, keys | short
+    began_on = folder / "machine.txt"  # and by which commit; --run may record an earlier run
+    if not began_on.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        began_on.write_text(machine("ray"))
     found = []
     for seed in seeds:
         place = folder / f"seed-{seed}"
         if not (place / "result.json").exists():
             metatrain.train(recipe, resume="auto", seed=seed, output=str(place), **keys)
         found.append({"seed": seed, **_measured(place)})
-    hardware, versions, commit = machine("ray").split("; ")
+    hardware, versions, commit = began_on.read_text().split("; ")
     record = {
         "row": name,
         "date": date.today().isoformat(),

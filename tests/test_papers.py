@@ -133,9 +133,12 @@ def test_each_row_is_a_recipe_with_keys_that_it_takes(name: str) -> None:
 def test_a_row_is_run_once_for_its_settings_and_recorded(tmp_path: Path) -> None:
     places = {"output": tmp_path / "runs", "results": tmp_path / "results"}
     tiny = TINY | {"outer.steps": 3, "validation.every_steps": 2, "validation.tasks": 2}
-    for _ in range(2):
-        path = papers.run("sinusoid_maml", [0, 1], None, tiny, **places)
+    papers.run("sinusoid_maml", [0, 1], None, tiny, **places)
+    (began,) = (tmp_path / "runs").rglob("machine.txt")
+    began.write_text("a machine; Python 3; 1234567")
+    path = papers.run("sinusoid_maml", [0, 1], None, tiny, **places)
     found = json.loads(path.read_text())
+    assert (found["hardware"], found["commit"]) == ("a machine", "1234567")  # that trained it
     assert [seed["steps"] for seed in found["seeds"]] == [3, 3]
     assert found["seeds"][0]["scores"][0]["mean"] != found["seeds"][1]["scores"][0]["mean"]
     assert (found["full_steps"], found["changed"]) == (70000, {"evaluation.tasks": 4})
