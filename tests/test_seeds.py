@@ -9,12 +9,18 @@ from typing import Any
 
 import pytest
 from cases import SINUSOID, config
+from mlflow.tracking import MlflowClient
 from scipy import stats
+from services import store
+from typer.testing import CliRunner
 
 from cluster import run, seeds, spread
+from cluster.cli import app
 from cluster.config import RunConfig
-from metatrain import bundle
+from cluster.tracking.place import place_of
+from metatrain import bundle, figures
 from metatrain.core import InputError
+from metatrain.metrics import ACCURACY
 
 TINY = SINUSOID | {
     "outer": {"steps": 2, "tasks_per_step": 2, "tasks_per_ticket": 2, "lr": 0.01},
@@ -103,9 +109,25 @@ def test_further_scores_have_names_of_their_own_in_mlflow() -> None:
     }
 
 
+def test_the_picture_shows_each_seed_and_the_mean_of_all() -> None:
+    rows = [
+        figures.Interval("seed 4", 0.5, 0.1),
+        figures.Interval("seed 2", 0.7, math.nan),  # a median
+        figures.Interval("mean of 2 seeds", 0.6, 0.2),
+    ]
+    picture = figures.over_seeds({"result": rows, "ways10": rows}, ACCURACY, "demo")
+    for axes in picture.axes:
+        assert [label.get_text() for label in axes.get_yticklabels()] == [row.name for row in rows]
+        dots = [line for line in axes.lines if line.get_marker() == "o"]
+        assert [list(dot.get_xdata()) for dot in dots] == [[50.0], [70.0], [60.0]]
+    assert [axes.get_title() for axes in picture.axes] == ["result", "ways10"]
+
+
+@pytest.mark.ray
 def test_resuming_continues_the_first_seed_that_is_not_finished_to_its_own_bits(
     tmp_path: Path,
 ) -> None:
+    """The seeds are also below one run in MLflow, and the command prints them."""
     folder = tmp_path / "all"
     of = {seed: {"seed": seed, "name": f"sinusoid-seed-{seed}"} for seed in (5, 2)}
     run.train(tiny(folder / "seed-5", **of[5]))
@@ -113,7 +135,8 @@ def test_resuming_continues_the_first_seed_that_is_not_finished_to_its_own_bits(
     with pytest.raises(InputError, match="already holds runs of seeds: pass --resume auto"):
         seeds.train(tiny(folder), [5, 2])
     finished = (folder / "seed-5/result.json").stat().st_mtime_ns
-    place, (found,) = seeds.train(tiny(folder), [5, 2], resume="auto")
+    uri = store(tmp_path)
+    place, (found,) = seeds.train(tiny(folder, tracking__uri=uri), [5, 2], resume="auto")
     assert (folder / "seed-5/result.json").stat().st_mtime_ns == finished  # not trained again
     steps = [json.loads(line)["step"] for line in (folder / "seed-2/metrics.jsonl").open()]
     assert steps == [1, 2]
@@ -125,6 +148,22 @@ def test_resuming_continues_the_first_seed_that_is_not_finished_to_its_own_bits(
     assert found.seeds[1] == spread.OfSeed(2, alone.mean, alone.ci95, 0, alone.protocol)
     assert found.seeds[0].value != found.seeds[1].value
     assert json.loads((place / "seeds.json").read_text())["scores"] == [found.record()]
+
+    client = MlflowClient(uri)
+    both, one_of_two = (client.get_run(place_of(f).run_id) for f in (folder, folder / "seed-2"))
+    assert both.info.status == one_of_two.info.status == "FINISHED"
+    assert both.data.metrics == spread.as_metrics([found])
+    assert one_of_two.data.tags["mlflow.parentRunId"] == both.info.run_id
+    assert one_of_two.data.metrics["test/mse"] == alone.mean  # a sweep's trial sends none
+
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(TINY))
+    printed = CliRunner().invoke(
+        app,
+        ["train", str(recipe), "--seeds", "5,2", "--resume", "auto", "--set", f"output={folder}"],
+    )
+    assert printed.output.splitlines()[-1] == found.line()
+    assert f"mean of 2 seeds {found.rows()[2][1]}" in " ".join(printed.output.split())
 
     (folder / "seed-7").touch()
     with pytest.raises(InputError, match="seed-7 is a file") as error:
