@@ -101,6 +101,7 @@ def run(
 
 
 def configured(recipe: Path, keys: Tree) -> Any:
+    """The RunConfig of a recipe with some keys changed."""
     from cluster.config import RunConfig
     from metatrain import schema
 
@@ -196,7 +197,14 @@ def main() -> None:
         seeds = [int(seed) for seed in given.seeds.split(",")]
     except ValueError:
         raise InputError("seeds", got=given.seeds, expected="whole numbers, as 0,1,2") from None
-    print(f"written to {run(given.run, seeds, given.limit, changes)}")
+    if len(set(seeds)) < len(seeds):
+        raise InputError("seeds", got=given.seeds, expected="each seed once")
+    from metatrain import Diverged, Interrupted, WorkersLost
+
+    try:
+        print(f"written to {run(given.run, seeds, given.limit, changes)}")
+    except (Diverged, Interrupted, WorkersLost) as error:
+        sys.exit(f"{str(error).partition('; ')[0]}; the same command continues")
 
 
 if __name__ == "__main__":
