@@ -17,7 +17,7 @@ from metatrain.data.images import ImageStore, Rotations, Scheme
 from metatrain.models import MLP
 from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
-from metatrain.tasks.fewshot import choose, nearest_neighbour
+from metatrain.tasks.episode import choose, nearest_neighbour
 from metatrain.tasks.series import least_squares, persistence
 
 
