@@ -14,10 +14,11 @@ from scipy import stats
 from services import store
 from typer.testing import CliRunner
 
-from cluster import run, seeds, spread
+from cluster import recipe_file, run, seeds, spread
 from cluster.cli import app
 from cluster.config import RunConfig
 from cluster.tracking.place import place_of
+from cluster.tracking.sync import sync
 from metatrain import bundle, figures
 from metatrain.core import InputError
 from metatrain.metrics import ACCURACY
@@ -156,8 +157,13 @@ def test_resuming_continues_the_first_seed_that_is_not_finished_to_its_own_bits(
     assert one_of_two.data.tags["mlflow.parentRunId"] == both.info.run_id
     assert one_of_two.data.metrics["test/mse"] == alone.mean  # a sweep's trial sends none
 
+    with pytest.raises(InputError, match="is not the folder of one run: give that of a run"):
+        sync(str(folder))
+
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(TINY))
+    with pytest.raises(InputError, match="is the folder of several seeds: give that of one seed"):
+        recipe_file.read(str(folder), [])
     printed = CliRunner().invoke(
         app,
         ["train", str(recipe), "--seeds", "5,2", "--resume", "auto", "--set", f"output={folder}"],

@@ -44,7 +44,8 @@ def sync(folder: str) -> Synced:
     """
     folder = folder.rstrip("/")
     place = place_of(folder)
-    if not place.run_id or storage.is_file(f"{folder}/sweep.yaml"):
+    several = any(storage.is_file(f"{folder}/{name}") for name in ("sweep.yaml", "seeds.json"))
+    if not place.run_id or several:
         raise InputError(f"{folder} is not the folder of one run", remedy="give that of a run")
     with ExitStack() as claims:
         for uri, what in _worked_on(folder):
