@@ -117,8 +117,10 @@ def check(command: str, home: Home) -> None:
             command = f"{command} --source {source}"  # not downloaded
     if command.startswith("metatrain tune") and "--dry-run" not in command:
         command = f"{command} {FEWER}"
-    elif re.match("metatrain (train|evaluate)", command):
+    elif re.match("metatrain (train|evaluate|pretrain)", command):
         less = LESS if command.startswith("metatrain train") else ""
+        if command.startswith("metatrain pretrain"):
+            less = "--set pretraining.steps=2 --set pretraining.examples_per_step=8"
         command += f" {less} --set workers.max=0"  # `make demo` has workers
     alone = " && " in command or command.startswith("metatrain tune")  # a process of its own
     out = (home.run if alone else home.call)(command).splitlines()
