@@ -39,11 +39,15 @@ def of_scores(scores: Sequence[Score]) -> Table:
         table.add_row(other + name, *_measured(score, -1, diverged))
     for measure, value in first.measures.items():
         table.add_row(measure.replace("_", " "), f"{value:.4f}" if isfinite(value) else "none")
-    for baseline, value in first.baselines.items():
-        empty = [""] * (len(table.columns) - 3)
-        table.add_row(
-            baseline.replace("_", " "), first.metric.text(value), *empty, first.difference(baseline)
-        )
+    empty = [""] * (len(table.columns) - 3)
+    each: dict[str, Score] = {}  # of each evaluation, by its first norm
+    for score in scores:
+        each.setdefault(score.evaluation, score)
+    for score in each.values():
+        of = f"{score.evaluation}: " if score.evaluation else ""
+        for name, value in score.baselines.items():
+            cells = [of + name.replace("_", " "), score.metric.text(value), *empty]
+            table.add_row(*cells, score.difference(name))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -205,8 +205,12 @@ class Recipe:
             )
         if work == "validate":
             return self._validation()
-        evaluation = self.evaluations[variant] if variant else self.evaluation
-        key = f"evaluations.{variant}" if variant else "evaluation"
+        main = self.evaluation
+        evaluation, key = main, "evaluation"
+        if variant:  # it changes the main one further
+            own, key = self.evaluations[variant], f"evaluations.{variant}"
+            family, algorithm = main.family | own.family, main.algorithm | own.algorithm
+            evaluation = replace(own, family=family, algorithm=algorithm)
         return Setting(
             purpose,
             evaluation.split,

@@ -159,6 +159,14 @@ def test_an_evaluation_with_a_name_draws_tasks_of_its_own_and_the_others_keep_th
     assert drawn[""] == int.from_bytes(digest, "little") >> 1
 
 
+def test_a_further_evaluation_keeps_what_the_evaluation_changes() -> None:
+    main = {"family": {"shots": 3, "queries": 7}, "algorithm": {"inner_steps": 4}}
+    further = {"more": {"family": {"queries": 9}}}
+    recipe = config(SINUSOID, evaluation=main, evaluations=further).recipe()
+    found = recipe.setting("score", "more")
+    assert (found.family.shots, found.family.queries, found.algorithm.inner_steps) == (3, 9, 4)
+
+
 @pytest.mark.parametrize("name", ["support_plus_1", "a b", "ways/10", ""])
 def test_a_name_that_mlflow_could_not_tell_from_another_is_refused(name: str) -> None:
     with pytest.raises(InputError) as error:

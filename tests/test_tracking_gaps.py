@@ -89,6 +89,26 @@ def test_a_killed_driver_leaves_a_record_that_sync_and_resuming_make_whole(tmp_p
     check_record(tmp_path, "FINISHED")
 
 
+def test_a_run_is_resumed_without_mlflow_and_sent_by_the_command_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run.train(settings(tmp_path, 20))
+    tracking = {"uri": f"http://127.0.0.1:{free_port()}"}  # nobody is there
+    away = schema.dump(settings(tmp_path, 40)) | {"tracking": tracking}
+    run.train(schema.parse(RunConfig, away, "recipe"), resume="auto")
+    (said,) = (text for text in caplog.messages if "MLflow does not answer" in text)
+    words = said.partition("until `")[2].partition("`")[0].split()
+    assert words[1:3] == ["metrics", "sync"]
+    assert command(*words[1:]).returncode == 0
+    client, run_id = MlflowClient(store(tmp_path)), place_of(tmp_path / "s").run_id
+    history = client.get_metric_history(run_id, "train/mse_after")
+    assert [point.step for point in history] == list(range(1, 41))
+    assert client.get_run(run_id).data.metrics["test/mse"] > 0
+
+
 def test_a_run_that_ends_without_mlflow_is_sent_by_the_command_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

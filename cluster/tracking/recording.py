@@ -31,8 +31,10 @@ def recorded(
 ) -> Iterator[Tracker]:
     """Record a run in MLflow: continue the one that its checkpoint names, or start a new one.
 
+    A run that MLflow knows already continues without it if it does not answer.
+
     tags: the run to continue is the one that has all of these. It is part of a sweep or of
-        several seeds, so it continues without MLflow if that does not answer.
+        several seeds, and so continues without MLflow in any case.
     source: the recipe's file.
     """
     config = run.config
@@ -51,9 +53,10 @@ def recorded(
             to_sync(str(run.folder)),
         )
     except InputError as error:
-        if not tags:
+        if not (tags or run_id):
             raise
-        log.warning("%s; this run's metrics are in %s only", error, f"{run.folder}/metrics.jsonl")
+        later = f", until `{to_sync(str(run.folder))}` sends them" if run_id else ""
+        log.warning("%s; its metrics are in %s/metrics.jsonl only%s", error, run.folder, later)
     place = tracker.place()
     if place is not None:
         run.notes["mlflow_run_id"] = place.run_id

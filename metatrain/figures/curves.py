@@ -32,7 +32,8 @@ def learning_curve(rows: Sequence[Row], metric: Metric, title: str) -> Figure:
     for when, colour in (("before", "tab:gray"), ("after", "tab:blue")):
         steps, means, widths = _blocks(rows, f"train/{metric.name}_{when}")
         if steps:
-            label = f"training tasks, {when} adaptation"
+            which = " (the first of each ticket)" if when == "before" else ""
+            label = f"training tasks, {when} adaptation{which}"
             _band(axes, steps, means, widths, color=colour, label=label)
     validated = [row for row in rows if f"val/{metric.name}_after" in row]
     if validated:
