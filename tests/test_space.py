@@ -121,10 +121,10 @@ def test_a_seed_of_any_size_is_taken_and_one_that_fits_draws_as_ever(tmp_path: P
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("seed", [2**32 - 1, 2**70])
 def test_a_sweep_with_a_seed_of_any_size_leaves_the_callers_random_numbers(
-    seed: int, ray_cluster: None, tmp_path: Path
+    ray_cluster: None, tmp_path: Path
 ) -> None:
+    seed = 2**70
     same = {
         "space": {"outer.lr": {"uniform": [0.001, 0.01]}},
         "scheduler": PBT,
