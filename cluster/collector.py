@@ -49,7 +49,8 @@ class Requests:
         self._arrived: dict[Ticket, Contribution] = {}
         self._kills: Counter[Ticket] = Counter()  # workers that died of a ticket
         self._repeated: set[Ticket] = set()  # asked of a second worker
-        self._answered_s = time.monotonic()  # when the last answer came
+        self._answered_s: dict[str, float] = {}  # when each worker's last answer came
+        self._alive_s = 0.0  # when a worker was last known to live
         self._checked_s = 0.0  # when delays were last looked for
         self._leaving = 0  # workers whose nodes were about to end then
         self._crew = policy.Crew()
@@ -78,7 +79,7 @@ class Requests:
 
         Raises Interrupted, or WorkersLost if the pool cannot answer any more.
         """
-        silent_since = reported = time.monotonic()
+        silent_since = reported = self._alive_s = time.monotonic()
         while True:
             for ticket in tickets:
                 found = self._arrived.get(ticket)
@@ -96,7 +97,7 @@ class Requests:
             self.waited_s += now - started
             if isinstance(got, Contribution):
                 self._take(got)
-                silent_since = reported = now
+                silent_since = reported = self._alive_s = now
             elif isinstance(got, Failure):
                 self._act_on(got)
             else:
@@ -114,7 +115,7 @@ class Requests:
         self.cpu_s += got.spent.cpu_s
         if got.spent.usage is not None:
             self.usage[got.worker] = got.spent.usage
-        self._answered_s = time.monotonic()
+        self._answered_s[got.worker] = time.monotonic()
 
     def _act_on(self, failure: Failure) -> None:
         # Others may have answered its tickets.
@@ -134,7 +135,9 @@ class Requests:
         status, now = self._pool.status(), time.monotonic()
         if now - since > SAVE_S:
             self.on_danger()
-        decision = policy.on_silence(status, now - since, self._wait_s)
+        if status.alive:
+            self._alive_s = now
+        decision = policy.on_silence(status, now - self._alive_s, self._wait_s)
         if decision is not None:
             raise WorkersLost(decision.reason)
         if now - reported < STALL_S:
@@ -148,7 +151,7 @@ class Requests:
 
     def _act_on_delay(self) -> None:
         self._checked_s, status = time.monotonic(), self._pool.status()
-        silent_s = self._checked_s - self._answered_s
+        silent_s = {name: self._checked_s - at for name, at in self._answered_s.items()}
         if status.leaving > self._leaving:
             self.on_danger()
         self._leaving = status.leaving

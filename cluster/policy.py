@@ -26,6 +26,8 @@ class Limits(NamedTuple):
     hung: float = 10.0
     hung_s: float = 10.0  # at least; a disk or a garbage collection takes seconds
     first_s: float = 60.0  # at least, for the first ticket of a process, which compiles
+    # More, if no other worker answers: what they share, such as a disk, may hold all of them up.
+    alone_s: float = 60.0
     slow: float = 2.0  # faster ones get tickets whenever they have room
     kills: int = 3  # a ticket that was under way when so many workers died is their cause
 
@@ -68,15 +70,16 @@ def on_failure(
     return Decision("again", reason, failure.tickets)
 
 
-def on_silence(status: PoolStatus, silent_s: float, wait_s: float) -> Decision | None:
-    """Decide about a pool that has not answered for so long; None if it may still do so.
+def on_silence(status: PoolStatus, dead_s: float, wait_s: float) -> Decision | None:
+    """Decide about a pool that does not answer; None if it may still do so.
 
-    wait_s: how long a pool may be without a worker that lives.
+    dead_s: how long it has been without a worker that lives.
+    wait_s: how long it may be.
     """
-    if status.alive or silent_s <= wait_s:
+    if status.alive or dead_s <= wait_s:
         return None
     waits = f"; {status.oldest} is still outstanding" if status.oldest else ""
-    return Decision("stop", f"no worker has been alive for {silent_s:.0f} s{waits}")
+    return Decision("stop", f"no worker has been alive for {dead_s:.0f} s{waits}")
 
 
 class Crew(NamedTuple):
@@ -107,12 +110,15 @@ def on_few(before: Crew, alive: int, now_s: float) -> tuple[Crew, str]:
 
 
 def on_delay(
-    status: PoolStatus, repeated: Collection[Ticket], silent_s: float, limits: Limits = LIMITS
+    status: PoolStatus,
+    repeated: Collection[Ticket],
+    silent_s: Mapping[str, float],
+    limits: Limits = LIMITS,
 ) -> list[Decision]:
     """Decide about workers that take much longer than others for a ticket of the same kind.
 
     repeated: tickets that a second worker has got already.
-    silent_s: seconds since the last answer of any worker.
+    silent_s: seconds since the last answer of each worker that has answered.
     """
     decisions, idle = [], status.idle
     for busy in status.busy:
@@ -128,7 +134,10 @@ def on_delay(
         hung_s = max(
             limits.hung * busy.median_s, limits.first_s if busy.is_first else limits.hung_s
         )
-        if busy.since_s >= hung_s and silent_s < busy.since_s:  # others have answered since
+        others = (silent for worker, silent in silent_s.items() if worker != busy.worker)
+        if min(others, default=math.inf) >= busy.since_s:  # nobody else has answered since
+            hung_s += limits.alone_s
+        if busy.since_s >= hung_s:
             decisions.append(
                 Decision("replace", f"{_late(busy)}; its process is replaced", worker=busy.worker)
             )

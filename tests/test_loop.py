@@ -423,6 +423,26 @@ def test_a_pool_without_workers_ends_in_a_sentence() -> None:
         requests.collect([Ticket("update", "train", 0, 0)])
 
 
+def test_a_pool_whose_only_worker_is_replaced_has_time_to_start_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long that worker had hung."""
+    recipe, ticket, now = config(SINUSOID).recipe(), Ticket("update", "train", 0, 0), [0.0]
+    monkeypatch.setattr("cluster.collector.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Restarting(ScriptedPool):
+        def next(self, timeout_s: float) -> Event:
+            now[0] += 10.0
+            return None
+
+        def status(self) -> PoolStatus:
+            return PoolStatus(int(now[0] <= 200.0), 0, ticket, 99.0)
+
+    requests = Requests(Restarting(recipe, lambda answers: []), wait_s=60.0)
+    with pytest.raises(WorkersLost, match="no worker has been alive for 70 s"):
+        requests.collect([ticket])
+
+
 def test_a_checkpoint_is_written_at_each_interval_and_at_the_end() -> None:
     recipe, saved = config(SINUSOID, outer__steps=5).recipe(), []
     prepared = prepare(recipe)

@@ -11,7 +11,7 @@ from cluster.pools.pool import Busy, Failure, PoolStatus
 from metatrain.core import Ticket
 
 ONE, TWO, THREE = (Ticket("update", "train", 7, part) for part in range(3))
-LATE, HUNG = policy.LIMITS.late, policy.LIMITS.hung
+LATE, HUNG, ALONE = policy.LIMITS.late, policy.LIMITS.hung, policy.LIMITS.alone_s
 
 
 def status(*busy: Busy, idle: int = 0) -> PoolStatus:
@@ -53,7 +53,7 @@ def test_only_a_pool_without_a_living_worker_is_given_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("busy_", "idle", "repeated", "silent_s", "expected"),
+    ("busy_", "idle", "repeated", "other_s", "expected"),
     [
         (busy(2 * LATE - 0.1), 1, (), 0.0, []),
         (busy(2 * LATE), 0, (), 0.0, []),  # nobody is idle
@@ -63,6 +63,12 @@ def test_only_a_pool_without_a_living_worker_is_given_up() -> None:
         (busy(2 * LATE, ONE, TWO), 1, (ONE,), 0.0, [("again", (TWO,))]),
         (busy(2 * HUNG), 0, (), 0.0, [("replace", ())]),
         (busy(2 * HUNG), 0, (), 2 * HUNG, []),  # nobody else has answered either
+        (busy(2 * HUNG), 0, (), None, []),  # there is nobody else
+        (busy(2 * HUNG + ALONE - 0.1), 0, (), 999.0, []),
+        (busy(2 * HUNG + ALONE), 0, (), 999.0, [("replace", ())]),
+        (busy(2 * HUNG + ALONE), 0, (), None, [("replace", ())]),
+        (busy(policy.LIMITS.first_s + 9, is_first=True), 0, (), None, []),
+        (busy(policy.LIMITS.first_s + ALONE, is_first=True), 0, (), None, [("replace", ())]),
         (busy(2 * HUNG, is_first=True), 0, (), 0.0, []),  # it compiles
         (busy(policy.LIMITS.first_s, is_first=True), 0, (), 0.0, [("replace", ())]),
         (busy(2 * HUNG), 1, (), 0.0, [("again", (ONE,)), ("replace", ())]),
@@ -75,9 +81,11 @@ def test_late_tickets_go_to_idle_workers_too_and_hung_workers_are_replaced(
     busy_: Busy,
     idle: int,
     repeated: tuple[Ticket, ...],
-    silent_s: float,
+    other_s: float | None,
     expected: list[tuple[str, tuple[Ticket, ...]]],
 ) -> None:
+    # Its own last answer, just before its present ticket, says nothing of that one.
+    silent_s = {"w": 0.0} | ({} if other_s is None else {"other": other_s})
     decisions = policy.on_delay(status(busy_, idle=idle), repeated, silent_s)
     assert [(decision.action, decision.tickets) for decision in decisions] == expected
     for decision in decisions:
@@ -87,7 +95,7 @@ def test_late_tickets_go_to_idle_workers_too_and_hung_workers_are_replaced(
 
 def test_an_idle_worker_gets_the_tickets_of_one_late_worker() -> None:
     both = status(busy(2 * LATE, ONE), busy(2 * LATE, TWO), idle=1)
-    assert [decision.tickets for decision in policy.on_delay(both, (), 0.0)] == [(ONE,)]
+    assert [decision.tickets for decision in policy.on_delay(both, (), {})] == [(ONE,)]
 
 
 @pytest.mark.parametrize(
