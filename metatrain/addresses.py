@@ -7,11 +7,23 @@ from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = "***"
-# An address, up to a space. Its user and password end at the last @: they may hold /, # and ?.
-# A path that is made of it has one slash.
-ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)(?P<mark>://?)(?P<rest>\S*)")
+# An address, up to a space, which only a password may hold. Its user and password end at the last
+# @: they may hold /, # and ?. A path that is made of it has one slash.
+SCHEME = r"(?P<scheme>[A-Za-z][\w+.-]*):(?P<mark>//?|\\+)"
+SPACED = r"[^\s/@:'\"]*:(?!\d{1,5}(?:[\s/?#'\"),\]]|$))[^'\"@]{0,200}@"  # no port and a later @
+# Without a scheme: a user with a password, the options of a host with a port, or named options.
+PASSWORD = r"(?<![\w.+%~-])[\w.+%~-]*:(?!/)[^\s'\"]{0,2000}@"
+HOST = r"[\w.-]+:\d+/?(?=[?#])"
+NAMED = r"(?=\?[^\s'\"?&;=]+=)"
+ADDRESS = re.compile(
+    rf"{SCHEME}(?P<rest>(?:{SPACED})?\S*)|{PASSWORD}(?P<place>\S*)|(?P<host>{HOST}|{NAMED})\S+"
+)
+BEFORE_PASSWORD = re.compile(r"(?://|\\\\)?[^/@\\]*:[^@]*@")  # an address without a scheme
 # A value after ?, & or ;, or a part of a query that has no name. A quotation mark ends it.
 VALUE = re.compile(r"(?P<name>[?&;](?:[^=&;\s'\"]*=)?)[^&;\s'\"]+")
+# MLflow's own pages are what follows #/ in their addresses.
+FRAGMENT = re.compile(r"(?P<name>#)(?!/)[^\s'\"]+")
+IPV6 = re.compile(r"\[[\da-fA-F:.]+(?:%\w+)?\]")
 SHORTEST = 3  # characters of a secret's part that is looked for in other texts
 
 
@@ -36,8 +48,13 @@ def holds_secret(uri: str) -> bool:
     """Whether an address has a password, or options, which may be one; a user's name is none."""
     if _is_sqlite(uri):
         return False
-    user, _, place = uri.partition("://")[2].rpartition("@")
-    return ":" in user or "@" in user or "?" in place
+    found = re.match(SCHEME, uri)
+    if found is None:
+        return BEFORE_PASSWORD.match(uri) is not None
+    user, _, place = uri[found.end() :].rpartition("@")
+    if found["scheme"].startswith("http") and FRAGMENT.search(place):
+        return True
+    return ":" in unquote(user) or "@" in user or "?" in place
 
 
 def misread(uri: str) -> bool:
@@ -48,15 +65,12 @@ def misread(uri: str) -> bool:
 
 
 def hide(text: str, uri: str) -> str:
-    """Return somebody else's text about an address without any part of the address's secrets."""
+    """Return somebody else's text about an address without any part of the address's secrets.
+
+    uri: the address, also without a scheme, or an argument such as --set=KEY=ADDRESS.
+    """
     text = text.replace(uri, without_secrets(uri))
-    before, _, rest = uri.partition(":/")
-    scheme = before.rpartition("=")[2]  # an argument may be --set=KEY=ADDRESS
-    user, _, place = _divided(scheme, rest.removeprefix("/"))
-    secrets = [user.partition(":")[2] or user]
-    if not _is_sqlite(f"{scheme}://"):
-        secrets += [part.partition("=")[2] for part in re.split("[?&;]", place)[1:]]
-    parts = {piece for secret in secrets for piece in (secret, *re.split(r"[/#?@:&=]", secret))}
+    parts = {piece for secret in _secrets(uri) for piece in (secret, *_pieces(secret))}
     parts |= {unquote(part) for part in parts}
     for part in sorted(parts, key=len, reverse=True):
         if len(part) >= SHORTEST:
@@ -64,12 +78,44 @@ def hide(text: str, uri: str) -> str:
     return without_secrets(text)
 
 
+def _secrets(uri: str) -> list[str]:
+    found = re.search(SCHEME, uri)
+    if found is not None:
+        scheme, rest = found["scheme"], uri[found.end() :]
+        user, _, place = _divided(scheme, rest)
+        secrets = [user.partition(":")[2] or user]
+    else:
+        scheme, (user, _, place) = "", uri.rpartition("@")
+        secrets = [user.partition(":")[2]]
+        if not re.search(f"{HOST}|{NAMED}", place):
+            return secrets
+    if _is_sqlite(f"{scheme}://"):
+        return secrets
+    options = re.split("[?&;]|#(?!/)", place)[1:]
+    return secrets + [option.partition("=")[2] or option for option in options]
+
+
+def _pieces(secret: str) -> list[str]:
+    return re.split(r"[/#?@:&=\s]", f"{secret}@{unquote(secret)}")
+
+
 def _shown(found: re.Match[str]) -> str:
+    if found["host"] is not None:
+        return _without_values(found[0])
+    if found["place"] is not None:
+        return f"{HIDDEN}@{_without_values(found['place'])}"
     scheme, rest = found["scheme"], found["rest"]
     if _is_sqlite(f"{scheme}://"):
         return found[0]
     _, mark, place = _divided(scheme, rest)
-    return f"{scheme}{found['mark']}{HIDDEN + mark if mark else ''}{VALUE.sub(_hidden, place)}"
+    if place.startswith("[") and not IPV6.match(place):
+        place = HIDDEN  # no host
+    shown = _without_values(place) if scheme.startswith("http") else VALUE.sub(_hidden, place)
+    return f"{scheme}:{found['mark']}{HIDDEN + mark if mark else ''}{shown}"
+
+
+def _without_values(place: str) -> str:
+    return FRAGMENT.sub(_hidden, VALUE.sub(_hidden, place))
 
 
 def _divided(scheme: str, rest: str) -> tuple[str, str, str]:

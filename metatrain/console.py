@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from metatrain.addresses import hide
+from metatrain.addresses import hide, without_secrets
 from metatrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _hidden() -> Iterator[None]:
 def _shown(text: str) -> str:
     """Return a text about the arguments without the secrets of their addresses."""
     for given in sys.argv[1:]:
-        text = hide(text, given) if ":/" in given else text
+        text = hide(text, given)
     return text
 
 
@@ -135,14 +135,17 @@ def program() -> str:
 
 
 def again(arguments: Sequence[str], *way: str) -> str:
-    """Return the command with these arguments, its --name and --resume replaced by `way`."""
+    """Return the command with these arguments, its --name and --resume replaced by `way`.
+
+    Passwords of addresses in it are not repeated: the line goes to logs and to a cluster.
+    """
     kept, rest = [], iter(arguments)
     for argument in rest:
         if argument in ("--name", "--resume"):
             next(rest, None)
         elif not argument.startswith(("--name=", "--resume=")):
             kept.append(argument)
-    return shlex.join([program(), *kept, *way])
+    return shlex.join([program(), *map(without_secrets, kept), *way])
 
 
 def version() -> str:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 from pyarrow import fs
 
 from metatrain import disk
-from metatrain.addresses import without_secrets
+from metatrain.addresses import holds_secret, without_secrets
 from metatrain.core import InputError
 
 PATIENCE_S = 30  # of retries if a storage does not answer
@@ -59,11 +60,8 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 def check_address(uri: str) -> None:
     """Refuse an address that nothing can be at, or that holds a password or options."""
     scheme, _, rest = uri.partition("://")
-    if ":" in rest.rpartition("@")[0]:
-        raise InputError(
-            "a storage address holds a password, which would be shown and recorded",
-            remedy="give its keys in the environment",
-        )
+    if ":" in unquote(rest.rpartition("@")[0]):
+        raise _password()
     if "?" in rest:
         raise InputError(
             f"{without_secrets(uri)} has options after a '?', which the files below it could not "
@@ -83,6 +81,13 @@ def check_address(uri: str) -> None:
             remedy="copy what lies there to a folder of this machine, or give an address such as "
             "s3://bucket/runs",
         )
+
+
+def _password() -> InputError:
+    return InputError(
+        "a storage address holds a password, which would be shown and recorded",
+        remedy="give its keys in the environment",
+    )
 
 
 def local(place: str | Path, what: str) -> Path:
@@ -105,6 +110,8 @@ def checked(place: str) -> str:
     if is_remote(place):
         check_address(place)
         return place.rstrip("/")
+    if holds_secret(place):
+        raise _password()
     if scheme := SCHEME.match(place):
         like = "s3" if scheme[1] in PAGES else scheme[1]
         expected = f"an address such as {like}://bucket/runs, or a path"

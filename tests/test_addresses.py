@@ -10,10 +10,13 @@ from cases import SINUSOID, config
 
 import tuning.cli
 from cluster.config import Tracking
+from cluster.jobs.package import environment
 from cluster.tracking.mlflow_errors import refusal, short_error
 from cluster.tracking.parameters import as_text
 from cluster.tracking.tracker import start_tracker
+from metatrain import storage
 from metatrain.addresses import hide, holds_secret, without_secrets
+from metatrain.console import again
 from metatrain.core import InputError
 
 # Passwords that urlsplit, requests or a regular expression may cut at the wrong place.
@@ -34,6 +37,23 @@ PASSWORDS = ["hunter2", "hun/ter2", "hun#ter2", "hun?ter2", "hun@ter2", "hun:ter
         ("s3://bucket/run@2", "s3://bucket/run@2"),
         ("sqlite:////srv/a@b.db?timeout=5", "sqlite:////srv/a@b.db?timeout=5"),
         ("me@example.org has no address", "me@example.org has no address"),
+        ("--address u:word@127.0.0.1:1 x", "--address ***@127.0.0.1:1 x"),
+        ("127.0.0.1:1/?token=word", "127.0.0.1:1/?token=***"),
+        ("127.0.0.1:1/?word", "127.0.0.1:1/?***"),
+        ("h/?token=word", "h/?token=***"),
+        ("tracking.uri=u:word@h:1", "tracking.uri=***@h:1"),
+        ("//u:word@h", "//***@h"),
+        (r"http:\\u:word@h", r"http:\\***@h"),
+        (r"'http:\\\\u:word@h'", r"'http:\\\\***@h'"),
+        ("output is 'gs:u:word@h'", "output is '***@h'"),
+        ("http://u:a word@h/x", "http://***@h/x"),
+        ("http://u%3Aword@h", "http://***@h"),
+        ("http://h/#word", "http://h/#***"),
+        ("http://h/#/experiments/1", "http://h/#/experiments/1"),
+        ("http://h:5000 is not me@example.org", "http://h:5000 is not me@example.org"),
+        ("s3://bucket/run#2", "s3://bucket/run#2"),
+        ("http://[word", "http://***"),
+        ("http://[::1]:80/x", "http://[::1]:80/x"),
     ],
 )
 def test_what_of_an_address_is_shown(text: str, shown: str) -> None:
@@ -62,6 +82,25 @@ def test_no_part_of_a_password_is_accepted_shown_or_recorded(
     assert not [text for text in said if "hun" in text or "ter2" in text]
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "u:hunter2@h/x",
+        "//u:hunter2@h/x",
+        "http:\\\\u:hunter2@h/x",
+        "s3://u%3Ahunter2@h/x",
+        "u:hun ter2@h/x",
+        "gs:u:hunter2@h",
+    ],
+)
+def test_an_address_with_a_password_is_no_folder(uri: str) -> None:
+    with pytest.raises(InputError, match="holds a password") as refused:
+        storage.Folder(uri)
+    with pytest.raises(InputError, match="holds a password"):
+        config(SINUSOID, checkpoint__uri=uri)
+    assert "ter2" not in str(refused.value)
+
+
 def test_the_values_of_a_query_are_refused_and_hidden() -> None:
     uri = "postgresql://db/x?password=hunter2"
     with pytest.raises(InputError, match="holds a password or options"):
@@ -71,6 +110,7 @@ def test_the_values_of_a_query_are_refused_and_hidden() -> None:
     assert not holds_secret("sqlite:////srv/:b@c?/x.db")
 
 
+@pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize("password", [PASSWORDS[-1], "hun ter2"])
 @pytest.mark.parametrize(
     "arguments",
@@ -93,13 +133,22 @@ def test_the_values_of_a_query_are_refused_and_hidden() -> None:
 def test_no_command_repeats_a_password_that_was_typed(
     arguments: list[str],
     password: str,
+    scheme: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    uri = f"http://me:{password}@host/x"
+    uri = f"{scheme}me:{password}@host/x"
     monkeypatch.setattr(sys, "argv", ["metatrain", *(each.format(uri) for each in arguments)])
     with pytest.raises(SystemExit) as ended:
         tuning.cli.main()
     said = "".join(capsys.readouterr())
     assert ended.value.code == 2
     assert not [part for part in ("hun", "ter2") if part in said]
+
+
+def test_a_job_neither_takes_the_value_of_a_variable_nor_names_a_password() -> None:
+    with pytest.raises(InputError, match="takes only a name") as refused:
+        environment("http://h", ["PASS=hunter2"])
+    assert "hunter2" not in str(refused.value)
+    line = again(["submit", "a.yaml", "--address", "http://u:hun ter2@h", "--set=a=u:hunter2@h"])
+    assert "ter2" not in line

@@ -87,6 +87,11 @@ def environment(address: str, names: Sequence[str]) -> dict[str, str]:
     """
     found = {}
     for name in names:
+        if "=" in name:
+            raise InputError(
+                f"--env {name.partition('=')[0]}=*** gives a value, and takes only a name",
+                remedy="set the variable here, and leave out its value",
+            )
         if name not in os.environ:
             raise InputError(
                 f"--env {name} names a variable that is not set here",
