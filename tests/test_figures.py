@@ -448,3 +448,14 @@ def test_what_an_algorithm_learned_has_a_line_for_each_tensor() -> None:
     (axes,) = figures.learned_parameters(rows, "t").axes
     assert line(axes, "rate.a") == ([1, 2], [0.1, 0.2])
     assert line(axes, "rate.b") == ([1, 2], [-1, -2])
+
+
+def test_a_pretraining_shows_loss_and_metric_by_step() -> None:
+    rows = [
+        {"step": step, "train/loss_after": 6.0 / step, "train/accuracy_after": step / 10}
+        for step in range(1, 5)
+    ]
+    loss, accuracy = figures.pretraining_curve(rows, ACCURACY, "demo").axes
+    assert loss.get_ylabel().startswith("loss")
+    assert accuracy.get_ylabel().startswith("accuracy")
+    assert list(loss.lines[0].get_ydata()) == [6.0, 3.0, 2.0, 1.5]

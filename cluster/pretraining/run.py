@@ -96,15 +96,18 @@ def pretrain(
                         data_parallel.learn(run, task, on_step, should_stop, address)
                         restore(learner, checkpoint.load(root))
                 except Exception as error:
+                    newest = checkpoint.latest(root)
                     if isinstance(error, Interrupted):
-                        error.args = (f"stopped after {made} of {task.keys.steps} steps",)
+                        kept = int(newest.rpartition("-")[2]) if newest else 0
+                        all_of_it = "" if kept == made else f", of which {kept} are kept"
+                        steps = f"{made} of {task.keys.steps} steps"
+                        error.args = (f"stopped after {steps}{all_of_it}",)
                     # Whoever reports the error says how to continue.
-                    saved = checkpoint.latest(root) is not None
-                    vars(error).update(run=str(run.folder), saved=saved)
+                    vars(error).update(run=str(run.folder), saved=newest is not None)
                     raise
             meta = pretraining.result(run.prepared, to_device(learner.meta(), torch.device("cpu")))
             bundle.save(str(run.folder / "bundle"), run.prepared.recipe, meta, run.code)
-            figure = figures.learning_curve(
+            figure = figures.pretraining_curve(
                 read_metrics(run.folder / "metrics.jsonl"),
                 config.family.metric,
                 f"{config.name}: all training examples together",

@@ -7,6 +7,7 @@ from metatrain.figures.comparisons import comparison as comparison
 from metatrain.figures.curves import adaptation_curve as adaptation_curve
 from metatrain.figures.curves import learned_parameters as learned_parameters
 from metatrain.figures.curves import learning_curve as learning_curve
+from metatrain.figures.curves import pretraining_curve as pretraining_curve
 from metatrain.figures.images import episode as episode
 from metatrain.figures.seeds import over_seeds as over_seeds
 from metatrain.figures.style import as_written as as_written
