@@ -19,16 +19,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from itertools import count
 from pathlib import Path
-from typing import IO
 from uuid import uuid4
 
 from pyarrow import fs
 
-from metatrain import storage
+from metatrain import files, storage
 from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 
@@ -62,6 +62,7 @@ def _locked(folder: Path, what: str) -> Iterator[Check]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _lock(path, folder, what)
     except OSError as error:
+        _remove_empty(created)
         reason = f"cannot write to {folder} ({error.strerror or error})"
         raise InputError(reason, remedy="give another output") from error
 
@@ -79,19 +80,23 @@ def _locked(folder: Path, what: str) -> Iterator[Check]:
         if own:
             path.unlink(missing_ok=True)
         file.close()
-        with suppress(OSError):  # the rest holds something
-            for place in created if own else ():
-                place.rmdir()
+        if own:
+            _remove_empty(created)
 
 
-def _lock(path: Path, folder: Path, what: str) -> IO[str]:
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
+
+
+def _lock(path: Path, folder: Path, what: str) -> FileIO:
     while True:
-        file = path.open("a+")
+        file = files.lock_file(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read(200)
+            holder = file.read(200).decode(errors="replace")
             file.close()
             raise _refused(str(folder), what, holder) from None
         except OSError as error:
@@ -102,13 +107,17 @@ def _lock(path: Path, folder: Path, what: str) -> IO[str]:
         if _is_open(file, path):
             break
         file.close()  # its holder removed it, as it ended
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except OSError:  # such as a full disk
+        path.unlink(missing_ok=True)
+        file.close()
+        raise
     return file
 
 
-def _is_open(file: IO[str], path: Path) -> bool:
+def _is_open(file: FileIO, path: Path) -> bool:
     """Whether an open file is still the one of that name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from cluster import checkpoint, claim, loop, run
 from cluster.claim import claimed
 from cluster.collector import Requests
 from cluster.pools.local_pool import LocalPool
+from cluster.tracking import mlflow_store
 from cluster.tracking.tracker import NoTracker
 from metatrain import schema, storage
 from metatrain.core import InputError
@@ -43,6 +47,43 @@ def test_a_folder_has_one_process_at_a_time_and_nothing_of_it_is_left(tmp_path: 
         with claimed(str(folder), "run"):
             pass
     assert [path.name for path in folder.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("how", [os.symlink, os.link])
+def test_a_lock_that_is_another_name_of_a_file_is_refused_and_the_file_kept(
+    how: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("mine")
+    folder.mkdir()
+    how(victim, folder / claim.LOCK)
+    with (
+        pytest.raises(InputError, match=r"cannot write to \S+ \(\S+/\.lock is "),
+        claimed(str(folder), "run"),
+    ):
+        pass
+    how(victim, folder / ".x.db.lock")
+    with (
+        pytest.raises(OSError, match=r"x\.db\.lock is "),
+        mlflow_store.opening(f"sqlite:///{folder}/x.db"),
+    ):
+        pass
+    assert victim.read_text() == "mine"
+    assert (folder / claim.LOCK).exists()
+
+
+def test_a_lock_for_which_the_disk_has_no_room_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with (
+            pytest.raises(InputError, match=r"cannot write to \S+ \(File too large\)"),
+            claimed(str(tmp_path / "new" / "run"), "run"),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.ray  # it starts another Python

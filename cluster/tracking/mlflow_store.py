@@ -10,8 +10,10 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO
+
+from metatrain import files
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +72,10 @@ def _locked(path: Path) -> Iterator[None]:
         lock.close()
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path) -> FileIO:
     waited = False
     while True:
-        lock = path.open("w")
+        lock = files.lock_file(path)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
