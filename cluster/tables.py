@@ -25,7 +25,7 @@ def of_scores(scores: Sequence[Score]) -> Table:
     for name in ("mean", "95 %", *(("median", "quartiles", "diverged") if diverged else ())):
         table.add_column(name, justify="right")
     if first.baselines:
-        table.add_column("the result is, on the same tasks")
+        table.add_column("on the same tasks, the result is")
     for i in first.table_steps():
         step, is_result = first.steps[i], i == len(first.steps) - 1
         name = _adapted(step, len(first.steps)) + (
@@ -33,12 +33,20 @@ def of_scores(scores: Sequence[Score]) -> Table:
         )
         cells = [f"{name} (result)" if is_result else name, *_measured(first, i, diverged)]
         table.add_row(*cells, style="bold" if is_result else None)
-    for score in scores[1:]:
+
+    def add(score: Score) -> None:
         name = f"{_adapted(score.steps[-1], len(score.steps))}, norm {score.norm}"
         other = f"{score.evaluation} on {score.tasks} tasks: " if score.evaluation else ""
         table.add_row(other + name, *_measured(score, -1, diverged))
+
+    for score in scores[1:]:
+        if not score.evaluation:
+            add(score)
     for measure, value in first.measures.items():
         table.add_row(measure.replace("_", " "), f"{value:.4f}" if isfinite(value) else "none")
+    for score in scores[1:]:
+        if score.evaluation:
+            add(score)
     empty = [""] * (len(table.columns) - 3)
     each: dict[str, Score] = {}  # of each evaluation, by its first norm
     for score in scores:

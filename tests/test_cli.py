@@ -85,7 +85,7 @@ def test_train_ends_with_the_result_and_leaves_everything_in_its_folder(tmp_path
     )
     table, rest = lines[:9], lines[9:]
     assert re.match(
-        r"accuracy on 30 tasks +mean +95 % +the result is, on the same tasks$", table[0]
+        r"accuracy on 30 tasks +mean +95 % +on the same tasks, the result is$", table[0]
     )
     for line, row in zip(
         table[1:],
