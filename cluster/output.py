@@ -7,10 +7,9 @@ refused before anything is written.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from pyarrow import fs
 
 from cluster import checkpoint
 from cluster.config import RunConfig
+from cluster.lines import whole_lines
 from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.storage import Folder
@@ -111,22 +111,6 @@ def remove_partials(folder: Folder) -> None:
         storage.remove(f"{path}/{name}.partial")
         for partial in Path(path, name).rglob("*.partial"):
             storage.remove(str(partial))
-
-
-def whole_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """Yield (step, line) for each whole line of a metrics.jsonl.
-
-    A process that was killed while writing leaves half a line.
-    """
-    for line in data.split(b"\n"):
-        try:
-            text = line.decode()
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        step = row.get("step") if isinstance(row, dict) else None
-        if isinstance(step, int) and not isinstance(step, bool):
-            yield step, text
 
 
 class _Held(NamedTuple):

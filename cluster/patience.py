@@ -40,7 +40,7 @@ class Patience:
         value = metrics[self._name]
         value = math.nan if value is None else float(value)
         signed = -value if self._metric.better == "max" else value
-        rank = metrics.get("val/diverged_tasks", 0), signed
+        rank = metrics.get("val/diverged_tasks") or 0, signed
         if not math.isnan(value) and rank < self._least:
             self._least, self._waited, self.best = rank, 0, step
             return True

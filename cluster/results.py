@@ -11,7 +11,7 @@ import torch
 
 from cluster.tracking import provenance
 from cluster.tracking.metrics_file import read_metrics
-from metatrain import inference
+from metatrain import inference, storage
 from metatrain.core import Meta, Purpose, to_device
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
@@ -40,7 +40,7 @@ def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score
 
     recipe, meta = prepared.recipe, to_device(meta, torch.device("cpu"))
     result = {"scores": [score.record() for score in scores]}
-    (folder / "result.json").write_text(to_json(result, indent=1))
+    storage.write(str(folder / "result.json"), to_json(result, indent=1).encode())
     rows = read_metrics(folder / "metrics.jsonl")
     # The axis says how many tasks the result has; further evaluations have numbers of their own.
     labels = [

@@ -210,7 +210,7 @@ def _recorded(
     place, status = tracker.place(), "FAILED"
     folder.create()
     if place is not None:
-        known.write_text(json.dumps(place._asdict()))
+        storage.write(str(known), json.dumps(place._asdict()).encode())
         folder.sync()
     try:
         tracker.inputs(settings)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from cluster.api.files import metric_of
 from cluster.tracking import description
+from metatrain import storage
 from metatrain.metrics import Metric
 from metatrain.plain import finite, to_json
 from metatrain.storage import Folder
@@ -147,7 +148,7 @@ def leave(folder: Folder, name: str, spreads: Sequence[Spread]) -> None:
     from metatrain import figures
 
     record = {"scores": [spread.record() for spread in spreads]}
-    (folder / "seeds.json").write_text(to_json(record, indent=1))
+    storage.write(str(folder / "seeds.json"), to_json(record, indent=1).encode())
     drawn = {
         spread.heading(): [
             *(figures.Interval(f"seed {s.seed}", s.value, s.ci95) for s in spread.seeds),

@@ -43,8 +43,10 @@ def remove(path: Path) -> None:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Write a file in place."""
-    path.write_bytes(data)
+    """Write a file in place; OSError if a link or a pipe lies there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+        file.write(data)
 
 
 def sync(path: Path) -> None:

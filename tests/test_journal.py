@@ -102,6 +102,13 @@ NO_EVENTS = [
     b'{"trial": "x", "at": 1, "values": {}}',
     b'{"trial": 0, "at": 1}',
     b'{"trial": 0, "at": 1, "values": 5}',
+    *(
+        b'{"trial": 0, "at": %s, "ended": {"state": "completed", "cause": ""}}' % at
+        for at in (b"NaN", b"Infinity", b"-1", b"1e308")
+    ),
+    b'{"trial": 0, "at": 1, "values": {"lr": 1e999}}',
+    b'{"trial": 0, "at": 1, "values": {"lr": 1%s}}' % (b"0" * 400),
+    b'{"trial": 1%s, "at": 1, "values": {}}' % (b"0" * 30),
     b'{"trial": 0, "at": 1, "report": [1]}',
     b'{"trial": 0, "at": 1, "report": {"step": 5}}',
     b'{"trial": 0, "at": 1, "ended": {"state": "lost", "cause": ""}}',

@@ -15,6 +15,7 @@ from cases import SINUSOID, config
 from services import S3, command
 
 from cluster import checkpoint, output, run
+from cluster.lines import whole_lines
 from metatrain import schema, storage
 from metatrain.core import InputError
 from metatrain.data import remote
@@ -441,6 +442,6 @@ def test_metrics_that_are_gone_are_said_to_be_and_drawn_without(
     }
     said = f"{path} lacks 4 of the 4 outer steps before"
     assert (said in caplog.messages) == (not left)
-    assert [row for _, row in output.whole_lines(path.read_bytes())] == [
+    assert [row for _, row in whole_lines(path.read_bytes())] == [
         json.dumps(row) for row in left
     ]

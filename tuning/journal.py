@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BufferedWriter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
-from metatrain import disk
+from cluster.lines import MOST_MS, MOST_STEP
+from metatrain import disk, files
 from metatrain.metrics import Better
 from metatrain.plain import to_json
 from tuning.search import Search
@@ -21,18 +24,20 @@ from tuning.space import Values
 
 log = logging.getLogger(__name__)
 
+MOST = sys.float_info.max
+
 State = Literal["running", "completed", "stopped", "diverged", "failed", "timed out"]
 
 
 class Report(NamedTuple):
     """A trial's validation after `step` outer steps, with the values that led there."""
 
-    step: int
+    step: Annotated[int, Field(ge=0, le=MOST_STEP)]
     value: float  # mean over the tasks that did not diverge; nan if all did
     ci95: float  # nan if validation gives none
     values: Values
     diverged: str = ""  # why training cannot continue
-    diverged_tasks: int = 0  # of validation
+    diverged_tasks: Annotated[int, Field(ge=0, le=MOST_STEP)] = 0  # of validation
 
     def compared(self, mode: Better) -> float:
         """Return the value by which trials are compared.
@@ -81,8 +86,8 @@ class _Ended(NamedTuple):
 class _Event(NamedTuple):
     """A line: when something happened to a trial, and one of three things."""
 
-    trial: Annotated[int, Field(ge=0)]
-    at: float
+    trial: Annotated[int, Field(ge=0, le=MOST_STEP)]
+    at: Annotated[float, Field(ge=0, le=MOST_MS / 1000, allow_inf_nan=False)]
     values: Values | None = None
     report: Report | None = None
     ended: _Ended | None = None
@@ -94,7 +99,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.trials: dict[int, Trial] = {}
-        *lines, half = (path.read_bytes() if path.exists() else b"").split(b"\n")
+        *lines, half = files.record(path, follow=False).split(b"\n")
         events = [(line, _event(line)) for line in lines]
         whole = [line for line, event in events if event is not None]
         if lost := len(lines) - len(whole):
@@ -109,8 +114,8 @@ class Journal:
         self, number: int, event: Literal["values", "report", "ended"], content: Mapping[str, Any]
     ) -> None:
         line = {"trial": number, event: content, "at": round(time.time(), 3)}
-        with self._path.open("a") as file:
-            file.write(to_json(line) + "\n")
+        with BufferedWriter(files.appended(self._path)) as file:
+            file.write(f"{to_json(line)}\n".encode())
         _apply(self.trials, _parsed(to_json(line)))
 
     def steps(self) -> int:
@@ -137,7 +142,7 @@ def course(path: Path, mode: Better) -> dict[int, Point]:
     """Return the best values of a journal, by how many outer steps all trials had made."""
     trials: dict[int, Trial] = {}
     found: dict[int, Point] = {}
-    for event in map(_event, path.read_bytes().split(b"\n")):
+    for event in map(_event, files.record(path, follow=False).split(b"\n")):
         if event is None:
             continue
         _apply(trials, event)
@@ -177,6 +182,9 @@ def _parsed(line: str | bytes) -> _Event:
     event = _EVENTS.validate_python(row)
     if sum(part is not None for part in (event.values, event.report, event.ended)) != 1:
         raise ValueError("an event is one thing")
+    values = event.report.values if event.report is not None else event.values or {}
+    if any(isinstance(value, int | float) and abs(value) > MOST for value in values.values()):
+        raise ValueError("a value is more than a float can hold")
     return event
 
 

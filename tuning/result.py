@@ -70,16 +70,16 @@ def conclude(search: Search, journal: Journal, tracker: Tracker, place: Place | 
     scores = run.evaluate(newest, [])
     schedule = schedule_of(checkpoint.load(newest).notes)
     if schedule:
-        (folder / "schedule.json").write_text(json.dumps(schedule, indent=1))
+        storage.write(str(folder / "schedule.json"), json.dumps(schedule, indent=1).encode())
     for name, figure in pictures.draw(search, order, schedule).items():
         figures.save(figure, folder / "figures" / f"{name}.png")
     if place is not None:
         place = _beside(search, order[:MOST_COMPARED], place)
-        (folder / "mlflow.json").write_text(json.dumps(place._asdict()))
+        storage.write(str(folder / "mlflow.json"), json.dumps(place._asdict()).encode())
     chosen_by = protocol.of_score(prepared, Purpose("validate"), last.step)
     outcome = Outcome(order, winner, scores, chosen_by, place)
     found = _as_json(outcome)
-    (folder / "result.json").write_text(to_json(found, indent=1))
+    storage.write(str(folder / "result.json"), to_json(found, indent=1).encode())
     for path in (folder / name for name in KEPT):
         if path.exists():
             tracker.artifact(path)

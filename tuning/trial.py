@@ -27,14 +27,14 @@ from cluster import loop
 from cluster.collector import Requests
 from cluster.config import RunConfig
 from cluster.jobs.places import absent
-from cluster.output import whole_lines
+from cluster.lines import whole_lines
 from cluster.pools.opening import open_pool
 from cluster.pools.ray_connection import this_node
 from cluster.ready import prepare
 from cluster.run import learn
 from cluster.tracking.mlflow_run import PARENT
 from cluster.tracking.recording import recorded
-from metatrain import bundle, schema, storage
+from metatrain import bundle, files, schema, storage
 from metatrain.core import InputError
 from metatrain.isolation import isolated
 from metatrain.learner import Diverged
@@ -156,13 +156,13 @@ def _report(step: int, metrics: Mapping[str, float], metric: str, values: Values
         for name in (metric, f"{metric}_ci95")
     )
     return Report(
-        step, value, width, values, diverged_tasks=int(metrics.get("val/diverged_tasks", 0))
+        step, value, width, values, diverged_tasks=int(metrics.get("val/diverged_tasks") or 0)
     )
 
 
 def _past(path: Path, version: int, metric: str, values: Values) -> list[Report]:
     """Return what a trial reported up to a checkpoint, from its own metrics file."""
-    lines = whole_lines(path.read_bytes()) if path.exists() else ()
+    lines = whole_lines(files.record(path))
     rows = [(step, json.loads(line)) for step, line in lines if step <= version]
     return [_report(step, row, metric, values) for step, row in rows if metric in row]
 

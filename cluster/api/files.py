@@ -6,6 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from cluster.lines import whole_lines
 from metatrain import storage
 from metatrain.core import InputError
 
@@ -50,8 +51,6 @@ def metric_of(score: Tree) -> Metric:
 
 def rows(data: bytes) -> list[dict[str, Any]]:
     """Return the whole lines of metrics.jsonl."""
-    from cluster.output import whole_lines
-
     return [json.loads(line) for _, line in whole_lines(data)]
 
 

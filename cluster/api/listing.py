@@ -7,10 +7,11 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from cluster.api.files import metric_of, one_line, read, read_result, read_yaml, rows, scores
 from cluster.api.front_door import front_door
+from cluster.lines import MOST_STEP
 from metatrain import storage
 from metatrain.core import InputError
 
@@ -72,7 +73,7 @@ def summary(place: str) -> Summary:
     outer = config.get("pretraining" if pretrained else "outer")
     of = outer.get("steps") if isinstance(outer, dict) else None
     name = (read_yaml(f"{place}/sweep.yaml") if is_sweep else config).get("name")
-    if not isinstance(name, str) or not isinstance(of, int):
+    if not isinstance(name, str) or not _is_count(of):
         raise InputError("its config.yaml is not a run's")
     result = read_result(place) if storage.is_file(f"{place}/result.json") else None
     steps: int | None
@@ -83,6 +84,8 @@ def summary(place: str) -> Summary:
         last = rows((read(f"{place}/metrics.jsonl") or b"")[-TAIL:])
         steps = max((int(row["step"]) for row in last), default=0)
     score = scores(result)[0] if result else {}
+    if not all(number is None or _is_count(number) for number in (steps, score.get("diverged"))):
+        raise InputError("its result.json is damaged")
     mean, ci95 = (float(score.get(name, math.nan)) for name in ("mean", "ci95"))
     return Summary(
         name,
@@ -98,6 +101,11 @@ def summary(place: str) -> Summary:
         score.get("protocol"),
         place,
     )
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    """Whether a value is a number of steps or tasks, which a table of numbers can hold."""
+    return type(value) is int and 0 <= value <= MOST_STEP
 
 
 def _folders(folder: str) -> Iterator[str]:

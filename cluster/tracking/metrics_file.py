@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.output import whole_lines
-from metatrain import disk
+from cluster.lines import made, whole_lines
+from metatrain import disk, files
 from metatrain.core import InputError
 from metatrain.plain import to_json
 from metatrain.storage import Folder
@@ -33,14 +33,13 @@ class MetricsFile(NamedTuple):
 def metrics_file(folder: Folder, version: int) -> Iterator[MetricsFile]:
     """Continue a run's metrics.jsonl; a resumed run forgets the lines after its checkpoint."""
     path = folder / "metrics.jsonl"
-    lines = list(whole_lines(path.read_bytes())) if path.exists() else []
-    kept = [(step, line) for step, line in lines if step <= version]
-    missing = set(range(1, version + 1)) - {step for step, _ in kept}
-    if missing:
-        log.warning("%s lacks %d of the %d outer steps before", path, len(missing), version)
+    kept = [(step, line) for step, line in whole_lines(files.record(path)) if step <= version]
+    lacking = version - made(step for step, _ in kept)
+    if lacking:
+        log.warning("%s lacks %d of the %d outer steps before", path, lacking, version)
     with _said(path):
         disk.write(path, "".join(f"{line}\n" for _, line in kept).encode())
-    with path.open("ab", buffering=0) as file:
+    with files.appended(path) as file:
 
         def write(step: int, metrics: Mapping[str, float]) -> int:
             at_ms = int(time.time() * 1000)
@@ -69,5 +68,5 @@ def _said(path: Path) -> Iterator[None]:
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read the lines of a run's metrics.jsonl, without what is no finite number."""
-    rows = (json.loads(line) for _, line in whole_lines(path.read_bytes()))
+    rows = (json.loads(line) for _, line in whole_lines(files.record(path)))
     return [{name: value for name, value in row.items() if value is not None} for row in rows]

@@ -17,7 +17,7 @@ from cluster.ready import Run
 from cluster.tracking import description, provenance
 from cluster.tracking.place import place_of
 from cluster.tracking.tracker import NoTracker, Tracker, start_tracker
-from metatrain import protocol, schema
+from metatrain import protocol, schema, storage
 from metatrain.console import program
 from metatrain.core import InputError, Purpose
 from metatrain.storage import Folder
@@ -60,7 +60,7 @@ def recorded(
     place = tracker.place()
     if place is not None:
         run.notes["mlflow_run_id"] = place.run_id
-        (run.folder / "mlflow.json").write_text(json.dumps(place._asdict()))
+        storage.write(str(run.folder / "mlflow.json"), json.dumps(place._asdict()).encode())
         run.folder.sync()
     status = "FAILED"
     try:
