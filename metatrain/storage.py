@@ -52,7 +52,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     # Google's storage retries for a quarter of an hour by default.
     google = uri.startswith(("gs://", "gcs://"))
     patience = f"?retry_limit_seconds={PATIENCE_S}" if google else ""
-    with _said(f"use {uri} as storage", "give a folder or an address such as s3://bucket/runs"):
+    with said(f"use {uri} as storage", "give a folder or an address such as s3://bucket/runs"):
         system, path = fs.FileSystem.from_uri(f"{uri}{patience}")
     return system, path
 
@@ -165,10 +165,8 @@ def read(uri: str, most: int = MOST_BYTES) -> bytes:
 def write(uri: str, data: bytes) -> None:
     """Write a whole file, so that readers see all of it or nothing; create its folder."""
     system, path = filesystem(uri)
-    with _said(
-        f"write {uri}",
-        "check its address, its keys in the environment and its free space, or give another place",
-    ):
+    check = "address, its keys in the environment" if is_remote(uri) else "folder"
+    with said(f"write {uri}", f"check its {check} and its free space, or give another place"):
         if isinstance(system, fs.LocalFileSystem):
             disk.write(Path(path), data)
             return
@@ -248,14 +246,17 @@ class Folder:
 
 
 def _reached(uri: str) -> AbstractContextManager[None]:
-    return _said(f"reach {uri}", "check its address, and its keys in the environment")
+    check = "address, and its keys in the environment" if is_remote(uri) else "path"
+    return said(f"reach {uri}", f"check its {check}")
 
 
 @contextmanager
-def _said(what: str, remedy: str) -> Iterator[None]:
-    """Turn a storage's errors into one sentence."""
+def said(what: str, remedy: str) -> Iterator[None]:
+    """Turn the errors of a storage or a disk into one sentence."""
     try:
         yield
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot {what} ({reason})", remedy=remedy) from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from cases import SINUSOID
+from matplotlib.figure import Figure
 
 import tuning.cli
 from cluster.jobs.sent import sent_files
@@ -17,6 +20,7 @@ from metatrain.core import InputError
 from metatrain.data.folders import read_folder
 from metatrain.data.pixels import stack
 from metatrain.data.sources import import_data
+from metatrain.figures.style import save
 from tuning import search
 from tuning.submission import read
 
@@ -110,3 +114,38 @@ def test_a_record_of_mlflow_that_is_none_is_refused(text: str) -> None:
     Path("mlflow.json").write_text(text)
     with pytest.raises(InputError, match=r"mlflow.json (is damaged|has 2,097,152 bytes)"):
         place_of(".")
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may have more than 4 kB, as on a disk that has no more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def drawn() -> Figure:
+    figure = Figure()
+    figure.add_subplot().plot([1, 2])
+    return figure
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_named_and_leaves_no_half_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Path("figures/a.png").absolute()
+    with pytest.raises(InputError, match=r"cannot write \S*figures/a.png .* check its folder and"):
+        save(drawn(), picture)
+    assert not list(picture.parent.iterdir())
+    monkeypatch.setenv("METATRAIN_CACHE", str(Path("cache").absolute()))
+    with pytest.raises(InputError, match=r"cannot write \S*cache/glyphs .* check its free space"):
+        import_data("glyphs", None)
+    assert not list(Path("cache").iterdir())
+
+
+def test_no_picture_is_written_through_a_link() -> None:
+    Path("elsewhere").mkdir()
+    Path("figures").symlink_to("elsewhere")
+    with pytest.raises(InputError, match="figures is a link"):
+        save(drawn(), Path("figures/a.png"))
+    assert not list(Path("elsewhere").iterdir())

@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
 
-from metatrain import yaml_reader
+from metatrain import storage, yaml_reader
 from metatrain.core import InputError
 from metatrain.data import stored
 from metatrain.data.pixels import Depth
@@ -160,6 +161,14 @@ class ImageStore:
             [("pixels", pa.binary(size))], metadata={"metatrain": json.dumps(header)}
         )
         folder = folder_of(self.name)
+        remedy = "check its free space, or set METATRAIN_CACHE to another folder"
+        with storage.said(f"write {folder}", remedy):
+            self._write(folder, header, schema, pixels)
+        return folder
+
+    def _write(
+        self, folder: Path, header: dict[str, Any], schema: pa.Schema, pixels: pa.Array
+    ) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             path = Path(temporary) / "new" / "images.arrow"
@@ -180,7 +189,6 @@ class ImageStore:
             if folder.exists():
                 folder.rename(Path(temporary) / "old")
             path.parent.rename(folder)
-        return folder
 
 
 def duplicates(store: ImageStore, scheme: Scheme) -> list[str]:

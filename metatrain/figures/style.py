@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import warnings
@@ -16,6 +17,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from metatrain import storage
+from metatrain.core import InputError
 from metatrain.figures.fonts import WIDE_FONTS, add_fonts
 from metatrain.metrics import Metric
 
@@ -38,12 +41,21 @@ def as_written(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a figure as PNG: all of it or nothing.
+
+    Raises InputError if it cannot be written, or would be outside of the run's folder.
+    """
+    if path.parent.name == "figures" and path.parent.is_symlink():
+        raise InputError(
+            f"{path.parent} is a link, and pictures are written into no other folder",
+            remedy="remove the link",
+        )
     add_fonts(figure)  # a family of one's own may draw a figure without `as_written`
+    png = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(path, dpi=120)
+        figure.savefig(png, dpi=120, format="png")
+    storage.write(str(path), png.getvalue())
     if any("missing from font" in str(warning.message) for warning in caught):
         log.warning(
             "%s lacks characters that no font here has: install one such as %s", path, WIDE_FONTS[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metatrain import storage
 from metatrain.awaiting import awaiting
 from metatrain.inference.adapted import Adapted
 from metatrain.inference.learned import Learned
@@ -43,14 +45,15 @@ def write(found: Predicted, folder: Path) -> list[Path]:
         if path.suffix in (".json", ".csv", ".png"):
             path.unlink()
     written = [folder / "predictions.json"]
-    written[0].write_text(to_json(found.result, indent=1))
+    storage.write(str(written[0]), to_json(found.result, indent=1).encode())
     if found.rows:
         written.append(folder / "predictions.csv")
         names = [name for name in found.rows[0] if name != "probabilities"]
-        with written[-1].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(found.rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(found.rows)
+        storage.write(str(written[-1]), text.getvalue().encode())
     if found.picture is not None:
         from metatrain import figures
 
