@@ -544,6 +544,23 @@ def test_a_slow_worker_gets_no_tickets_that_others_answer_sooner() -> None:
         pool.close()
 
 
+def test_a_ticket_that_waits_for_a_second_worker_is_forgotten_once_it_is_answered() -> None:
+    settings = config(SINUSOID, outer__tasks_per_step=3, outer__tasks_per_ticket=1)
+    pool = shared(settings, 1)
+    try:
+        pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
+        first, second, _ = tickets = settings.recipe().setting("update").tickets(0)
+        for ticket in (*tickets, second, first):  # two are under way, and the rest waits
+            pool.request(ticket)
+        answers: list[Any] = []
+        until(lambda: answers.append(pool.next(0.2)) or len(list(filter(None, answers))) == 3)
+        assert [answer.ticket for answer in filter(None, answers)] == list(tickets)
+        assert not pool._waiting
+        assert not pool._under_way
+    finally:
+        pool.close()
+
+
 def test_a_head_that_is_gone_ends_the_run_in_a_sentence_and_one_that_is_back_does_not() -> None:
     """Ray would end this process a minute later, without a word."""
     head, port = ray_head.Head(), free_port()

@@ -151,6 +151,8 @@ class RayPool:
             self._dispatch()
             return None
         self._since.pop(ticket, None)  # a ticket that was asked twice may be answered twice
+        if ticket in self._waiting:  # and nobody needs the second answer
+            self._waiting.remove(ticket)
         actor.note(ticket, answer.spent.wall_s, self._times)
         self._dispatch()
         result = wire.unpacked(answer.result, self._layout)
