@@ -215,6 +215,9 @@ def _parsed(uri: str, files: Mapping[str, bytes]) -> Saved:
     )
     if type(saved.scalars["version"]) is not int or saved.version < 0:
         raise ValueError(f"it was saved after {saved.scalars['version']!r} steps")
+    name = uri.rstrip("/").rpartition("/")[2]
+    if NAME.fullmatch(name) and _version(name) != saved.version:  # a copy may have another name
+        raise ValueError(f"its name says otherwise than {saved.version} steps")
     saved.meta()
     return saved
 

@@ -194,6 +194,7 @@ JUNK = {
         b"{}",
         b'{"version": "4"}',
         b'{"version": -1}',
+        b'{"version": 999999998}',
         b"[" * 100_000,
     ],
     "run.json": [b"5", b"{}", b'{"format": 2}', b'{"format": 2, "plan": {"path": 5}, "notes": {}}'],

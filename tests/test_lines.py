@@ -60,6 +60,13 @@ def test_a_line_with_values_of_other_kinds_is_damaged_to_every_reader(
     assert [row["step"] for row in rows(path.read_bytes())] == [1, 4]
 
 
+def test_steps_that_lack_are_counted_and_not_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with metrics_file(Folder(tmp_path), 10**15):
+        assert f"lacks {10**15} of" in caplog.text
+
+
 def test_numbers_that_no_table_holds_cost_the_list_of_runs_their_row_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
