@@ -22,8 +22,11 @@ def build(
 
     patterns: pattern -> options, from which the groups were made.
 
-    Raises InputError if it refuses its options, or cannot take a step with them.
+    Raises InputError if it refuses its options, cannot take a step with them, or would go uphill.
     """
+    _refuse_uphill("outer.options", options)
+    for pattern, changed in patterns.items():
+        _refuse_uphill(f"outer.groups.{pattern}", changed)
     try:
         optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, lr=lr, **options)
         _try(getattr(torch.optim, name), lr, options, groups)
@@ -43,6 +46,17 @@ def build(
                 remedy=f"choose from its options: {', '.join(optimizer.defaults)}",
             )
     return optimizer
+
+
+def _refuse_uphill(key: str, options: Mapping[str, Any]) -> None:
+    """Refuse options with which steps follow the gradient, so that the meta loss rises."""
+    if options.get("maximize"):
+        raise InputError(
+            f"{key}.maximize", got=options["maximize"], expected="false, since a loss is minimised"
+        )
+    dampening = options.get("dampening", 0)  # a gradient's weight in SGD is one less it
+    if not (isinstance(dampening, int | float) and 0 <= dampening <= 1):
+        raise InputError(f"{key}.dampening", got=dampening, expected="0 to 1")
 
 
 def _try(

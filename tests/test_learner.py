@@ -172,6 +172,11 @@ def test_updates_are_not_changed() -> None:
         ({"optimizer": "SparseAdam"}, "SparseAdam refuses"),
         ({"optimizer": "Adam", "options": {"betas": (0.9,)}}, "Adam refuses"),
         ({"optimizer": "Adam", "options": {"foreach": True, "fused": True}}, "Adam refuses"),
+        ({"options": {"maximize": True}}, r"outer.options.maximize is True, expected false"),
+        ({"options": {"momentum": 0.9, "dampening": 2.0}}, r"dampening is 2.0, expected 0 to 1"),
+        ({"groups": {"algorithm.*": {"maximize": 1}}}, r"outer.groups.algorithm.\*.maximize is 1"),
+        ({"optimizer": "Adam", "options": {"differentiable": True}}, "Adam refuses"),
+        ({"optimizer": "Adam", "options": {"capturable": True}}, "Adam refuses"),
         ({"groups": {"head.*": {"lr": 1.0}}}, "matches no parameter"),
         (
             {"groups": {"algorithm.*": {"lrr": 1.0}}},
