@@ -193,11 +193,11 @@ def searched(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def as_files(sweep: Sweep, base: RunConfig) -> dict[str, str]:
-    """Return a sweep and its recipe as the texts of two files that need no others."""
+    """Return a recipe and its sweep, in this order, as the texts of files that need no others."""
     whole = dataclasses.replace(sweep, recipe="recipe.yaml", set={})
     return {
         f"{name}.yaml": schema.as_yaml(content)
-        for name, content in (("sweep", whole), ("recipe", base))
+        for name, content in (("recipe", base), ("sweep", whole))
     }
 
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,6 +34,7 @@ from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Purpose
 from metatrain.recipe import own_code
 from metatrain.start import prepare
+from metatrain.storage import Folder
 from tuning import search as searches
 from tuning.config import as_files
 from tuning.journal import Journal
@@ -73,14 +75,12 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # Watch reports failures
         with awaiting("starting the sweep"):
             check_resources(search)
-            known = folder / "mlflow.json"
-            run_id = place_of(str(folder)).run_id if known.exists() else None
             steps = Journal(folder / "journal.jsonl").steps()
             tracker = start_tracker(
                 experiment_of(search.base),
                 provenance.dated(search.sweep.name),
                 _described(search),
-                run_id,
+                _run_id(folder),
                 step=steps,
                 about=provenance.tags(str(folder), search.base.name, search.sweep.recipe),
                 columns=columns_of(search.base),
@@ -89,7 +89,7 @@ def start(search: Search, address: str | None = None, *, resume: str | None = No
             journal = _open(search)
             place = tracker.place()
             if place is not None:
-                known.write_text(json.dumps(place._asdict()))
+                storage.write(str(folder / "mlflow.json"), json.dumps(place._asdict()).encode())
             folder.sync()
         status, winner = "FAILED", None
         try:
@@ -143,19 +143,51 @@ def check_folder(search: Search, resume: str | None) -> None:
         )
     elif storage.is_file(str(folder)):
         raise InputError(f"{folder} is a file", remedy="give the sweep a folder as output")
-    elif any(info.base_name not in (LOCK, LEASE) for info in storage.listing(str(folder))):
+    elif not (_is_empty(folder) or (resume and _has_begun(search))):
         raise InputError(f"{folder} is not empty and holds no sweep", remedy="give another output")
     elif resume:
         log.info("there is nothing to resume in %s: starting a new sweep", folder)
 
 
+def _is_empty(folder: Folder, besides: Collection[str] = ()) -> bool:
+    names = {info.base_name for info in storage.listing(str(folder))}
+    return names <= {LOCK, LEASE, *besides}
+
+
+def _has_begun(search: Search) -> bool:
+    """Whether a driver of this sweep was killed before it had written sweep.yaml."""
+    folder, name = search.folder, "recipe.yaml"
+    if not _is_empty(folder, (name, f"{name}.partial", "sweep.yaml.partial")):
+        return False
+    try:
+        written = storage.read(f"{folder}/{name}", storage.MOST_JSON)
+    except FileNotFoundError:
+        return True
+    return written == as_files(search.sweep, search.base)[name].encode()
+
+
+def _run_id(folder: Folder) -> str | None:
+    """Return the run in MLflow of a sweep that is resumed, if that is known."""
+    if not (folder / "mlflow.json").exists():
+        return None
+    try:
+        return place_of(str(folder)).run_id or None
+    except InputError as error:
+        log.warning("%s: the sweep gets another run in MLflow", error.what)
+        return None
+
+
 def _open(search: Search) -> Journal:
-    """Write what a sweep starts from into its folder, and open its journal."""
+    """Write what a sweep starts from into its folder, and open its journal.
+
+    A folder with a sweep.yaml has all of it, also if this process is killed here.
+    """
     folder = search.folder
     folder.create()
     storage.remove(f"{folder}/tune")
     for name, text in as_files(search.sweep, search.base).items():
-        (folder / name).write_text(text)
+        storage.write(str(folder / name), text.encode())
+        folder.sync()
     return Journal(folder / "journal.jsonl")
 
 
