@@ -228,6 +228,15 @@ def latest(root: str) -> str | None:
     return f"{root}/{found[-1]}" if found else None
 
 
+def steps_made(root: str) -> int:
+    """After how many outer steps the newest complete checkpoint is; 0 if none can be found."""
+    try:
+        newest = latest(root)
+    except InputError:  # its storage does not answer
+        return 0
+    return _version(newest) if newest is not None else 0
+
+
 def _write(root: str, uri: str, files: Mapping[str, bytes]) -> None:
     """Write a checkpoint; if the disk is full, remove the oldest of several and try once more."""
     with suppress(InputError):  # after what followed it failed, a checkpoint is saved again

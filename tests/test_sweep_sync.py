@@ -64,7 +64,9 @@ def train(search: Search, journal: Journal, number: int, rate: float) -> list[di
     return rows
 
 
-def test_a_sweep_without_mlflow_is_sent_once_with_parent_and_trials(tmp_path: Path) -> None:
+def test_a_sweep_without_mlflow_is_sent_once_with_parent_and_trials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     uri, folder = store(tmp_path), tmp_path / "out"
     changes = {"name": "s", "output": str(folder), "budget": {"trials": 2, "steps": 20}}
     changes["set"] = {"tracking": {"uri": uri, "experiment": "swept"}, "validation.every_steps": 10}
@@ -111,12 +113,21 @@ def test_a_sweep_without_mlflow_is_sent_once_with_parent_and_trials(tmp_path: Pa
     }
     assert "**result**" in own.data.tags[description.NOTE]
 
-    assert sync.sync(f"{folder}/") == sync.Synced(2, "FINISHED")
+    assert sync.sync(f"{folder}/") == sync.Synced(2, 2, "FINISHED")
     after = recorded(uri, "swept")
     for name, found in before.items():
         assert after[name].data.metrics == found.data.metrics
         for metric in found.data.metrics:
             history(uri, after[name], metric)  # each step once
+
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(line for line in lines if '"trial": 0' in line))
+    said = sync.sync(str(folder)).sentence("s")
+    assert said == "MLflow has what is left of s: 1 of 2 trials, FINISHED"
+    assert f"{folder}/journal.jsonl lacks trial 1" in caplog.messages
+    (folder / "journal.jsonl").write_text("")
+    with pytest.raises(InputError, match="says nothing of the trials in"):
+        sync.sync(str(folder))
 
 
 def test_a_folder_that_holds_no_sweep_in_mlflow_is_one_sentence(tmp_path: Path) -> None:

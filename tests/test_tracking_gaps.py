@@ -156,6 +156,14 @@ def test_a_run_that_ends_without_mlflow_is_sent_by_the_command_that_it_names(
     assert check() == model
     run.train(settings(tmp_path, 30), resume="auto")
     assert check() == model
+    (folder / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in rows[:-9])
+        + '{"step": 30, "val/mse_after": "x"}\n{"step": 29, "at_ms": NaN}\n'
+    )
+    assert sync(str(folder)).sentence("s") == (
+        "MLflow has what is left of s: 21 of 30 outer steps, FINISHED"
+    )
+    assert f"{folder}/metrics.jsonl lacks 9 of the 30 outer steps" in caplog.messages
 
 
 def test_what_cannot_be_sent_is_one_sentence(

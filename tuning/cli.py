@@ -162,13 +162,11 @@ def sync_(
     if storage.is_file(f"{run.rstrip('/')}/sweep.yaml"):
         from tuning import sync as sweeps
 
-        sent = sweeps.sync(run)
-        print(f"MLflow has all of {run}: {sent.trials} trials, {sent.status}")
+        print(sweeps.sync(run).sentence(run))
         return
     from cluster.tracking.sync import sync
 
-    synced = sync(run)
-    print(f"MLflow has all of {run}: {synced.steps} outer steps, {synced.status}")
+    print(sync(run).sentence(run))
 
 
 def main() -> None:

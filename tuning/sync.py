@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import re
 from typing import Any, NamedTuple
 
 from cluster.api.files import read_result, read_yaml
@@ -20,6 +22,7 @@ from cluster.tracking.mlflow_tracker import MLflowTracker
 from cluster.tracking.place import Place, place_of
 from cluster.tracking.recording import columns_of, parameters_of
 from metatrain import schema, storage
+from metatrain.core import InputError
 from metatrain.storage import Folder
 from tuning import config
 from tuning.config import PBT, Sweep
@@ -27,12 +30,23 @@ from tuning.journal import Journal, Trial, course
 from tuning.result import KEPT, STATUS, name_in_mlflow, won_by
 from tuning.trial import TRIAL, folder_of
 
+log = logging.getLogger(__name__)
+
 
 class Synced(NamedTuple):
     """What MLflow has of a sweep after all."""
 
     trials: int
+    of: int  # trials that made a step or have a folder
     status: str  # as MLflow calls it
+
+    def sentence(self, folder: str) -> str:
+        """Return what the command prints."""
+        if self.trials == self.of:
+            return f"MLflow has all of {folder}: {self.trials} trials, {self.status}"
+        return (
+            f"MLflow has what is left of {folder}: {self.trials} of {self.of} trials, {self.status}"
+        )
 
 
 def sync(folder: str) -> Synced:
@@ -50,13 +64,39 @@ def sync(folder: str) -> Synced:
         done = storage.is_file(f"{folder}/result.json")
         status = "FINISHED" if done else ended(tracking, place.run_id) or "KILLED"
         journal = Journal(here / "journal.jsonl")
-        winner = read_result(folder)["winner"] if done else None
-        sent = [
-            _send_trial(folder, trial, sweep, tracking, place, is_winner=trial.number == winner)
+        there = _numbers(folder)
+        if there and not journal.trials:
+            raise InputError(
+                f"{folder}/journal.jsonl says nothing of the trials in {folder}/trials",
+                remedy="put the journal back, or resume the sweep",
+            )
+        winner = _winner(folder) if done else None
+        sent = {
+            trial.number
             for trial in journal.trials.values()
-        ]
+            if _send_trial(folder, trial, sweep, tracking, place, is_winner=trial.number == winner)
+        }
+        of = sent | there | {trial.number for trial in journal.trials.values() if trial.steps}
+        for number in sorted(of - sent):
+            lacking = "journal.jsonl" if number in there else "trials"
+            log.warning("%s/%s lacks trial %d", folder, lacking, number)
         _send_own(here, base, journal, tracking, place, status)
-    return Synced(sum(sent), status)
+    return Synced(len(sent), len(of), status)
+
+
+def _winner(folder: str) -> int:
+    result = read_result(folder)
+    number, values = result.get("winner"), result.get("values")
+    if type(number) is not int or not isinstance(values, dict):
+        raise InputError(f"{folder}/result.json is not a sweep's", remedy="resume the sweep")
+    return number
+
+
+def _numbers(folder: str) -> set[int]:
+    """Return the numbers of the trials that have a folder with a run in it."""
+    names = {info.base_name for info in storage.listing(f"{folder}/trials")}
+    numbers = {int(name) for name in names if re.fullmatch(r"[0-9]{2,9}", name)}
+    return {n for n in numbers if storage.is_file(f"{folder_of(folder, n)}/config.yaml")}
 
 
 def _send_own(
@@ -110,7 +150,7 @@ def _send_trial(
     place = tracker.place()
     if place != known:
         storage.write(f"{folder}/mlflow.json", json.dumps(place._asdict()).encode())
-    tracker.complete(runs.lines_of(folder))
+    tracker.complete(runs.lines_of(folder, its.checkpoint.uri)[0])
     if isinstance(sweep.scheduler, PBT):
         tracker.complete(_searched(trial))
     runs.send_files(tracker, folder, runs.AT_FIRST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Iterable
@@ -12,9 +13,11 @@ from typing import Any, NamedTuple
 
 from pyarrow import fs
 
+from cluster import checkpoint
 from cluster.api.files import metric_of, read, read_result, read_yaml, rows, scores
 from cluster.claim import claimed
 from cluster.config import Tracking
+from cluster.lines import made
 from cluster.tracking import description
 from cluster.tracking.mlflow_run import ended
 from cluster.tracking.mlflow_store import database
@@ -25,6 +28,8 @@ from metatrain.addresses import HIDDEN, without_secrets
 from metatrain.core import InputError
 from metatrain.evaluate import Score
 
+log = logging.getLogger(__name__)
+
 AT_FIRST = ("config.yaml", "code")  # what a run leaves at its beginning, and MLflow has too
 AT_LAST = ("figures", "bundle", "result.json")  # what it leaves at its end
 
@@ -33,7 +38,17 @@ class Synced(NamedTuple):
     """What MLflow has of a run after all."""
 
     steps: int
+    of: int  # outer steps that the run made
     status: str  # as MLflow calls it
+
+    def sentence(self, folder: str) -> str:
+        """Return what the command prints."""
+        if self.steps == self.of:
+            return f"MLflow has all of {folder}: {self.steps} outer steps, {self.status}"
+        return (
+            f"MLflow has what is left of {folder}: {self.steps} of {self.of} outer steps, "
+            f"{self.status}"
+        )
 
 
 def sync(folder: str) -> Synced:
@@ -62,19 +77,21 @@ def _worked_on(folder: str) -> list[tuple[str, str]]:
 
 def _sync(folder: str, place: Place) -> Synced:
     config = f"{folder}/config.yaml"
-    recorded = schema.parse(Tracking, read_yaml(config).get("tracking", {}), config)
+    tree = read_yaml(config)
+    recorded = schema.parse(Tracking, tree.get("tracking", {}), config)
     tracking = dataclasses.replace(recorded, uri=store_of(place))
-    lines = lines_of(folder)
+    kept = tree.get("checkpoint")
+    lines, of = lines_of(folder, kept.get("uri") if isinstance(kept, dict) else None)
     done = storage.is_file(f"{folder}/result.json")
     status = "FINISHED" if done else ended(tracking, place.run_id) or "KILLED"
-    at_ms = max((int(line.get("at_ms", 0)) for line in lines), default=0) or None
+    at_ms = max((line.get("at_ms") or 0 for line in lines), default=0) or None
     tracker = MLflowTracker(tracking, "", [], place.run_id, {})
     tracker.complete(lines)
     send_files(tracker, folder, AT_FIRST)
     if done:
         send_results(tracker, folder, AT_LAST, at_ms)
     finish(tracker, folder, status, at_ms)
-    return Synced(len({line["step"] for line in lines} - {0}), status)
+    return Synced(made(line["step"] for line in lines), of, status)
 
 
 def store_of(place: Place) -> str | None:
@@ -89,9 +106,20 @@ def store_of(place: Place) -> str | None:
     )
 
 
-def lines_of(folder: str) -> list[dict[str, Any]]:
-    """Return the whole lines of a run's metrics.jsonl."""
-    return rows(read(f"{folder}/metrics.jsonl") or b"")
+def lines_of(folder: str, checkpoints: str | None) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole lines of a run's metrics.jsonl, and how many outer steps the run made.
+
+    A file that lacks some of them is warned of.
+
+    checkpoints: where the run saved them; None: in its folder.
+    """
+    path = f"{folder}/metrics.jsonl"
+    lines = rows(read(path) or b"")
+    steps = [line["step"] for line in lines]
+    of = max([*steps, checkpoint.steps_made(checkpoints or f"{folder}/checkpoints")])
+    if lacking := of - made(steps):
+        log.warning("%s lacks %d of the %d outer steps", path, lacking, of)
+    return lines, of
 
 
 def send_files(tracker: MLflowTracker, folder: str, names: Iterable[str]) -> None:
