@@ -26,6 +26,7 @@ from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
 from metatrain import bundle
 from metatrain.core import InputError, Ticket, generator_for
+from metatrain.inference import files
 from metatrain.start import prepare
 
 
@@ -246,6 +247,21 @@ def test_the_command_takes_arrays_and_columns_of_other_families(
     done, written, _ = adapt(series, tmp_path / "few.csv", tmp_path / "new.csv")
     assert done.returncode == 0, done.stderr
     assert len(written["predictions"]) == 1
+
+
+def test_predictions_that_are_not_finite_are_one_sentence(sinusoid: Path, tmp_path: Path) -> None:
+    recipe, meta = bundle.load(str(sinusoid / "bundle"))
+    large = {name: p.detach() * 100 for name, p in meta.model.items()}
+    bundle.save(str(tmp_path / "large"), recipe, meta._replace(model=large))
+    few, new = str(tmp_path / "few.npz"), str(tmp_path / "new.npz")
+    far = np.array([[0], [1], [2**64 - 1]], np.uint64)
+    np.savez(few, x=far, y=[0.0, 1.0, 2.0])
+    with pytest.raises(InputError, match="diverged in 3 inner steps"):
+        files.predict(metatrain.load(sinusoid), few, [few], None)
+    np.savez(few, x=far[:1], y=[0.0])
+    np.savez(new, x=far.astype(float) * 1e18)
+    with pytest.raises(InputError, match="no finite number for 2 of 3 rows"):
+        files.predict(metatrain.load(tmp_path / "large"), few, [new], None)
 
 
 def test_files_that_do_not_fit_are_one_sentence_and_leave_nothing(

@@ -106,6 +106,13 @@ def _rows(learned: Learned, support: str, query: Sequence[str], norm: Norm | Non
     if isinstance(found, Predictions):
         table, notes, result = classified(learned, adapted, found, "row", places, truth)
         return Predicted(table, notes, result, None, result["predictions"])
+    finite = int(found.values.reshape(len(x), -1).isfinite().all(-1).sum())
+    if finite < len(x):
+        raise InputError(
+            f"the network gives no finite number for {len(x) - finite} of {counted(len(x), 'row')}",
+            remedy=f"check whether the values of {support} and of the rows to predict are far from "
+            "those of training",
+        )
     mean = float(np.mean(np.asarray(targets, np.float64))) if found.values.dim() == 1 else math.nan
     return numbered(learned, adapted, x, found, places, truth, names[0], mean)
 
