@@ -55,6 +55,9 @@ def test_arrays_are_what_was_saved(tmp_path: Path) -> None:
         ({"x.npy": npy(np.zeros(10**6 + 1, np.uint8))}, "1,000,001 examples, expected at most"),
         ({"x.npy": b"\x93NUMPY\x07\x00"}, "cannot be read as NPZ"),
         ({"z.npy": npy(np.zeros(1))}, "has no array x"),
+        ({"x.npy": npy(np.zeros(2), (-2, -1))}, "x has a negative size in its shape"),
+        ({"x.npy": npy(np.zeros(2, complex))}, "x holds complex numbers"),
+        ({"x.npy": npy(np.zeros(1)).replace(b"<f8", b"<zz")}, r"cannot be read as NPZ .{9,200}\)"),
     ],
 )
 def test_an_array_is_as_large_as_its_header_says_and_bounded(
@@ -63,6 +66,14 @@ def test_an_array_is_as_large_as_its_header_says_and_bounded(
     monkeypatch.setattr(arrays, "MOST_BYTES", 1 << 24)
     with pytest.raises(InputError, match=sentence):
         arrays.read(npz(tmp_path / "a.npz", members))
+
+
+def test_a_header_is_not_repeated_in_full(tmp_path: Path) -> None:
+    header = f"{{'descr': '{'q' * 9000}', 'fortran_order': False, 'shape': (1,)}}\n".encode()
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with pytest.raises(InputError, match="cannot be read as NPZ") as refused:
+        arrays.read(npz(tmp_path / "a.npz", {"x.npy": data}))
+    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -18,6 +18,7 @@ MOST_BYTES = 1 << 28  # of an array; examples are copied several times
 MOST_EXAMPLES = 10**6  # each of which becomes a row of predictions
 MOST_TARGETS = 10**7  # which become numbers of Python
 MOST_ARRAYS = 1000  # in a file
+MOST_REASON = 200  # characters of numpy's words, which quote the whole header
 HEADERS = {  # by the format's version
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -48,7 +49,8 @@ def read(path: Path) -> tuple[npt.NDArray[Any], list[Any] | None]:
         except InputError:
             raise
         except Exception as error:  # numpy raises nearly anything for a broken header
-            raise InputError(f"{path} cannot be read as NPZ ({error})", remedy=remedy) from error
+            reason = " ".join(str(error).split())[:MOST_REASON]
+            raise InputError(f"{path} cannot be read as NPZ ({reason})", remedy=remedy) from error
     examples, targets = len(x) if x.ndim else 1, y.size if y is not None else 0
     for what, number, most in (
         ("examples", examples, MOST_EXAMPLES),
@@ -71,6 +73,10 @@ def _array(read_member: Callable[[], bytes], name: str) -> npt.NDArray[Any]:
     shape, _, kind = HEADERS[np.lib.format.read_magic(file)](file)
     if kind.hasobject:
         raise ValueError(f"{name} holds Python's objects, which are not read")
+    if kind.kind == "c":
+        raise ValueError(f"{name} holds complex numbers, which are not read")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"{name} has a negative size in its shape {list(shape)[:10]}")
     wanted, rest = math.prod(shape) * kind.itemsize, len(file.getbuffer()) - file.tell()
     if wanted != rest:
         raise ValueError(f"{name} has {rest:,} bytes, and {wanted:,} by its header")
