@@ -449,7 +449,10 @@ def test_a_server_that_refuses_is_not_one_that_does_not_answer() -> None:
         server.shutdown()
 
 
-def test_an_unreachable_server_is_one_sentence_at_the_start(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_one_sentence_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     started = time.monotonic()
     settings = config(
         SINUSOID, tracking__uri=f"http://127.0.0.1:{free_port()}", output=str(tmp_path / "s")
@@ -459,6 +462,7 @@ def test_an_unreachable_server_is_one_sentence_at_the_start(tmp_path: Path) -> N
     ):
         run.train(settings)
     assert time.monotonic() - started < 30
+    assert "connecting to MLflow at http://127.0.0.1" in caplog.text  # which may take half a minute
     assert not (tmp_path / "s" / "checkpoints").exists()
 
 
@@ -583,12 +587,13 @@ def test_metrics_of_an_outage_arrive_once_it_is_over(
 
 
 def test_a_password_in_the_environment_does_not_reach_a_message(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{free_port()}")
     with pytest.raises(InputError, match="MLflow does not answer") as caught:
         run.train(config(SINUSOID, tracking__uri=None))
-    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in str(caught.value) + caplog.text
 
 
 def test_a_trial_goes_on_without_a_server_and_no_password_is_logged(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.config import Tracking
 from cluster.jobs.job import JOB
-from cluster.tracking.place import Place
+from cluster.tracking.mlflow_store import database
+from cluster.tracking.place import Place, store_uri
 from metatrain.addresses import without_secrets
+from metatrain.awaiting import awaiting
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -142,6 +145,10 @@ def start_tracker(
         return NoTracker()
     from cluster.tracking.mlflow_tracker import MLflowTracker
 
-    return MLflowTracker(
-        tracking, name, params, run_id, tags or {}, step, about or {}, columns, mend
-    )
+    uri = store_uri(tracking)
+    server = database(uri) is None  # which may accept a connection and never answer
+    what = f"connecting to MLflow at {without_secrets(uri)}"
+    with awaiting(what) if server else nullcontext():
+        return MLflowTracker(
+            tracking, name, params, run_id, tags or {}, step, about or {}, columns, mend
+        )
