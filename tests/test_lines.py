@@ -14,6 +14,7 @@ from cluster.api.files import rows
 from cluster.api.listing import runs
 from cluster.patience import Patience
 from cluster.tracking.metrics_file import metrics_file, read_metrics
+from cluster.tracking.parameters import metric_name
 from metatrain import disk, storage
 from metatrain.core import InputError
 from metatrain.metrics import Metric
@@ -76,6 +77,24 @@ def test_numbers_that_no_table_holds_cost_the_list_of_runs_their_row_only(
         (tmp_path / name / "metrics.jsonl").write_bytes(b"\n".join([GOOD, *ODD]))
     assert runs(tmp_path)[["name", "steps", "of"]].to_numpy().tolist() == [["good", 1, 9]]
     assert caplog.messages == [f"skipped {tmp_path}/odd: its config.yaml is not a run's"]
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("val/mse_after", "val/mse_after"),
+        ("test/准确率", "test/准确率"),
+        ("test/acc@1", "test/acc_1"),
+        ("../a//b/", "a/b"),
+        ("/.", "_"),
+        ("", "_"),
+    ],
+)
+def test_a_metric_has_a_name_that_mlflow_takes(name: str, taken: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert metric_name(name) == taken
+    _validate_metric_name(taken)
 
 
 def enter(folder: Path) -> None:

@@ -15,6 +15,7 @@ from cluster.config import Tracking
 from cluster.tracking import description
 from cluster.tracking.mlflow_errors import Health
 from cluster.tracking.mlflow_run import log_params, open_run, show_columns
+from cluster.tracking.parameters import metric_name
 from cluster.tracking.place import Place, store_uri
 from cluster.tracking.sender import MEASURED, QUIET_S, Point, Sender
 from cluster.tracking.tracker import RunParameters
@@ -115,9 +116,10 @@ class MLflowTracker:
         self._sent |= names
 
     def log(self, step: int, metrics: Mapping[str, float], at_ms: int | None = None) -> None:
+        named = {metric_name(name): value for name, value in metrics.items()}
         points = [
             Point(name, float(value), at_ms or _now_ms(), step, self._belongs(name))
-            for name, value in metrics.items()
+            for name, value in named.items()
             if name.startswith(self._only) and self._says(name, value) and self._first(name, step)
         ]
         whole = step % self._every == 0

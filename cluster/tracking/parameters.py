@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Mapping
+from functools import cache
 
 from cluster.tracking.tracker import RunParameters
 from metatrain.addresses import without_secrets
 
 # MLflow's rule for names: the pattern of an outer group loses its asterisk.
 NOT_IN_NAMES = re.compile(r"[^\w\-. :/]", re.ASCII)
+NOT_IN_METRICS = re.compile(r"[^\w\-. :/]")  # these may have letters of any language
 # The name of a parameter's new value in a resumed run.
 CHANGED = re.compile(r"(.+) from step (\d+)(?: attempt (\d+))?")
 NOT_SET = "not set"  # the value of a key that a resumed run leaves out
@@ -23,6 +26,15 @@ def as_text(params: RunParameters) -> dict[str, str]:
         NOT_IN_NAMES.sub("_", key): without_secrets(str(value))[:MAX_PARAM_VAL_LENGTH]
         for key, value in params
     }
+
+
+@cache
+def metric_name(name: str) -> str:
+    """Return a metric's name as MLflow takes it, which refuses all metrics that come with another.
+
+    A name is a path in MLflow's store, such as val/mse_after.
+    """
+    return posixpath.normpath(NOT_IN_METRICS.sub("_", name)).lstrip("/.") or "_"
 
 
 def changes(recorded: Mapping[str, str], now: Mapping[str, str], step: int) -> dict[str, str]:
