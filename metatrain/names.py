@@ -35,6 +35,12 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
+def first(lines: Sequence[str], most: int = 50) -> list[str]:
+    """Return the first lines, and one that says how many more there are."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {more:,} more"] if more > 0 else [])]
+
+
 def counted(number: int, kind: str) -> str:
     """Return so many of a kind, as in "1 row" and "2 rows"."""
     return f"{number} {kind}{'s' * (number != 1)}"

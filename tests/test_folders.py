@@ -21,7 +21,8 @@ from services import command
 
 from metatrain.core import InputError
 from metatrain.data import pixels
-from metatrain.data.folders import labelled_files, read_folder, shuffled_splits
+from metatrain.data.cli import _print_report
+from metatrain.data.folders import Report, labelled_files, read_folder, shuffled_splits
 from metatrain.data.images import ImageStore, duplicates
 from metatrain.data.pixels import stack, to_pixels
 from metatrain.tasks import FewShot
@@ -156,21 +157,32 @@ def test_what_the_import_says_to_do_next_works(classes: int, more: str, tmp_path
     assert trained.returncode == 0, trained.stderr
 
 
-def test_linked_folders_and_files_count_and_loops_end(tmp_path: Path) -> None:
-    album(tmp_path / "elsewhere", range(4), 2)
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for kind in range(4):
-        (photos / f"kind {kind}").symlink_to(tmp_path / "elsewhere" / f"kind {kind:02d}")
-    (photos / "kind 0" / "round").symlink_to(photos)
-    (photos / "kind 1" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+def test_links_to_files_are_followed_and_links_to_folders_are_told(tmp_path: Path) -> None:
+    elsewhere = album(tmp_path / "elsewhere", range(4), 2)
+    photos = album(tmp_path / "photos", range(4), 2)
+    (photos / "kind 00" / "round").symlink_to(photos)
+    (photos / "out").symlink_to(elsewhere)
+    (photos / "kind 01" / "02.jpg").symlink_to(elsewhere / "kind 01" / "00.jpg")
+    (photos / "kind 01" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     store, report = read_folder("mine", photos)
-    assert store.class_names == [f"kind {kind}" for kind in range(4)]
-    assert len(store.images) == 8
-    assert report.refused == [
-        ("kind 1/gone.png", "cannot be read as an image (No such file or directory)")
+    assert store.class_names == [f"kind {kind:02d}" for kind in range(4)]
+    assert len(store.images) == 9
+    assert sorted(report.refused) == [
+        ("kind 00/round", "is a link to a folder, which is not followed"),
+        ("kind 01/gone.png", "cannot be read as an image (No such file or directory)"),
+        ("out", "is a link to a folder, which is not followed"),
     ]
-    assert len(labelled_files(photos)[0]) == 9
+    assert len(labelled_files(photos)[0]) == 10
+    (tmp_path / "linked").symlink_to(photos)
+    assert len(labelled_files(tmp_path / "linked")[0]) == 10
+
+
+def test_a_long_list_of_refused_files_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = [(f"{number}.txt", "is no image") for number in range(1050)]
+    _print_report(Report(0, 0, refused, [], []))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 51
+    assert lines[-1] == "and 1,000 more"
 
 
 def test_folders_train_val_test_are_the_splits(tmp_path: Path) -> None:

@@ -147,10 +147,10 @@ def import_(
 
 
 def _print_report(report: Report) -> None:
-    from metatrain.names import printable
+    from metatrain.names import first, printable
 
-    for what, why in report.refused:
-        print(printable(f"refused {what}: {why}"))
+    for line in first([f"refused {what}: {why}" for what, why in report.refused]):
+        print(printable(line))
     for note in report.notes:
         print(printable(f"note: {note}"))
     if report.twins:
@@ -158,8 +158,8 @@ def _print_report(report: Report) -> None:
             f"note: {len(report.twins)} images have the pixels of an earlier one; a query may be "
             "its support image:"
         )
-    for later, earlier in report.twins:
-        print(printable(f"  {later} = {earlier}"))
+    for line in first([f"  {later} = {earlier}" for later, earlier in report.twins]):
+        print(printable(line))
 
 
 def _print_next(store: ImageStore) -> None:

@@ -144,21 +144,20 @@ def labelled_files(
 
 
 def _files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Return all files but hidden ones, sorted, and the folders that cannot be read, and why.
+    """Return all files but hidden ones, sorted, and the folders that are not read, and why.
 
-    Links are followed, but not into a folder that they lie in.
+    A link to a folder may lead anywhere on the machine, and is not followed; one to a file is.
     """
     found, unread = [], []
 
     def refuse(error: OSError) -> None:
         unread.append((Path(error.filename), f"cannot be read ({error.strerror})"))
 
-    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for name, folders, files in os.walk(folder, onerror=refuse):
         here = Path(name)
-        inside = {parent.resolve() for parent in (here, *here.parents)}
-        folders[:] = [
-            f for f in folders if not f.startswith(".") and (here / f).resolve() not in inside
-        ]
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        links = [here / f for f in folders if (here / f).is_symlink()]
+        unread += [(link, "is a link to a folder, which is not followed") for link in links]
         found += [here / file for file in files if not file.startswith(".")]
     return sorted(found), unread
 

@@ -20,7 +20,7 @@ from metatrain.data.folders import labelled_files
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Predictions
 from metatrain.inference.report import Predicted, classified, numbered
-from metatrain.names import counted, decoded, undecoded
+from metatrain.names import counted, decoded, first, undecoded
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 
@@ -70,7 +70,8 @@ def _images(learned: Learned, support: str, query: Sequence[str], norm: Norm | N
     title = f"Predictions of {learned.source} for {len(files)} images"
     shown, notes, result = classified(learned, adapted, predictions, "image", files, labels)
     odd = undecoded(file.parent.name for file, label in examples if label is not None)
-    notes = [*(f"refused {file}: {why}" for file, why in refused), *unread, *odd, *notes]
+    lines = [*(f"refused {file}: {why}" for file, why in refused), *unread]
+    notes = [*first(lines), *odd, *notes]
     return Predicted(shown, notes, result, adapted.picture(x, truth, title, captions), [])
 
 
