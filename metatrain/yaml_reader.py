@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         tag = node.tag.removeprefix("tag:yaml.org,2002:")
         mark = node.start_mark
+        if tag in ("int", "float") and ":" in str(node.value):
+            raise ConstructorError(None, None, f"{quoted(node.value)} as {tag}", mark)
         if tag not in TAGS or node.tag == tag:
             raise ConstructorError(None, None, f"the tag {quoted(node.tag)}", mark)
         if tag == "int" and len(str(node.value)) > MOST_DIGITS:
@@ -74,9 +77,15 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-# Without dates, which only the text of a name looks like.
+# Without dates, and without numbers to the base of 60: only text looks like them, as 60:30 does.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    first: [
+        (tag, re.compile(f"(?![^:]*:)(?:{pattern.pattern})", pattern.flags))
+        if tag.endswith((":int", ":float"))
+        else (tag, pattern)
+        for tag, pattern in resolvers
+        if not tag.endswith(":timestamp")
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 

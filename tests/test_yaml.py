@@ -28,6 +28,7 @@ LAUGHS = "\n".join(
         ("a: {b: 1, b: 2}", "line 1: duplicate key 'b'"),
         ("a: 0x_", "line 1: '0x_' as int"),
         ("\na: 0b_", "line 2: '0b_' as int"),
+        ("a: !!int 1:30", "line 1: '1:30' as int"),
         ("a: !!bool maybe", "'maybe' as bool"),
         ("a: !!timestamp x", "the tag 'tag:yaml.org,2002:timestamp'"),
         ("a: !!python/object:os.system x", "the tag 'tag:yaml.org,2002:python/object"),
@@ -62,6 +63,8 @@ def test_a_text_that_is_too_large_or_not_utf_8_is_refused() -> None:
     [
         ("", None),
         ("a: 2001-99-99", {"a": "2001-99-99"}),  # as text, which a name may be
+        ("[1:30, 60:30.5, -1:30]", ["1:30", "60:30.5", "-1:30"]),  # text, too
+        ("[90, -1.5, 0x10, 1_000, 1.0e-3]", [90, -1.5, 16, 1000, 0.001]),
         ("b: &b {x: 1, y: 2}\nc: {<<: *b, y: 3}", {"b": {"x": 1, "y": 2}, "c": {"x": 1, "y": 3}}),
         ("a: &a [1]\nb: [*a, *a]", {"a": [1], "b": [[1], [1]]}),
         ("{1: a, b: .inf}", {1: "a", "b": float("inf")}),
