@@ -61,6 +61,13 @@ def appended(path: str | os.PathLike[str]) -> FileIO:
     return FileIO(os.open(path, flags, 0o666), "ab")
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError if `path`, or something below this folder, is neither a file nor a folder."""
+    for each in (path, *path.rglob("*")):
+        if not (each.is_file() or each.is_dir()):
+            raise OSError(f"{each} is no regular file")
+
+
 def is_own(path: Path) -> bool:
     """Whether nobody but this user and root can have written, or can write, what lies there."""
     users = (0, os.getuid())

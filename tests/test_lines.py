@@ -15,7 +15,7 @@ from cluster.api.listing import runs
 from cluster.patience import Patience
 from cluster.tracking.metrics_file import metrics_file, read_metrics
 from cluster.tracking.parameters import metric_name
-from metatrain import disk, storage
+from metatrain import disk, files, storage
 from metatrain.core import InputError
 from metatrain.metrics import Metric
 from metatrain.storage import Folder
@@ -118,6 +118,15 @@ def test_a_pipe_in_place_of_a_record_is_refused_and_nobody_waits_for_it(
     with pytest.raises(InputError) as error:
         reader(tmp_path)
     assert error.value.what == f"cannot read {tmp_path / name} (it is no regular file)"
+
+
+def test_a_folder_with_a_pipe_is_not_sent_to_mlflow(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.png").write_text("")
+    files.check_regular(tmp_path)
+    os.mkfifo(tmp_path / "a/y.png")
+    with pytest.raises(OSError, match=r"a/y\.png is no regular file"):
+        files.check_regular(tmp_path)
 
 
 def test_a_pipe_or_a_link_in_place_of_what_is_written_is_replaced(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from cluster.tracking.place import Place, store_uri
 from cluster.tracking.sender import MEASURED, QUIET_S, Point, Sender
 from cluster.tracking.tracker import RunParameters
 from metatrain.addresses import without_secrets
+from metatrain.files import check_regular
 
 if TYPE_CHECKING:
     from metatrain.core import Setting
@@ -136,6 +137,7 @@ class MLflowTracker:
             self._whole = False
             return
         try:
+            check_regular(path)  # MLflow would wait for a pipe
             with _said_if_slow():
                 if path.is_dir():
                     self._client.log_artifacts(self.run_id, str(path), path.name)
