@@ -12,6 +12,7 @@ import pytest
 
 from cluster.api.files import rows
 from cluster.api.listing import runs
+from cluster.api.run import Figures
 from cluster.patience import Patience
 from cluster.tracking.metrics_file import metrics_file, read_metrics
 from cluster.tracking.parameters import metric_name
@@ -127,6 +128,7 @@ def test_a_folder_with_a_pipe_is_not_sent_to_mlflow(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a/y.png")
     with pytest.raises(OSError, match=r"a/y\.png is no regular file"):
         files.check_regular(tmp_path)
+    assert [*Figures(str(tmp_path / "a"))] == ["x"]  # which a notebook shows
 
 
 def test_a_pipe_or_a_link_in_place_of_what_is_written_is_replaced(tmp_path: Path) -> None:

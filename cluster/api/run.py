@@ -141,7 +141,8 @@ class Figures(dict[str, Picture]):
 
     def __init__(self, folder: str) -> None:
         kept = storage.Folder(folder)
-        super().__init__((path.stem, Picture(path)) for path in sorted((kept / "").glob("*.png")))
+        found = (path for path in sorted((kept / "").glob("*.png")) if path.is_file())
+        super().__init__((path.stem, Picture(path)) for path in found)
         for picture in self.values():
             picture.folder = kept
 
