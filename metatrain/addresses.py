@@ -9,7 +9,7 @@ from urllib.parse import unquote
 HIDDEN = "***"
 # An address, up to a space, which only a password may hold. Its user and password end at the last
 # @: they may hold /, # and ?. A path that is made of it has one slash.
-# A match begins at the start of a word, so that it takes linear time, also in a long text without addresses.
+# A match begins at the start of a word, so that it takes linear time in any text.
 SCHEME = r"(?<![a-zA-Z0-9_+.-])(?P<scheme>[a-zA-Z0-9_+.-]+):(?P<mark>//?|\\+)"
 SPACED = r"[^\s/@:'\"]*:(?!\d{1,5}(?:[\s/?#'\"),\]]|$))[^'\"@]{0,200}@"  # no port and a later @
 # Without a scheme: a user with a password, the options of a host with a port, or named options.
