@@ -112,6 +112,7 @@ def test_a_network_is_fine_tuned_from_the_seed_and_from_a_pretraining_for_the_be
     assert named["test/gain_over_from_scratch_ci95"] == ci95
 
 
+@pytest.mark.ray  # takes seconds
 def test_the_nearest_centroid_of_pretrained_features_is_a_baseline_of_classes(
     tmp_path: Path,
 ) -> None:

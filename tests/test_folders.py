@@ -129,6 +129,7 @@ def test_small_folders_have_no_validation_split(classes: int, sizes: dict[str, i
     assert sorted(c for members in splits.values() for c in members) == list(range(classes))
 
 
+@pytest.mark.ray  # takes seconds
 @pytest.mark.parametrize(
     ("classes", "more"),
     [

@@ -116,6 +116,7 @@ def adapt(trained: Trained, folder: Path, *more: str) -> tuple[Done, Any]:
     ) if done.returncode == 0 else None
 
 
+@pytest.mark.ray  # takes seconds
 @pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("norm", NORMS)
 def test_python_the_command_and_the_evaluation_give_equal_probabilities(

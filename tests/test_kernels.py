@@ -301,6 +301,7 @@ def test_networks_that_the_kernels_are_not_for_take_the_reference(model: dict[st
     assert "filters in multiples of 16" in reason
 
 
+@pytest.mark.ray  # takes seconds
 def test_the_log_says_which_path_and_what_it_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ CHAINS = [
 PRINT = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
 
 
+@pytest.mark.ray  # takes seconds
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0][0])
 def test_importing_brings_no_more_than_the_layer_knows(chain: list[tuple[str, str]]) -> None:
     code = "\n".join(f"import {', '.join(modules.split())}; {PRINT}" for modules, _ in chain)

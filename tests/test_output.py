@@ -442,6 +442,4 @@ def test_metrics_that_are_gone_are_said_to_be_and_drawn_without(
     }
     said = f"{path} lacks 4 of the 4 outer steps before"
     assert (said in caplog.messages) == (not left)
-    assert [row for _, row in whole_lines(path.read_bytes())] == [
-        json.dumps(row) for row in left
-    ]
+    assert [row for _, row in whole_lines(path.read_bytes())] == [json.dumps(row) for row in left]

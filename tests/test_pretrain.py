@@ -153,6 +153,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss_of_its_examples() -> None:
         assert torch.allclose(learner.meta().model[name], p - gradient, atol=1e-6)
 
 
+@pytest.mark.ray  # takes seconds
 def test_a_pretraining_resumes_to_the_same_bits_and_leaves_a_bundle_to_start_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -274,6 +274,7 @@ def test_a_policy_that_sees_nothing_learns_the_arms_by_gradient_steps() -> None:
     assert params.keys() == {"head.weight", "head.bias"}
 
 
+@pytest.mark.ray  # takes seconds
 def test_rl2_learns_to_find_the_better_arm() -> None:
     """Two arms and 120 outer steps: clearly more than the 5 of a random choice; the best arm gives
     6.67.

@@ -64,6 +64,7 @@ def train(search: Search, journal: Journal, number: int, rate: float) -> list[di
     return rows
 
 
+@pytest.mark.ray  # takes seconds
 def test_a_sweep_without_mlflow_is_sent_once_with_parent_and_trials(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
