@@ -100,13 +100,18 @@ def prepare(
     log.info("compute path %s: %s", plan.path, reason)
     start = prepared.meta if saved is not None else warm(prepared.recipe, prepared.meta)
     learner = Learner(to_device(start, device), config.outer, config.seed)
-    notes: dict[str, str] = {}
-    if saved is not None:
-        restore(learner, saved)
-        notes = dict(saved.notes)
-        log.info("resuming %s after %d steps", saved.uri, learner.version)
+    notes = resumed(learner, saved)
     folder.create()
     return Run(config, prepared, plan, folder, learner, notes, code, tuple(held))
+
+
+def resumed(learner: Learner, saved: checkpoint.Saved | None) -> dict[str, str]:
+    """Continue from a checkpoint, if there is one, and return what it carries besides."""
+    if saved is None:
+        return {}
+    restore(learner, saved)
+    log.info("resuming %s after %d steps", saved.uri, learner.version)
+    return dict(saved.notes)
 
 
 def restore(learner: Learner, saved: checkpoint.Saved) -> None:

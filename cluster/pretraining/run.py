@@ -16,7 +16,7 @@ from cluster.config import RunConfig
 from cluster.interrupt import interruptible
 from cluster.output import absolute, choose, record, remove_partials
 from cluster.progress import ProgressLine
-from cluster.ready import Run, checkpoints_of, restore
+from cluster.ready import Run, checkpoints_of, restore, resumed
 from cluster.resumable import check_resumable
 from cluster.tracking.metrics_file import metrics_file, read_metrics
 from cluster.tracking.recording import recorded
@@ -140,11 +140,7 @@ def _prepare(
     task = pretraining.supervision(prepared, plan.path)
     device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
     learner = Learner(to_device(task.meta, device), task.outer, config.seed)
-    notes: dict[str, str] = {}
-    if saved is not None:
-        restore(learner, saved)
-        notes = dict(saved.notes)
-        log.info("resuming %s after %d steps", saved.uri, learner.version)
+    notes = resumed(learner, saved)
     folder.create()
     return Run(config, prepared, plan, folder, learner, notes, code, tuple(held)), task
 
