@@ -81,7 +81,6 @@ def run_trials(
             scheduler=schedulers.scheduler(search, journal),
             num_samples=len(numbers) if algorithm else 1,
             max_concurrent_trials=sweep.at_once,
-            time_budget_s=60 * sweep.budget.minutes if sweep.budget.minutes else None,
             trial_name_creator=_Names(numbers, 1 if algorithm else 0),
             trial_dirname_creator=str,
             reuse_actors=True,  # a process of its own takes a trial seconds to start
@@ -90,7 +89,7 @@ def run_trials(
             name="tune",
             storage_path=str(folder),
             callbacks=[watch],
-            stop=_Stop(should_stop),
+            stop=_Stop(lambda: should_stop() or watch.time_is_up()),
             verbose=0,
             progress_reporter=tune.CLIReporter(),  # the one for notebooks clears the cell
             failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
@@ -114,6 +113,10 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self._kept_s = 0.0
         self._started, self._first = time.monotonic(), journal.steps()
         self._until = self._started + 60 * (search.sweep.budget.minutes or math.inf)
+
+    def time_is_up(self) -> bool:
+        """Say whether the sweep's minutes are over; a sweep without minutes may go on."""
+        return time.monotonic() >= self._until
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks; the journal restores what this one needs
@@ -173,7 +176,7 @@ class Watch(tune.Callback):  # type: ignore[misc]
             state, cause = "diverged", last.diverged
         elif last is not None and last.step >= self._search.steps:
             state, cause = "completed", ""
-        elif self._should_stop() or time.monotonic() >= self._until:
+        elif self._should_stop() or self.time_is_up():
             return  # all trials were stopped, to be resumed later
         else:
             state, cause = "stopped", ""
@@ -225,7 +228,7 @@ class _Names:
 
 
 class _Stop(tune.Stopper):  # type: ignore[misc]
-    """Stops all trials when the user interrupts the sweep."""
+    """Stops all trials when the user interrupts the sweep, or when its minutes are over."""
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
         self._should_stop = should_stop
