@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -158,15 +159,16 @@ class Conv4:
             )
         widths = [channels, *[self.filters] * 4]
         blocks = [Block(*pair, self.pool, self.norm, self.norm_scale) for pair in pairwise(widths)]
-        features = self.filters * (1 if self.features == "mean" else height * width)
-        body, linear = Blocks(blocks, self.features == "mean"), LinearLayer(features, outputs)
+        shape = [self.filters] if self.features == "mean" else [self.filters, height, width]
+        body = Blocks(blocks, self.features == "mean")
+        linear = LinearLayer(math.prod(shape), outputs)
         # A linear head is drawn in any case, so that bodies are alike whatever their head.
         for layer in (*body.modules(), linear):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        return heads.Net(body, self.head.module(linear, feedback))
+        return heads.Net(body, self.head.module(linear, feedback, shape))
 
     def _halved(self, side: int) -> int:
         """Pixels of a side after one block."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -25,8 +26,12 @@ class Linear:
 
     name: Literal["linear"] = "linear"
 
-    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
-        """The head in place of a linear one; `feedback` numbers follow each example it reads."""
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
+        """The head in place of a linear one.
+
+        feedback: numbers that follow each example which it reads.
+        shape: of the features before they are flattened, such as [channels, height, width].
+        """
         return linear
 
 
@@ -41,7 +46,7 @@ class Cosine:
 
     name: Literal["cosine"] = "cosine"
 
-    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
         return layers.CosineLayer(linear.in_features, linear.out_features)
 
 
@@ -57,7 +62,7 @@ class Attention:
 
     name: Literal["attention"] = "attention"
 
-    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
         return layers.AttentionLayer(linear.in_features, linear.out_features)
 
 
@@ -76,7 +81,7 @@ class Memory:
     def __post_init__(self) -> None:
         check_bounds(self)
 
-    def module(self, linear: nn.Linear, feedback: int) -> nn.Module:
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
         sizes = linear.in_features, linear.out_features, feedback
         return memory.MemoryLayer(*sizes, self.cell, self.hidden)
 

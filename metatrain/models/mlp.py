@@ -52,7 +52,7 @@ class MLP:
             layers += [self._linear(narrow, wide), nn.ReLU()]
         # A linear head is drawn in any case, so that bodies are alike whatever their head.
         linear = self._linear(widths[-1], outputs)
-        return heads.Net(Layers(*layers), self.head.module(linear, feedback))
+        return heads.Net(Layers(*layers), self.head.module(linear, feedback, widths[-1:]))
 
     def _linear(self, narrow: int, wide: int) -> LinearLayer:
         linear = LinearLayer(narrow, wide)
