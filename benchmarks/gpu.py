@@ -1,13 +1,17 @@
 """A GPU against the per-task loop on the same device, and the MAML paper's Omniglot run.
 
-    python benchmarks/gpu.py --output FOLDER [--minutes 9] [--data omniglot]
+    python benchmarks/gpu.py --output FOLDER [--minutes 9] [--set family.data=FOLDER]
 
-Both with LocalPool: one process, learner and worker on the device, no Ray. First each workload in
-three ways, in turns: as a worker computes it (a ticket's tasks in one batch, its update replayed as
-a CUDA graph), in one batch without the graph, and task after task, as a plain loop does. Then
-recipes/omniglot_maml_5w1s.yaml with a step's 32 tasks in one ticket, until it ends or the minutes
-are over: the same command goes on with it. FOLDER/accuracy.png shows its validation against time.
-`--device cpu` tries the script out where there is no GPU.
+It needs neither Ray nor MLflow nor an installed ray-metatrain. Import Omniglot first, or name a
+copied import with `--set family.data=`. One process computes: learner and worker on the device.
+
+First, each workload in three ways, in turns: as a worker computes it (a ticket's tasks in one
+batch, its update replayed as a CUDA graph), in one batch without the graph, and task after task, as
+a plain loop does. Second, the kernels and the time of a replay for several sizes of a ticket.
+Third, recipes/omniglot_maml_5w1s.yaml with the 32 tasks of a step in one ticket, until it ends or
+the minutes are over: the same command resumes it. FOLDER/gpu_speeds_DATE.md has each number as soon
+as it is measured, FOLDER/gpu_run_DATE.md the run, FOLDER/accuracy.png its validation against time.
+`--device cpu` tries the script out without a GPU.
 """
 
 from __future__ import annotations
@@ -17,96 +21,138 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import measure
-import torch
-from workloads import TICKET, WORKLOADS, Workload
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a bare machine has not installed the packages
 
-from cluster import run
-from cluster.collector import Interrupted
-from cluster.config import RunConfig
-from cluster.workers.plan import Plan
-from cluster.workers.worker import Worker
-from metatrain import schema
-from metatrain.core import Context, generator_for, to_device
-from metatrain.start import prepare
+import measure  # noqa: E402
+import torch  # noqa: E402
+from workloads import TICKET, WORKLOADS, Workload  # noqa: E402
+
+from cluster import run  # noqa: E402
+from cluster.collector import Interrupted  # noqa: E402
+from cluster.config import RunConfig  # noqa: E402
+from cluster.workers.plan import Plan  # noqa: E402
+from cluster.workers.worker import Worker  # noqa: E402
+from metatrain import schema  # noqa: E402
+from metatrain.core import Context, InputError, generator_for, to_device  # noqa: E402
+from metatrain.first_look import check_data  # noqa: E402
+from metatrain.start import prepare  # noqa: E402
 
 NAMES = ("W1", "W1s", "W2", "W6", "O1")
-RECIPE = Path(__file__).parent.parent / "recipes" / "omniglot_maml_5w1s.yaml"
+SIZES = {"O1": (8, 32, 128), "W1": (8, 32, 128)}
+RECIPE = ROOT / "recipes" / "omniglot_maml_5w1s.yaml"
+SPEEDS = [
+    "",
+    "tasks",
+    "worker, tasks/s",
+    "without the graph",
+    "task after task",
+    "ratio",
+    "without the graph",
+]
+REPLAYS = ["", "tasks", "kernels", "replay, ms", "tasks/s", "most memory, GB"]
 
 
-def candidates(workload: Workload, device: torch.device) -> dict[str, Any]:
-    recipe = workload.recipe()
-    worker = Worker(prepare(recipe), Plan("batched", device.type, 1))
-    meta = to_device(prepare(recipe).meta, device)
-    worker.load(0, worker.layout.flatten(meta))
+def candidates(workload: Workload, device: torch.device) -> dict[str, Callable[[], None]]:
+    """The three ways to compute an update of a workload."""
+    worker = worker_of(workload, device)
+    meta = to_device(prepare(workload.recipe()).meta, device)
     tasks = to_device(
         workload.family.sample(generator_for(0, TICKET, "tasks"), workload.tasks, "train"), device
     )
     context = Context(TICKET, generator_for(0, TICKET, "adaptation"))
 
-    def update(path: Any) -> Any:
+    def update(path: Any) -> Callable[[], Any]:
         problem = workload.family.bind(workload.model, ("transductive",), path)
         return partial(workload.algorithm.update, problem, meta, tasks, context)
-
-    def waited(compute: Any) -> None:
-        compute()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
     ways = {
         "worker": partial(worker.compute, TICKET),
         "batched": update("batched"),
         "loop": update("reference"),
     }
+    return {name: partial(waited, compute, device) for name, compute in ways.items()}
+
+
+def worker_of(workload: Workload, device: torch.device) -> Worker:
+    """A worker that has recorded what it replays."""
+    prepared = prepare(workload.recipe())
+    worker = Worker(prepared, Plan("batched", device.type, 1))
+    worker.load(0, worker.layout.flatten(to_device(prepared.meta, device)))
     for _ in range(3):  # what is built, chosen and recorded on first use
-        ways["worker"]()
-    return {name: partial(waited, compute) for name, compute in ways.items()}
+        worker.compute(TICKET)
+    return worker
 
 
-def speeds(device: torch.device, rounds: int, tasks: int) -> str:
-    rows = []
+def waited(compute: Callable[[], object], device: torch.device) -> None:
+    """Compute, and wait for the device."""
+    compute()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def speeds(device: torch.device, rounds: int, tasks: int) -> Iterator[list[str]]:
+    """Rows of the first table."""
     for name in NAMES:
         workload = WORKLOADS[name]._replace(tasks=tasks if name != "W6" else max(tasks // 4, 1))
         times = measure.in_turns(candidates(workload, device), rounds)
-        per_s = {who: workload.tasks / sorted(t.wall_s)[rounds // 2] for who, t in times.items()}
-        ratios = [
-            measure.ratio(times[who].wall_s, times["loop"].wall_s) for who in ("worker", "batched")
-        ]
-        rows.append(
-            [
-                name,
-                str(workload.tasks),
-                *(f"{v:.4g}" for v in per_s.values()),
-                *(f"{r:.1f}" for r in ratios),
-            ]
-        )
-        print(*rows[-1], sep="  ", flush=True)
-    header = [
-        "",
-        "tasks",
-        "worker, tasks/s",
-        "without the graph",
-        "task after task",
-        "ratio",
-        "without the graph",
-    ]
-    return measure.table(header, rows)
+        per_s = [workload.tasks / sorted(t.wall_s)[rounds // 2] for t in times.values()]
+        loop = times["loop"].wall_s
+        ratios = [measure.ratio(times[who].wall_s, loop) for who in ("worker", "batched")]
+        shown = [*(f"{v:.4g}" for v in per_s), *(f"{r:.1f}" for r in ratios)]
+        yield [name, str(workload.tasks), *shown]
 
 
-def learn(folder: Path, device: torch.device, minutes: float, sets: list[str]) -> str:
-    gpus = int(device.type == "cuda")
+def replays(device: torch.device) -> Iterator[list[str]]:
+    """Rows of the second table: what the model of docs/performance.md predicts."""
+    for name, sizes in SIZES.items():
+        for tasks in sizes if device.type == "cuda" else (1,):
+            workload = WORKLOADS[name]._replace(tasks=tasks)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            compute = partial(waited, partial(worker_of(workload, device).compute, TICKET), device)
+            seconds = sorted(measure.in_turns({"worker": compute}, 5)["worker"].wall_s)[2]
+            busy_ms, kernels = profiled(compute, device)
+            memory = torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else 0.0
+            shown = [str(kernels), f"{busy_ms:.2f}", f"{tasks / seconds:.4g}", f"{memory:.1f}"]
+            yield [name, str(tasks), *shown]
+
+
+def profiled(compute: Callable[[], object], device: torch.device) -> tuple[float, int]:
+    """Milliseconds from the first to the last kernel of a call, and the number of kernels."""
+    if device.type != "cuda":
+        return 0.0, 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        compute()
+    found = [e.time_range for e in profile.events() if e.device_type.name == "CUDA"]
+    if not found:
+        return 0.0, 0
+    return (max(e.end for e in found) - min(e.start for e in found)) / 1000, len(found)
+
+
+def configured(folder: Path, device: torch.device, sets: list[str]) -> RunConfig:
+    """The paper's recipe in one process. Raises InputError if its data is not here."""
     sets = ["outer.tasks_per_ticket=32", "validation.every_steps=2000", "tracking.uri=none", *sets]
     config = schema.load(RunConfig, RECIPE, [*sets, f"output={folder / 'run'}"])
-    config = dataclasses.replace(
-        config, workers=dataclasses.replace(config.workers, max=0, gpus=gpus)
-    )
+    workers = dataclasses.replace(config.workers, max=0, gpus=int(device.type == "cuda"))
+    config = dataclasses.replace(config, workers=workers)
+    check_data(prepare(config.recipe()))
+    return config
+
+
+def learn(config: RunConfig, folder: Path, minutes: float) -> str:
+    """Train for so many minutes, and say how far and how fast."""
     alarm = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    alarm.daemon = True  # an error must not hold the device until it rings
     alarm.start()
     started = time.monotonic()
     try:
@@ -114,38 +160,38 @@ def learn(folder: Path, device: torch.device, minutes: float, sets: list[str]) -
         ended = scores[0].line()
     except Interrupted as stopped:
         ended = str(stopped)
-    alarm.cancel()
-    rows = [
-        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    finally:
+        alarm.cancel()
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     draw(rows, config.outer.tasks_per_step, folder / "accuracy.png")
-    steps_per_s = [
-        row["system/tasks_per_s"] / config.outer.tasks_per_step
-        for row in rows
-        if "system/tasks_per_s" in row
-    ]
-    share = sorted(row["system/driver_share"] for row in rows if "system/driver_share" in row)
+    timed = [row for row in rows if "system/tasks_per_s" in row]
+    if not timed:
+        return f"{ended}\n\nno outer step was made"
+    middle = len(timed) // 2
+    steps_per_s = sorted(row["system/tasks_per_s"] / config.outer.tasks_per_step for row in timed)
+    share = sorted(row["system/driver_share"] for row in timed)
+    validated = [row["val/accuracy_after"] for row in rows if "val/accuracy_after" in row]
+    accuracy = f"; last validation {100 * validated[-1]:.2f} %" if validated else ""
     return (
         f"{ended}\n\n{rows[-1]['step']} outer steps, {time.monotonic() - started:.0f} s in this "
-        "call; "
-        f"{sorted(steps_per_s)[len(steps_per_s) // 2]:.1f} steps/s, driver's share of a step "
-        f"{share[len(share) // 2]:.2f} (medians)"
+        f"call; {steps_per_s[middle]:.1f} steps/s, driver's share of a step {share[middle]:.2f} "
+        f"(medians){accuracy}"
     )
 
 
 def draw(rows: list[dict[str, float]], tasks_per_step: int, path: Path) -> None:
+    """Show the validation against the minutes of training."""
     from matplotlib.figure import Figure
 
     seconds, shown = 0.0, []
     for row in rows:
-        seconds += (
-            tasks_per_step / row["system/tasks_per_s"] if "system/tasks_per_s" in row else 0.0
-        )
+        seconds += tasks_per_step / row.get("system/tasks_per_s", float("inf"))
         if "val/accuracy_after" in row:
             shown.append((seconds / 60, 100 * row["val/accuracy_after"]))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*shown, strict=True), marker=".")
+    axes.plot([minute for minute, _ in shown], [accuracy for _, accuracy in shown], marker=".")
     axes.set(
         xlabel="minutes of training",
         ylabel="validation accuracy in %",
@@ -167,13 +213,24 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started, device = time.monotonic(), torch.device(arguments.device)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    text = f"{measure.machine()}; {device}\n\n"
+    try:
+        config = configured(arguments.output.resolve(), device, arguments.set)  # first: in seconds
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    parts = [f"{measure.machine()}; {device}"]
     if not (arguments.output / "run").exists():  # once
-        text += speeds(device, arguments.rounds, arguments.tasks) + "\n\n"
+        measured = speeds(device, arguments.rounds, arguments.tasks)
+        for header, found in ((SPEEDS, measured), (REPLAYS, replays(device))):
+            parts.append("")
+            rows = []
+            for row in found:
+                print(*row, sep="  ", flush=True)
+                rows.append(row)
+                parts[-1] = measure.table(header, rows)
+                measure.keep("gpu_speeds", "\n\n".join(parts), arguments.output)
     left = arguments.minutes - (time.monotonic() - started) / 60
-    text += learn(arguments.output, device, left, arguments.set)
-    measure.write("gpu", text, arguments.output)
+    learned = learn(config, arguments.output, left) if left > 0 else "no time was left to learn"
+    measure.write("gpu_run", f"{parts[0]}\n\n{learned}", arguments.output)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -99,14 +100,13 @@ def machine(*packages: str) -> str:
     cores = sum(line.startswith("processor") for line in lines)
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = (
-        subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-        or "no commit"
-    )
+    commit = ""
+    if shutil.which("git"):
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return (
         f"{' '.join(names) or platform.processor()}, {cores} cores{device}; "
-        f"Python {platform.python_version()}, {versions}; {commit}"
+        f"Python {platform.python_version()}, {versions}; {commit or 'no commit'}"
     )
 
 
@@ -116,10 +116,15 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(name: str, text: str, folder: Path = RESULTS) -> None:
-    """Print a result and keep it under its name and today's date."""
+def keep(name: str, text: str, folder: Path = RESULTS) -> Path:
+    """Write a result under its name and today's date, instead of an earlier one of the day."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_{date.today().isoformat()}.md"
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     path.write_text(f"`{command}`, {date.today().isoformat()}\n\n{text}\n")
-    print(f"{text}\n\nwritten to {path}")
+    return path
+
+
+def write(name: str, text: str, folder: Path = RESULTS) -> None:
+    """Print a result and keep it."""
+    print(f"{text}\n\nwritten to {keep(name, text, folder)}")
