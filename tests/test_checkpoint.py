@@ -119,7 +119,7 @@ def test_a_run_goes_on_by_the_path_that_it_began_with(
 
     base = CASES["maml-conv4-fused"] | {"output": str(tmp_path / "run")}
     with monkeypatch.context() as patch:
-        patch.setattr("metatrain.models.conv.library", unavailable)
+        patch.setattr("metatrain.models.blocks.library", unavailable)
         run.train(config(base, outer__steps=2))
     assert run.prepare(config(base), resume="auto").plan.path == "reference"
     assert run.prepare(config(base, output=str(tmp_path / "new"))).plan.path == "fused"

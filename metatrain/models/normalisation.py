@@ -1,4 +1,4 @@
-"""Batch normalisation without hidden state: the caller decides whose statistics normalise."""
+"""Normalisation without hidden state: the caller decides whose batch statistics normalise."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from metatrain.core import InputError
 
 # Those of all examples of a batch, the ones that a layer holds, or those of so many first examples.
 Statistics = Literal["batch", "held"] | int
+# Of a network: by a batch, by groups of an example's channels, by an example, or not at all.
+Norm = Literal["batch", "group", "layer", "none"]
+GROUP = 16  # channels of a group, as many as in section 4 of the paper
 
 
 class BatchStatistics(nn.Module):
@@ -67,6 +70,52 @@ class BatchStatistics(nn.Module):
         """Scale and shift; ones for no scale, without which PyTorch fails in second order."""
         shift = torch.zeros_like(self.mean) if self.shift is None else self.shift
         return torch.ones_like(shift) if self.scale is None else self.scale, shift
+
+
+class ExampleStatistics(nn.Module):
+    """Normalise each example on its own, by groups of its channels.
+
+    Group normalisation (Wu and He 2018, arXiv 1803.08494); one group is layer normalisation (Ba et
+    al. 2016, arXiv 1607.06450).
+    """
+
+    def __init__(self, channels: int, groups: int, scale: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.scale = nn.Parameter(torch.ones(channels)) if scale else None
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, ...]."""
+        return F.group_norm(x, self.groups, self.scale, self.shift, self.eps)
+
+    def of_tasks(self, x: Tensor, pixels: int) -> Tensor:
+        """The same for T tasks at once, each with a scale and a shift: x [T, N * pixels, C]."""
+        tasks, _, channels = x.shape
+        grouped = x.view(tasks, -1, pixels, self.groups, channels // self.groups)
+        variance, mean = torch.var_mean(grouped, dim=(2, 4), correction=0, keepdim=True)
+        y = ((grouped - mean) * torch.rsqrt(variance + self.eps)).view_as(x)
+        y = y if self.scale is None else y * self.scale[:, None]
+        return y + self.shift[:, None]
+
+
+def normalisation(
+    norm: Norm, channels: int, scale: bool = True, eps: float = 1e-3
+) -> BatchStatistics | ExampleStatistics | None:
+    """The layer that a network's `norm` names; InputError if it does not fit the channels.
+
+    scale: whether a scale is learned as well as a shift.
+    eps: of batch statistics.
+    """
+    if norm == "none":
+        return None
+    if norm == "batch":
+        return BatchStatistics(channels, scale, eps=eps)
+    if norm == "group" and channels % GROUP:
+        raise InputError(
+            "channels with norm: group", got=channels, expected=f"a multiple of {GROUP}"
+        )
+    return ExampleStatistics(channels, channels // GROUP if norm == "group" else 1, scale)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metatrain.core import InputError, Model, Params
-from metatrain.models.conv import fuse
+from metatrain.models.blocks import fuse
 from metatrain.models.normalisation import BatchStatistics, converted
 from metatrain.problems.functional import trying
 
