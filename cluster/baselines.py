@@ -14,14 +14,15 @@ from cluster.api.files import read_result, read_yaml
 from cluster.api.files import scores as scores_in
 from cluster.collector import Requests
 from cluster.config import RunConfig, Tracking
-from cluster.evaluation import collected
+from cluster.evaluation import Baseline as Measured
+from cluster.evaluation import Baselines, collected
 from cluster.pools.opening import open_pool
 from cluster.pools.pool import Snapshot
 from cluster.tracking.mlflow_tracker import MLflowTracker
 from cluster.tracking.place import place_of
 from cluster.tracking.sync import send_files, store_of
 from cluster.workers.plan import choose_plan
-from metatrain import schema, storage
+from metatrain import protocol, schema, storage
 from metatrain.baselines import Baseline
 from metatrain.baselines import baselines as baselines_of
 from metatrain.core import InputError, Scores, Work
@@ -41,8 +42,8 @@ def measured(
     pretrained: str | None,
     address: str | None,
     should_stop: Callable[[], bool],
-) -> dict[str, list[Tensor]]:
-    """The metric after each baseline, on the tasks of each ticket of the evaluation: name -> [T]s.
+) -> Baselines:
+    """The baselines, on the tasks of the evaluation and by its first norm.
 
     pretrained: the folder of a pre-training, for the baselines that start from one.
     """
@@ -55,33 +56,40 @@ def measured(
             requests = Requests(pool, should_stop, workers.wait_s)
             return collected(prepared.setting(work), requests, 0, what)
 
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, Measured] = {}
     for baseline in baselines_of(config.recipe(), pretrained):
         found |= _measured(baseline, ask)
     return found
 
 
-def _measured(baseline: Baseline, ask: Ask) -> dict[str, list[Tensor]]:
-    words = baseline.name.replace("_", " ")
+def _measured(baseline: Baseline, ask: Ask) -> dict[str, Measured]:
+    words, chosen = baseline.name.replace("_", " "), ""
+    steps: int | None = None
     if baseline.most_steps:
-        baseline = baseline.after(_best_steps(baseline, ask, words))
+        steps, chosen = _best_steps(baseline, ask, words)
+        baseline = baseline.after(steps)
     metric = baseline.prepared.setting("score").family.metric
     parts = ask(baseline.prepared, "score", f"evaluating the baseline {words}")
     curves = [_curve(part, metric) for part in parts]
-    found = {baseline.name: [curve[:, -1] for curve in curves]}
+    text = protocol.of_baseline(baseline.prepared, baseline.how, baseline.start + chosen)
+    found = {baseline.name: Measured([curve[:, -1] for curve in curves], steps, text)}
     if baseline.untuned:
-        found[baseline.untuned] = [curve[:, 0] for curve in curves]
+        text = protocol.of_baseline(baseline.prepared, "no adaptation", baseline.start)
+        found[baseline.untuned] = Measured([curve[:, 0] for curve in curves], 0, text)
     return found
 
 
-def _best_steps(baseline: Baseline, ask: Ask, words: str) -> int:
-    """The number of inner steps that is best on validation tasks; the most if there are none."""
+def _best_steps(baseline: Baseline, ask: Ask, words: str) -> tuple[int, str]:
+    """The number of inner steps that is best on validation tasks, and a note on them.
+
+    Without validation tasks, it is the most that there may be.
+    """
     setting = baseline.prepared.setting("validate")
     try:
         setting.family.check("val")
     except InputError as error:
         log.info("baseline %s: %d steps, as %s", words, baseline.most_steps, error.what)
-        return baseline.most_steps
+        return baseline.most_steps, ""
     parts = ask(baseline.prepared, "validate", f"choosing the steps of baseline {words}")
     metric = setting.family.metric
     means = torch.cat([_curve(part, metric) for part in parts])[:, 1:].nanmean(0)
@@ -89,7 +97,7 @@ def _best_steps(baseline: Baseline, ask: Ask, words: str) -> int:
     means = means.nan_to_num(-math.inf if is_max else math.inf)
     steps = parts[0].steps[1 + int(means.argmax() if is_max else means.argmin())]
     log.info("baseline %s: %d steps, best on %d validation tasks", words, steps, setting.tasks)
-    return steps
+    return steps, f", inner_steps best on {setting.tasks} val tasks of seed {setting.seed}"
 
 
 def _curve(part: Scores, metric: Metric) -> Tensor:
@@ -123,6 +131,7 @@ def leave(folder: str, scores: Sequence[Score]) -> None:
 def as_metrics(score: Score) -> Mapping[str, float]:
     """The baselines of a score, and the gains over them, under their names in MLflow."""
     found = {f"test/{name}": value for name, value in score.baselines.items()}
+    found |= {f"test/{name}_ci95": width for name, width in score.baseline_ci95.items()}
     for name, (gain, ci95) in score.differences.items():
         found |= {f"test/gain_over_{name}": gain, f"test/gain_over_{name}_ci95": ci95}
     return finite(found)

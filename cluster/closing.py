@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 def print_results(scores: Sequence[Score], kept: str = "") -> None:
-    """Print the scores, the result last.
+    """Print the baselines and the scores, the result last.
 
     kept: where everything else is. Raises InputError if too many tasks diverged for a result.
     """
     from metatrain.core import InputError
 
+    for line in scores[0].baseline_lines():
+        print(line)
     for score in [*scores[1:], scores[0]]:
         if score.usable:
             print(score.line())

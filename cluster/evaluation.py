@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +16,16 @@ from metatrain.core import Purpose, Scores, Setting
 from metatrain.evaluate import Score
 from metatrain.start import Prepared
 
-# The metric of further baselines: name -> [T] of each ticket of the evaluation.
-Baselines = Mapping[str, Sequence[Tensor]]
+
+class Baseline(NamedTuple):
+    """The network without meta-learning, as it was measured on the tasks of an evaluation."""
+
+    values: Sequence[Tensor]  # the metric [T] after adaptation, of each ticket
+    steps: int | None  # inner steps; None: it adapts without steps
+    protocol: str
+
+
+Baselines = Mapping[str, Baseline]  # by name
 
 
 def evaluate_all(
@@ -51,18 +60,25 @@ def evaluate_for(
     name = f" of {purpose.variant}" if purpose.variant else ""
     what = f"evaluating on {setting.tasks} {setting.split} tasks{name}"
     parts = collected(setting, requests, version, what if purpose.work == "score" else "")
-    for name, values in (baselines or {}).items():
+    others = baselines or {}
+    for name, other in others.items():
         parts = [
             part._replace(baselines=part.baselines | {name: value})
-            for part, value in zip(parts, values, strict=True)
+            for part, value in zip(parts, other.values, strict=True)
         ]
+    steps = {name: other.steps for name, other in others.items() if other.steps is not None}
+    protocols = {name: other.protocol for name, other in others.items()}
     return [
-        evaluate.summarise(
-            parts,
-            setting.family.metric,
-            prepared.problems[purpose].measures,
-            norm,
-            protocol.of_score(prepared, purpose, version, norm),
+        dataclasses.replace(
+            evaluate.summarise(
+                parts,
+                setting.family.metric,
+                prepared.problems[purpose].measures,
+                norm,
+                protocol.of_score(prepared, purpose, version, norm),
+            ),
+            baseline_steps=steps,
+            baseline_protocols=protocols,
         )
         for norm in parts[0].curves
     ]

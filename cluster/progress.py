@@ -98,12 +98,14 @@ class ProgressLine:
         self._metric, self._steps, self._tasks, self._unit = metric, steps, tasks_per_step, unit
         self._first, self._started = first, time.monotonic()
         self._validation = ""
+        self._validated = -1  # the step that the last validation is of
         self.line = Line(steps, first)
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         validated = metrics.get(f"val/{self._metric.name}_after")
         if validated is not None:
             self._validation = f"  val {self._metric.brief(validated)}"
+            self._validated = step
         if "train/loss_after" in metrics:
             self.line.show(
                 step,
@@ -119,9 +121,11 @@ class ProgressLine:
         value = ""
         if name in metrics:
             value = f"  {self._metric.name} {self._metric.brief(metrics[name])}"
+        earlier = self._validation and step != self._validated
+        of = f" of step {self._validated}" if earlier else ""
         return (
             f"step {step}/{self._steps}  loss "
-            f"{metrics['train/loss_after']:.4f}{value}{self._validation}  "
+            f"{metrics['train/loss_after']:.4f}{value}{self._validation}{of}  "
             f"{steps_per_s * self._tasks:.1f} {self._unit}/s  ETA {duration(eta_s)}"
         )
 

@@ -95,14 +95,26 @@ def prepare(
         plan, reason = plan._replace(path=saved.plan.path), "as before"
     # In process, updates and parameters never leave the device.
     device = device_of(plan) if config.workers.max == 0 else torch.device("cpu")
+    config, prepared = started(config, prepared, saved)
     if saved is not None:
         check_resumable(saved, config, plan)
     log.info("compute path %s: %s", plan.path, reason)
-    start = prepared.meta if saved is not None else warm(prepared.recipe, prepared.meta)
-    learner = Learner(to_device(start, device), config.outer, config.seed)
+    learner = Learner(to_device(prepared.meta, device), config.outer, config.seed)
     notes = resumed(learner, saved)
     folder.create()
     return Run(config, prepared, plan, folder, learner, notes, code, tuple(held))
+
+
+def started(
+    config: RunConfig, prepared: Prepared, saved: checkpoint.Saved | None
+) -> tuple[RunConfig, Prepared]:
+    """Record what a run starts from, and start from it: weights that are given, or the seed."""
+    if saved is not None:
+        config = dataclasses.replace(config, started_from=saved.config.started_from)
+        return config, prepared._replace(recipe=config.recipe())
+    start = warm(prepared.recipe, prepared.meta)
+    config = dataclasses.replace(config, started_from=start.source)
+    return config, prepared._replace(recipe=config.recipe(), meta=start.meta)
 
 
 def resumed(learner: Learner, saved: checkpoint.Saved | None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from cluster.evaluation import evaluate_all
 from cluster.interrupt import interruptible
 from cluster.output import record, remove_partials
 from cluster.patience import Patience
-from cluster.pools.opening import open_pool
+from cluster.pools.opening import open_pool, shared_ray
 from cluster.pools.pool import Pool, Snapshot
 from cluster.progress import ProgressLine
 from cluster.ready import Run, checkpoints_of, prepare
@@ -195,11 +195,11 @@ def _result(run: Run, patience: Patience) -> tuple[Snapshot, bool]:
             patience.best,
         )
         return last, False
+    made, steps = learner.version, run.config.outer.steps
+    early = "" if made == steps else f" of {steps}, as validation.patience says"
     log.info(
-        "training ended after %d of %d steps; the result is of the best validation, after %d",
-        learner.version,
-        run.config.outer.steps,
-        patience.best,
+        "trained %d steps%s; the result is of the best validation, after step %d",
+        *(made, early, patience.best),
     )
     return Snapshot(patience.best, best), True
 
@@ -248,6 +248,8 @@ def evaluate(
         check_fit(prepared, meta)
         plan, _ = choose_plan(prepared, config.workers.gpus, config.workers.threads)
         should_stop = stack.enter_context(interruptible())
+        if baselines:
+            stack.enter_context(shared_ray(config.workers, config.recipe(), address))
         others = measured(config, pretrained, address, should_stop) if baselines else None
         pool = stack.enter_context(open_pool(config.workers, prepared, plan, address))
         pool.publish(Snapshot(version, meta))

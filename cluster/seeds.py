@@ -21,6 +21,7 @@ from cluster.api.files import read_result, scores
 from cluster.claim import claimed
 from cluster.collector import Interrupted
 from cluster.config import RunConfig
+from cluster.pools.opening import shared_ray
 from cluster.spread import Record, Spread
 from cluster.tracking import provenance
 from cluster.tracking.mlflow_run import PARENT, SEED
@@ -30,7 +31,6 @@ from cluster.tracking.tracker import Tracker, start_tracker
 from metatrain import schema, storage
 from metatrain.core import InputError, Setting
 from metatrain.first_look import check_data
-from metatrain.recipe import own_code
 from metatrain.start import prepare as prepare_recipe
 from metatrain.storage import Folder
 
@@ -76,7 +76,7 @@ def train(
         prepared = prepare_recipe(config.recipe())
         check_data(prepared)
         with (
-            _ray(config, address),
+            shared_ray(config.workers, config.recipe(), address),
             _recorded(config, prepared.used(), folder, source) as (tracker, tags),
         ):
             for seed, one in runs.items():
@@ -173,24 +173,6 @@ def _result(one: RunConfig) -> list[Record] | None:
     except InputError:
         pass  # training it says what is wrong
     return None
-
-
-@contextmanager
-def _ray(config: RunConfig, address: str | None) -> Iterator[None]:
-    """Have one Ray for the workers of all seeds, if there are any."""
-    if config.workers.max == 0:
-        yield
-        return
-    try:
-        from cluster.pools.ray_connection import connected
-        from cluster.pools.shortage import check_capacity
-    except ModuleNotFoundError:  # the first run says how to install it
-        yield
-        return
-    with connected(address, own_code(config.recipe(), whole=address is not None)) as local:
-        if local:
-            check_capacity(config.workers)
-        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from metatrain.evaluate import Score
-from metatrain.names import printable
+from metatrain.names import counted, printable
 
 if TYPE_CHECKING:
     from cluster.comparison import Comparison
@@ -47,14 +47,17 @@ def of_scores(scores: Sequence[Score]) -> Table:
     for score in scores[1:]:
         if score.evaluation:
             add(score)
-    empty = [""] * (len(table.columns) - 3)
+    empty = [""] * (len(table.columns) - 4)
     each: dict[str, Score] = {}  # of each evaluation, by its first norm
     for score in scores:
         each.setdefault(score.evaluation, score)
     for score in each.values():
         of = f"{score.evaluation}: " if score.evaluation else ""
         for name, value in score.baselines.items():
-            cells = [of + name.replace("_", " "), score.metric.text(value), *empty]
+            steps = score.baseline_steps.get(name)
+            after = "" if not steps else f", after {counted(steps, 'step')}"
+            width = f"± {score.metric.width(score.baseline_ci95[name])}"
+            cells = [of + name.replace("_", " ") + after, score.metric.text(value), width, *empty]
             table.add_row(*cells, score.difference(name))
     return table
 

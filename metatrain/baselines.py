@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from metatrain import schema
+from metatrain import protocol, schema
 from metatrain.algorithms.maml import MAML
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.core import InputError, Purpose
@@ -29,6 +29,7 @@ class Baseline(NamedTuple):
 
     name: str
     prepared: Prepared  # with the meta-parameters that it starts from
+    start: str  # what these are, in words
     untuned: str = ""  # the name of the start itself, if it is a baseline as well
 
     @property
@@ -36,6 +37,17 @@ class Baseline(NamedTuple):
         """The most inner steps, if validation tasks decide how many there are; else 0."""
         algorithm = self.prepared.recipe.algorithm
         return algorithm.inner_steps if isinstance(algorithm, MAML) else 0
+
+    @property
+    def how(self) -> str:
+        """How it adapts, in words."""
+        algorithm = self.prepared.recipe.algorithm
+        if not isinstance(algorithm, MAML):
+            return "nearest mean of the support features"
+        return (
+            f"fine-tuning by {algorithm.inner_optimizer} inner_lr={algorithm.inner_lr} "
+            f"inner_steps={algorithm.inner_steps}"
+        )
 
     def after(self, steps: int) -> Baseline:
         """The same baseline with so many inner steps."""
@@ -58,37 +70,43 @@ def baselines(recipe: Recipe, pretrained: str | None = None) -> list[Baseline]:
             "baselines need labelled examples, and these tasks are episodes",
             remedy="evaluate without --baselines",
         )
-    found = [Baseline("from_scratch", _prepared(recipe, FINE_TUNING))]
+    fresh = f"not trained, seed {recipe.seed}"
+    found = [Baseline("from_scratch", _prepared(recipe, FINE_TUNING), fresh)]
     if pretrained is None:
         return found
-    tuned = _prepared(recipe, FINE_TUNING, pretrained)
+    given, norm = weights_at(pretrained), problem.norm[0]
+    source = f"from {given.source}"
+    start = source if given.recipe is None else f"{protocol.of_start(given.recipe, norm)}, {source}"
+
+    def begun(name: str, algorithm: MAML | Prototypical, untuned: str = "") -> Baseline:
+        prepared = _prepared(recipe, algorithm)
+        meta = merged(prepared.meta, given.tensors, pretrained)
+        return Baseline(name, prepared._replace(meta=meta), start, untuned)
+
     if not problem.classes:
-        return [*found, Baseline("pretrained_fine_tuned", tuned, "pretrained_not_tuned")]
-    centroid = _prepared(recipe, Prototypical(), pretrained)
+        return [*found, begun("pretrained_fine_tuned", FINE_TUNING, "pretrained_not_tuned")]
     return [
         *found,
-        Baseline("pretrained_fine_tuned", tuned),
-        Baseline("pretrained_nearest_centroid", centroid),
+        begun("pretrained_fine_tuned", FINE_TUNING),
+        begun("pretrained_nearest_centroid", Prototypical()),
     ]
 
 
-def _prepared(
-    recipe: Recipe, algorithm: MAML | Prototypical, pretrained: str | None = None
-) -> Prepared:
-    """The recipe's evaluation with another algorithm, from the seed or from weights."""
-    own = recipe.evaluation
+def _prepared(recipe: Recipe, algorithm: MAML | Prototypical) -> Prepared:
+    """The recipe's evaluation with another algorithm, from the seed."""
+    own, model = recipe.evaluation, with_linear_head(recipe.model)
+    if getattr(model, "weights", None) is not None:
+        model = dataclasses.replace(model, weights=None)
     changed = dataclasses.replace(
         recipe,
         family=schema.override(recipe.family, own.family, "evaluation.family"),
-        model=with_linear_head(recipe.model),
+        model=model,
         algorithm=algorithm,
         validation=dataclasses.replace(
             recipe.validation, norm=None, family=None, algorithm=None, patience=0
         ),
         evaluation=dataclasses.replace(own, norm=own.norms()[0], family={}, algorithm={}),
         evaluations={},
+        started_from=None,
     )
-    prepared = prepare(changed)
-    if pretrained is None:
-        return prepared
-    return prepared._replace(meta=merged(prepared.meta, weights_at(pretrained), pretrained))
+    return prepare(changed)

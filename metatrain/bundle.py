@@ -34,6 +34,7 @@ from metatrain.start import verified
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+TENSORS = "meta.safetensors"
 CODE = "code/"
 MOST_TEXT = 1 << 24  # bytes of a file that holds no tensors
 
@@ -112,7 +113,7 @@ def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None 
     sources = {f"{CODE}{name}": data for name, data in code.items()}
     write_directory(
         uri,
-        {"meta.safetensors": save_tensors(meta.flat()), "recipe.yaml": text.encode(), **sources},
+        {TENSORS: save_tensors(meta.flat()), "recipe.yaml": text.encode(), **sources},
     )
 
 
@@ -120,7 +121,7 @@ def load(uri: str) -> tuple[Recipe, Meta]:
     """Read a bundle; warn if modules of the user's own are not what they were in training."""
     files = read_directory(uri)
     code = {name.removeprefix(CODE): data for name, data in files.items() if name.startswith(CODE)}
-    if set(files) - {f"{CODE}{name}" for name in code} != {"meta.safetensors", "recipe.yaml"}:
+    if set(files) - {f"{CODE}{name}" for name in code} != {TENSORS, "recipe.yaml"}:
         raise InputError(
             f"{uri} is not a bundle: it holds {', '.join(sorted(files))}",
             remedy="give a run's folder or its bundle",
@@ -148,7 +149,7 @@ def load(uri: str) -> tuple[Recipe, Meta]:
             uri,
         )
     try:
-        tensors = load_tensors(files["meta.safetensors"])
+        tensors = load_tensors(files[TENSORS])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(

@@ -44,11 +44,15 @@ class Score:
     curve_diverged: list[int]
     curve_median: list[float]
     curve_quartiles: list[tuple[float, float]]
-    baselines: dict[str, float]  # mean metric of methods that learn nothing, on the same tasks
+    baselines: dict[str, float]  # mean metric of other methods, on the same tasks
     # metric less that of each baseline: paired mean, its 95 % half width
     differences: dict[str, tuple[float, float]]
     measures: dict[str, float]  # of all tasks together, such as a calibration error
     details: dict[str, Any] = field(default_factory=dict)  # plain data that they were computed from
+    baseline_ci95: dict[str, float] = field(default_factory=dict)  # half widths of the baselines'
+    # inner steps and protocol of those baselines that are the network without meta-learning
+    baseline_steps: dict[str, int] = field(default_factory=dict)
+    baseline_protocols: dict[str, str] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -97,6 +101,17 @@ class Score:
             )
         name = f"result {self.evaluation}".rstrip()
         return f'{name}: {self.metric.name}={found} protocol="{self.protocol}"'
+
+    def baseline_lines(self) -> list[str]:
+        """The closing lines of the baselines that have a protocol."""
+        text, width = self.metric.text, self.metric.width
+        return [
+            f"baseline {name}: {self.metric.name}={text(self.baselines[name])} "
+            f"ci95={width(self.baseline_ci95[name])} tasks={self.tasks} "
+            f"gain={text(self.differences[name][0])} gain_ci95={width(self.differences[name][1])} "
+            f'protocol="{protocol}"'
+            for name, protocol in self.baseline_protocols.items()
+        ]
 
     def warning(self) -> str | None:
         """A sentence about tasks that diverged or are about to; None if there are none."""
@@ -199,6 +214,7 @@ def summarise(
         name: torch.cat([part.baselines[name] for part in parts]).double()
         for name in parts[0].baselines
     }
+    compared = {name: _of_all(values) for name, values in baselines.items()}
     return Score(
         metric=metric,
         mean=means[-1],
@@ -215,7 +231,8 @@ def summarise(
         curve_diverged=(~finite).sum(0).tolist(),
         curve_median=[median for _, median, _ in quantiles],
         curve_quartiles=[(low, high) for low, _, high in quantiles],
-        baselines={name: float(values.mean()) for name, values in baselines.items()},
+        baselines={name: mean for name, (mean, _) in compared.items()},
+        baseline_ci95={name: width for name, (_, width) in compared.items()},
         differences={name: _mean(curve[:, -1] - values) for name, values in baselines.items()},
         measures={
             name: each.value(pooled[name]) if kept.any() else math.nan
@@ -231,6 +248,11 @@ def _mean(values: Tensor) -> tuple[float, float]:
     values = values[values.isfinite()]
     width = 1.96 * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), width
+
+
+def _of_all(values: Tensor) -> tuple[float, float]:
+    """The same of all values; nan if one is not finite."""
+    return _mean(values) if values.isfinite().all() else (math.nan, math.nan)
 
 
 def _quartiles(values: Tensor) -> tuple[float, float, float]:

@@ -94,6 +94,13 @@ def supervision(prepared: Prepared, path: ComputePath) -> Supervision:
             "pre-training needs labelled examples, and these tasks are episodes",
             remedy="meta-train this recipe without it",
         )
+    if getattr(recipe.model, "weights", None) is not None:
+        raise InputError(
+            "model.weights",
+            got=recipe.model.weights,
+            expected="null: a pre-training starts from the seed",
+            remedy="pass --set model.weights=null",
+        )
     if isinstance(family, FewShot):
         family.check("train")
         draw, outputs = _of_classes(family, recipe.seed, keys)
@@ -161,7 +168,7 @@ def recipe_of(recipe: Recipe) -> Recipe:
 def with_linear_head(model: Any) -> Any:
     """A model whose head needs neither a support set nor a memory."""
     head = getattr(model, "head", None)
-    if isinstance(head, heads.Attention | heads.Memory):
+    if isinstance(head, heads.Attention | heads.Memory | heads.MANN | heads.SNAIL):
         return dataclasses.replace(model, head=heads.LINEAR)
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from metatrain.core import Norm, Purpose
 from metatrain.names import described
 from metatrain.recipe import Recipe
@@ -15,21 +17,26 @@ def of_score(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | No
     version: the outer steps that the parameters were trained for.
     norm: the one that the score is measured with; the purpose's first by default.
     """
-    recipe, setting = prepared.recipe, prepared.settings[purpose]
     norm = norm or prepared.problems[purpose].norm[0]
-    # A network without batch statistics has no norm in training.
-    trained_norm = "none" if norm == "none" else recipe.norm
-    how = f"bn={trained_norm}, {described(recipe.algorithm)}"
-    best = ", best by validation" if recipe.evaluation.of == "best" else ""
-    if recipe.pretraining is not None:  # meta-training leaves these keys out
-        how, best = "all training examples together, with supervision", ""
-    trained = f"{recipe.family.describe()}, {how}"
-    return (
-        f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
-        f"{described(recipe.model)}, {described(setting.algorithm, adapts=True)}, "
-        f"{setting.tasks} tasks of seed {setting.seed}; "
-        f"trained {_steps(recipe, version)}{best} ({trained}), seed {recipe.seed}; losses are means"
-    )
+    how = described(prepared.settings[purpose].algorithm, adapts=True)
+    trained = _trained(prepared.recipe, version, norm)
+    return f"{_measured(prepared, purpose, norm, how)}; {trained}; losses are means"
+
+
+def of_baseline(prepared: Prepared, how: str, start: str) -> str:
+    """All that the score of a baseline depends on, in a line.
+
+    how: how it adapts, in words.
+    start: what it starts from, in words.
+    """
+    purpose = Purpose("score")
+    norm = prepared.problems[purpose].norm[0]
+    return f"{_measured(prepared, purpose, norm, how)}; {start}; losses are means"
+
+
+def of_start(recipe: Recipe, norm: Norm) -> str:
+    """How the weights that a baseline starts from were trained."""
+    return _trained(recipe, recipe.outer.steps, norm)
 
 
 def of_learned(recipe: Recipe) -> str:
@@ -37,6 +44,36 @@ def of_learned(recipe: Recipe) -> str:
     family, steps = recipe.family, _steps(recipe, recipe.outer.steps)
     tasks = family.summary() if isinstance(family, FewShot) else family.describe()
     return f"{tasks}, {recipe.algorithm.name}, {steps} ({recipe.name})"
+
+
+def _measured(prepared: Prepared, purpose: Purpose, norm: Norm, how: str) -> str:
+    """The tasks, the network and how it adapts to them."""
+    setting = prepared.settings[purpose]
+    return (
+        f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
+        f"{_network(prepared.recipe)}, {how}, {setting.tasks} tasks of seed {setting.seed}"
+    )
+
+
+def _trained(recipe: Recipe, version: int, norm: Norm) -> str:
+    """How long, on what and how a network was trained, and what it started from."""
+    # A network without batch statistics has no norm in training.
+    trained_norm = "none" if norm == "none" else recipe.norm
+    how = f"bn={trained_norm}, {described(recipe.algorithm)}"
+    best = ", best by validation" if recipe.evaluation.of == "best" else ""
+    if recipe.pretraining is not None:  # meta-training leaves these keys out
+        how, best = "all training examples together, with supervision", ""
+    weights = f", from {recipe.started_from}" if recipe.started_from else ""
+    return (
+        f"trained {_steps(recipe, version)}{best} ({recipe.family.describe()}, {how}){weights}, "
+        f"seed {recipe.seed}"
+    )
+
+
+def _network(recipe: Recipe) -> str:
+    """The model in words; the name of its weights says more than their place."""
+    model = recipe.model
+    return described(dataclasses.replace(model, weights=None) if recipe.started_from else model)
 
 
 def _steps(recipe: Recipe, steps: int) -> str:

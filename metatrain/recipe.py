@@ -154,6 +154,8 @@ class Recipe:
     """Further evaluations by name, such as `{ways10: {family: {ways: 10}}}`."""
     pretraining: Pretraining | None = None
     """How `metatrain pretrain` trains the network; `null`: as the defaults say."""
+    started_from: str | None = None
+    """Name and checksum of the weights at `model.weights`, as a run records them."""
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -24,10 +25,38 @@ BATCH_NORM = {
 COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # what torch keeps besides
 
 
-def warm(recipe: Recipe, meta: Meta) -> Meta:
-    """The initial meta-parameters with the weights that `model.weights` names, if it does."""
+class Weights(NamedTuple):
+    """Tensors by name, and what they are: the name and the checksum of what holds them."""
+
+    tensors: Params
+    source: str
+    recipe: Recipe | None  # that trained them, if it is known
+
+
+class Start(NamedTuple):
+    """The meta-parameters that training starts from, and what `model.weights` was, if it is set."""
+
+    meta: Meta
+    source: str | None
+
+
+def warm(recipe: Recipe, meta: Meta) -> Start:
+    """The initial meta-parameters with the weights that `model.weights` names, if it does.
+
+    Raises InputError if the recipe records that these were others.
+    """
     place = getattr(recipe.model, "weights", None)  # a model of the user's own need not have it
-    return meta if place is None else merged(meta, weights_at(place), place)
+    if place is None:
+        return Start(meta, None)
+    given = weights_at(place)
+    if recipe.started_from not in (None, given.source):
+        raise InputError(
+            f"model.weights: {place}",
+            got=given.source,
+            expected=f"{recipe.started_from!r}, which started_from records",
+            remedy="give those weights, or delete started_from to train from these",
+        )
+    return Start(merged(meta, given.tensors, place), given.source)
 
 
 def merged(meta: Meta, given: Params, place: str) -> Meta:
@@ -36,7 +65,7 @@ def merged(meta: Meta, given: Params, place: str) -> Meta:
     A head of other shapes is left as it is. InputError if a weight of the body is missing or of
     another shape.
     """
-    given = dict(given)
+    given, fresh = dict(given), []
     found = Meta(*(dict(params) for params in meta))
     for name in [name for params in (meta.model, meta.frozen, meta.state) for name in params]:
         layer, _, own = name.rpartition(".")
@@ -53,8 +82,7 @@ def merged(meta: Meta, given: Params, place: str) -> Meta:
         ):
             params[name] = tensor.to(params[name].dtype)
         elif name.startswith("head.") and not fits:
-            what = "is not in" if tensor is None else "has another shape in"
-            log.info("%s %s %s: it starts from the seed", name, what, place)
+            fresh.append(name)
         elif name not in meta.state:
             others = ", ".join(sorted(given)[:3])
             got = f"none, but {others}" if tensor is None else f"one of shape {list(tensor.shape)}"
@@ -74,16 +102,19 @@ def merged(meta: Meta, given: Params, place: str) -> Meta:
             f"model.weights: {place} has {', '.join(rest[:3])}, which the network does not have",
             remedy="give weights of the same network",
         )
+    if fresh:
+        log.info("%s: from the seed, as %s has none that fit", ", ".join(fresh), place)
     return found
 
 
-def weights_at(place: str) -> Params:
-    """Tensors by name, of a safetensors file or of the bundle of a run."""
+def weights_at(place: str) -> Weights:
+    """The weights in a safetensors file or in the bundle of a run."""
     where = bundle.find(place)
     if where is not None:
-        _, meta = bundle.load(where)
+        recipe, meta = bundle.load(where)
         log.info("initial weights: %s", where)
-        return meta.model | meta.frozen | meta.state
+        source = _source(recipe.name, storage.read(f"{where}/{bundle.TENSORS}"))
+        return Weights(meta.model | meta.frozen | meta.state, source, recipe)
     try:
         data = storage.read(place)
         tensors: dict[str, Tensor] = load_tensors(data)
@@ -104,5 +135,10 @@ def weights_at(place: str) -> Params:
             f"model.weights: {place} is no safetensors file ({error})",
             remedy="save a state_dict with safetensors.torch",
         ) from error
-    log.info("initial weights: %s (sha256 %s)", place, hashlib.sha256(data).hexdigest()[:16])
-    return tensors
+    source = _source(place.rpartition("/")[2], data)
+    log.info("initial weights: %s (%s)", place, source)
+    return Weights(tensors, source, None)
+
+
+def _source(name: str, data: bytes) -> str:
+    return f"{name} sha256 {hashlib.sha256(data).hexdigest()[:16]}"

@@ -17,6 +17,7 @@ from metatrain import baselines, bundle
 from metatrain.core import InputError, Params, Purpose, Setting, Task, count, generator_for
 from metatrain.evaluate import Score
 from metatrain.start import prepare
+from metatrain.weights import weights_at
 
 TASKS = {"tasks": 6, "tasks_per_ticket": 4}
 KEYS = {"steps": 3, "examples_per_step": 10, "lr": 0.01}
@@ -84,7 +85,7 @@ def test_a_network_is_fine_tuned_from_the_seed_and_from_a_pretraining_for_the_be
     problem = prepared.problems[Purpose("score")]
     steps = [*range(11), 20, 30, 40, 50]
     _, pretrained = bundle.load(f"{start}/bundle")
-    results = {}
+    results, best_steps = {}, {}
     for name, params in (
         ("from_scratch", prepared.meta.model),
         ("pretrained_fine_tuned", pretrained.model),
@@ -95,10 +96,22 @@ def test_a_network_is_fine_tuned_from_the_seed_and_from_a_pretraining_for_the_be
         )
         best = steps[1 + int(on_val.mean(0)[steps[1:]].argmin())]
         results[name], untuned = on_test[:, best], on_test[:, 0]
-    results["pretrained_not_tuned"] = untuned
+        best_steps[name] = best
+    results["pretrained_not_tuned"], best_steps["pretrained_not_tuned"] = untuned, 0
     assert compared.baselines.keys() == plain.baselines.keys() | results.keys()
     for name, values in results.items():
         assert compared.baselines[name] == pytest.approx(float(values.mean()), rel=1e-4)
+        width = 1.96 * float(values.std()) / len(values) ** 0.5
+        assert compared.baseline_ci95[name] == pytest.approx(width, rel=1e-3)
+    assert compared.baseline_steps == best_steps
+    source = weights_at(start).source
+    fresh, tuned, untuned_protocol = compared.baseline_protocols.values()
+    assert f"inner_steps={best_steps['from_scratch']}, 6 tasks of seed 1; not trained" in fresh
+    assert f", from {source}, inner_steps best on 5 val tasks of seed 2; losses" in tuned
+    assert "trained 3 steps of 10 examples" in tuned
+    assert "no adaptation, 6 tasks of seed 1; trained 3 steps" in untuned_protocol
+    lines = compared.baseline_lines()
+    assert [line.partition(":")[0] for line in lines] == [f"baseline {name}" for name in results]
     assert compared.mean == plain.mean  # they change nothing of the result
     gain, ci95 = compared.differences["from_scratch"]
     assert gain == pytest.approx(compared.mean - compared.baselines["from_scratch"])
@@ -106,8 +119,10 @@ def test_a_network_is_fine_tuned_from_the_seed_and_from_a_pretraining_for_the_be
 
     (record,) = json.loads((Path(place) / "baselines.json").read_text())["scores"]
     assert record["differences"]["from_scratch"] == [gain, ci95]
+    assert record["baseline_protocols"] == compared.baseline_protocols
     named = as_metrics(compared)
     assert named["test/from_scratch"] == compared.baselines["from_scratch"]
+    assert named["test/from_scratch_ci95"] == compared.baseline_ci95["from_scratch"]
     assert named["test/gain_over_from_scratch"] == gain
     assert named["test/gain_over_from_scratch_ci95"] == ci95
 

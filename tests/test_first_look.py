@@ -462,7 +462,7 @@ def test_what_a_network_freezes_stays_as_it_is_and_is_in_the_bundle(
     assert all(torch.equal(p, meta.frozen[name]) for name, p in start.frozen.items())
     assert not torch.equal(meta.model["head.weight"], start.model["head.weight"])
     later = replace(settings, model=replace(settings.model, weights=str(tmp_path / "run")), seed=9)
-    warmed = warm(later.recipe(), prepare(later.recipe()).meta)
+    warmed = warm(later.recipe(), prepare(later.recipe()).meta).meta
     assert all(torch.equal(p, warmed.frozen[name]) for name, p in meta.frozen.items())
     assert all(torch.equal(p, warmed.model[name]) for name, p in meta.model.items())
 

@@ -4,6 +4,7 @@ taken as they are.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 import threading
@@ -282,7 +283,7 @@ def test_torchs_batch_normalisation_is_converted_for_every_norm(norm: Norm) -> N
         expanded = {name: p.expand(2, *p.shape).clone().requires_grad_() for name, p in own.items()}
         result = problem.query(expanded, episode(), context())
         gradient = torch.autograd.grad(result["loss"].sum(), expanded["body.0.weight"])[0]
-        tracked = problem.statistics(own, episode()) if norm == "running" else {}
+        tracked = problem.statistics(expanded, episode()) if norm == "running" else {}
         found.append([result["loss"], result["accuracy"], gradient, *tracked.values()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -434,20 +435,32 @@ def test_a_run_starts_from_given_weights_and_resumes_without_them(tmp_path: Path
     settings = config(
         SINUSOID, model__weights=place, outer__lr=0.0, outer__steps=2, output=str(tmp_path / "run")
     )
-    run.train(settings)
-    _, meta = bundle.load(str(tmp_path / "run" / "bundle"))
+    _, (score, *_) = run.train(settings)
+    recipe, meta = bundle.load(str(tmp_path / "run" / "bundle"))
+    data = (tmp_path / "w.safetensors").read_bytes()
+    known = f"w.safetensors sha256 {hashlib.sha256(data).hexdigest()[:16]}"
+    assert recipe.started_from == known
+    assert f"), from {known}, seed 0; " in score.protocol
+    assert place not in score.protocol
     torch.manual_seed(11)
     expected = MLP(hidden=(16, 16)).module((1,), 1, 1).state_dict()
     assert all(torch.equal(p, expected[name]) for name, p in meta.model.items())
     (tmp_path / "w.safetensors").unlink()
-    run.train(replace(settings, outer=replace(settings.outer, steps=3)), resume="auto")
+    _, (score, *_) = run.train(
+        replace(settings, outer=replace(settings.outer, steps=3)), resume="auto"
+    )
+    assert f", from {known}, " in score.protocol
+    weights_of(tmp_path, **{"head.bias": torch.ones(1)})
+    with pytest.raises(InputError) as refused:
+        run.train(replace(settings, started_from=known, output=str(tmp_path / "again")))
+    assert known in str(refused.value.expected)
     assert metatrain.load(tmp_path / "run").adapt([0.0], [1.0]).predict([0.0]).values.shape == (1,)
 
 
 def test_a_head_of_another_shape_starts_from_the_seed_and_all_else_must_fit(tmp_path: Path) -> None:
     def warmed(place: str) -> Any:
         recipe = config(SINUSOID, model__weights=place).recipe()
-        return warm(recipe, prepare(recipe).meta), prepare(recipe).meta
+        return warm(recipe, prepare(recipe).meta).meta, prepare(recipe).meta
 
     wide = {"head.weight": torch.ones(7, 16), "head.bias": torch.ones(7)}
     found, start = warmed(weights_of(tmp_path, **wide))
@@ -501,6 +514,6 @@ def test_weights_of_a_network_with_torchs_batch_normalisation_keep_their_names(
     )
     problem = images("running", recipe.model)
     meta = Meta(problem.init(torch.Generator().manual_seed(0)), {}, problem.state())
-    found = warm(recipe, meta)
+    found = warm(recipe, meta).meta
     assert torch.equal(found.model["body.1.scale"], net.body[1].weight)
     assert found.state["body.1.mean"].tolist() == [0.25] * 4

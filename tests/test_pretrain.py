@@ -174,7 +174,7 @@ def test_a_pretraining_resumes_to_the_same_bits_and_leaves_a_bundle_to_start_fro
             pretrain(cut)
     assert stopped.value.saved
     resumed = pretrain(cut, resume="auto")
-    assert same(weights_at(str(whole)), weights_at(str(resumed)))
+    assert same(weights_at(str(whole)).tensors, weights_at(str(resumed)).tensors)
 
     lines = (resumed / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6
@@ -199,7 +199,7 @@ def test_a_pretraining_resumes_to_the_same_bits_and_leaves_a_bundle_to_start_fro
     other = config(
         SMALL, algorithm={"name": "prototypical"}, model__weights=str(whole), seed=5
     ).recipe()
-    warmed = warm(other, prepare(other).meta)
+    warmed = warm(other, prepare(other).meta).meta
     assert torch.equal(warmed.model["body.0.conv.weight"], meta.model["body.0.conv.weight"])
 
 
@@ -215,7 +215,7 @@ def test_a_regression_keeps_its_head_and_no_key_of_it_changes_meta_training(
         run.train(config(base, outer__steps=2, output=str(tmp_path / name)))[0]
         for name, base in (("with", POINTS), ("without", SINUSOID))
     ]
-    with_keys, without = (weights_at(str(folder)) for folder in results)
+    with_keys, without = (weights_at(str(folder)).tensors for folder in results)
     assert same(with_keys, without)
     recipe, _ = bundle.load(f"{results[0]}/bundle")
     assert recipe.pretraining is None  # its parameters are meta-learned
@@ -228,6 +228,9 @@ def test_what_cannot_be_pretrained_is_refused() -> None:
     }
     with pytest.raises(InputError, match="labelled examples"):
         supervision(walk)
+    with pytest.raises(InputError) as refused:  # they would not be used
+        supervision(POINTS, model__weights="elsewhere")
+    assert (refused.value.what, refused.value.got) == ("model.weights", "elsewhere")
 
 
 def test_the_command_names_the_folder_and_what_to_do_with_it_or_how_to_continue(

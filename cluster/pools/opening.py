@@ -11,7 +11,7 @@ from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Pool
 from cluster.workers.plan import Plan
 from metatrain.core import InputError
-from metatrain.recipe import own_code
+from metatrain.recipe import Recipe, own_code
 from metatrain.start import Prepared
 
 if TYPE_CHECKING:
@@ -55,3 +55,21 @@ def open_pool(
             yield pool
         finally:
             pool.close()
+
+
+@contextmanager
+def shared_ray(workers: Workers, recipe: Recipe, address: str | None) -> Iterator[None]:
+    """Have one Ray for all pools that are opened in the context, if they need any."""
+    if workers.max == 0:
+        yield
+        return
+    try:
+        from cluster.pools.ray_connection import connected
+        from cluster.pools.shortage import check_capacity
+    except ModuleNotFoundError:  # the first pool says how to install it
+        yield
+        return
+    with connected(address, own_code(recipe, whole=address is not None)) as local:
+        if local:
+            check_capacity(workers)
+        yield

@@ -171,7 +171,8 @@ def finish(tracker: MLflowTracker, folder: str, status: str, at_ms: int | None) 
 def _score(recorded: dict[str, Any]) -> Score:
     """Return a score from its record in result.json."""
     names = {field.name for field in dataclasses.fields(Score)} - {"metric"}
-    return Score(metric=metric_of(recorded), **{name: recorded[name] for name in names})
+    known = {name: value for name, value in recorded.items() if name in names}
+    return Score(metric=metric_of(recorded), **known)  # earlier versions did not record all
 
 
 def _local(uri: str, scratch: Path) -> Path | None:
