@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,18 +53,14 @@ class Block(nn.Module):
 
     def _of_tasks(self, x: Tensor) -> Tensor:
         """Each task's convolution is a matrix product: all of them are one batched product."""
-        tasks, images, _, height, width = x.shape
+        tasks, images = x.shape[:2]
+        x = F.pad(x.movedim(2, 4), (0, 0, 1, 1, 1, 1))  # channels last
         stride = self.conv.stride[0]
-        height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
-        x = F.pad(x, (1, 1, 1, 1))  # F.unfold would send a GPU a kernel for each image
-        last = [stride * (n - 1) + 1 for n in (height, width)]
-        taps = [
-            x[..., i : i + last[0] : stride, j : j + last[1] : stride]
-            for i in range(3)
-            for j in range(3)
-        ]
-        patches = torch.stack(taps, 3).permute(0, 1, 4, 5, 2, 3)  # [T, N, h, w, C, 9]
-        y = patches.reshape(tasks, images * height * width, -1) @ self.conv.weight.flatten(2).mT
+        # Views, so that all patches are one copy. F.unfold would send a GPU a kernel an image.
+        patches = x.unfold(2, 3, stride).unfold(3, 3, stride).movedim(4, 6)  # [T, N, h, w, 3, 3, C]
+        height, width = patches.shape[2:4]
+        weight = self.conv.weight.permute(0, 3, 4, 2, 1).flatten(1, 3)  # [T, 9 * C, out]
+        y = patches.reshape(tasks, images * height * width, -1) @ weight
         if self.conv.bias is not None:
             y = y + self.conv.bias[:, None]
         if self.norm is not None:
