@@ -60,7 +60,12 @@ class MemoryLayer(nn.Module):
             h = (1 - z) * torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n) + z * hidden
             return h, h
         h, c = hidden.chunk(2, -1)
-        i, f, g, o = (x + self.recurrent(h)).chunk(4, -1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
+        h, c = lstm(x + self.recurrent(h), c)
         return h, torch.cat([h, c], -1)
+
+
+def lstm(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """An LSTM's next h and c, of the sums x [..., 4 * units] that its gates get."""
+    i, f, g, o = x.chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
