@@ -210,7 +210,7 @@ def test_an_update_that_waits_is_computed_and_the_device_stays_sound(
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """benchmarks/gpu.py as it is started, with a workload that is measured at once."""
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     import gpu
@@ -225,31 +225,31 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_the_benchmark_looks_for_its_data_first(
-    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv[:-4])  # omniglot, which was not imported here
     with pytest.raises(SystemExit) as ended:
-        benchmark.main()
+        script.main()
     assert "metatrain data import omniglot" in str(ended.value.code)
     assert not list(tmp_path.glob("out/*"))
 
 
 def test_the_benchmark_keeps_what_it_has_measured_and_holds_the_device_no_longer(
-    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("an illegal memory access")
 
-    monkeypatch.setattr(benchmark.run, "train", broken)
+    monkeypatch.setattr(script.run, "train", broken)
     with pytest.raises(RuntimeError):
-        benchmark.main()
+        script.main()
     (written,) = tmp_path.glob("out/gpu_speeds_*.md")
     assert "| O1 | 1 | 2 | 3 | 4 | 5 |" in written.read_text()
     assert all(t.daemon for t in threading.enumerate() if isinstance(t, threading.Timer))
 
 
 def test_the_benchmark_learns_and_draws_its_accuracy(
-    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trained(settings: Any, resume: str) -> Any:
         folder = tmp_path / "out" / "run"
@@ -258,10 +258,10 @@ def test_the_benchmark_learns_and_draws_its_accuracy(
         rows += [{"step": 1, "system/tasks_per_s": 64.0, "system/driver_share": 0.5}]
         rows += [{"step": 2, "system/tasks_per_s": 64.0, "system/driver_share": 0.5}]
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        raise benchmark.Interrupted("stopped after 2 steps")
+        raise script.Interrupted("stopped after 2 steps")
 
-    monkeypatch.setattr(benchmark.run, "train", trained)
-    benchmark.main()
+    monkeypatch.setattr(script.run, "train", trained)
+    script.main()
     (written,) = tmp_path.glob("out/gpu_run_*.md")
     assert "2 outer steps" in written.read_text()
     assert "2.0 steps/s" in written.read_text()
@@ -269,7 +269,7 @@ def test_the_benchmark_learns_and_draws_its_accuracy(
 
 
 def test_the_benchmark_has_the_options_that_it_names(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+    script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
     add = argparse.ArgumentParser.add_argument
@@ -281,8 +281,8 @@ def test_the_benchmark_has_the_options_that_it_names(
     monkeypatch.setattr(argparse.ArgumentParser, "add_argument", noted)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit):
-        benchmark.main()
-    words = benchmark.__doc__.replace("[", " ").replace("`", " ").split()
+        script.main()
+    words = script.__doc__.replace("[", " ").replace("`", " ").split()
     assert {word for word in words if word.startswith("--")} <= {*given}
 
 

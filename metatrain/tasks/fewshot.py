@@ -291,5 +291,6 @@ class FewShot:
         )
 
     def _to_float(self, images: Tensor) -> Tensor:
-        x = images.float().div_(255)
+        x = images.float()
+        x.div_(x.new_full((), 255))  # by a number, a GPU would multiply by its inverse: other bits
         return x.neg_().add_(1) if self.invert else x
