@@ -57,11 +57,26 @@ REPTILE: dict[str, Any] = GLYPHS | {
     },
 }
 SHORT = {"steps": 4, "tasks_per_step": 5, "tasks_per_ticket": 2, "lr": 0.003}
+NARROW = {"name": "mlp", "hidden": [8]}
+READING: dict[str, Any] = SINUSOID | {
+    "family": {"name": "series", "shots": 4, "queries": 3},
+    "algorithm": {"name": "recurrent"},
+    "outer": SHORT,
+}
 CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     "sinusoid": SINUSOID,
     "maml-conv4": GLYPHS,
     "maml-conv4-fused": GLYPHS | {"model": GLYPHS["model"] | {"filters": 16}, "outer": SHORT},
     "reptile-conv4": REPTILE,
+    "reptile-moments": SINUSOID
+    | {
+        "algorithm": {
+            "name": "reptile",
+            "inner_lr": 0.01,
+            "inner_steps": 2,
+            "carries_moments": True,
+        }
+    },
     "anil": GLYPHS
     | {"algorithm": {"name": "maml", "inner_lr": 0.4, "adapts": ["head.*"]}, "outer": SHORT},
     "meta-sgd": GLYPHS
@@ -106,6 +121,12 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
             "head": {"name": "memory", "cell": "lstm", "hidden": 8},
         },
         "algorithm": {"name": "recurrent"},
+    },
+    "mann": READING | {"model": NARROW | {"head": {"name": "mann", "hidden": 6, "slots": 8}}},
+    "snail": READING
+    | {
+        "model": NARROW | {"head": {"name": "snail", "width": 8, "length": 8}},
+        "algorithm": {"name": "recurrent", "losses": "last"},
     },
     "recurrent-conv4": GLYPHS
     | {

@@ -24,6 +24,8 @@ HEADS: dict[str, heads.Head] = {
     "cosine": heads.Cosine(),
     "attention": heads.Attention(),
     "memory": heads.Memory(hidden=5),
+    "mann": heads.MANN(hidden=5, slots=5, width=3, reads=2),
+    "snail": heads.SNAIL(width=4, length=4),
 }
 
 

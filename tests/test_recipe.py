@@ -142,7 +142,8 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         (
             "model",
             {"name": "mlp", "head": {"name": "lineal"}},
-            "model.head.name is 'lineal', expected one of linear, cosine, attention, memory",
+            "model.head.name is 'lineal', expected one of linear, cosine, attention, memory, mann, "
+            "snail",
         ),
         (
             "model",

@@ -4,7 +4,7 @@ what was read.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,12 +17,19 @@ from cluster.workers.worker import Worker
 from metatrain.algorithms import MAML, Recurrent
 from metatrain.core import ComputePath, Meta, Ticket
 from metatrain.models import MLP, heads
-from metatrain.models.memory import MemoryLayer
+from metatrain.models.mann import DECAY, SMALL, MANNLayer
+from metatrain.models.memory import Cell, MemoryLayer
+from metatrain.models.snail import SNAILLayer
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
 
 TORCH = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
+READERS: dict[str, heads.Head] = {
+    **{cell: heads.Memory(cell=cell, hidden=6) for cell in get_args(Cell)},
+    "mann": heads.MANN(hidden=6, slots=5, width=3, reads=2),
+    "snail": heads.SNAIL(width=4, length=4),
+}
 
 
 @pytest.mark.parametrize("kind", TORCH)
@@ -45,10 +52,66 @@ def test_a_cell_is_that_of_torch(kind: str) -> None:
     torch.testing.assert_close(output, ours.out(expected[0]))
 
 
-def bound(cell: Any, path: ComputePath = "batched", family: Any = None) -> tuple[Supervised, Meta]:
+def test_a_mann_reads_and_writes_as_the_papers_equations_say() -> None:
+    """Each slot by itself, for two examples in a row, of which the first has nothing to read."""
+    layer = MANNLayer(3, 2, 1, units=4, slots=5, width=3, reads=2).double()
+    h, c = torch.zeros(2, 4).double()
+    memory, usage = torch.full((5, 3), 1e-6).double(), (torch.arange(5) * 1e-6).double()
+    weights, reads = torch.zeros(2, 5).double(), torch.zeros(2, 3).double()
+    hidden = layer.hidden[None]
+    for x, y in torch.randn(2, 2, 3).double():
+        out, hidden = layer(x[None], hidden, y[None, :1])
+        seen = layer.features(x) + layer.feedback(y[:1])
+        i, f, g, o = (seen + layer.recurrent(torch.cat([h, reads.flatten()]))).chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        keys, gates = layer.keys(h).tanh().view(2, 3), layer.gates(h).sigmoid()
+        least = usage.argsort()[:2].tolist()
+        for slot in least:
+            memory[slot] = 0.0
+        writes = gates[:, None] * weights
+        for head, slot in enumerate(least):
+            writes[head, slot] += 1 - gates[head]
+        for slot in range(5):
+            memory[slot] += writes[0, slot] * keys[0] + writes[1, slot] * keys[1]
+        for head, key in enumerate(keys):
+            lengths = (memory.square().sum(1) + SMALL).sqrt() * (key @ key + SMALL).sqrt()
+            weights[head] = (layer.scale * (memory @ key) / lengths).softmax(0)
+            reads[head] = weights[head] @ memory
+        usage = DECAY * usage + weights.sum(0) + writes.sum(0)
+        torch.testing.assert_close(out[0], layer.out(torch.cat([h, reads.flatten()])))
+        state = h, c, memory.flatten(), weights.flatten(), usage, reads.flatten()
+        torch.testing.assert_close(hidden[0], torch.cat(state))
+        h, c, memory, weights, usage, reads = (
+            part.detach().clone() for part in (h, c, memory, weights, usage, reads)
+        )
+
+
+def test_a_snail_sees_every_example_with_its_own_target_and_nothing_that_comes_later() -> None:
+    layer = SNAILLayer(3, 2, 1, width=8, length=4).double()
+    x, y = torch.randn(1, 6, 3).double(), torch.randn(1, 6, 1).double()
+    hidden, previous = layer.hidden[None], layer.previous[None]
+    for t in range(6):
+        out, hidden = layer(x[:, t], hidden, previous)
+        previous = y[:, t]
+        start = torch.cat([layer.hidden, layer.previous])[None, None]
+        known = torch.cat([x, y], -1)[:, :t]
+        asked = torch.cat([x[:, t], torch.zeros(1, 1)], -1)[:, None]
+        tokens = torch.cat([start, known, asked], 1)
+        torch.testing.assert_close(out, layer.out(layer.layers(tokens)[:, -1]))
+    cut = layer.layers(tokens[:, :4])
+    torch.testing.assert_close(layer.layers(tokens)[:, :4], cut, rtol=1e-12, atol=1e-12)
+    far = tokens.clone()
+    far[:, 0] += 1.0
+    assert not torch.equal(layer.layers(far)[:, -1], layer.layers(tokens)[:, -1])
+
+
+def bound(
+    reader: str, path: ComputePath = "batched", family: Any = None
+) -> tuple[Supervised, Meta]:
     """On sinusoids, in float64."""
     problem = (family or Sinusoid(shots=4, queries=3)).bind(
-        MLP(hidden=(5,), head=heads.Memory(cell=cell, hidden=6)), ("none",), path
+        MLP(hidden=(5,), head=READERS[reader]), ("none",), path
     )
     meta = Recurrent().init(problem, torch.Generator().manual_seed(0))
     g = torch.Generator().manual_seed(3)
@@ -65,12 +128,12 @@ def draw(family: Any, count: int = 3) -> Any:
     )
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm", "none"])
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("path", ["batched", "reference"])
 def test_the_gradient_through_reading_agrees_with_finite_differences(
-    cell: str, path: ComputePath
+    reader: str, path: ComputePath
 ) -> None:
-    problem, meta = bound(cell, path)
+    problem, meta = bound(reader, path)
     task = draw(Sinusoid(shots=4, queries=3))
     assert_meta_gradient(Recurrent(), problem, meta, task, every_step=True, h=1e-5, tolerance=1e-6)
 
@@ -84,10 +147,10 @@ def test_second_derivatives_go_through_cells(cell: str) -> None:
     assert_meta_gradient(maml, problem, meta, task, h=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_what_is_read_later_changes_nothing_earlier_and_something_after(cell: str) -> None:
+@pytest.mark.parametrize("reader", sorted(READERS.keys() - {"none"}))
+def test_what_is_read_later_changes_nothing_earlier_and_something_after(reader: str) -> None:
     family = Series(shots=4, queries=3)
-    problem, meta = bound(cell, family=family)
+    problem, meta = bound(reader, family=family)
     task = draw(family)
     changed = task.support_y.clone()
     changed[:, 2] += 1.0
@@ -161,10 +224,11 @@ def test_examples_are_read_in_an_order_of_their_own_and_series_in_time() -> None
     assert torch.equal(torch.stack(told, 1), draw(series).support_y)
 
 
-def test_paths_agree() -> None:
+@pytest.mark.parametrize("reader", ["lstm", "mann", "snail"])
+def test_paths_agree(reader: str) -> None:
     task = draw(Sinusoid(shots=4, queries=3))
     updates = [
-        Recurrent().update(*bound("lstm", path), task, context())
+        Recurrent().update(*bound(reader, path), task, context())
         for path in ("batched", "reference")
     ]
     for name, g in updates[0].direction.model.items():

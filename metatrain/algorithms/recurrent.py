@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Literal
 
 import torch
 
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Labelled, Meta, Params, Problem, Update
+from metatrain.core import (
+    TRAINING_ONLY,
+    Context,
+    InputError,
+    Labelled,
+    Meta,
+    Params,
+    Problem,
+    Update,
+)
 from metatrain.models.heads import HIDDEN
 
 
@@ -22,7 +31,9 @@ class Recurrent:
 
     (Santoro et al. 2016, arXiv 1605.06065.) No weight changes in adaptation. The network learns to
     predict the query examples, each on its own, after any number of support examples: the loss is
-    the mean over t = 0, ..., S. The model must have `head: {name: memory}`.
+    the mean over t = 0, ..., S. With losses="last" it is that after all of them, as SNAIL has it
+    (Mishra et al. 2018, arXiv 1707.03141). The model must have a head that reads: `memory`, `mann`
+    or `snail`.
 
     In a reinforcement problem this is RL2 (Duan et al. 2016, arXiv 1611.02779): an episode is a
     whole trial, in which the memory gets each action and its reward, and the policy gradient goes
@@ -32,12 +43,15 @@ class Recurrent:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["recurrent"] = "recurrent"
+    losses: Literal["all", "last"] = field(default="all", metadata=TRAINING_ONLY)
+    """Learn from `all` predictions along the support set, or from the `last` one only."""
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
         if HIDDEN not in model:
             raise InputError(
-                "recurrent needs a network with a memory", remedy="set model.head.name to memory"
+                "recurrent needs a network with a memory",
+                remedy="set model.head.name to memory, mann or snail",
             )
         return Meta(model, {}, problem.state())
 
@@ -47,6 +61,5 @@ class Recurrent:
         return problem.read(phi, task, context) if isinstance(problem, Labelled) else iter([phi])
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        return inner_loop.mean_gradient(
-            self.adapt, problem, meta, tasks, context, weights=repeat(1.0)
-        )
+        weights = repeat(1.0) if self.losses == "all" else None
+        return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context, weights=weights)

@@ -10,7 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metatrain.bounds import bounded, check_bounds
+from metatrain.core import InputError
 from metatrain.models import layers, memory
+from metatrain.models.mann import MANNLayer
+from metatrain.models.snail import SNAILLayer
 
 # Parameters of heads that an algorithm gives values of each task, as a network names them:
 WEIGHT, BIAS = "head.weight", "head.bias"  # [T, outputs, F], [T, outputs]
@@ -86,8 +89,56 @@ class Memory:
         return memory.MemoryLayer(*sizes, self.cell, self.hidden)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MANN:
+    """An LSTM with a memory of slots, and a linear map of both (Santoro et al. 2016)."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["mann"] = "mann"
+    hidden: int = bounded(200, least=1, most=4096)
+    """Units of the LSTM."""
+    slots: int = bounded(128, least=1, most=4096)
+    """Slots of the memory."""
+    width: int = bounded(40, least=1, most=4096)
+    """Numbers in a slot."""
+    reads: int = bounded(4, least=1, most=64)
+    """Heads that read and write, each with a key of its own."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.reads > self.slots:
+            raise InputError("reads", got=self.reads, expected=f"at most slots, {self.slots}")
+
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
+        sizes = linear.in_features, linear.out_features, feedback
+        return MANNLayer(
+            *sizes, units=self.hidden, slots=self.slots, width=self.width, reads=self.reads
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SNAIL:
+    """Temporal convolutions and attention over the whole episode (Mishra et al. 2018)."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["snail"] = "snail"
+    width: int = bounded(128, least=4, most=1024)
+    """Channels of a convolution; the keys of the attention are 1/2, 2 and 4 times as wide."""
+    length: int = bounded(32, least=2, most=10_000)
+    """Examples that the convolutions reach back; attention reaches all."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
+        sizes = linear.in_features, linear.out_features, feedback
+        return SNAILLayer(*sizes, width=self.width, length=self.length)
+
+
 LINEAR = Linear()
-Head = Annotated[Linear | Cosine | Attention | Memory, Field(discriminator="name")]
+Head = Annotated[Linear | Cosine | Attention | Memory | MANN | SNAIL, Field(discriminator="name")]
 
 
 class Net(nn.Module):
