@@ -140,7 +140,9 @@ def scores(
     groups = chunks(problem, tasks)
     parts = [_measured(problem, algorithm, meta, group, context) for group in groups]
     steps, curves, pooled = zip(*parts, strict=True)
-    return Scores(steps[0], _joined(curves), problem.baselines(tasks), _joined(pooled))
+    with torch.no_grad():
+        baselines = problem.baselines(tasks)
+    return Scores(steps[0], _joined(curves), baselines, _joined(pooled))
 
 
 def _measured(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,9 +68,14 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """[T] share of examples in 0..1 whose largest logit [T, N, classes] is that of their class."""
-    return (logits.argmax(-1) == labels).float().mean(1)
+    return _exact((logits.argmax(-1) == labels).float()).mean(1)
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """[T] mean of squared differences of predictions and targets, [T, N, ...] each."""
-    return (prediction - target).square().flatten(1).mean(1)
+    return (_exact(prediction) - _exact(target)).square().flatten(1).mean(1)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In float64 if nobody asks for gradients: a score then has all its digits."""
+    return values if torch.is_grad_enabled() else values.double()

@@ -21,7 +21,7 @@ from cluster.workers.worker import Worker
 from metatrain.core import Purpose, Scores, Task, Ticket
 from metatrain.evaluate import summarise
 from metatrain.measures import AUC, BINS, CLASSES, ECE, NUMBERS, by_class, reliability
-from metatrain.metrics import ACCURACY
+from metatrain.metrics import ACCURACY, accuracy, mean_squared_error
 from metatrain.models import MLP
 from metatrain.problems.environment import Rollout
 from metatrain.problems.episodes import Played
@@ -100,6 +100,14 @@ def test_the_area_under_the_curve_is_scikit_learns_of_each_task() -> None:
     assert alone.isnan().all()
 
 
+def test_an_accuracy_is_scikit_learns() -> None:
+    logits, labels = drawn(5, examples=7)
+    with torch.no_grad():
+        found = float(accuracy(logits, labels).mean())
+    said, true = logits.argmax(-1).flatten().numpy(), labels.flatten().numpy()
+    assert found == pytest.approx(sklearn.accuracy_score(true, said), **EXACT)
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_errors_of_numbers_are_scikit_learns_of_all_examples(outputs: int) -> None:
     generator = torch.Generator().manual_seed(outputs)
@@ -112,6 +120,9 @@ def test_errors_of_numbers_are_scikit_learns_of_all_examples(outputs: int) -> No
         assert measure.value is not None
         found = measure.value(measure.pool(predicted, task_of(target)))
         assert found == pytest.approx(reference(true, said), **EXACT)
+    with torch.no_grad():  # as an evaluation measures
+        squared = mean_squared_error(predicted, target).mean()
+    assert float(squared) == pytest.approx(sklearn.mean_squared_error(true, said), **EXACT)
     same = torch.ones(2, 3, 1)
     r2 = NUMBERS["r2"]
     assert r2.value is not None
