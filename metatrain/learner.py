@@ -17,6 +17,7 @@ from metatrain.bounds import EXAMPLES, RATE, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
     InputError,
     Meta,
+    Penalty,
     Sentence,
     Ticket,
     Update,
@@ -53,6 +54,10 @@ class Outer:
     """Options for parameters that match a pattern, such as `"algorithm.*": {lr: 0.1}`."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """`constant`, or to zero over `steps` as `linear` or `cosine`."""
+    warmup_steps: int = bounded(0, least=0, most=STEPS)
+    """Outer steps over which the rate rises linearly to what `schedule` says."""
+    penalty: Penalty | None = None
+    """Penalty on the size of the network's parameters, such as `{l1: 0.001}`; `null`: none."""
     clip_norm: float | None = bounded(None, above=0, most=RATE)
     """Bound of the meta-gradient's norm."""
     clip_value: float | None = bounded(None, above=0, most=RATE)
@@ -85,11 +90,12 @@ class Outer:
     def rate(self, version: int) -> float:
         """What part of `lr` the step from `version` to `version + 1` takes."""
         done = min(version / self.steps, 1.0)
+        rises = (version + 1) / self.warmup_steps if version < self.warmup_steps else 1.0
         if self.schedule == "linear":
-            return 1.0 - done
+            return rises * (1.0 - done)
         if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * done))
-        return 1.0
+            return rises * 0.5 * (1.0 + math.cos(math.pi * done))
+        return rises
 
 
 class Diverged(Sentence, RuntimeError):
@@ -119,8 +125,8 @@ class Learner:
         self._frozen = {name: p for name, p in own.items() if name.startswith("frozen.")}
         if self._state and isinstance(outer.aggregate, Private):
             raise InputError(
-                "aggregate private does not bound what a task adds to running statistics",
-                remedy="set norm to another one than running",
+                "aggregate private does not bound what a task adds to running statistics or moments",
+                remedy="set norm to another one than running, and let the algorithm carry none",
             )
         self._optimizer = outer_optimizer.build(
             outer.optimizer, outer.lr, outer.options, self._groups(), outer.groups
@@ -147,6 +153,8 @@ class Learner:
         for name, p in self._params.items():
             # Fused optimizers go by memory: lie as the parameter does.
             p.grad = torch.empty_like(p).copy_(direction[name])
+            if self._outer.penalty is not None and name.startswith("model."):
+                p.grad.add_(self._outer.penalty.gradient(p))
         if self._outer.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self._params.values(), self._outer.clip_value)
         if self._outer.clip_norm is not None:

@@ -123,7 +123,7 @@ def described(component: Any, *, adapts: bool = False) -> str:
 
     adapts: leave out what an algorithm uses in training only.
     """
-    words = [str(component.name)]
+    words = [str(component.name)] if hasattr(component, "name") else []
     for item in dataclasses.fields(component):
         value = getattr(component, item.name)
         # By identity: 0 equals False.

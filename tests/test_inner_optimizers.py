@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from cases import context
+from gradients import assert_meta_gradient
 from torch import Tensor
 
-from metatrain.algorithms import MAML, inner_loop
+from metatrain.algorithms import MAML, MetaSGD, inner_loop
 from metatrain.algorithms.inner_optimizers import OPTIMIZERS, Name
-from metatrain.core import ComputePath, Context, Meta, Params, Task
+from metatrain.core import ComputePath, Context, Meta, Params, Penalty, Task
 
 TORCH: dict[Name, Any] = {
     "sgd": torch.optim.SGD,
@@ -83,6 +84,71 @@ def test_the_gradient_through_their_steps_agrees_with_finite_differences(name: N
             above, below = (loss(Meta(model, {}, {})) for model in moved)
             assert float(found[key][i]) == pytest.approx((above - below) / (2 * eps), rel=1e-6)
     assert found["dead"].tolist() == [0.0]  # and not what 0 / 0 is
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learned_rates_that_are_equal_make_the_steps_of_maml(name: Name) -> None:
+    rates = {f"rate.{key}": torch.full_like(p, 0.03) for key, p in start().model.items()}
+    learned = MetaSGD(initial_lr=0.03, inner_steps=3, inner_optimizer=name)
+    found = learned.adapt(Wavy(), start()._replace(algorithm=rates), tasks(), context())  # type: ignore[arg-type]
+    maml = MAML(inner_lr=0.03, inner_steps=3, inner_optimizer=name)
+    for phi, expected in zip(
+        found,
+        maml.adapt(Wavy(), start(), tasks(), context()),  # type: ignore[arg-type]
+        strict=True,
+    ):
+        for key, p in expected.items():
+            torch.testing.assert_close(phi[key], p, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_l2_penalty_is_torchs_weight_decay(name: Name) -> None:
+    algorithm = MAML(inner_lr=0.03, inner_steps=4, inner_optimizer=name, penalty=Penalty(l2=0.7))
+    *_, found = algorithm.adapt(Wavy(), start(), tasks(), context())  # type: ignore[arg-type]
+    phi = {k: p.clone().requires_grad_() for k, p in inner_loop.start(start(), tasks()).items()}
+    optimizer = TORCH[name](list(phi.values()), lr=0.03)
+    optimizer.param_groups[0]["weight_decay"] = 0.7
+    for _ in range(4):
+        optimizer.zero_grad()
+        Wavy().support_loss(phi, tasks(), context()).sum().backward()
+        optimizer.step()
+    for key, p in phi.items():
+        torch.testing.assert_close(found[key], p.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_gradient_through_a_penalty_agrees_with_finite_differences(recompute: bool) -> None:
+    penalty = Penalty(l1=0.3, l2=0.7)
+    algorithm = MAML(inner_lr=0.03, inner_steps=3, penalty=penalty, recompute=recompute)
+    assert_meta_gradient(algorithm, Wavy(), start(), tasks())
+    free = MAML(inner_lr=0.03, inner_steps=3)
+    assert not torch.allclose(meta_gradient(algorithm)["x"], meta_gradient(free)["x"])
+
+
+def test_first_order_holds_the_gradient_of_the_penalty_constant() -> None:
+    """With a step of phi - lr l2 phi, the derivative of phi' would have a factor (1 - lr l2)."""
+    algorithm = MAML(inner_lr=0.03, inner_steps=3, first_order=True, penalty=Penalty(l2=0.7))
+    *_, phi = algorithm.adapt(Wavy(), start(), tasks(), context())  # type: ignore[arg-type]
+    leaves = {key: p.requires_grad_() for key, p in phi.items()}
+    Wavy().query(leaves, tasks(), context())["loss"].mean().backward()
+    for key in ("x", "y"):
+        torch.testing.assert_close(meta_gradient(algorithm)[key], leaves[key].grad.sum(0))
+
+
+class Both(Wavy):
+    """Judges the support set as well."""
+
+    def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
+        support = self.support_loss(params, task, context)
+        return {"loss": super().query(params, task, context)["loss"] + support}
+
+
+def test_the_objective_may_have_the_support_set_as_well() -> None:
+    algorithm = MAML(inner_lr=0.03, inner_steps=2, objective="support+query")
+    found = meta_gradient(algorithm)
+    expected = assert_meta_gradient(MAML(inner_lr=0.03, inner_steps=2), Both(), start(), tasks())
+    for key, p in expected.items():
+        torch.testing.assert_close(found[key], p, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from metatrain.core import InputError, Meta, Update
+from metatrain.core import InputError, Meta, Penalty, Update
 from metatrain.learner import Diverged, Learner, Outer
 
 
@@ -82,6 +82,23 @@ def test_schedules_fall_to_zero(schedule: Any, rates: list[float]) -> None:
     learner.apply([update(1.0)])
     assert learner.apply([update(1.0)]).lr == pytest.approx(rates[1], abs=1e-4)
     assert learner.meta().model["w"][0].item() == pytest.approx(-1 - rates[1], abs=1e-4)
+
+
+def test_the_rate_rises_linearly_to_its_schedule() -> None:
+    warm = outer(schedule="linear", warmup_steps=4)
+    assert [warm.rate(v) for v in (0, 1, 3, 4, 9)] == pytest.approx([0.25, 0.45, 0.7, 0.6, 0.1])
+    assert [outer(warmup_steps=2).rate(v) for v in (0, 1, 2)] == [0.5, 1.0, 1.0]
+
+
+def test_a_penalty_is_descended_with_the_network_alone() -> None:
+    """theta - lr (g + l1 sign(theta) + l2 theta), before the gradient is bounded."""
+    learner = Learner(meta(2.0), outer(lr=0.1, penalty=Penalty(l1=0.5, l2=1.5)))
+    learner.apply([update(1.0)])
+    assert learner.meta().model["w"].tolist() == pytest.approx([2.0 - 0.1 * (1.0 + 0.5 + 3.0)] * 2)
+    assert learner.meta().algorithm["lr"].item() == pytest.approx(1.9)
+    bounded = Learner(meta(2.0), outer(lr=0.1, penalty=Penalty(l2=9.0), clip_value=0.5))
+    bounded.apply([update(1.0)])
+    assert bounded.meta().model["w"].tolist() == pytest.approx([1.95] * 2)
 
 
 def test_the_layout_of_updates_changes_nothing() -> None:

@@ -114,7 +114,7 @@ def test_running_statistics_are_seen_past_fused_kernels() -> None:
     found = [
         images(NETS["strided"], path, norm="running").statistics(
             {
-                name: p.double()
+                name: p.double().expand(2, *p.shape)
                 for name, p in images(NETS["strided"], path).init(torch.Generator()).items()
             },
             tasks,

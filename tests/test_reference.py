@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from cluster.config import Checkpoint, RunConfig, Tracking, Workers
 from metatrain import aggregation, algorithms, models, schema, tasks
 from metatrain.bounds import bounds_of
+from metatrain.core import Penalty
 from metatrain.learner import Outer
 from metatrain.models import heads
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Pretraining, Validation
@@ -39,7 +40,7 @@ COMPONENTS = [
     )
     for kind in get_args(union)
 ]
-GROUPS = [Augment, Outer, Validation, Evaluation, Pretraining, Workers, Checkpoint, Tracking]
+GROUPS = [Augment, Penalty, Outer, Validation, Evaluation, Pretraining, Workers, Checkpoint, Tracking]
 LANGUAGES = {"": "required", ".zh": "必填"}
 
 

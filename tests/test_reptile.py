@@ -4,15 +4,17 @@ Adam.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import context
 from torch.func import functional_call
 
-from metatrain.algorithms import Reptile
+from metatrain.algorithms import MAML, Reptile
 from metatrain.algorithms.inner_loop import minibatches
-from metatrain.core import ComputePath, Meta
+from metatrain.core import ComputePath, InputError, Meta, Penalty
 from metatrain.learner import Learner, Outer
 from metatrain.models import MLP
 from metatrain.tasks import Sinusoid
@@ -71,6 +73,76 @@ def test_steps_on_minibatches_equal_a_handwritten_loop(optimizer: str, path: Com
             mean[name] += value / 3
     for name, direction in update.direction.model.items():
         torch.testing.assert_close(direction, meta.model[name] - mean[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["momentum", "rmsprop"])
+def test_further_inner_optimizers_make_the_steps_of_torch(name: Any) -> None:
+    problem, meta, task = setup()
+    reptile = Reptile(
+        inner_optimizer=name, inner_lr=0.01, inner_steps=3, penalty=Penalty(l1=0.1, l2=0.2)
+    )
+    *_, found = reptile.adapt(problem, meta, task, context())
+    maml = MAML(inner_optimizer=name, inner_lr=0.01, inner_steps=3, penalty=Penalty(l1=0.1, l2=0.2))
+    *_, expected = maml.adapt(problem, meta, task, context())
+    for key, p in expected.items():
+        torch.testing.assert_close(found[key], p)
+
+
+def test_carried_moments_are_those_of_one_adam_that_goes_on() -> None:
+    """With one task a step and an outer step of one, the steps are those of one long training."""
+    problem, _, task = setup()
+    reptile = Reptile(inner_lr=0.01, inner_steps=2, carries_moments=True)
+    start = reptile.init(problem, torch.Generator().manual_seed(0))
+    outer = Outer(steps=3, tasks_per_step=1, tasks_per_ticket=1, optimizer="SGD", lr=1.0)
+    learner = Learner(start, outer)
+    leaves = {name: p.clone().requires_grad_() for name, p in start.model.items()}
+    adam = torch.optim.Adam(list(leaves.values()), 0.01, betas=(0.0, 0.999))
+    for i in range(3):
+        one = type(task)(*(leaf[i : i + 1] for leaf in task))
+        learner.apply([reptile.update(problem, learner.meta(), one, context())])
+        for _ in range(2):
+            adam.zero_grad()
+            predicted = functional_call(problem.module, leaves, (one.support_x[0],))
+            F.mse_loss(predicted, one.support_y[0]).backward()
+            adam.step()
+    found = learner.meta()
+    for name, p in leaves.items():
+        torch.testing.assert_close(found.model[name], p.detach(), rtol=1e-4, atol=1e-6)
+        second = adam.state[p]["exp_avg_sq"]
+        torch.testing.assert_close(found.state[f"own.{name}"], second, rtol=1e-3, atol=1e-8)
+    assert found.state["own.steps"] == 6
+
+
+@pytest.mark.parametrize("path", ["batched", "reference"])
+def test_each_task_starts_from_the_mean_of_the_moments_that_the_last_step_left(
+    path: ComputePath,
+) -> None:
+    problem, _, task = setup(path)
+    reptile = Reptile(inner_lr=0.01, inner_steps=2, carries_moments=True)
+    start = reptile.init(problem, torch.Generator().manual_seed(0))
+    start = start._replace(
+        state={
+            name: p + 1.0 + torch.arange(p.numel()).view_as(p) for name, p in start.state.items()
+        }
+    )
+    together = reptile.update(problem, start, task, context()).direction
+    alone = [
+        reptile.update(problem, start, type(task)(*(leaf[i : i + 1] for leaf in task)), context())
+        for i in range(3)
+    ]
+    assert together.state.keys() == start.state.keys()
+    for name, p in together.state.items():
+        mean = torch.stack([each.direction.state[name] for each in alone]).mean(0)
+        torch.testing.assert_close(p, mean)
+    for name, p in together.model.items():
+        mean = torch.stack([each.direction.model[name] for each in alone]).mean(0)
+        torch.testing.assert_close(p, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_only_adam_has_moments_to_carry() -> None:
+    with pytest.raises(InputError) as error:
+        Reptile(inner_optimizer="sgd", inner_lr=0.1, inner_steps=1, carries_moments=True)
+    assert (error.value.what, error.value.got) == ("inner_optimizer", "sgd")
 
 
 def test_inner_adam_starts_fresh_for_each_task() -> None:

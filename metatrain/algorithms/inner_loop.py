@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 
 from metatrain.algorithms.inner_optimizers import Optimizer, Rates, State, sgd
+from metatrain.algorithms.recompute import recomputed
 from metatrain.core import (
+    OWN,
     Context,
     InputError,
     Labelled,
     Meta,
     Params,
+    Penalty,
     Problem,
     Update,
     chunks,
     count,
+    labelled,
     take,
 )
 from metatrain.models.heads import SUPPORT
@@ -41,7 +45,8 @@ def expand(params: Params, tasks: int) -> Params:
 
 def start(meta: Meta, task: Any) -> Params:
     """The tasks' parameters before adaptation, [T, *shape] each, and all fixed values."""
-    return expand(meta.model | meta.state | meta.frozen, count(task))
+    held = {name: p for name, p in meta.state.items() if not name.startswith(OWN)}
+    return expand(meta.model | held | meta.frozen, count(task))
 
 
 def init_whole(problem: Problem, generator: torch.Generator) -> Params:
@@ -103,6 +108,7 @@ def descend(
     order: Order,
     generator: torch.Generator,
     optimizer: Optimizer = SGD,
+    penalty: Penalty | None = None,
     recompute: bool = False,
 ) -> Iterator[Params]:
     """phi_{k+1} = phi_k - rates_k * grad loss(phi_k).  Yields phi_0, phi_1, ..., [T, *shape] each.
@@ -114,6 +120,7 @@ def descend(
         one before).
     generator: draws the random numbers of the loss, if it has any.
     optimizer: decides the step from the gradient.
+    penalty: on what adapts, which the loss gets besides.
     recompute: of order 2; keep a step's parameters and not its graph, which the backward pass
         computes again.
     """
@@ -122,9 +129,9 @@ def descend(
     for rate in rates:
         if order == 0:
             phi = {name: p.detach().requires_grad_(name in rate) for name, p in phi.items()}
-        take_step = partial(_step, loss, optimizer, create_graph=order == 2)
+        take_step = partial(_step, loss, optimizer, penalty, create_graph=order == 2)
         if recompute and order == 2:
-            stepped, state = _recomputed(take_step, phi, state, rate, generator)
+            stepped, state = recomputed(take_step, phi, state, rate, generator)
         else:
             stepped, state = take_step(phi, state, rate)
         phi = phi | stepped
@@ -134,6 +141,7 @@ def descend(
 def _step(
     loss: Callable[[Params], Tensor],
     optimizer: Optimizer,
+    penalty: Penalty | None,
     phi: Params,
     state: State,
     rate: Rates,
@@ -149,62 +157,11 @@ def _step(
             create_graph=create_graph,
             materialize_grads=True,
         )
+        if penalty is not None:
+            of = adapting.values() if create_graph else [p.detach() for p in adapting.values()]
+            pairs = zip(gradients, of, strict=True)
+            gradients = tuple(g + penalty.gradient(p) for g, p in pairs)
     return optimizer.update(dict(zip(rate, gradients, strict=True)), state, adapting, rate)
-
-
-def _recomputed(
-    take_step: Callable[..., tuple[Params, State]],
-    phi: Params,
-    state: State,
-    rate: Rates,
-    generator: torch.Generator,
-) -> tuple[Params, State]:
-    """The step, of which only its start is kept; random numbers are drawn again as they were."""
-    learned = {name: lr for name, lr in rate.items() if isinstance(lr, Tensor)}
-    given = (phi, learned, *state.averages)
-
-    def step(create_graph: bool, *tensors: Tensor) -> list[Tensor]:
-        values = iter(tensors)
-        start, rates, *averages = (dict(zip(part, values, strict=False)) for part in given)
-        before = State(state.steps, tuple(averages))
-        stepped, after = take_step(start, before, {**rate, **rates}, create_graph=create_graph)
-        return [p for part in (stepped, *after.averages) for p in part.values()]
-
-    ends = iter(_Recomputed.apply(step, generator, *(p for part in given for p in part.values())))
-    stepped, *averages = ({name: next(ends) for name in rate} for _ in (phi, *state.averages))
-    return stepped, State(state.steps + 1, tuple(averages))
-
-
-class _Recomputed(torch.autograd.Function):
-    """Checkpointing (Chen et al. 2016, arXiv 1604.06174) of a function that differentiates."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, step: Callable[..., list[Tensor]], generator: torch.Generator, *tensors: Tensor
-    ) -> Any:
-        ctx.step, ctx.generator, ctx.drawn = step, generator, generator.get_state()
-        ctx.save_for_backward(*tensors)
-        found = step(False, *(t.detach().requires_grad_() for t in tensors))
-        return tuple(p.detach() for p in found)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-        drawn = ctx.generator.get_state()
-        ctx.generator.set_state(ctx.drawn)
-        with torch.enable_grad():
-            found = ctx.step(True, *leaves)
-        ctx.generator.set_state(drawn)
-        wanted = [
-            leaf for leaf, needed in zip(leaves, ctx.needs_input_grad[2:], strict=True) if needed
-        ]
-        gradients = iter(torch.autograd.grad(found, wanted, cotangents, allow_unused=True))
-        return (
-            None,
-            None,
-            *(next(gradients) if needed else None for needed in ctx.needs_input_grad[2:]),
-        )
 
 
 def mean_gradient(
@@ -215,6 +172,7 @@ def mean_gradient(
     context: Context,
     *,
     weights: Iterable[float] | None = None,
+    with_support: bool = False,
 ) -> Update:
     """The gradient, with respect to `meta`, of the mean query loss of the tasks after `adapt`.
 
@@ -224,6 +182,7 @@ def mean_gradient(
     weights: of the losses at the steps that `adapt` yields, the first before adaptation; the loss
         is their weighted mean. Without them only the last step counts. The metrics before
         adaptation are then those of the first task: to compute all takes a fifth of the time.
+    with_support: add the loss of the support set after adaptation; without weights.
     """
     leaves = Meta(
         {name: p.detach().requires_grad_() for name, p in meta.model.items()},
@@ -243,9 +202,11 @@ def mean_gradient(
             (adapted,) = deque(steps, maxlen=1)
             found = problem.query(adapted, chunk, context)
             loss = found["loss"]
+            if with_support:
+                loss = loss + problem.support_loss(adapted, chunk, context)
         else:
             pairs = zip(steps, weights, strict=False)
-            each = [(problem.query(phi, chunk, context), weight) for phi, weight in pairs]
+            each = [(_query(problem, phi, chunk, context, weight), weight) for phi, weight in pairs]
             before += [metrics for metrics, _ in each[:-1][:1]]  # empty if adaptation has no step
             found = each[-1][0]
             weighted = torch.stack([weight * metrics["loss"] for metrics, weight in each])
@@ -260,12 +221,23 @@ def mean_gradient(
 
 
 def tracked(problem: Problem, meta: Meta, tasks: Any) -> Params:
-    """`meta.state`, moved towards what the tasks say that it should be."""
-    if not meta.state:
-        return {}
+    """Running statistics, moved towards those of the tasks; the algorithm's own as they were."""
+    if all(name.startswith(OWN) for name in meta.state):
+        return dict(meta.state)
     with torch.no_grad():
-        seen = problem.statistics(meta.model | meta.frozen, tasks)
-    return {name: torch.lerp(p, seen[name], MOMENTUM) for name, p in meta.state.items()}
+        seen = problem.statistics(expand(meta.model | meta.frozen, count(tasks)), tasks)
+    return {
+        name: torch.lerp(p, seen[name], MOMENTUM) if name in seen else p
+        for name, p in meta.state.items()
+    }
+
+
+def _query(
+    problem: Problem, phi: Params, task: Any, context: Context, weight: float
+) -> dict[str, Tensor]:
+    """The metrics, with a graph if they have a weight."""
+    with torch.set_grad_enabled(weight > 0):
+        return problem.query(phi, task, context)
 
 
 @torch.no_grad()
@@ -280,6 +252,18 @@ def means(found: Sequence[dict[str, Tensor]], when: str) -> dict[str, Tensor]:
     """Mean over the tasks of each metric, as "loss_before" and the like."""
     names = found[0] if found else ()
     return {f"{name}_{when}": torch.cat([f[name].detach() for f in found]).mean() for name in names}
+
+
+def batches(
+    problem: Problem, task: Any, context: Context, size: int | None, steps: int
+) -> Iterator[Tensor | None]:
+    """Of each step the support examples that it takes: [T, size] indices, or None for all."""
+    if size is None:
+        yield from [None] * steps
+        return
+    examples = labelled(problem).support_size(task)
+    drawn = minibatches(examples, size, steps, count(task), context.generator)
+    yield from drawn.to(task[0].device)
 
 
 def minibatches(

@@ -11,7 +11,7 @@ import torch
 
 from metatrain.algorithms import inner_loop, inner_optimizers
 from metatrain.bounds import RATE, bounded, check_bounds
-from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
+from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Penalty, Problem, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,10 @@ class MAML:
     """Inner steps."""
     inner_optimizer: inner_optimizers.Name = "sgd"
     """What makes a step of a gradient: `sgd`, `momentum` (0.9), `rmsprop` or `adam`."""
+    penalty: Penalty | None = None
+    """Penalty on the size of what adapts, such as `{l2: 0.01}`; `null`: none."""
+    objective: Literal["query", "support+query"] = field(default="query", metadata=TRAINING_ONLY)
+    """The loss after adaptation that is descended: of the `query` set, or of both."""
     first_order: bool = field(default=False, metadata=TRAINING_ONLY)
     """Hold the inner gradient constant (section 5.2 of the paper)."""
     adapts: tuple[str, ...] = ("*",)
@@ -58,7 +62,8 @@ class MAML:
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         adapt = partial(self._descend, order=1 if self.first_order else 2)
-        return inner_loop.mean_gradient(adapt, problem, meta, tasks, context)
+        both = self.objective == "support+query"
+        return inner_loop.mean_gradient(adapt, problem, meta, tasks, context, with_support=both)
 
     def _descend(
         self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order
@@ -71,5 +76,6 @@ class MAML:
             order=order,
             generator=context.generator,
             optimizer=inner_optimizers.OPTIMIZERS[self.inner_optimizer],
+            penalty=self.penalty,
             recompute=self.recompute,
         )

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from metatrain.algorithms import inner_loop
+from metatrain.algorithms import inner_loop, inner_optimizers
 from metatrain.bounds import RATE, bounded, check_bounds
-from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
+from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Penalty, Problem, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,10 @@ class MetaSGD:
     """Where all inner rates start."""
     inner_steps: int = bounded(1, least=1, most=10_000)
     """Inner steps."""
+    inner_optimizer: inner_optimizers.Name = "sgd"
+    """What makes a step of a gradient: `sgd`, `momentum` (0.9), `rmsprop` or `adam`."""
+    penalty: Penalty | None = None
+    """Penalty on the size of what adapts, such as `{l2: 0.01}`; `null`: none."""
     rates: Literal["parameter", "layer_step"] = "parameter"
     """`parameter`: a rate for each number; `layer_step`: one for each tensor and step."""
     adapts: tuple[str, ...] = ("*",)
@@ -72,6 +76,8 @@ class MetaSGD:
             rates=rates,
             order=order,
             generator=context.generator,
+            optimizer=inner_optimizers.OPTIMIZERS[self.inner_optimizer],
+            penalty=self.penalty,
             recompute=self.recompute,
         )
 

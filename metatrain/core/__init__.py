@@ -22,6 +22,8 @@ from metatrain.core.contracts import Setting as Setting
 from metatrain.core.contracts import TaskFamily as TaskFamily
 from metatrain.core.contracts import chunks as chunks
 from metatrain.core.contracts import labelled as labelled
+from metatrain.core.penalty import Penalty as Penalty
+from metatrain.core.values import OWN as OWN
 from metatrain.core.values import TRAINING_ONLY as TRAINING_ONLY
 from metatrain.core.values import Adapt as Adapt
 from metatrain.core.values import ComputePath as ComputePath
@@ -40,5 +42,6 @@ from metatrain.core.values import count as count
 from metatrain.core.values import generator_for as generator_for
 from metatrain.core.values import take as take
 from metatrain.core.values import to_device as to_device
+from metatrain.core.values import together as together
 from metatrain.errors import InputError as InputError
 from metatrain.errors import Sentence as Sentence

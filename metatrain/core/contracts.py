@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -150,10 +150,7 @@ class Problem(Protocol):
         ...
 
     def statistics(self, params: Params, tasks: Any) -> Params:
-        """The state that these tasks alone would give.
-
-        params: shared by the tasks, without a leading T.
-        """
+        """The state that these tasks alone would give; of each task with its parameters."""
         ...
 
     def support_loss(
@@ -219,6 +216,10 @@ class Labelled(Protocol):
 
         Classes are one-hot vectors.
         """
+        ...
+
+    def with_loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Problem:
+        """The same problem with another loss [T] of predictions [T, Q, *out] and labels [T, Q]."""
         ...
 
     def read(self, params: Params, task: Any, context: Context) -> Iterator[Params]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ Work = Literal["update", "validate", "score"]
 Adapt = Callable[[Any], list[tuple[int, Params]]]
 # Metadata of a dataclass's field: adaptation does not use it, so an evaluation cannot change it.
 TRAINING_ONLY: Mapping[str, Any] = {"training_only": True}
+OWN = "own."  # begins the names of what an algorithm tracks and no network has
 
 
 class Meta(NamedTuple):
@@ -158,3 +159,13 @@ def to_device(tree: Any, device: torch.device) -> Any:
         return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
     return type(tree)(*map(moved, tree))
+
+
+def together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of one type on a device, sent as one for which the host does not wait."""
+    if device.type == "cpu":
+        return list(tensors)
+    flat = torch.cat([each.flatten() for each in tensors])
+    there = flat.pin_memory().to(device, non_blocking=True)
+    parts = there.split([each.numel() for each in tensors])
+    return [part.view(each.shape) for part, each in zip(parts, tensors, strict=True)]

@@ -27,8 +27,10 @@ from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import BatchStatistics, Statistics, moments, normalised_by
 from metatrain.problems.checks import Loss, check_examples, per_task, shape
 from metatrain.problems.first_try import try_out
-from metatrain.problems.functional import call, part
+from metatrain.problems.functional import call, constants_on, part
 from metatrain.problems.network import Spec, network
+
+AT_ONCE = 4096  # examples that are predicted together by norm "support+1"; it bounds memory
 
 
 class Supervised:
@@ -142,6 +144,7 @@ class Supervised:
         whole = any(not name.startswith("body.") for name in layers)
         module = self.module if whole else self.module.get_submodule("body")
         own = params if whole else part(params, "body.")
+        own = constants_on(module, tasks.support_x.device) | own
         with ExitStack() as hooks:
             hooks.enter_context(normalised_by([*layers.values()], examples))
             for name, layer in layers.items():
@@ -150,9 +153,9 @@ class Supervised:
                 )
                 hooks.callback(hook.remove)
             for t in range(len(tasks.support_x)):
-                task = take(tasks, t)
+                task, phi = take(tasks, t), {name: p[t] for name, p in own.items()}
                 functional_call(
-                    module, own, self.to_float(torch.cat([task.support_x, task.query_x], 1))[0]
+                    module, phi, self.to_float(torch.cat([task.support_x, task.query_x], 1))[0]
                 )
         return {name: torch.stack(values).mean(0) for name, values in found.items()}
 
@@ -185,13 +188,13 @@ class Supervised:
             return self._forward(params, torch.cat([support, query], dim=1), shots)[:, shots:]
         if norm != "support+1":
             raise ValueError(f"no branch for norm {norm!r}")
-        # Each query example makes a batch of its own with the support set.
         tasks, queries = query.shape[:2]
-        each = {name: p.repeat_interleave(queries, dim=0) for name, p in params.items()}
-        x = torch.cat(
-            [support.repeat_interleave(queries, dim=0), query.flatten(0, 1)[:, None]], dim=1
+        at_once = queries
+        if self.path == "batched" and not torch.is_grad_enabled():
+            at_once = max(AT_ONCE // (tasks * (shots + 1)), 1)
+        return torch.cat(
+            [self._alone(params, support, some) for some in query.split(at_once, dim=1)], dim=1
         )
-        return self._forward(each, x)[:, -1].unflatten(0, (tasks, queries))
 
     def judge(self, prediction: Tensor, task: Task) -> dict[str, Tensor]:
         tasks = len(prediction)
@@ -238,6 +241,11 @@ class Supervised:
             memory = hidden[:, 0], y[:, 0]
             yield params | {HIDDEN: memory[0], PREVIOUS: memory[1]}
 
+    def with_loss(self, loss: Loss) -> Supervised:
+        other = copy(self)
+        other.loss = loss
+        return other
+
     def baselines(self, task: Task) -> dict[str, Tensor]:
         return {name: baseline(task) for name, baseline in self._baselines.items()}
 
@@ -256,6 +264,18 @@ class Supervised:
                 "algorithm computes by itself",
                 remedy="name its parts `body` and `head`, or choose another algorithm",
             ) from error
+
+    def _alone(self, params: Params, support: Tensor, query: Tensor) -> Tensor:
+        """Predictions [T, Q, *out] if each query example is in a batch with the support set alone.
+
+        Each has a copy of the task's parameters and support set.
+        """
+        tasks, queries = query.shape[:2]
+        each = {name: p.repeat_interleave(queries, dim=0) for name, p in params.items()}
+        x = torch.cat(
+            [support.repeat_interleave(queries, dim=0), query.flatten(0, 1)[:, None]], dim=1
+        )
+        return self._forward(each, x)[:, -1].unflatten(0, (tasks, queries))
 
     def _support_statistics(self, context: Context) -> Statistics:
         held = self.norm[0] == "running" and context.ticket.work != "update"
