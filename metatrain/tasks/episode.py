@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,25 @@ def uneven(generator: torch.Generator, count: int, ways: int, shots: int, most: 
     order = torch.rand(count, ways, generator=generator).argsort(1)
     found.scatter_add_(1, order[:, :pairs], more)
     return found.scatter_add_(1, order[:, pairs : 2 * pairs], -more)
+
+
+def turned(images: Tensor, turns: Tensor) -> Tensor:
+    """Images [T, N, C, H, W], each turned by its number of quarters [T, N]; may change them."""
+    if images.device.type != "cpu":  # to look for places, the host would have to wait
+        before = _quarters(images.shape[-1], images.device)[turns][:, :, None]
+        return images.flatten(3).take_along_dim(before, -1).view_as(images)
+    for turn in (1, 2, 3):
+        where = (turns == turn).nonzero(as_tuple=True)
+        if len(where[0]):
+            images[where] = torch.rot90(images[where], turn, dims=(-2, -1))
+    return images
+
+
+@lru_cache(maxsize=4)
+def _quarters(side: int, device: torch.device) -> Tensor:
+    """[4, side * side]: for each pixel of an image turned by quarters, where it was before."""
+    pixels = torch.arange(side * side).view(side, side)
+    return torch.stack([torch.rot90(pixels, turn).flatten() for turn in range(4)]).to(device)
 
 
 def nearest_neighbour(task: Task) -> Tensor:

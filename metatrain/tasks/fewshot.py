@@ -20,6 +20,7 @@ from metatrain.core import (
     Norm,
     Split,
     Task,
+    together,
 )
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
@@ -29,7 +30,7 @@ from metatrain.measures import AUC, CLASSES, ECE, MOST_CLASSES, by_class
 from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.augment import Augment
-from metatrain.tasks.episode import Episode, choose, nearest_neighbour, uneven
+from metatrain.tasks.episode import Episode, choose, nearest_neighbour, turned, uneven
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,32 +123,23 @@ class FewShot:
             each[..., None].expand_as(given)[given].view(count, -1) for each in (turns, labels)
         )
         query, query_turns = rows[..., most:].flatten(1), turns.repeat_interleave(self.queries, 1)
-        images = self._images(support, support_turns), self._images(query, query_turns)
+        query_y = labels.repeat_interleave(self.queries, dim=1)
+        support, support_turns, support_y, query, query_turns, query_y, identity = together(
+            [support, support_turns, support_y, query, query_turns, query_y, identity],
+            store.images.device,
+        )
+        images = store.images[support], store.images[query]
+        if rotations != "none":
+            images = turned(images[0], support_turns), turned(images[1], query_turns)
         if self.augment and self.augment.changes(split):
             images = self.augment.both(*images, generator, 255 if self.invert else 0)
-        return Episode(
-            images[0],
-            support_y.to(store.images.device),
-            images[1],
-            labels.repeat_interleave(self.queries, dim=1).to(store.images.device),
-            identity.to(store.images.device),
-        )
+        return Episode(images[0], support_y, images[1], query_y, identity)
 
     def rotations(self, split: Split) -> Rotations:
         """Which quarter turns there are in a split."""
         if self.augment and self.augment.turns and self.augment.changes(split):
             return self.augment.turns
         return self.store.scheme(self.splits).rotations.get(split, "none")
-
-    def _images(self, rows: Tensor, turns: Tensor) -> Tensor:
-        """[T, N, C, H, W]: rows [T, N] of the data set, each image turned by quarters [T, N]."""
-        device = self.store.images.device
-        images = self.store.images[rows.to(device)]
-        for turn in (1, 2, 3):
-            where = tuple(index.to(device) for index in (turns == turn).nonzero(as_tuple=True))
-            if len(where[0]):
-                images[where] = torch.rot90(images[where], turn, dims=(-2, -1))
-        return images
 
     def resident(self, device: torch.device) -> FewShot:
         """The same family with its images, and so its tasks, on a device."""
