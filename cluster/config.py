@@ -35,8 +35,8 @@ class Workers:
     """Largest number of workers, each a Ray actor; 0: the driver computes, without Ray."""
     cpus: float = bounded(1.0, least=0, most=1024)
     """CPUs of each worker."""
-    gpus: float = bounded(0.0, least=0, most=64)
-    """GPUs of each worker."""
+    gpus: float = bounded(0.0, least=0, most=1)
+    """GPUs of each worker: one, or a part of one that workers share."""
     threads: int = bounded(1, least=1, most=512)
     """Threads of torch in each process."""
     wait_s: float = bounded(60.0, least=0, most=10**6)

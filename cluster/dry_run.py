@@ -44,6 +44,8 @@ class Estimate(NamedTuple):
         """As people read it."""
         outer, evaluation = config.outer, config.evaluation
         memory = max(self.ticket.memory, self.score.memory)
+        if self.plan.device == "cuda":  # the graph of updates keeps its memory
+            memory = self.ticket.memory + self.score.memory
         found = [
             f"compute path: {self.plan.path}: {self.reason}",
             f"meta-parameters: {self.parameters:,} numbers",

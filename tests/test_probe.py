@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from cases import GLYPHS, SINUSOID, config
 from services import command
@@ -220,7 +219,6 @@ def test_recomputing_keeps_the_memory_of_one_step() -> None:
 KEPT = """
 import resource
 from pathlib import Path
-import torch
 from cases import SINUSOID, config
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
@@ -249,22 +247,3 @@ def test_a_worker_keeps_the_memory_that_it_frees() -> None:
         done = subprocess.run([sys.executable, "-c", KEPT], env=os.environ | variables, **options)
         assert done.returncode == 0, done.stderr
         assert (int(done.stdout) > 6 * 2**24 * 0.9) == kept
-
-
-def test_an_update_that_draws_at_random_is_not_replayed() -> None:
-    """What a CUDA graph repeats it would repeat with the same numbers; the first call tells."""
-    from cases import context
-
-    from cluster.workers.cuda import Replayed
-    from metatrain.core import Meta, Update
-
-    drawn: list[float] = []
-
-    def step(tasks: Any, context: Any) -> Update:
-        drawn.append(float(torch.rand(1, generator=context.generator)))
-        return Update(Meta({}, {}, {}), 1, {})
-
-    replayed, one = Replayed(step), context()
-    for _ in range(3):
-        replayed((), one)
-    assert len(set(drawn)) == 3

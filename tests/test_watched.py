@@ -13,14 +13,17 @@ import pytest
 import torch
 from cases import CASES, GLYPHS, config, context
 
-from cluster.workers.cuda import Replayed, Replays
+from cluster.workers.cuda import Recorder, Replayed, Replays
 from cluster.workers.plan import choose_plan
+from cluster.workers.staging import Staged
 from cluster.workers.watched import SAME as OF_ALL
 from cluster.workers.watched import Watched
 from cluster.workers.worker import Worker
 from metatrain.core import Context, Meta, Ticket, Update, generator_for
 from metatrain.start import prepare
 
+CPU = torch.device("cpu")
+TASKS = (torch.zeros(1),)
 NOTHING = Update(Meta({}, {}, {}), 1, {})
 OTHER = Ticket("update", "train", 3, 1)
 
@@ -102,10 +105,10 @@ def decided(reading: Callable[[Context], Any]) -> tuple[bool, Any]:
         found.append(reading(context))
         return NOTHING
 
-    replayed = Replayed(step)
-    assert replayed((), context()) is NOTHING
+    replayed = Replayed(step, Recorder(CPU))
+    assert replayed(TASKS, context()) is NOTHING
     if not replayed._replays:
-        replayed((), context())  # as it is: this machine has no GPU that could record it
+        replayed(TASKS, context())  # as it is: this machine has no GPU that could record it
         assert len(found) == 2
         assert found[0] == found[1]
     return replayed._replays, found[0]
@@ -148,10 +151,12 @@ def drawn_in_between(generator: torch.Generator) -> Any:
         (lambda g: None, True),
         (lambda g: isinstance(g, torch.Generator) and g.device.type, True),
         (put_back, True),
-        (lambda g: torch.rand(3, generator=g).tolist(), False),
+        (lambda g: torch.rand(3, generator=g).tolist(), True),  # is drawn before a replay
+        (lambda g: torch.randint(9, (3,), generator=g).tolist(), True),
         (lambda g: torch.empty(3).normal_(generator=g).tolist(), False),
-        (lambda g: torch.randperm(5, generator=g).tolist(), False),
+        (lambda g: torch.randperm(5, generator=g).tolist(), True),
         (drawn_in_between, False),
+        (lambda g: torch.bernoulli(torch.rand(3, generator=g), generator=g).tolist(), False),
         (lambda g: g.initial_seed(), False),
         (lambda g: g.get_state().tolist(), False),
         (lambda g: torch.rand(1, generator=g.clone_state()).tolist(), False),
@@ -164,7 +169,7 @@ def drawn_in_between(generator: torch.Generator) -> Any:
         (lambda g: torch.rand(1, generator=g.manual_seed(3)).tolist(), False),
     ],
 )
-def test_an_update_whose_random_numbers_differ_is_not_replayed(
+def test_an_update_is_not_replayed_if_its_random_numbers_cannot_be_drawn_before(
     reading: Callable[[torch.Generator], Any], replays: bool
 ) -> None:
     assert decided(lambda context: reading(context.generator)) == (
@@ -176,32 +181,30 @@ def test_an_update_whose_random_numbers_differ_is_not_replayed(
 RECOMPUTED = GLYPHS | {
     "algorithm": {"name": "maml", "inner_lr": 0.4, "inner_steps": 2, "recompute": True}
 }
-DRAW = {"reptile-conv4", "recurrent-conv4", "rl2", "maml-navigation"}
 
 
 @pytest.mark.parametrize("probe", [*CASES, "recomputed"])
-def test_updates_of_this_project_are_replayed_if_they_draw_nothing(
-    probe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Under watch each gives the same bits."""
+def test_updates_of_this_project_are_replayed(probe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decide by nothing but random numbers that can be drawn before: the same bits."""
     recipe = config(CASES.get(probe, RECOMPUTED)).recipe()
     prepared, ticket = prepare(recipe), Ticket("update", "train", 0, 0)
     worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
     worker.load(0, worker.layout.flatten(prepared.meta))
     plain, _ = worker.compute(ticket)
-    update, decides = type(recipe.algorithm).update, []
+    update, replays = type(recipe.algorithm).update, []
 
-    def watched_update(self: Any, problem: Any, meta: Meta, tasks: Any, context: Context) -> Update:
-        watched = Watched(context)
-        found = update(self, problem, meta, tasks, watched.context)
-        decides.append(watched.decides())
+    def replayed(self: Any, *given: Any) -> Update:
+        *bound, tasks, context = given
+        step = Replayed(partial(update, self, *bound), Recorder(CPU))
+        found = step(tasks, context)
+        replays.append(step._replays)
         return found
 
-    monkeypatch.setattr(type(recipe.algorithm), "update", watched_update)
+    monkeypatch.setattr(type(recipe.algorithm), "update", replayed)
     again, _ = worker.compute(ticket)
     assert isinstance(plain, Update)
     assert isinstance(again, Update)
-    assert decides == [probe in DRAW]
+    assert replays == [True]
     assert all(
         torch.equal(again.direction.model[name], p) for name, p in plain.direction.model.items()
     )
@@ -232,6 +235,7 @@ class Recorded:
 def record(replayed: Replayed, tasks: Any, context: Context) -> None:
     watched = Watched(context, replayed._same)
     replayed._tasks = tuple(leaf.clone() for leaf in tasks)
+    replayed._numbers = Staged([], CPU)
     replayed._update = replayed._step(tasks, watched.context)
     replayed._replays = not watched.decides()
     replayed._graph = Recorded() if replayed._replays else None  # type: ignore[assignment]
@@ -245,7 +249,7 @@ def test_updates_of_a_phased_algorithm_are_replayed_within_a_phase(
     monkeypatch.setattr(Replayed, "_record", record)
     monkeypatch.setattr(Recorded, "replays", 0)
     step = partial(algorithm.update, None, Meta({}, {}, {}))
-    replay = Replays(step, algorithm)
+    replay = Replays(step, algorithm, CPU)
     for outer in range(6):
         for size in (2, 3):
             given = Context(Ticket("update", "train", outer, 0), torch.Generator())

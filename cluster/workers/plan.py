@@ -22,6 +22,13 @@ class Plan(NamedTuple):
 
 def choose_plan(prepared: Prepared, gpus: float, threads: int) -> tuple[Plan, str]:
     """The compute path for a recipe, and why."""
+    plan, why = _choose(prepared, gpus, threads)
+    if plan.device == "cpu" and torch.cuda.is_available():
+        why += "; this machine has a GPU that is not used: set workers.gpus to 1"
+    return plan, why
+
+
+def _choose(prepared: Prepared, gpus: float, threads: int) -> tuple[Plan, str]:
     device = "cuda" if gpus > 0 else "cpu"
     start = prepared.meta
     if gpus > 0 or all(p.dim() <= 2 for p in (start.model | start.frozen).values()):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cluster.workers.draws import Draw, draw
 from metatrain.core import Context, Ticket
 
 # What all tickets have in common that an update is computed for.
@@ -26,9 +27,9 @@ class Watched:
         self._generator = _Generator(given.generator, self._note)
         self.context = Context(_ticket(given.ticket, self._note, same), self._generator)
 
-    def decides(self) -> bool:
-        """Whether the ticket or random numbers may have decided something so far."""
-        return self._noted or self._generator.used()
+    def decides(self, draws: Sequence[Draw] = ()) -> bool:
+        """Whether the ticket, or random numbers besides `draws`, may have decided something."""
+        return self._noted or self._generator.used(draws)
 
     def leave(self) -> None:
         """Take the given generator to where the computation has taken its copy."""
@@ -124,8 +125,11 @@ class _Generator(torch.Generator):
         self._taken: list[Tensor] = []
         super().set_state(self._first)
 
-    def used(self) -> bool:
-        return bool(self._taken) or self._drawn()
+    def used(self, draws: Sequence[Draw]) -> bool:
+        again = torch.Generator()
+        again.set_state(self._first)
+        draw(draws, again)
+        return bool(self._taken) or not torch.equal(super().get_state(), again.get_state())
 
     def _drawn(self) -> bool:
         return not torch.equal(super().get_state(), self._first)

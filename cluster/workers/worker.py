@@ -16,6 +16,7 @@ from cluster.workers.cuda import Replays, Step, exact_products
 from cluster.workers.layout import Layout
 from cluster.workers.memory import keep_freed_memory
 from cluster.workers.plan import Plan, device_of
+from cluster.workers.staging import staged
 from cluster.workers.usage import Spent
 from metatrain import evaluate
 from metatrain.core import (
@@ -26,6 +27,7 @@ from metatrain.core import (
     Purpose,
     Resident,
     Scores,
+    TaskFamily,
     Ticket,
     Update,
     generator_for,
@@ -80,9 +82,7 @@ class Worker:
         try:
             return self._compute(ticket)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(
-                error, MemoryError | torch.OutOfMemoryError
-            ) and "allocate memory" not in str(error):
+            if not _is_memory(error):
                 raise
             group = "outer" if ticket.work == "update" else "evaluation"
             raise InputError(
@@ -95,13 +95,15 @@ class Worker:
         started, cpu_s = time.perf_counter(), time.process_time()
         setting = self._prepared.settings[ticket.purpose]
         problem = self._problem(ticket.purpose)
-        tasks = to_device(self._drawn.pop(ticket, None) or self._sample(ticket), self._device)
+        tasks = staged(self._drawn.pop(ticket, None) or self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         result: Update | Scores
         if ticket.work == "update":
             step: Step = partial(setting.algorithm.update, problem, self._meta)
             if self._device.type == "cuda":
-                step = self._replays = self._replays or Replays(step, setting.algorithm)
+                step = self._replays = self._replays or Replays(
+                    step, setting.algorithm, self._device
+                )
             update = step(tasks, context)
             if self._device.type == "cuda":  # away from where the next replay writes
                 update = update._replace(
@@ -121,10 +123,29 @@ class Worker:
         count = min(setting.tasks_per_ticket, setting.tasks - first)
         family = setting.family
         if self._device.type == "cuda" and isinstance(family, Resident):
-            family = family.resident(self._device)
+            family = self._resident(family)
         return family.sample(generator_for(setting.seed, ticket, "tasks"), count, ticket.split)
+
+    def _resident(self, family: Resident) -> TaskFamily:
+        try:
+            return family.resident(self._device)
+        except RuntimeError as error:
+            if not _is_memory(error):
+                raise
+            raise InputError(
+                "the memory of the GPU is not enough for the data set",
+                remedy="import it with smaller images, use fewer workers on this GPU, or set "
+                "workers.gpus to 0",
+            ) from error
 
     def _problem(self, purpose: Purpose) -> Problem:
         if purpose not in self._problems:
             self._problems[purpose] = self._prepared.bind(purpose, self._path)
         return self._problems[purpose]
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory was not enough; libraries of a GPU say so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("allocate memory", "out of memory")
+    )

@@ -112,7 +112,9 @@ def advantages(rollout: Rollout, discount: float) -> Tensor:
     x = torch.cat([seen, seen**2, time, time**2, time**3, torch.ones_like(time)], -1)
     x, y = (x * alive[..., None]).flatten(1, 2), (returns * alive).flatten(1, 2)[..., None]
     gram = x.mT @ x + RIDGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    advantage = (y - x @ torch.linalg.solve(gram, x.mT @ y)).view_as(returns)
+    # To look for errors would have the host wait for a GPU; what is not finite is found later.
+    fitted, _ = torch.linalg.solve_ex(gram, x.mT @ y, check_errors=not gram.is_cuda)
+    advantage = (y - x @ fitted).view_as(returns)
     total = alive.sum((1, 2), keepdim=True)
     centred = (advantage - (advantage * alive).sum((1, 2), keepdim=True) / total) * alive
     return centred.to(rollout.rewards.dtype)
