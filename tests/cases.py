@@ -111,7 +111,39 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         "algorithm": {"name": "matching"},
         "outer": SHORT,
     },
+    "matching-context": GLYPHS
+    | {
+        "model": GLYPHS["model"] | {"head": {"name": "attention", "reads": 2}},
+        "algorithm": {"name": "matching"},
+        "outer": SHORT,
+    },
+    "relation": GLYPHS
+    | {
+        "model": {
+            "name": "conv",
+            "filters": [8, 16],
+            "pool": "stride",
+            "head": {"name": "pairs", "filters": 16},
+        },
+        "algorithm": {"name": "relation"},
+        "norm": "running",
+        "outer": SHORT,
+        "evaluation": {"tasks": 30, "tasks_per_ticket": 7, "norm": "running"},
+    },
     "ridge": GLYPHS | {"algorithm": {"name": "ridge"}, "outer": SHORT},
+    "meta-lstm": SINUSOID
+    | {"algorithm": {"name": "meta_lstm", "inner_steps": 2, "units": 4}, "outer": SHORT},
+    "generated-parameters": SINUSOID
+    | {
+        "algorithm": {"name": "generated_parameters", "inner_lr": 0.01, "units": 8},
+        "outer": SHORT,
+    },
+    "meta-networks": GLYPHS
+    | {
+        "model": GLYPHS["model"] | {"head": {"name": "fast"}},
+        "algorithm": {"name": "meta_networks", "units": 4, "examples": 2},
+        "outer": SHORT,
+    },
     "recurrent": SINUSOID
     | {
         "family": {"name": "series", "shots": 4, "queries": 3},

@@ -15,7 +15,7 @@ from metatrain.algorithms.meta_sgd import MetaSGD
 from metatrain.algorithms.reptile import Reptile
 from metatrain.core import InputError
 from metatrain.models import MLP, Conv4, heads
-from metatrain.models.layers import AttentionLayer
+from metatrain.models.attention import AttentionLayer
 from metatrain.models.memory import MemoryLayer
 
 BODIES: dict[str, Any] = {"mlp": MLP(hidden=(6,)), "conv4": Conv4(filters=4, pool="stride")}
@@ -23,6 +23,8 @@ HEADS: dict[str, heads.Head] = {
     "linear": heads.Linear(),
     "cosine": heads.Cosine(),
     "attention": heads.Attention(),
+    "attention in context": heads.Attention(reads=2),
+    "pairs": heads.Pairs(filters=4),
     "memory": heads.Memory(hidden=5),
     "mann": heads.MANN(hidden=5, slots=5, width=3, reads=2),
     "snail": heads.SNAIL(width=4, length=4),

@@ -5,8 +5,9 @@ from metatrain.algorithms.matching import Matching
 from metatrain.algorithms.meta_sgd import MetaSGD
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.algorithms.recurrent import Recurrent
+from metatrain.algorithms.relation import Relation
 from metatrain.algorithms.reptile import Reptile
 from metatrain.algorithms.ridge import Ridge
 
 # What a recipe chooses from by `algorithm.name`.
-BuiltIn = MAML | MetaSGD | Matching | Prototypical | Recurrent | Reptile | Ridge
+BuiltIn = MAML | MetaSGD | Matching | Prototypical | Recurrent | Relation | Reptile | Ridge

@@ -55,7 +55,7 @@ def init_whole(problem: Problem, generator: torch.Generator) -> Params:
     if SUPPORT in model:
         raise InputError(
             "this algorithm gives the network's head no support set to compare with",
-            remedy="set model.head.name to linear, or algorithm.name to matching",
+            remedy="set model.head.name to linear, or algorithm.name to matching or relation",
         )
     return model
 

@@ -1,4 +1,4 @@
-"""Matching networks (Vinyals et al. 2016, arXiv 1606.04080), without full context embeddings."""
+"""Matching networks (Vinyals et al. 2016, arXiv 1606.04080)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ class Matching:
     """Classify by attention to the support examples (x_i, y_i).
 
         p(y | x) = sum_i a(x, x_i) y_i                                    (equation 1)
-        a(x, x_i) = softmax_i(scale * cos(f(x), f(x_i)))                  (section 2.1.1)
+        a(x, x_i) = softmax_i(scale * cos(f(x), g(x_i)))                  (section 2.1.1)
 
-    Adapting gives the head the features and classes of the support set. Only the body and the scale
-    are learned, so that training and test may have other numbers of ways. The paper's scale is 1;
-    here it starts at 10. The model must have `head: {name: attention}`.
+    f and g are the network's features; with the head's `reads` above 0 they depend on the support
+    set S as well: f(x, S) and g(x_i, S), the full context embeddings (section 2.1.2).
+
+    Adapting gives the head the features and classes of the support set. Nothing that is learned
+    belongs to a class, so that training and test may have other numbers of ways. The paper's scale
+    is 1; here it starts at 10. The model must have `head: {name: attention}`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -34,12 +37,19 @@ class Matching:
         return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        """Before adaptation all classes are equally probable."""
-        phi = inner_loop.start(meta, task)
-        features, classes = labelled(problem).embed(phi, task, context)  # [T, S, F], [T, S, ways]
-        uniform = torch.full_like(classes, 1 / classes.shape[-1])
-        yield phi | {SUPPORT: features, TARGETS: uniform}
-        yield phi | {SUPPORT: features, TARGETS: classes}
+        return given_support(problem, meta, task, context)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context)
+
+
+def given_support(problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
+    """Parameters whose head compares with a support set: first without, then with its classes.
+
+    Without them all classes are equally probable.
+    """
+    phi = inner_loop.start(meta, task)
+    features, classes = labelled(problem).embed(phi, task, context)  # [T, S, F], [T, S, ways]
+    uniform = torch.full_like(classes, 1 / classes.shape[-1])
+    yield phi | {SUPPORT: features, TARGETS: uniform}
+    yield phi | {SUPPORT: features, TARGETS: classes}

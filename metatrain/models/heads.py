@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from metatrain.bounds import bounded, check_bounds
 from metatrain.core import InputError
 from metatrain.models import layers, memory
+from metatrain.models.attention import AttentionLayer
 from metatrain.models.mann import MANNLayer
+from metatrain.models.relation import PairScores, RelationLayer
 from metatrain.models.snail import SNAILLayer
 
 # Parameters of heads that an algorithm gives values of each task, as a network names them:
 WEIGHT, BIAS = "head.weight", "head.bias"  # [T, outputs, F], [T, outputs]
 SUPPORT, TARGETS = "head.support", "head.targets"  # [T, S, F], [T, S, outputs]
+SCORES = "head.scores."  # how names begin of a network that scores pairs
 HIDDEN, PREVIOUS = "head.hidden", "head.previous"  # [T, H], [T, feedback]
 
 
@@ -57,16 +60,44 @@ class Cosine:
 class Attention:
     """The classes of the support examples, weighted by softmax(scale * cosine of the features).
 
-    Vinyals et al. 2016, arXiv 1606.04080, section 2.1.1. The scale is learned and starts at 10;
-    the paper has none.
+    Vinyals et al. 2016, arXiv 1606.04080, section 2.1. The scale is learned and starts at 10; the
+    paper has none.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     name: Literal["attention"] = "attention"
+    reads: int = bounded(0, least=0, most=100)
+    """Times that a query reads the support set (full context embeddings); 0: no context."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
     def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
-        return layers.AttentionLayer(linear.in_features, linear.out_features)
+        return AttentionLayer(linear.in_features, linear.out_features, self.reads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """A network that scores the relation of an example's features and each class's mean features.
+
+    Sung et al. 2018, arXiv 1711.06025. If the body gives maps, two blocks of convolution read them.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["pairs"] = "pairs"
+    filters: int = bounded(64, least=1, most=1024)
+    """Channels of the blocks."""
+    hidden: int = bounded(8, least=1, most=4096)
+    """Units of the layer before the score."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
+        scores = PairScores(shape, self.filters, self.hidden)
+        return RelationLayer(linear.in_features, linear.out_features, scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +169,9 @@ class SNAIL:
 
 
 LINEAR = Linear()
-Head = Annotated[Linear | Cosine | Attention | Memory | MANN | SNAIL, Field(discriminator="name")]
+Head = Annotated[
+    Linear | Cosine | Attention | Pairs | Memory | MANN | SNAIL, Field(discriminator="name")
+]
 
 
 class Net(nn.Module):

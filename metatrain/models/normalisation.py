@@ -140,6 +140,20 @@ def normalised_by(layers: Sequence[BatchStatistics], statistics: Statistics) -> 
             layer.statistics = "batch"
 
 
+@contextmanager
+def rows_each(layers: Sequence[BatchStatistics], rows: int) -> Iterator[None]:
+    """Have each example that `normalised_by` counts be so many rows of what the layers get."""
+    before = [layer.statistics for layer in layers]
+    for layer in layers:
+        if isinstance(layer.statistics, int):
+            layer.statistics *= rows
+    try:
+        yield
+    finally:
+        for layer, statistics in zip(layers, before, strict=True):
+            layer.statistics = statistics
+
+
 TORCHS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
