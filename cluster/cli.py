@@ -264,6 +264,7 @@ def compare(
     if len(runs) < 2:
         raise InputError("runs to compare", got=len(runs), expected="two or more")
     folder = local(output, "--output")
+    comparison.check_free(folder, runs)
     found = comparison.compare(runs[0], runs[1:], unpaired=unpaired)
     console.print_table(tables.of_comparisons(found))
     print(f'{found[0].first}: protocol="{found[0].first_protocol}"')

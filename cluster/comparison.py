@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +25,13 @@ from metatrain import bundle, protocol, schema, storage
 from metatrain.core import InputError, Meta, Norm, Purpose, Scores
 from metatrain.isolation import isolated
 from metatrain.metrics import Metric
+from metatrain.names import few
 from metatrain.plain import to_json
 from metatrain.recipe import Recipe
 from metatrain.start import prepare
 
 THREADS = 1
+TABLE = "comparison.json"
 # which tasks an evaluation draws, of one family
 DRAWN_BY = ("split", "seed", "tasks", "tasks_per_ticket")
 
@@ -48,6 +51,7 @@ class Comparison:
     second_protocol: str
     paired: bool  # whether both were measured on the same tasks
     tasks: int  # of the second run
+    tested_on: str  # the tasks of the first run, in words
     difference: float  # mean of second - first
     ci95: float  # half the width of its 95 % interval
 
@@ -124,6 +128,21 @@ def compare(first: str, others: Sequence[str], *, unpaired: bool = False) -> lis
     ]
 
 
+def check_free(folder: Path, runs: Sequence[str]) -> None:
+    """Raise InputError if a folder holds the comparison of other runs."""
+    try:
+        known = json.loads((folder / TABLE).read_bytes())
+        before = [known[0]["first"], *(each["second"] for each in known)]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        before = ["something else"]
+    if before != list(runs):
+        raise InputError(
+            f"{folder / TABLE} is of {few(before)}", remedy="give another folder as --output"
+        )
+
+
 def leave(found: Sequence[Comparison], folder: Path) -> list[Path]:
     """Write comparison.json and comparison.png, and return their paths."""
     from metatrain import figures
@@ -132,9 +151,10 @@ def leave(found: Sequence[Comparison], folder: Path) -> list[Path]:
     means = [figures.Interval(each.second, each.second_mean, each.second_ci95) for each in found]
     ahead = [figures.Interval(each.second, each.difference, each.ci95) for each in found]
     paired = all(each.paired for each in found)
-    title = "on the same tasks" if paired else "not all of them on the same tasks"
+    tasks = "the same tasks" if paired else "not all of them the same tasks"
+    title = f"{found[0].tested_on}: {tasks}"
     picture = figures.comparison([known, *means], ahead, found[0].metric, title)
-    table = folder / "comparison.json"
+    table = folder / TABLE
     storage.write(str(table), to_json([each.record() for each in found], indent=1).encode())
     return [table, figures.save(picture, folder / "comparison.png")]
 
@@ -159,6 +179,7 @@ def _difference(
     *,
     paired: bool,
 ) -> Comparison:
+    setting = first.recipe.setting("score")
     (mean_a, ci95_a), (mean_b, ci95_b) = _interval(a), _interval(b)
     difference, ci95 = mean_b - mean_a, math.hypot(ci95_a, ci95_b)
     if paired:
@@ -175,6 +196,7 @@ def _difference(
         second_protocol=second_protocol,
         paired=paired,
         tasks=len(b),
+        tested_on=f"{setting.family.describe()}, {setting.split} split",
         difference=difference,
         ci95=ci95,
     )

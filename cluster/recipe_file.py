@@ -9,22 +9,28 @@ from pathlib import Path
 from cluster.config import RunConfig
 from metatrain import console, schema, storage
 from metatrain.core import InputError
-from metatrain.recipe import is_sweep
+from metatrain.recipe import is_pretraining, is_sweep
+
+PRETRAINING = "pre-training's folder"
 
 
-def read(path: str, overrides: Sequence[str]) -> RunConfig:
-    """Read a recipe. If it is something else, say which command takes it."""
-    known, quoted = held(path), shlex.quote(path)
+def read(path: str, overrides: Sequence[str], command: str = "train") -> RunConfig:
+    """Read the recipe of a command. If it is something else, say which command takes it."""
+    known, program, quoted = held(path), console.program(), shlex.quote(path)
     if known is not None:
         what, file = known
-        train = f"{console.program()} train {shlex.quote(f'{path}/{file}')}"
-        new = f"train its recipe again with {train} --set output=NEW"
-        resumed = f"continue it with {train} --resume {quoted}, or "
-        remedy = f"{resumed}{new}" if file == "config.yaml" else new
-        raise InputError(f"{path} is a {what}", remedy=remedy)
+        given = shlex.quote(f"{path}/{file}")
+        started = "pretrain" if what == PRETRAINING else "train"
+        ways = [f"run its recipe again with {program} {command} {given} --set output=NEW"]
+        if what == PRETRAINING and command == "train":
+            ways.insert(0, f"start from it with {program} train RECIPE --init {quoted}")
+        if file == "config.yaml":
+            ways.insert(0, f"continue it with {program} {started} {given} --resume {quoted}")
+        raise InputError(f"{path} is a {what}", remedy=", or ".join(ways))
     tree = schema.read(path)
     if is_sweep(tree):
-        raise InputError(f"{path} is a sweep", remedy=f"{console.program()} tune {quoted}")
+        remedy = f"{program} tune {quoted}" if command == "train" else "give its recipe"
+        raise InputError(f"{path} is a sweep", remedy=remedy)
     return schema.parse(RunConfig, schema.apply_overrides(tree, overrides), path)
 
 
@@ -42,5 +48,7 @@ def held(path: str) -> tuple[str, str] | None:
         )
     if storage.is_file(f"{path}/seeds.json"):
         raise InputError(f"{path} is the folder of several seeds", remedy="give that of one seed")
-    kinds = (("run's folder", "config.yaml"), ("bundle", "recipe.yaml"))
-    return next(((what, name) for what, name in kinds if storage.is_file(f"{path}/{name}")), None)
+    if storage.is_file(f"{path}/config.yaml"):
+        kind = PRETRAINING if is_pretraining(schema.read(f"{path}/config.yaml")) else "run's folder"
+        return kind, "config.yaml"
+    return ("bundle", "recipe.yaml") if storage.is_file(f"{path}/recipe.yaml") else None

@@ -291,6 +291,11 @@ def is_sweep(tree: schema.Tree) -> bool:
     return bool({"space", "recipe"} & tree.keys()) and "family" not in tree
 
 
+def is_pretraining(tree: schema.Tree) -> bool:
+    """Tell whether the keys that a run recorded are those of a pre-training."""
+    return tree.get("pretraining") is not None
+
+
 def own_classes(recipe: Recipe) -> list[str]:
     """Return the names of the user's own classes in a recipe."""
     return custom.own(

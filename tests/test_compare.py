@@ -11,7 +11,7 @@ from cases import SINUSOID, config
 from services import command
 
 from cluster import run
-from cluster.comparison import compare
+from cluster.comparison import check_free, compare
 from metatrain import figures
 from metatrain.core import InputError
 from metatrain.metrics import ACCURACY
@@ -54,7 +54,15 @@ def test_the_command_shows_all_runs_beside_the_first_and_leaves_a_picture(
     assert done.stdout.splitlines()[-1] == "written: beside/comparison.json beside/comparison.png"
     longer, same = json.loads(Path("beside/comparison.json").read_text())
     assert (longer["second"], longer["metric"], same["verdict"]) == (b, "mse", "a tie")
+    assert longer["tested_on"] == "sinusoid 5-shot 5 query points, test split"
     assert command("compare", a).returncode == 2
+    check_free(Path("beside"), [a, b, a])  # the same comparison again
+    with pytest.raises(InputError) as refused:
+        check_free(Path("beside"), [a, b])
+    assert refused.value.what == f"beside/comparison.json is of {a}, {b}, {a}"
+    Path("beside/comparison.json").write_text("{}")
+    with pytest.raises(InputError, match="is of something else"):
+        check_free(Path("beside"), [a, b])
 
 
 def test_other_tasks_are_refused_unless_one_is_told_and_then_intervals_are_independent(

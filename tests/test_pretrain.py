@@ -13,11 +13,12 @@ import torch
 from cases import GLYPHS, SINUSOID, config
 from services import command
 
-from cluster import run
+from cluster import recipe_file, run
 from cluster.api.listing import summary
 from cluster.collector import Interrupted
 from cluster.pretraining import run as learning
 from cluster.pretraining.run import pretrain
+from cluster.tracking.sync import is_pretrained
 from metatrain import bundle, pretraining, schema
 from metatrain.core import InputError, Params, Update
 from metatrain.data.images import ImageStore, Scheme
@@ -215,6 +216,21 @@ def test_a_regression_keeps_its_head_and_no_key_of_it_changes_meta_training(
         run.train(config(base, outer__steps=2, output=str(tmp_path / name)))[0]
         for name, base in (("with", POINTS), ("without", SINUSOID))
     ]
+    assert is_pretrained(str(folder), 6)
+    assert not is_pretrained(str(folder), 7)  # resumed, and killed
+    assert not is_pretrained(str(tmp_path), 6)
+    for given, ways in (
+        ("train", ["train RECIPE --init", "pretrain", "train"]),
+        ("pretrain", ["pretrain", "pretrain"]),
+    ):
+        with pytest.raises(InputError, match="is a pre-training's folder: continue it") as refused:
+            recipe_file.read(str(folder), [], given)
+        for way in ways:
+            assert f"metatrain {way} " in str(refused.value.remedy)
+    with pytest.raises(InputError, match="is a run's folder") as refused:
+        recipe_file.read(str(results[0]), [], "pretrain")
+    assert f"metatrain pretrain {results[0]}/config.yaml --set" in str(refused.value.remedy)
+
     with_keys, without = (weights_at(str(folder)).tensors for folder in results)
     assert same(with_keys, without)
     recipe, _ = bundle.load(f"{results[0]}/bundle")

@@ -33,6 +33,10 @@ def test_the_places_of_all_evaluations_and_all_trials_are_read(tmp_path: Path) -
     one = read(str(tmp_path / "r.yaml"), [], None)
     assert set(places_read(one.base, one.ranges)) == given
     assert (one.arguments, set(one.files)) == (["train", "recipe.yaml"], {"recipe.yaml"})
+    network = read(str(tmp_path / "r.yaml"), [], None, pretrain=True)
+    assert (network.name, network.arguments) == ("r-pretraining", ["pretrain", "recipe.yaml"])
+    with pytest.raises(InputError, match=r"s\.yaml is a sweep: give a recipe, or leave out"):
+        read(str(tmp_path / "s.yaml"), [], None, pretrain=True)
     many = read(str(tmp_path / "s.yaml"), [], None)
     searched = {("family.data", "a/1"), ("family.data", "a/2")}
     assert set(places_read(many.base, many.ranges)) == given | searched

@@ -25,6 +25,7 @@ from cluster import run
 from cluster.config import RunConfig, Tracking
 from cluster.tracking import (
     description,
+    mlflow_errors,
     mlflow_run,
     mlflow_store,
     mlflow_tracker,
@@ -464,6 +465,20 @@ def test_an_unreachable_server_is_one_sentence_at_the_start(
     assert time.monotonic() - started < 30
     assert "connecting to MLflow at http://127.0.0.1" in caplog.text  # which may take half a minute
     assert not (tmp_path / "s" / "checkpoints").exists()
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mlflow_errors, "PROBE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"MLflow does not answer at {uri}"):
+            mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # nobody else came
+            silent.accept()
 
 
 def test_a_server_that_dies_neither_stops_nor_slows_training(

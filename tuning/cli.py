@@ -67,6 +67,9 @@ def submit(
     file: Annotated[str, typer.Argument(help="A recipe or a sweep.")],
     address: jobs_cli.Dashboard,
     set_: Set = None,
+    pretrain: Annotated[
+        bool, typer.Option("--pretrain", help="Pre-train the recipe's network; see pretrain.")
+    ] = False,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -122,7 +125,7 @@ def submit(
     from tuning import submission
 
     folder = resume if resume not in (None, "auto") else None
-    what = submission.read(file, set_ or [], resume)
+    what = submission.read(file, set_ or [], resume, pretrain=pretrain)
     if what.base.checkpoint.uri is not None:
         check_written("checkpoint.uri", what.base.checkpoint.uri)
     if folder is not None:

@@ -25,12 +25,20 @@ class Submission(NamedTuple):
     ranges: Mapping[str, Any]  # of a sweep: searched key -> range
 
 
-def read(file: str, overrides: Sequence[str], resume: str | None) -> Submission:
-    """Read a recipe or a sweep; `resume` is a folder to resume, or "auto"."""
+def read(
+    file: str, overrides: Sequence[str], resume: str | None, *, pretrain: bool = False
+) -> Submission:
+    """Read a recipe or a sweep.
+
+    resume: a folder to resume, or "auto".
+    pretrain: pre-train the recipe's network. Raises InputError for a sweep.
+    """
     remote = storage.is_remote(file) and not storage.is_file(file)
     if storage.listing(file) if remote else Path(file).is_dir():
         config.refuse_folder(file, submit=True)
     if recipe.is_sweep(schema.read(file)):
+        if pretrain:
+            raise InputError(f"{file} is a sweep", remedy="give a recipe, or leave out --pretrain")
         sweep, base = config.read(file, overrides)
         sweep = config.in_folder(sweep, resume, overrides)
         ranges = dict(config.searched(sweep.space))
@@ -40,7 +48,9 @@ def read(file: str, overrides: Sequence[str], resume: str | None) -> Submission:
     if resume is not None and resume != "auto" and base.output is None:
         base = dataclasses.replace(base, output=_run_of(resume))
     files = {"recipe.yaml": schema.as_yaml(base)}
-    return Submission(base.name, base, ["train", "recipe.yaml"], files, base.output, {})
+    name = f"{base.name}-pretraining" if pretrain else base.name
+    command = "pretrain" if pretrain else "train"
+    return Submission(name, base, [command, "recipe.yaml"], files, base.output, {})
 
 
 def _run_of(place: str) -> str:

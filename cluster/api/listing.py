@@ -14,6 +14,7 @@ from cluster.api.front_door import front_door
 from cluster.lines import MOST_STEP
 from metatrain import storage
 from metatrain.core import InputError
+from metatrain.recipe import is_pretraining
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,7 @@ def summary(place: str) -> Summary:
     """Read a run's or a sweep's files; InputError if they are something else's."""
     is_sweep = storage.is_file(f"{place}/sweep.yaml")
     config = read_yaml(f"{place}/{'recipe' if is_sweep else 'config'}.yaml")
-    pretrained = not is_sweep and config.get("pretraining") is not None
+    pretrained = not is_sweep and is_pretraining(config)
     outer = config.get("pretraining" if pretrained else "outer")
     of = outer.get("steps") if isinstance(outer, dict) else None
     name = (read_yaml(f"{place}/sweep.yaml") if is_sweep else config).get("name")

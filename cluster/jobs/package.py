@@ -20,8 +20,13 @@ from metatrain.core import InputError
 
 MOST_BYTES = 1 << 20  # of the user's code and configuration
 STOP_S = 60  # for a job that is stopped to save: Ray's default is 3
-# Output comes at once, and Ray does not report the errors of actors that were ended on purpose.
-QUIET = {"PYTHONUNBUFFERED": "1", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+# Output comes at once, a native crash leaves the lines of Python that it ended, and Ray does not
+# report the errors of actors that were ended on purpose.
+PROCESS = {
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONFAULTHANDLER": "1",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -70,7 +75,7 @@ class Job(NamedTuple):
             USER: user(),
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S),
         }
-        return own | QUIET | dict(self.environment)
+        return own | PROCESS | dict(self.environment)
 
 
 def dated(name: str) -> str:

@@ -35,16 +35,15 @@ def pretrain(
 
     Example: metatrain pretrain recipes/demo.yaml --set pretraining.steps=500
     """
+    from cluster import recipe_file
     from cluster.closing import is_saved, to_continue
     from cluster.collector import Interrupted
-    from cluster.config import RunConfig
     from cluster.jobs.job import SAVED
     from cluster.pretraining import run
-    from metatrain import schema
     from metatrain.core import InputError
     from metatrain.learner import Diverged
 
-    config = schema.load(RunConfig, recipe, set_ or [])
+    config = recipe_file.read(recipe, set_ or [], "pretrain")
     try:
         folder = run.pretrain(config, address, resume, source=recipe)
     except Interrupted as stopped:

@@ -13,6 +13,8 @@ from metatrain.core import InputError
 
 log = logging.getLogger(__name__)
 
+PROBE_S = 10.0  # for a server to say anything
+
 
 class Health:
     """Whether MLflow answers, and how often it failed; the first failure is a warning."""
@@ -43,13 +45,27 @@ def limit_retries() -> None:
 
 
 def check_address(uri: str) -> None:
-    """Refuse an address of which requests would take a part of the password for the host."""
+    """Refuse an address whose password would be taken for a host, or whose server is silent."""
     if misread(uri):
         raise InputError(
             f"MLflow's address {without_secrets(uri)} has /, ? or # in its user or password",
             remedy="write %2F, %3F and %23 there, or set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD",
         )
+    if uri.startswith(("http://", "https://")):
+        _check_answers(uri)
+
+
+def _check_answers(uri: str) -> None:
+    """Refuse a server that takes connections and says nothing: MLflow would try it three times."""
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_S, stream=True).close()
+    except requests.Timeout as error:
+        raise refusal(error, uri) from None
+    except (requests.RequestException, ValueError):
+        pass  # MLflow's own requests say it
 
 
 def refusal(error: Exception, uri: str) -> InputError:

@@ -27,6 +27,7 @@ from metatrain import schema, storage
 from metatrain.addresses import HIDDEN, without_secrets
 from metatrain.core import InputError
 from metatrain.evaluate import Score
+from metatrain.recipe import is_pretraining
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,14 @@ class Synced(NamedTuple):
     steps: int
     of: int  # outer steps that the run made
     status: str  # as MLflow calls it
+    unit: str = "outer steps"
 
     def sentence(self, folder: str) -> str:
         """Return what the command prints."""
         if self.steps == self.of:
-            return f"MLflow has all of {folder}: {self.steps} outer steps, {self.status}"
+            return f"MLflow has all of {folder}: {self.steps} {self.unit}, {self.status}"
         return (
-            f"MLflow has what is left of {folder}: {self.steps} of {self.of} outer steps, "
+            f"MLflow has what is left of {folder}: {self.steps} of {self.of} {self.unit}, "
             f"{self.status}"
         )
 
@@ -82,16 +84,29 @@ def _sync(folder: str, place: Place) -> Synced:
     tracking = dataclasses.replace(recorded, uri=store_of(place))
     kept = tree.get("checkpoint")
     lines, of = lines_of(folder, kept.get("uri") if isinstance(kept, dict) else None)
-    done = storage.is_file(f"{folder}/result.json")
+    pretrained = is_pretraining(tree)
+    done = is_pretrained(folder, of) if pretrained else storage.is_file(f"{folder}/result.json")
     status = "FINISHED" if done else ended(tracking, place.run_id) or "KILLED"
     at_ms = max((line.get("at_ms") or 0 for line in lines), default=0) or None
     tracker = MLflowTracker(tracking, "", [], place.run_id, {})
     tracker.complete(lines)
     send_files(tracker, folder, AT_FIRST)
-    if done:
+    if done and pretrained:
+        send_files(tracker, folder, AT_LAST)
+    elif done:
         send_results(tracker, folder, AT_LAST, at_ms)
     finish(tracker, folder, status, at_ms)
-    return Synced(made(line["step"] for line in lines), of, status)
+    unit = "steps" if pretrained else "outer steps"
+    return Synced(made(line["step"] for line in lines), of, status, unit)
+
+
+def is_pretrained(folder: str, steps: int) -> bool:
+    """Whether a pre-training ended: its bundle is of as many steps as it made."""
+    bundle = f"{folder}/bundle/recipe.yaml"
+    if not storage.is_file(bundle):
+        return False
+    keys = read_yaml(bundle).get("pretraining")
+    return isinstance(keys, dict) and keys.get("steps") == steps
 
 
 def store_of(place: Place) -> str | None:
