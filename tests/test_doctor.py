@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from services import S3, Nodes, command, free_port, until
 
+from cluster.doctor import gpus
 from cluster.doctor.facts import Facts
 from cluster.doctor.findings import Finding, evaluate_facts, grouped
+from cluster.doctor.gpus import Gpus, look
 
 HERE = Facts(
     {"Python": "3.11.7", "ray": "2.60.0", "torch": "2.15.0"}, 50.0, "/cache", "", "", "", True
@@ -119,6 +121,12 @@ def test_without_a_cluster_it_looks_at_this_machine(
             "with CUDA",
         ),
         (
+            HERE._replace(gpus=Gpus("550.54", ("H100",))),
+            {"GPU": 2.0},
+            "resources",
+            "update NVIDIA's driver there, or start Ray there with --num-gpus=1",
+        ),
+        (
             HERE._replace(not_tracked="Invalid Host header"),
             {},
             "MLflow",
@@ -151,3 +159,26 @@ def test_nodes_that_are_alike_share_a_line() -> None:
         Finding("a", "cache", "writable"),
         Finding("b", "cache", "full", "make room"),
     ]
+
+
+def test_gpus_of_two_models_are_named_on_each_node() -> None:
+    """A ticket has other bits on another model."""
+    facts = HERE._replace(gpus=Gpus("550.54", ("A100", "A100")))
+    for models, remedy in ((["A100"], ""), (["A100", "H100"], "one of A100, H100")):
+        findings = evaluate_facts("node", facts, HERE, None, None, {"GPU": 2.0}, models)
+        (line,) = [each for each in findings if each.what == "GPUs"]
+        assert line.found == "2 x A100; driver 550.54"
+        assert line.remedy.endswith(remedy)
+        assert bool(line.remedy) is bool(remedy)
+
+
+def test_a_machine_without_a_gpu_has_none_and_one_with_a_driver_says_why_torch_sees_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "version")
+    assert look() == Gpus()
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15\n")
+    monkeypatch.setattr(gpus, "LOOK", "print('[[], \"the driver is too old\"]')")
+    assert look() == Gpus("550.54.15", (), "the driver is too old")
+    monkeypatch.setattr(gpus, "LOOK", "raise SystemExit(1)")
+    assert look().not_seen == "torch does not start (CalledProcessError)"

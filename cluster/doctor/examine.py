@@ -31,10 +31,12 @@ def examine(address: str | None, output: str | None) -> list[Finding]:
         nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
         with awaiting(f"waiting for {len(nodes)} nodes to answer"):
             answers = _ask_nodes(nodes, output, server)
+    answered = [facts for facts in answers.values() if isinstance(facts, Facts)]
+    models = {model for facts in answered for model in facts.gpus.models}
     for name, facts in answers.items():
         if isinstance(facts, Facts):
             resources = nodes[name]["Resources"]
-            findings += evaluate_facts(name, facts, here, output, server, resources)
+            findings += evaluate_facts(name, facts, here, output, server, resources, models)
         else:
             remedy = "look at Ray's logs there, and start Ray on it again"
             findings.append(Finding(name, "answer", facts, remedy))

@@ -1,4 +1,4 @@
-"""Facts that a process sees on its machine: versions, disk, storage, MLflow, token, kernels."""
+"""Facts that a process sees on its machine: versions, disk, storage, MLflow, kernels, GPUs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import uuid
 from importlib import metadata
 from typing import NamedTuple
 
+from cluster.doctor.gpus import Gpus, look
 from cluster.tracking.mlflow_errors import limit_retries, short_error
 from metatrain import storage
 from metatrain.core import InputError
@@ -30,6 +31,7 @@ class Facts(NamedTuple):
     not_tracked: str
     token: bool
     not_built: str = ""  # the kernels for convolutional networks on a CPU
+    gpus: Gpus = Gpus()
 
 
 def collect_facts(output: str | None, server: str | None) -> Facts:
@@ -49,6 +51,7 @@ def collect_facts(output: str | None, server: str | None) -> Facts:
         not_tracked=_not_tracked(server) if server else "",
         token=_token(),
         not_built=_not_built(),
+        gpus=look(),
     )
 
 

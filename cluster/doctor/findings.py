@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -29,17 +30,21 @@ def evaluate_facts(
     output: str | None,
     server: str | None,
     resources: Mapping[str, float] | None,
+    models: Collection[str] = (),
 ) -> list[Finding]:
     """Compare the facts of a place with the driver's, and with what a run needs.
 
     output, server: where results go, and MLflow's address, if a run has them.
     resources: of a node of a cluster, as Ray counts them; None for this process.
+    models: of all GPUs of the cluster.
     """
 
     def found() -> Iterator[tuple[str, str, str]]:
         yield "versions", *_versions(facts, driver)
         if resources is not None:
             yield "resources", *_resources(facts, resources)
+        if facts.gpus.driver:
+            yield "GPUs", *_gpus(facts, models)
         yield "free disk", *_free_disk(facts)
         writable = f"make {facts.cache} writable, or set METATRAIN_CACHE to a folder that is"
         yield "data cache", facts.not_cached or "writable", writable if facts.not_cached else ""
@@ -95,8 +100,26 @@ def _versions(facts: Facts, driver: Facts) -> tuple[str, str]:
 def _resources(facts: Facts, resources: Mapping[str, float]) -> tuple[str, str]:
     gpus = resources.get("GPU", 0.0)
     found = f"{resources.get('CPU', 0.0):g} CPUs, {gpus:g} GPUs"
-    if gpus > 0 and facts.versions["torch"].endswith("+cpu"):
-        return found, "install a build of torch with CUDA, or start Ray there with --num-gpus=0"
+    if gpus <= len(facts.gpus.models):
+        return found, ""
+    cause = "update NVIDIA's driver there"
+    if facts.versions["torch"].endswith("+cpu"):
+        cause = "install a build of torch with CUDA"
+    return f"{found}, of which torch sees {len(facts.gpus.models)}", (
+        f"{cause}, or start Ray there with --num-gpus={len(facts.gpus.models)}"
+    )
+
+
+def _gpus(facts: Facts, models: Collection[str]) -> tuple[str, str]:
+    counted = Counter(facts.gpus.models).items()
+    seen = ", ".join(f"{count} x {model}" for model, count in counted)
+    reason = f"torch sees none: {facts.gpus.not_seen or 'no GPU is visible'}"
+    found = f"{seen or reason}; driver {facts.gpus.driver}"
+    if len(models) > 1 and seen:
+        return found, (
+            "a ticket has other bits on another model: for a run that can be repeated, start Ray "
+            f"with --num-gpus=0 except on nodes of one of {', '.join(sorted(models))}"
+        )
     return found, ""
 
 
