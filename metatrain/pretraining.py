@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -168,7 +168,8 @@ def recipe_of(recipe: Recipe) -> Recipe:
 def with_linear_head(model: Any) -> Any:
     """A model whose head needs neither a support set nor a memory."""
     head = getattr(model, "head", None)
-    if isinstance(head, heads.Attention | heads.Memory | heads.MANN | heads.SNAIL):
+    plain = heads.Linear | heads.Cosine
+    if isinstance(head, get_args(get_args(heads.Head)[0])) and not isinstance(head, plain):
         return dataclasses.replace(model, head=heads.LINEAR)
     return model
 

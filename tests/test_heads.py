@@ -25,6 +25,7 @@ HEADS: dict[str, heads.Head] = {
     "attention": heads.Attention(),
     "attention in context": heads.Attention(reads=2),
     "pairs": heads.Pairs(filters=4),
+    "fast": heads.Fast(),
     "memory": heads.Memory(hidden=5),
     "mann": heads.MANN(hidden=5, slots=5, width=3, reads=2),
     "snail": heads.SNAIL(width=4, length=4),

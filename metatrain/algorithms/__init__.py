@@ -1,7 +1,10 @@
 """Meta-learning algorithms: one paper, one file, one frozen dataclass."""
 
+from metatrain.algorithms.generated_parameters import GeneratedParameters
 from metatrain.algorithms.maml import MAML
 from metatrain.algorithms.matching import Matching
+from metatrain.algorithms.meta_lstm import MetaLSTM
+from metatrain.algorithms.meta_networks import MetaNetworks
 from metatrain.algorithms.meta_sgd import MetaSGD
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.algorithms.recurrent import Recurrent
@@ -10,4 +13,16 @@ from metatrain.algorithms.reptile import Reptile
 from metatrain.algorithms.ridge import Ridge
 
 # What a recipe chooses from by `algorithm.name`.
-BuiltIn = MAML | MetaSGD | Matching | Prototypical | Recurrent | Relation | Reptile | Ridge
+BuiltIn = (
+    MAML
+    | GeneratedParameters
+    | MetaLSTM
+    | MetaNetworks
+    | MetaSGD
+    | Matching
+    | Prototypical
+    | Recurrent
+    | Relation
+    | Reptile
+    | Ridge
+)

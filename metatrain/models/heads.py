@@ -13,6 +13,7 @@ from metatrain.bounds import bounded, check_bounds
 from metatrain.core import InputError
 from metatrain.models import layers, memory
 from metatrain.models.attention import AttentionLayer
+from metatrain.models.fast import FastLayer
 from metatrain.models.mann import MANNLayer
 from metatrain.models.relation import PairScores, RelationLayer
 from metatrain.models.snail import SNAILLayer
@@ -21,6 +22,7 @@ from metatrain.models.snail import SNAILLayer
 WEIGHT, BIAS = "head.weight", "head.bias"  # [T, outputs, F], [T, outputs]
 SUPPORT, TARGETS = "head.support", "head.targets"  # [T, S, F], [T, S, outputs]
 SCORES = "head.scores."  # how names begin of a network that scores pairs
+FAST = "head.fast"  # [T, S, outputs, F + 1]
 HIDDEN, PREVIOUS = "head.hidden", "head.previous"  # [T, H], [T, feedback]
 
 
@@ -101,6 +103,21 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fast:
+    """A linear map, and fast ones of the support examples, weighted by attention to them.
+
+    Munkhdalai and Yu 2017, arXiv 1703.00837. The scale of the cosines is learned and starts at 10.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["fast"] = "fast"
+
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
+        return FastLayer(linear.in_features, linear.out_features)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory:
     """A recurrent cell, which keeps what it read, and a linear map of its output."""
 
@@ -170,7 +187,8 @@ class SNAIL:
 
 LINEAR = Linear()
 Head = Annotated[
-    Linear | Cosine | Attention | Pairs | Memory | MANN | SNAIL, Field(discriminator="name")
+    Linear | Cosine | Attention | Pairs | Fast | Memory | MANN | SNAIL,
+    Field(discriminator="name"),
 ]
 
 

@@ -25,10 +25,10 @@ class SNAILLayer(nn.Module):
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        size = features + feedback
+        size, depth = features + feedback, math.ceil(math.log2(length))
         for keys in (width // 2, 2 * width):
-            layers += [Attention(size, keys), Temporal(size + keys // 2, width, length)]
-            size += keys // 2 + width * len(layers[-1])
+            layers += [Attention(size, keys), Temporal(size + keys // 2, width, depth)]
+            size += keys // 2 + width * depth
         layers.append(Attention(size, 4 * width))
         self.layers = nn.Sequential(*layers)
         self.out = nn.Linear(size + 2 * width, outputs)
@@ -71,9 +71,8 @@ class Attention(nn.Module):
 class Temporal(nn.Sequential):
     """Causal convolutions, each of which reaches twice as far back as the one before."""
 
-    def __init__(self, size: int, width: int, length: int) -> None:
-        layers = max(1, math.ceil(math.log2(length)))
-        super().__init__(*(Dense(size + i * width, width, 2**i) for i in range(layers)))
+    def __init__(self, size: int, width: int, depth: int) -> None:
+        super().__init__(*(Dense(size + i * width, width, 2**i) for i in range(depth)))
 
 
 class Dense(nn.Module):
