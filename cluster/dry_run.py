@@ -115,7 +115,8 @@ def trace(config: RunConfig, prepared: Prepared, path: Path) -> str:
         for ticket in tickets:
             worker.compute(ticket)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if plan.device == "cuda" else [])]
-    with profile(activities=kinds) as profiled:
+    # torch 2.11 warns that it forgets; there is one cycle.
+    with profile(activities=kinds, acc_events=True) as profiled:
         updates = []
         for ticket in tickets:
             with record_function(f"ticket {ticket.part}"):

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from cluster import run
 from cluster.config import Workers
 from cluster.dry_run import GB, Cost, Estimate
+from cluster.pools.ray_worker import RayWorker
 from cluster.workers import cuda
 from cluster.workers.cuda import exact_products
 from cluster.workers.plan import Plan, choose_plan
 from cluster.workers.worker import Worker
+from metatrain import schema
 from metatrain.algorithms import inner_loop
 from metatrain.core import Context, InputError, Meta, Ticket, Update
 from metatrain.start import TRAINING, prepare
@@ -377,3 +379,23 @@ def test_scores_by_support_and_one_are_the_same_in_parts(monkeypatch: pytest.Mon
         found.append((max(calls), scores.curves["support+1"]["loss"]))  # type: ignore[union-attr]
     assert [most for most, _ in found] == [60, 20]
     torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.ray
+def test_a_worker_of_ray_answers_alike_and_waits_twice(gpu: type[Gpu]) -> None:
+    """For the metrics and for the direction; parameters and tasks go there without a wait."""
+    recipe = config(small(SINUSOID)).recipe()
+    answers: dict[str, list[Any]] = {}
+    for device in ("cuda", "cpu"):
+        worker = RayWorker(schema.dump(recipe), Plan("batched", device, 1))
+        flat = worker._worker.layout.flatten(prepare(recipe).meta).cpu().numpy()
+        answers[device] = []
+        for step in range(4):
+            gpu.waits.clear()
+            flat.flags.writeable = False
+            sent = worker.compute(
+                Ticket("update", "train", step, 0), step, flat * (1 + step)
+            ).result
+            answers[device].append((sent.direction.tobytes(), sent.metrics))
+        assert sum(gpu.waits.values()) <= (2 if device == "cuda" else 0), gpu.waits
+    assert answers["cuda"] == answers["cpu"]

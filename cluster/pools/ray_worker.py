@@ -40,6 +40,7 @@ class RayWorker:
         """`shared`: other machines are in the cluster, and may have what this one lacks."""
         self.refusal: str | None = None
         self._shared = shared
+        self._pins = plan.device == "cuda"
         self._meter = Meter(WORKER_S, at_once=True)
         try:
             self._worker = Worker(
@@ -58,11 +59,11 @@ class RayWorker:
             self._worker.draw(ticket)
 
     def compute(self, ticket: Ticket, version: int, flat: NDArray[np.float32]) -> wire.Answer:
-        # torch writes through read-only numpy arrays without a word; load() copies and nothing else
-        # touches it.
         if version != self._worker.version:
-            flat = flat if flat.flags.writeable else flat.copy()
-            self._worker.load(version, torch.from_numpy(flat))
+            # What arrives may be read-only, and no memory that a GPU copies from by itself.
+            own = torch.empty(len(flat), pin_memory=self._pins)
+            own.numpy()[:] = flat
+            self._worker.load(version, own)
         try:
             result, spent = self._worker.compute(ticket)
         except Exception as error:  # of a family of the user's also

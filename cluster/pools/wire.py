@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.workers.layout import Layout
+from cluster.workers.staging import on_host
 from cluster.workers.usage import Spent
 from metatrain.core import Scores, Update
 
@@ -39,7 +40,7 @@ class Answer(NamedTuple):
 def packed(result: Update | Scores, spent: Spent, layout: Layout) -> Answer:
     """A worker's result as it is sent."""
     if isinstance(result, Update):
-        flat = layout.flatten(result.direction).cpu().numpy()
+        flat = on_host(layout.flatten(result.direction)).numpy()
         metrics = {name: float(value) for name, value in result.metrics.items()}
         return Answer(SentUpdate(flat, result.tasks, metrics), spent)
     return Answer(SentScores(tuple(_each(field, Tensor, Tensor.numpy) for field in result)), spent)

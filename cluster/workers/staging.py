@@ -1,4 +1,4 @@
-"""Arrays that go from the host to a GPU together: one copy, for which the host does not wait."""
+"""Arrays on their way to a GPU, together and without a wait of the host, and back."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ class Staged:
     def _views(self, flat: Tensor) -> Iterator[Tensor]:
         for start, size, dtype, shape in self._slots:
             yield flat[start : start + size].view(dtype).view(shape)
+
+
+def on_host(there: Tensor) -> Tensor:
+    """A tensor on the host, from a GPU by pinned memory."""
+    if there.device.type == "cpu":
+        return there
+    here = there.to("cpu", non_blocking=True)  # into pinned memory
+    torch.cuda.current_stream().synchronize()
+    return here
 
 
 def staged(tasks: Any, device: torch.device) -> Any:

@@ -19,10 +19,10 @@ def call(module: nn.Module, path: ComputePath, params: Params, *inputs: Tensor) 
 
     A module whose `takes_tasks` is true has a forward pass that does this by itself.
     """
-    constants = constants_on(module, inputs[0].device)
+    own = own_values(module, inputs[0].device)
 
     def one(params: Params, *inputs: Tensor) -> Any:
-        return functional_call(module, {**constants, **params}, inputs, tie_weights=_shares(module))
+        return functional_call(module, {**own, **params}, inputs, tie_weights=_shares(module))
 
     if path == "batched" and getattr(module, "takes_tasks", False):
         return one(params, *inputs)
@@ -49,14 +49,15 @@ def call(module: nn.Module, path: ComputePath, params: Params, *inputs: Tensor) 
     )
 
 
-def constants_on(module: nn.Module, device: torch.device) -> Params:
-    """A module's buffers on a device; none on a CPU, since they are in the module there."""
-    return {} if device.type == "cpu" else _constants(module, device)
+def own_values(module: nn.Module, device: torch.device) -> Params:
+    """The values that a module has itself, on a device; none on a CPU, where it has them."""
+    return {} if device.type == "cpu" else _own_values(module, device)
 
 
 @lru_cache(maxsize=64)
-def _constants(module: nn.Module, device: torch.device) -> Params:
-    return {name: buffer.to(device) for name, buffer in module.named_buffers()}
+def _own_values(module: nn.Module, device: torch.device) -> Params:
+    held = (*module.named_buffers(), *module.named_parameters(remove_duplicate=False))
+    return {name: value.detach().to(device) for name, value in held}
 
 
 @lru_cache(maxsize=64)

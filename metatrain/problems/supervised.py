@@ -27,7 +27,7 @@ from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import BatchStatistics, Statistics, moments, normalised_by
 from metatrain.problems.checks import Loss, check_examples, per_task, shape
 from metatrain.problems.first_try import try_out
-from metatrain.problems.functional import call, constants_on, part
+from metatrain.problems.functional import call, own_values, part
 from metatrain.problems.network import Spec, network
 
 AT_ONCE = 4096  # examples that are predicted together by norm "support+1"; it bounds memory
@@ -144,7 +144,7 @@ class Supervised:
         whole = any(not name.startswith("body.") for name in layers)
         module = self.module if whole else self.module.get_submodule("body")
         own = params if whole else part(params, "body.")
-        own = constants_on(module, tasks.support_x.device) | own
+        rest = own_values(module, tasks.support_x.device)
         with ExitStack() as hooks:
             hooks.enter_context(normalised_by([*layers.values()], examples))
             for name, layer in layers.items():
@@ -153,7 +153,8 @@ class Supervised:
                 )
                 hooks.callback(hook.remove)
             for t in range(len(tasks.support_x)):
-                task, phi = take(tasks, t), {name: p[t] for name, p in own.items()}
+                task = take(tasks, t)
+                phi = rest | {name: p[t] for name, p in own.items()}
                 functional_call(
                     module, phi, self.to_float(torch.cat([task.support_x, task.query_x], 1))[0]
                 )
