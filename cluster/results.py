@@ -88,7 +88,7 @@ def _of_classes(run: str, scores: Sequence[tuple[str, Score]]) -> dict[str, Figu
         name = f"confusion_{score.evaluation}".rstrip("_")
         if "confusion" in score.details and name not in found:  # by an evaluation's first norm
             title = f"{run} {score.evaluation}".rstrip()
-            found[name] = figures.confusion(score.details, f"{title}: predicted classes")
+            found[name] = figures.confusion(score, f"{title}: predicted classes")
     return found
 
 

@@ -196,16 +196,17 @@ def test_a_reliability_picture_has_a_point_for_each_bin_as_large_as_it() -> None
     diagonal, line = axes.lines
     assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
     assert line.get_xydata().tolist() == [[0.4, 0.5], [0.9, 0.7]]
-    assert line.get_label() == "support: ECE 0.1750"
+    assert line.get_label() == "support: ECE 0.1750, 40 predictions"
     (points,) = axes.collections
     small, large = points.get_sizes()
     assert large == pytest.approx(3 * small)
 
 
 def test_a_confusion_matrix_shows_shares_of_each_class() -> None:
-    axes, _ = figures.confusion(DETAILS, "t").axes
+    axes, _ = figures.confusion(replace(SCORE, details=DETAILS), "t").axes
     (image,) = axes.images
-    assert image.get_array().tolist() == [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]]
+    assert image.get_array().tolist() == [[75, 25, 0], [0, 0, 0], [0, 0, 100]]
+    assert axes.get_title() == "t\n6 predictions in 600 tasks; a row adds to 100 %"
     assert [text.get_text() for text in axes.texts] == ["75", "25", "100"]
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
         assert [label.get_text() for label in labels] == ["shirt", "$coat$", 21 * "x" + "..."]
@@ -459,3 +460,16 @@ def test_a_pretraining_shows_loss_and_metric_by_step() -> None:
     assert loss.get_ylabel().startswith("loss")
     assert accuracy.get_ylabel().startswith("accuracy")
     assert list(loss.lines[0].get_ydata()) == [6.0, 3.0, 2.0, 1.5]
+    same = [{"step": 1, "train/loss_after": 0.2, "train/mse_after": 0.2}]
+    (errors,) = figures.pretraining_curve(same, MSE, "demo").axes
+    assert errors.get_ylabel() == "mse"
+
+
+def test_a_logarithmic_axis_of_more_than_a_decade_has_labels_between_powers_of_ten() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], [0.15, 6.0])
+    figures.scale(axes, MSE)
+    figure.draw_without_rendering()
+    shown = {tick.get_text() for tick in axes.yaxis.get_ticklabels(which="minor")}
+    assert {"0.2", "0.3", "2", "3"} <= shown

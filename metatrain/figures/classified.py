@@ -17,7 +17,8 @@ LONGEST = 24  # characters of a class's name
 def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     """Draw accuracy by confidence, one line per (label, score); points are as large as their bins.
 
-    Guo et al. 2017, arXiv 1706.04599, figure 1.
+    Bins have no intervals: the predictions of a task depend on each other. Guo et al. 2017,
+    arXiv 1706.04599, figure 1.
     """
     figure = Figure(figsize=(6, 5.5 + 0.2 * len(scores)), layout="constrained")
     axes = figure.subplots()
@@ -27,12 +28,13 @@ def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
         x, y, examples = (
             [row[key] for row in rows] for key in ("confidence", "accuracy", "examples")
         )
-        (line,) = axes.plot(x, y, label=f"{label}: ECE {score.measures['ece']:.4f}")
+        said = f"{label}: ECE {score.measures['ece']:.4f}, {sum(examples):,} predictions"
+        (line,) = axes.plot(x, y, label=said)
         axes.scatter(x, y, [200 * n / sum(examples) for n in examples], color=line.get_color())
     axes.set(
         xlim=(0, 1.02),
         ylim=(0, 1.02),
-        xlabel="confidence in the predicted class",
+        xlabel="confidence in the predicted class (area of a dot: share of the predictions)",
         ylabel="accuracy",
         title=title,
     )
@@ -43,25 +45,28 @@ def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
 
 
 @as_written
-def confusion(details: Mapping[str, Any], title: str) -> Figure:
-    """Draw which share of each class's examples is predicted as each class."""
+def confusion(score: Score, title: str) -> Figure:
+    """Draw how many of each class's examples are predicted as each class, in percent."""
+    details: Mapping[str, Any] = score.details
     names = [row["name"] for row in details["classes"]]
     names = [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in names]
     matrix = details["confusion"]
     size = 2.5 + 0.4 * len(names)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.subplots()
-    shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the class's examples")
+    shares = [[100 * n / max(sum(row), 1) for n in row] for row in matrix]
+    picture = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="% of the true class's examples")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize="small")
     axes.set_yticks(range(len(names)), names, fontsize="small")
     for i, row in enumerate(shares):
         for j, share in enumerate(row):
-            if share >= 0.005:
-                colour = "white" if share > 0.5 else "black"
-                text = f"{100 * share:.0f}"
+            if share >= 0.5:
+                colour = "white" if share > 50 else "black"
+                text = f"{share:.0f}"
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize="x-small")
+    tasks = score.tasks - score.diverged
+    title = f"{title}\n{sum(map(sum, matrix)):,} predictions in {tasks} tasks; a row adds to 100 %"
     axes.set(xlabel="predicted", ylabel="true", title=title)
     axes.title.set_fontsize("medium")
     return figure

@@ -59,13 +59,16 @@ def learning_curve(rows: Sequence[Row], metric: Metric, title: str) -> Figure:
 @as_written
 def pretraining_curve(rows: Sequence[Row], metric: Metric, title: str) -> Figure:
     """Draw the loss and the metric on the examples of each step, by step."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    names = dict.fromkeys(["loss", metric.name])  # of numbers, both may be the squared error
+    names = ["loss", metric.name]
+    if all(row.get("train/loss_after") == row.get(f"train/{metric.name}_after") for row in rows):
+        names = [metric.name]  # of numbers, both may be the squared error
+    figure = Figure(figsize=(2 + 3.5 * len(names), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         steps, means, widths = _blocks(rows, f"train/{name}_after")
         if steps:
             _band(axes, steps, means, widths, color="tab:blue")
-        axes.set(xlabel="step", ylabel=f"{name} (shaded: 95 % interval)")
+        shade = " (shaded: 95 % interval)" if any(widths) else ""
+        axes.set(xlabel="step", ylabel=f"{name}{shade}")
         axes.grid(alpha=0.3)
     figure.suptitle(f"{title}; each step's own examples", fontsize="medium")
     return figure

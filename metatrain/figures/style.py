@@ -75,7 +75,7 @@ def scale(axes: Axes, metric: Metric) -> None:
 def logarithmic(axis: Axis) -> None:
     """Label a logarithmic axis."""
     axis.set_major_formatter(_Plain())
-    axis.set_minor_formatter(_Plain(minor_thresholds=(1, 0.4)))
+    axis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.4)))
 
 
 class _Plain(LogFormatter):
