@@ -68,6 +68,19 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     "maml-conv4": GLYPHS,
     "maml-conv4-fused": GLYPHS | {"model": GLYPHS["model"] | {"filters": 16}, "outer": SHORT},
     "reptile-conv4": REPTILE,
+    "maml-plus-plus": GLYPHS
+    | {
+        "algorithm": {
+            "name": "maml_plus_plus",
+            "inner_lr": 0.4,
+            "inner_steps": 2,
+            "per_step": ["*.norm.*"],
+            "epoch_steps": 1,
+            "multi_step_epochs": 2,
+        },
+        "outer": SHORT,
+    },
+    "imaml": SINUSOID | {"algorithm": {"name": "imaml", "inner_lr": 0.01, "inner_steps": 3}},
     "reptile-moments": SINUSOID
     | {
         "algorithm": {

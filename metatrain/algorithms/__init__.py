@@ -1,7 +1,9 @@
 """Meta-learning algorithms: one paper, one file, one frozen dataclass."""
 
 from metatrain.algorithms.generated_parameters import GeneratedParameters
+from metatrain.algorithms.imaml import IMAML
 from metatrain.algorithms.maml import MAML
+from metatrain.algorithms.maml_plus_plus import MAMLPlusPlus
 from metatrain.algorithms.matching import Matching
 from metatrain.algorithms.meta_lstm import MetaLSTM
 from metatrain.algorithms.meta_networks import MetaNetworks
@@ -15,6 +17,8 @@ from metatrain.algorithms.ridge import Ridge
 # What a recipe chooses from by `algorithm.name`.
 BuiltIn = (
     MAML
+    | MAMLPlusPlus
+    | IMAML
     | GeneratedParameters
     | MetaLSTM
     | MetaNetworks

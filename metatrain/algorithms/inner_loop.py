@@ -84,16 +84,16 @@ def init_without(
     return {name: p for name, p in model.items() if name not in names}
 
 
-def adapting(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match a pattern; InputError if a pattern matches none."""
+def adapting(names: Sequence[str], patterns: Sequence[str], key: str = "adapts") -> list[str]:
+    """The names that match a pattern; InputError if a pattern of this key matches none."""
     if not patterns:
         raise InputError(
-            "adapts is empty, so no parameter would adapt", remedy='give patterns such as "head.*"'
+            f"{key} is empty, so no parameter would adapt", remedy='give patterns such as "head.*"'
         )
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
-                "a pattern of adapts",
+                f"a pattern of {key}",
                 got=pattern,
                 expected=f"one that matches a parameter: {', '.join(names)}",
             )
