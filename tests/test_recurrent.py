@@ -91,19 +91,28 @@ def test_a_snail_sees_every_example_with_its_own_target_and_nothing_that_comes_l
     layer = SNAILLayer(3, 2, 1, width=8, length=4).double()
     x, y = torch.randn(1, 6, 3).double(), torch.randn(1, 6, 1).double()
     hidden, previous = layer.hidden[None], layer.previous[None]
+    start = torch.cat([layer.hidden, layer.previous])[None, None]
     for t in range(6):
         out, hidden = layer(x[:, t], hidden, previous)
         previous = y[:, t]
-        start = torch.cat([layer.hidden, layer.previous])[None, None]
-        known = torch.cat([x, y], -1)[:, :t]
+        known = torch.cat([start, torch.cat([x, y], -1)[:, :t]], 1)
         asked = torch.cat([x[:, t], torch.zeros(1, 1)], -1)[:, None]
-        tokens = torch.cat([start, known, asked], 1)
-        torch.testing.assert_close(out, layer.out(layer.layers(tokens)[:, -1]))
-    cut = layer.layers(tokens[:, :4])
-    torch.testing.assert_close(layer.layers(tokens)[:, :4], cut, rtol=1e-12, atol=1e-12)
+        tokens = torch.cat([known, asked], 1)
+        torch.testing.assert_close(out, layer.read(tokens, t + 2)[:, -1])  # all are known
+    cut = layer.read(tokens[:, :4], 4)
+    torch.testing.assert_close(layer.read(tokens, 7)[:, :4], cut, rtol=1e-12, atol=1e-12)
     far = tokens.clone()
     far[:, 0] += 1.0
-    assert not torch.equal(layer.layers(far)[:, -1], layer.layers(tokens)[:, -1])
+    assert not torch.equal(layer.read(far, 7)[:, -1], layer.read(tokens, 7)[:, -1])
+
+
+def test_questions_to_a_snail_do_not_see_each_other() -> None:
+    layer = SNAILLayer(3, 2, 1, width=8, length=8).double()
+    tokens = torch.randn(1, 8, 4).double()
+    found = layer.read(tokens, 5)
+    for k in (5, 6, 7):
+        alone = layer.read(torch.cat([tokens[:, :5], tokens[:, k : k + 1]], 1), 6)
+        torch.testing.assert_close(found[:, k], alone[:, -1], rtol=1e-12, atol=1e-12)
 
 
 def bound(
