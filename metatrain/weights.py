@@ -22,6 +22,7 @@ BATCH_NORM = {
     "mean": "running_mean",
     "variance": "running_var",
 }  # torch's names
+LAST = ("fc.", "classifier.1.")  # the last layers of torchvision's networks
 COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # what torch keeps besides
 
 
@@ -65,7 +66,7 @@ def merged(meta: Meta, given: Params, place: str) -> Meta:
     A head of other shapes is left as it is. InputError if a weight of the body is missing or of
     another shape.
     """
-    given, fresh = dict(given), []
+    given, fresh = in_parts(given, meta), []
     found = Meta(*(dict(params) for params in meta))
     for name in [name for params in (meta.model, meta.frozen, meta.state) for name in params]:
         layer, _, own = name.rpartition(".")
@@ -105,6 +106,20 @@ def merged(meta: Meta, given: Params, place: str) -> Meta:
     if fresh:
         log.info("%s: from the seed, as %s has none that fit", ", ".join(fresh), place)
     return found
+
+
+def in_parts(given: Params, meta: Meta) -> Params:
+    """Weights by our names: those of a network that is no body and head get these parts."""
+    own = meta.model | meta.frozen
+    if any(name.startswith(("body.", "head.")) for name in given) or not any(
+        name.startswith("body.") for name in own
+    ):
+        return dict(given)
+    last = next((last for last in LAST if f"{last}weight" in given), "")
+    return {
+        f"head.{name.removeprefix(last)}" if last and name.startswith(last) else f"body.{name}": p
+        for name, p in given.items()
+    }
 
 
 def weights_at(place: str) -> Weights:

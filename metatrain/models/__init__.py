@@ -2,5 +2,9 @@
 
 from metatrain.models.conv import Conv, Conv4
 from metatrain.models.mlp import MLP
+from metatrain.models.mobilenet import MobileNet
+from metatrain.models.resnet import ResNet12, ResNet18
 
-BuiltIn = MLP | Conv4 | Conv  # what a recipe chooses from by `model.name`
+BuiltIn = (
+    MLP | Conv4 | Conv | ResNet12 | ResNet18 | MobileNet
+)  # what a recipe chooses from by `model.name`

@@ -13,7 +13,7 @@ from torch import nn
 from metatrain.bounds import bounded, check_bounds
 from metatrain.core import InputError
 from metatrain.models import heads
-from metatrain.models.blocks import Block, Blocks, Halving
+from metatrain.models.blocks import Block, Blocks, Halving, check_images
 from metatrain.models.layers import LinearLayer
 from metatrain.models.normalisation import Norm
 from metatrain.names import counted
@@ -142,14 +142,3 @@ def _network(
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return heads.Net(body, model.head.module(linear, feedback, shape))
-
-
-def check_images(name: str, inputs: Sequence[int]) -> None:
-    """Refuse examples that are no images."""
-    if len(inputs) != 3:
-        raise InputError(
-            f"the shape of examples for {name}",
-            got=list(inputs),
-            expected="that of images, [channels, height, width]",
-            remedy="choose another model",
-        )

@@ -99,16 +99,17 @@ class ExampleStatistics(nn.Module):
         return y + self.shift[:, None]
 
 
+Normalisation = BatchStatistics | ExampleStatistics
+
+
 def normalisation(
-    norm: Norm, channels: int, scale: bool = True, eps: float = 1e-3
-) -> BatchStatistics | ExampleStatistics | None:
+    norm: Literal["batch", "group", "layer"], channels: int, scale: bool = True, eps: float = 1e-3
+) -> Normalisation:
     """The layer that a network's `norm` names; InputError if it does not fit the channels.
 
     scale: whether a scale is learned as well as a shift.
     eps: of batch statistics.
     """
-    if norm == "none":
-        return None
     if norm == "batch":
         return BatchStatistics(channels, scale, eps=eps)
     if norm == "group" and channels % GROUP:
