@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cluster.api.listing import runs as runs
     from cluster.api.run import Run as Run
+    from cluster.api.seeds import Seeds as Seeds
     from cluster.api.train import train as train
     from cluster.collector import Interrupted as Interrupted
     from cluster.pools.pool import WorkersLost as WorkersLost
@@ -38,6 +39,7 @@ MODULES = {
     "tune": "tuning.api",
     "runs": "cluster.api.listing",
     "Run": "cluster.api.run",
+    "Seeds": "cluster.api.seeds",
     "SweepRun": "tuning.api",
     "load": "metatrain.inference",
     "open_data": "metatrain.data.sources",

@@ -14,6 +14,7 @@ from scipy import stats
 from services import store
 from typer.testing import CliRunner
 
+import metatrain
 from cluster import recipe_file, run, seeds, spread
 from cluster.cli import app
 from cluster.config import RunConfig
@@ -171,10 +172,29 @@ def test_resuming_continues_the_first_seed_that_is_not_finished_to_its_own_bits(
     assert printed.output.splitlines()[-1] == found.line()
     assert f"mean of 2 seeds {found.rows()[2][1]}" in " ".join(printed.output.split())
 
+    again = metatrain.train(TINY, seeds=[5, 2], resume="auto", output=str(folder))
+    assert again.result.loc[0, ["mean", "std"]].tolist() == [found.mean, found.std]
+    assert again.runs[2].result.loc[0, "mean"] == alone.mean
+    shown = f"mse {found.metric.interval(found.mean, found.ci95)} over 2 seeds)"
+    assert repr(again).endswith(shown)
+
     (folder / "seed-7").touch()
     with pytest.raises(InputError, match="seed-7 is a file") as error:
         seeds.train(tiny(folder), [5, 7], resume="auto")
     assert vars(error.value) | {"run": str(folder), "saved": True} == vars(error.value)
+
+
+def test_seeds_from_python_are_whole_numbers_and_a_folder_that_has_them(tmp_path: Path) -> None:
+    for given in (3, "0,1", {0, 1}):
+        with pytest.raises(InputError, match=r"seeds is .* whole numbers such as \[0, 1\]"):
+            metatrain.train(TINY, seeds=given)
+    with pytest.raises(InputError) as refused:
+        metatrain.train(TINY, seeds=[1])
+    assert refused.value.what == "seeds"
+    (tmp_path / "seeds.json").write_text('{"scores": []}')
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="holds no finished runs of seeds"):
+            metatrain.Seeds(place)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

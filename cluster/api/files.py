@@ -25,7 +25,7 @@ def read_result(place: str) -> Tree:
             remedy="train it to its end, with resume='auto' if it has begun",
         )
     try:
-        found: Tree = _nan_for_null(json.loads(data))
+        found: Tree = nan_for_null(json.loads(data))
         whole = bool(found["scores"]) and all(
             {"metric", "mean", "ci95"} <= score.keys() for score in found["scores"]
         )
@@ -76,10 +76,10 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= 300 else f"{shown[:297]}..."
 
 
-def _nan_for_null(value: Any) -> Any:
+def nan_for_null(value: Any) -> Any:
     """Return JSON's data with NaN instead of null: JSON has no number that is none."""
     if isinstance(value, dict):
-        return {key: _nan_for_null(item) for key, item in value.items()}
+        return {key: nan_for_null(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_nan_for_null(item) for item in value]
+        return [nan_for_null(item) for item in value]
     return math.nan if value is None else value

@@ -61,6 +61,7 @@ def _in_python(text: str) -> str:
         ("--resume auto", "resume='auto'"),
         ("--resume", "resume"),
         ("--address", "address"),
+        ("--seeds", "seeds"),
     ):
         text = text.replace(option, argument)
     return text

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from cluster.api.arguments import as_tree, change, plain
 from cluster.api.front_door import check_argument, front_door
 from cluster.api.run import Run
+from cluster.api.seeds import Seeds
 from metatrain.core import InputError
 
 if TYPE_CHECKING:
@@ -21,13 +22,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@overload
 def train(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
+    seeds: None = None,
     resume: str | Path | None = None,
     address: str | None = None,
     **overrides: Any,
-) -> Run:
+) -> Run: ...
+@overload
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    seeds: Sequence[int],
+    resume: str | Path | None = None,
+    address: str | None = None,
+    **overrides: Any,
+) -> Seeds: ...
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    seeds: Sequence[int] | None = None,
+    resume: str | Path | None = None,
+    address: str | None = None,
+    **overrides: Any,
+) -> Run | Seeds:
     """Meta-train a recipe, evaluate it, and return its run: `metatrain train`, from Python.
 
         train("recipes/demo.yaml", outer={"steps": 50}, **{"algorithm.inner_lr": 0.1})
@@ -35,6 +55,7 @@ def train(
     recipe: a YAML file, a dict of the same keys, or the dataclass.
     overrides: keys of the recipe to change. A dotted key is set, as by --set; a dict is merged into
         the group that it is given for.
+    seeds: train from each of these in turn, such as [0, 1, 2], and return all of them as `Seeds`.
     resume: "auto", or a folder to continue.
     address: a Ray cluster to join. If Ray is not installed, this process computes.
 
@@ -43,12 +64,18 @@ def train(
     """
     with front_door("metatrain.train(..., resume='auto')"):
         from cluster import run
+        from cluster import seeds as several
 
+        check_argument("seeds", seeds, list | tuple | range | None, "whole numbers such as [0, 1]")
         check_argument("resume", resume, str | Path | None, "'auto' or a run's folder")
         check_argument("address", address, str | None, "a Ray cluster's address")
         config = _configured(recipe, overrides, address)
         source = str(recipe) if isinstance(recipe, str | Path) else None
         continued = None if resume is None else str(resume)
+        if seeds is not None:
+            numbers = several.parse(",".join(map(str, seeds)))
+            place, _ = several.train(config, numbers, address, continued, source=source)
+            return Seeds(str(place))
         folder, _ = run.train(config, address, continued, source=source)
     return Run(str(folder))
 
