@@ -29,11 +29,14 @@ class Mean:
     def __call__(
         self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
     ) -> Params:
-        mean = {name: p * weights[0] for name, p in directions[0].items()}
+        names = [*directions[0]]
+        if not names:
+            return {}
+        # As many parameters as a network has would be as many kernels of a GPU.
+        mean = torch._foreach_mul([*directions[0].values()], weights[0])
         for direction, weight in zip(directions[1:], weights[1:], strict=True):
-            for name, p in direction.items():
-                mean[name].add_(p, alpha=weight)
-        return mean
+            torch._foreach_add_(mean, [direction[name] for name in names], alpha=weight)
+        return dict(zip(names, mean, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +116,7 @@ BuiltIn = Annotated[Mean | Median | TrimmedMean | Private, Field(discriminator="
 
 def norm_of(direction: Params) -> Tensor:
     """[] the norm of all entries together."""
-    return torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(p) for p in direction.values()])
-    )
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([*direction.values()])))
 
 
 def _scaled(direction: Params, factor: Tensor) -> Params:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metatrain import aggregation, outer_optimizer
+from metatrain import aggregation
 from metatrain.aggregation import Mean, Private, norm_of
 from metatrain.bounds import EXAMPLES, RATE, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
     InputError,
     Meta,
+    Params,
     Penalty,
     Sentence,
     Ticket,
     Update,
     generator_for,
 )
+from metatrain.outer_optimizer import OuterOptimizer
 
 Number = bool | int | float | tuple[float, ...]
 DESCENDED = ("model.", "algorithm.")  # the meta-parameters that an optimizer moves
@@ -120,18 +121,21 @@ class Learner:
         self.version = 0  # outer steps applied
         self._outer, self._seed = outer, seed
         own = {name: p.detach().clone() for name, p in meta.flat().items()}
-        self._params = {name: p for name, p in own.items() if name.startswith(DESCENDED)}
         self._state = {name: p for name, p in own.items() if name.startswith("state.")}
         self._frozen = {name: p for name, p in own.items() if name.startswith("frozen.")}
         if self._state and isinstance(outer.aggregate, Private):
             raise InputError(
-                "aggregate private does not bound what a task adds to running statistics or moments",
+                "aggregate private bounds no running statistics or moments, which tasks change",
                 remedy="set norm to another one than running, and let the algorithm carry none",
             )
-        self._optimizer = outer_optimizer.build(
-            outer.optimizer, outer.lr, outer.options, self._groups(), outer.groups
+        self._optimizer = OuterOptimizer(
+            {name: p for name, p in own.items() if name.startswith(DESCENDED)},
+            outer.optimizer,
+            outer.lr,
+            outer.options,
+            outer.groups,
         )
-        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._params = self._optimizer.params
 
     def apply(self, updates: Sequence[Update]) -> Applied:
         """Take one outer step along the updates, in the order given and weighted by their tasks.
@@ -147,26 +151,25 @@ class Learner:
         generator = generator_for(self._seed, Ticket("update", "train", self.version, 0), "noise")
         directions = [{name: each[name] for name in self._params} for each in flat]
         direction = self._outer.aggregate(directions, weights, generator)
-        norm = norm_of(direction)
-        if not torch.isfinite(norm):
+        norm = float(norm_of(direction))
+        if not math.isfinite(norm):
             return self._without_the_unsound(updates)
-        for name, p in self._params.items():
-            # Fused optimizers go by memory: lie as the parameter does.
-            p.grad = torch.empty_like(p).copy_(direction[name])
-            if self._outer.penalty is not None and name.startswith("model."):
-                p.grad.add_(self._outer.penalty.gradient(p))
+        grads = self._optimizer.grads()
+        torch._foreach_copy_([*grads.values()], [direction[name] for name in grads])
+        if self._outer.penalty is not None:
+            for name, grad in grads.items():
+                if name.startswith("model."):
+                    grad.add_(self._outer.penalty.gradient(self._params[name]))
         if self._outer.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(self._params.values(), self._outer.clip_value)
+            torch.nn.utils.clip_grad_value_(self._optimizer.wholes, self._outer.clip_value)
         if self._outer.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._params.values(), self._outer.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self._optimizer.wholes, self._outer.clip_norm)
         rate = self._outer.rate(self.version)
-        for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = lr * rate
-        self._optimizer.step()
+        self._optimizer.step(rate)
         states = [{name: each[name] for name in self._state} for each in flat]
         self._state = Mean()(states, weights, generator)
         self.version += 1
-        return Applied(_means(updates), float(norm), self._outer.lr * rate, self._learned())
+        return Applied(_means(updates), norm, self._outer.lr * rate, self._learned())
 
     def _without_the_unsound(self, updates: Sequence[Update]) -> Applied:
         """Take the step along the updates that are finite, which not all of them are."""
@@ -200,18 +203,13 @@ class Learner:
 
         The tensors are the learner's own: read them before the next step.
         """
-        return Meta.unflat(self._params | self._state | self._frozen)
+        return Meta.unflat(self._all())
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and scalars, flat, from which an equal learner continues exactly."""
-        tensors = self._params | self._state | self._frozen
-        scalars: dict[str, Any] = {"version": self.version}
-        for name, p in self._params.items():
-            for key, value in self._optimizer.state.get(p, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{key}.{name}"] = value
-                elif value is not None:
-                    scalars[f"optimizer.{key}.{name}"] = value
+        tensors, scalars = self._all(), {"version": self.version}
+        for name, value in self._optimizer.state().items():
+            (tensors if isinstance(value, Tensor) else scalars)[name] = value
         return tensors, scalars
 
     def load_state_dict(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
@@ -219,7 +217,7 @@ class Learner:
 
         Raises InputError for others.
         """
-        own = self._params | self._state | self._frozen
+        own = self._all()
         held = {name: p.shape for name, p in own.items()}
         saved = {name: p.shape for name, p in tensors.items() if not name.startswith("optimizer.")}
         if held != saved:
@@ -232,68 +230,14 @@ class Learner:
                 f"the checkpoint has other parameters than this run ({other})",
                 remedy="resume with the model and algorithm that it was trained with",
             )
-        self._check_optimizer(tensors | scalars)
+        self._optimizer.load(tensors | scalars)
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(tensors[name])
-        self._optimizer.state.clear()
-        for full, value in (tensors | scalars).items():
-            if full.startswith("optimizer."):
-                _, key, name = full.split(".", 2)
-                p = self._params[name]
-                if isinstance(value, Tensor):
-                    options = (
-                        self._outer.options
-                    )  # torch counts steps on the CPU unless one of these is true
-                    here = key == "step" and not (options.get("fused") or options.get("capturable"))
-                    value = value.clone() if here else value.to(p.device, copy=True)
-                self._optimizer.state[p][key] = value
         self.version = int(scalars["version"])
 
-    def _check_optimizer(self, saved: dict[str, Any]) -> None:
-        """Refuse a state that lacks something that a step of this optimizer leaves.
-
-        Takes such a step: parameters and state have to be replaced.
-        """
-        kept = {n: v for n, v in saved.items() if n.startswith("optimizer.")}
-        if not kept:
-            return  # no step had an update
-        for p in self._params.values():
-            p.grad = torch.zeros_like(p)
-        self._optimizer.step()
-        tensors, scalars = self.state_dict()
-        own = {n: v for n, v in (tensors | scalars).items() if n.startswith("optimizer.")}
-        # A resumed run may do without momentum that it had.
-        extra = {n for n in kept if n not in own and n.split(".", 2)[-1] not in self._params}
-        for name in sorted(own.keys() | extra):
-            if name in extra or _kind(own[name]) != _kind(kept.get(name)):
-                raise InputError(
-                    f"the checkpoint has another optimizer's state than this run ({name})",
-                    remedy="resume with the outer.optimizer that it was trained with",
-                )
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Each parameter goes to the first pattern that matches its name.
-
-        The others go to the group without options.
-        """
-        patterns = [*self._outer.groups, "*"]
-        members: dict[str, list[Tensor]] = {pattern: [] for pattern in patterns}
-        for name, p in self._params.items():
-            members[next(pattern for pattern in patterns if fnmatchcase(name, pattern))].append(p)
-        for pattern in self._outer.groups:
-            if not members[pattern]:
-                known = ", ".join(self._params)
-                raise InputError(
-                    f"outer.groups has a pattern {pattern!r} that matches no parameter",
-                    remedy=f"fix it to match one of {known}",
-                )
-        options = {**self._outer.groups, "*": self._outer.groups.get("*", {})}
-        return [
-            {"params": members[pattern], **options[pattern]}
-            for pattern in members
-            if members[pattern]
-        ]
+    def _all(self) -> Params:
+        return self._params | self._state | self._frozen
 
 
 def _means(updates: Sequence[Update]) -> dict[str, float]:
@@ -303,8 +247,3 @@ def _means(updates: Sequence[Update]) -> dict[str, float]:
         name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
         for name in updates[0].metrics
     }
-
-
-def _kind(value: Any) -> tuple[Any, ...]:
-    """What two values of an optimizer's state have in common if one can follow the other."""
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value),)

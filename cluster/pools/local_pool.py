@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
+from functools import partial
 
 from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
 from cluster.workers.plan import Plan
@@ -35,8 +37,16 @@ class LocalPool:
             return None
         ticket, _ = self._requested.popleft()
         with staying(f"ticket {ticket}"):
-            result, spent = self._worker.compute(ticket)
+            result, spent = self._worker.compute(ticket, partial(self._draw_after, ticket))
         return Contribution(ticket, self._worker.version, "local", spent, result)
+
+    def _draw_after(self, ticket: Ticket) -> None:
+        """Draw the tasks that are probably asked for next: those of the next ticket of training."""
+        following = ticket._replace(step=ticket.step + 1, part=0)
+        if self._requested:
+            following, _ = self._requested[0]
+        with suppress(Exception):  # `compute` draws them again, and its error is raised
+            self._worker.draw(following)
 
     def status(self) -> PoolStatus:
         oldest, since = self._requested[0] if self._requested else (None, time.monotonic())

@@ -32,8 +32,9 @@ class Layout:
         given = meta.flat()
         size = next((start for name, start, _ in self._slots if name not in given), self.size)
         flat = torch.zeros(size, device=given[self._slots[0][0]].device)
-        for name, view in self._views(flat):
-            view.copy_(given[name])
+        views = dict(self._views(flat))
+        # As many parameters as a network has would be as many kernels of a GPU.
+        torch._foreach_copy_([*views.values()], [given[name] for name in views])
         return flat
 
     def unflatten(self, flat: Tensor) -> Meta:

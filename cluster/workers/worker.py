@@ -6,6 +6,7 @@ It is the same in the driver's process and in a Ray actor.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -66,21 +67,25 @@ class Worker:
     def load(self, version: int, flat: Tensor) -> None:
         """Copy the parameters of a version; `flat` may be memory that other processes read."""
         if version != self.version:
-            self._buffer.copy_(flat)
+            self._buffer.copy_(flat, non_blocking=True)
             self.version = version
 
     def draw(self, ticket: Ticket) -> None:
         """Draw a ticket's tasks before they are asked for."""
         self._drawn = {t: tasks for t, tasks in self._drawn.items() if t.step >= ticket.step - 1}
-        self._drawn[ticket] = self._sample(ticket)
+        self._drawn[ticket] = staged(self._sample(ticket), self._device)
 
-    def compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
+    def compute(
+        self, ticket: Ticket, meanwhile: Callable[[], object] = lambda: None
+    ) -> tuple[Update | Scores, Spent]:
         """The ticket's update, on the worker's device, or its scores, and what it cost.
+
+        meanwhile: is called while a GPU computes an update, and not on a CPU.
 
         Raises InputError if memory is not enough.
         """
         try:
-            return self._compute(ticket)
+            return self._compute(ticket, meanwhile)
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
@@ -91,31 +96,42 @@ class Worker:
                 "algorithm.first_order to true if the algorithm has them",
             ) from error
 
-    def _compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
+    def _compute(
+        self, ticket: Ticket, meanwhile: Callable[[], object]
+    ) -> tuple[Update | Scores, Spent]:
         started, cpu_s = time.perf_counter(), time.process_time()
         setting = self._prepared.settings[ticket.purpose]
         problem = self._problem(ticket.purpose)
-        tasks = staged(self._drawn.pop(ticket, None) or self._sample(ticket), self._device)
+        tasks = self._drawn.pop(ticket, None) or staged(self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         result: Update | Scores
         if ticket.work == "update":
             step: Step = partial(setting.algorithm.update, problem, self._meta)
             if self._device.type == "cuda":
-                step = self._replays = self._replays or Replays(
-                    step, setting.algorithm, self._device
-                )
-            update = step(tasks, context)
-            if self._device.type == "cuda":  # away from where the next replay writes
-                update = update._replace(
-                    direction=self.layout.unflatten(self.layout.flatten(update.direction))
-                )
-            result = update._replace(
-                metrics={name: float(value) for name, value in update.metrics.items()}
-            )
+                self._replays = self._replays or Replays(step, setting.algorithm, self._device)
+                result = self._away(self._replays(tasks, context), meanwhile)
+            else:
+                update = step(tasks, context)
+                result = update._replace(metrics={n: float(v) for n, v in update.metrics.items()})
         else:
             found = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
             result = to_device(found, torch.device("cpu"))
         return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
+
+    def _away(self, update: Update, meanwhile: Callable[[], object]) -> Update:
+        """An update where the next replay does not write, its metrics as numbers: one wait."""
+        direction = self.layout.unflatten(self.layout.flatten(update.direction))
+        computed = {n: v for n, v in update.metrics.items() if isinstance(v, Tensor)}
+        read = None
+        if computed:
+            read = torch.stack([*computed.values()]).to("cpu", non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        meanwhile()
+        done.synchronize()
+        if read is not None:
+            computed = dict(zip(computed, read.tolist(), strict=True))
+        return update._replace(direction=direction, metrics={**update.metrics, **computed})
 
     def _sample(self, ticket: Ticket) -> Any:
         setting = self._prepared.settings[ticket.purpose]

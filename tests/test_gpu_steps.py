@@ -1,0 +1,157 @@
+"""What an outer step costs on a GPU, counted on one that is pretended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, GLYPHS, config
+from pretended_gpu import CUDA, Gpu, pretended, unmarked
+
+from cluster.pools.local_pool import LocalPool
+from cluster.pools.pool import Contribution, Snapshot
+from cluster.workers.plan import Plan
+from metatrain.core import Meta, Ticket, Update, generator_for, to_device
+from metatrain.learner import Learner, Outer
+from metatrain.outer_optimizer import BY_NUMBER
+from metatrain.start import TRAINING, prepare
+from metatrain.tasks import FewShot, fewshot
+from metatrain.tasks.augment import Augment
+
+
+@pytest.fixture
+def glyphs() -> FewShot:
+    """A family whose images are drawn before a GPU is pretended."""
+    assert FewShot().store.sizes.numel()
+    return FewShot()
+
+
+@pytest.fixture
+def gpu() -> Iterator[type[Gpu]]:
+    torch.set_num_threads(1)
+    with pretended() as found:
+        yield found
+    fewshot._resident.cache_clear()
+
+
+SLOW = pytest.mark.ray
+
+
+@SLOW
+@pytest.mark.parametrize("turns", ["per-task", "classes", "none"])
+def test_a_gpu_draws_the_tasks_of_a_cpu_without_a_wait(
+    turns: Any, glyphs: FewShot, gpu: type[Gpu]
+) -> None:
+    family = replace(glyphs, shots=2, imbalance=1, queries=3, augment=Augment(turns=turns))
+    there = family.resident(CUDA)
+    for step in range(2):
+        ticket = Ticket("update", "train", step, 0)
+        gpu.waits.clear()
+        found = there.sample(generator_for(0, ticket, "tasks"), 3, "train")
+        with unmarked():
+            expected = family.sample(generator_for(0, ticket, "tasks"), 3, "train")
+            for mine, theirs in zip(found, expected, strict=True):
+                assert torch.equal(mine, theirs)
+        assert step == 0 or not gpu.waits
+
+
+def stepped(tree: dict[str, Any], gpu: type[Gpu], steps: int) -> tuple[Meta, list[int], list[int]]:
+    """The parameters after outer steps in process, and the waits and kernels of each step."""
+    recipe = config(tree).recipe()
+    prepared = prepare(recipe)
+    pool = LocalPool(prepared, Plan("batched", "cuda", 1))
+    learner = Learner(to_device(prepared.meta, CUDA), recipe.outer)
+    pool.publish(Snapshot(0, learner.meta()))
+    waits, kernels = [], []
+    for step in range(steps):
+        gpu.waits.clear()
+        before = gpu.kernels
+        tickets = prepared.settings[TRAINING].tickets(step)
+        for ticket in tickets:
+            pool.request(ticket)
+        found = [pool.next(1.0) for _ in tickets]
+        learner.apply([each.result for each in found if isinstance(each, Contribution)])
+        pool.publish(Snapshot(learner.version, learner.meta()))
+        waits.append(sum(gpu.waits.values()))
+        kernels.append(gpu.kernels - before)
+    return learner.meta(), waits, kernels
+
+
+def small(name: str) -> dict[str, Any]:
+    outer = {"steps": 6, "tasks_per_step": 2, "tasks_per_ticket": 2, "lr": 0.01}
+    tree = CASES[name] | {"outer": outer}
+    return tree | ({"model": GLYPHS["model"] | {"filters": 4}} if "maml" in name else {})
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["sinusoid", *(pytest.param(x, marks=SLOW) for x in ("maml-conv4", "layer-step-rates"))],
+)
+def test_the_host_waits_three_times_an_outer_step_at_most(case: str, gpu: type[Gpu]) -> None:
+    """For an update and its metrics, for the norm of the step, and for what an algorithm learns."""
+    _, waits, _ = stepped(small(case), gpu, 5)
+    assert max(waits[3:]) <= (3 if case == "layer-step-rates" else 2)
+
+
+@SLOW
+def test_tickets_of_a_step_are_drawn_ahead_and_are_the_same(gpu: type[Gpu]) -> None:
+    tree = small("sinusoid")
+    tree["outer"] = tree["outer"] | {"tasks_per_step": 5}
+    meta, _, _ = stepped(tree, gpu, 4)
+    recipe = config(tree).recipe()
+    with unmarked():
+        prepared = prepare(recipe)
+        pool, learner = (
+            LocalPool(prepared, Plan("batched", "cpu", 1)),
+            Learner(prepared.meta, recipe.outer),
+        )
+        for step in range(4):
+            pool.publish(Snapshot(step, learner.meta()))
+            tickets = prepared.settings[TRAINING].tickets(step)
+            for ticket in tickets:
+                pool.request(ticket)
+            learner.apply([pool.next(1.0).result for _ in tickets])
+        for name, p in learner.meta().model.items():
+            torch.testing.assert_close(meta.model[name], p, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(x, marks=[SLOW] * (x not in ("Adam", "SGD"))) for x in BY_NUMBER]
+)
+def test_parameters_in_one_array_move_as_each_by_itself(optimizer: str, gpu: type[Gpu]) -> None:
+    """And what is saved on one device continues on the other."""
+    g = torch.Generator().manual_seed(0)
+    model = {n: torch.randn(s, generator=g).double() for n, s in (("a", (2, 3)), ("b", ()))}
+    algorithm = {n: torch.randn(s, generator=g).double() for n, s in (("r", ()), ("s", ()))}
+    start = Meta(model, algorithm, {})
+    directions = [
+        start._replace(
+            model={n: p.cos() * (step + 1) for n, p in model.items()},
+            algorithm={n: p.sin() * (step - 1.5) for n, p in algorithm.items()},
+        )
+        for step in range(4)
+    ]
+    outer = Outer(
+        steps=9, tasks_per_step=1, tasks_per_ticket=1, optimizer=optimizer, lr=0.01,
+        options={"momentum": 0.9} if optimizer == "SGD" else {},
+        groups={"algorithm.*": {"lr": 0.1}}, clip_value=1.5,
+    )  # fmt: skip
+    devices = (torch.device("cpu"), CUDA)
+    here, there = (Learner(to_device(start, d), outer) for d in devices)
+    for step, direction in enumerate(directions):
+        if step == 2:  # each continues what the other one has learned
+            mine, theirs = here.state_dict(), there.state_dict()
+            assert mine[0].keys() == theirs[0].keys()
+            assert mine[1].keys() == theirs[1].keys()
+            saved = [({n: t.cpu().clone() for n, t in x[0].items()}, x[1]) for x in (mine, theirs)]
+            here, there = (Learner(to_device(start, d), outer) for d in devices)
+            here.load_state_dict(*saved[1])
+            there.load_state_dict(*saved[0])
+        for learner, device in zip((here, there), devices, strict=True):
+            learner.apply([Update(to_device(direction, device), 1, {})])
+    with unmarked():
+        for name, p in here.meta().flat().items():
+            torch.testing.assert_close(there.meta().flat()[name], p, rtol=1e-12, atol=1e-14)
