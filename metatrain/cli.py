@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from metatrain.console import AsJson, Commands, print_table, printing_json
+from metatrain.console import AsJson, Commands, print_table, printing_json, program
 from metatrain.data import cli as data
 
 if TYPE_CHECKING:
@@ -29,6 +29,57 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data.app, name="data")
+
+
+@app.command()
+def algorithms() -> None:
+    """List all methods: paper, what each needs, what it costs, and when to choose it.
+
+    Example: metatrain algorithms
+    """
+    from rich.table import Table
+
+    from metatrain.methods import METHODS
+
+    table = Table("method", "family", "paper", "needs", "cost", "choose it if", "algorithm")
+    for method in METHODS:
+        table.add_row(*method.row())
+    print_table(table)
+    print("cost: processor time of a training task, times that of first-order MAML")
+
+
+@app.command()
+def suggest(
+    images: Annotated[bool, typer.Option("--images", help="Images of classes (default).")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Rows of a table.")] = False,
+    episodes: Annotated[bool, typer.Option("--episodes", help="Episodes with rewards.")] = False,
+    ways: Annotated[
+        int | None, typer.Option(help="Classes of a task of images; 5 if not given.")
+    ] = None,
+    shots: Annotated[
+        int, typer.Option(help="Images of a class, rows or episodes to learn a new task from.")
+    ] = 1,
+    seconds_per_task: Annotated[
+        float | None, typer.Option(help="In which one core must learn a new task.")
+    ] = None,
+) -> None:
+    """Suggest two or three methods for your tasks, with reasons and a recipe to start from.
+
+    Example: metatrain suggest --images --ways 5 --shots 5 --seconds-per-task 1
+    """
+    from metatrain import choosing
+    from metatrain.core import InputError
+
+    kinds: dict[choosing.Kind, bool] = {"images": images, "table": table, "episodes": episodes}
+    given = [kind for kind, chosen in kinds.items() if chosen]
+    if len(given) > 1:
+        raise InputError("what is given", got=given, expected="--images, --table or --episodes")
+    found = choosing.suggest(
+        given[0] if given else "images", ways=ways, shots=shots, seconds_per_task=seconds_per_task
+    )
+    for number, choice in enumerate(found, 1):
+        print(f"{number}. {choice.method}: {choice.reason}")
+        print(f"   {program()} train {choice.start}")
 
 
 @app.command()

@@ -21,7 +21,7 @@ from metatrain.models.mann import DECAY, SMALL, MANNLayer
 from metatrain.models.memory import Cell, MemoryLayer
 from metatrain.models.snail import SNAILLayer
 from metatrain.problems.supervised import Supervised
-from metatrain.start import prepare
+from metatrain.start import TRAINING, prepare
 from metatrain.tasks import FewShot, Series, Sinusoid
 
 TORCH = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
@@ -242,6 +242,22 @@ def test_paths_agree(reader: str) -> None:
     ]
     for name, g in updates[0].direction.model.items():
         torch.testing.assert_close(g, updates[1].direction.model[name], rtol=1e-10, atol=1e-12)
+
+
+def test_of_the_last_prediction_alone_the_loss_is_that_after_all_examples() -> None:
+    problem, meta = bound("gru")
+    task, last = draw(Sinusoid(shots=4, queries=3)), Recurrent(losses="last")
+    assert_meta_gradient(last, problem, meta, task, h=1e-5, tolerance=1e-6)
+    policy = prepare(config(CASES["rl2"]).recipe())  # which plays once, with all that it read
+    problem, tasks = (
+        policy.problems[TRAINING],
+        policy.recipe.family.sample(torch.Generator().manual_seed(0), 2, "train"),
+    )
+    one, other = (
+        each.update(problem, policy.meta, tasks, context()).direction.model
+        for each in (last, Recurrent())
+    )
+    assert all(torch.equal(one[name], p) for name, p in other.items())
 
 
 @pytest.mark.ray

@@ -61,5 +61,6 @@ class Recurrent:
         return problem.read(phi, task, context) if isinstance(problem, Labelled) else iter([phi])
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        weights = repeat(1.0) if self.losses == "all" else None
+        last = self.losses == "last" and isinstance(problem, Labelled)  # else there is but one
+        weights = None if last else repeat(1.0)
         return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context, weights=weights)
