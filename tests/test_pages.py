@@ -121,7 +121,8 @@ def check(command: str, home: Home) -> None:
         less = LESS if command.startswith("metatrain train") else ""
         if command.startswith("metatrain pretrain"):
             less = "--set pretraining.steps=2 --set pretraining.examples_per_step=8"
-        command += f" {less} --set workers.max=0"  # `make demo` has workers
+        # `make demo` has workers; a GPU may not be here.
+        command += f" {less} --set workers.max=0 --set workers.gpus=0"
     alone = " && " in command or command.startswith("metatrain tune")  # a process of its own
     out = (home.run if alone else home.call)(command).splitlines()
     assert out
