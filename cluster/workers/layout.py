@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from metatrain.core import ComputePath, Meta
+from metatrain.core import ComputePath, Meta, Params
 
 ALIGNMENT = 16  # float32 values: 64 bytes, so that a parameter lies alike in every process
 
@@ -21,30 +21,41 @@ class Layout:
 
     def __init__(self, meta: Meta, path: ComputePath = "reference") -> None:
         self._last = path == "fused"
-        self._slots: list[tuple[str, int, torch.Size]] = []  # (flat name, offset, shape)
-        self.size = 0
-        for name, p in meta.flat().items():
-            self._slots.append((name, self.size, p.shape))
-            self.size += -(-p.numel() // ALIGNMENT) * ALIGNMENT
+        self._shapes = {name: p.shape for name, p in meta.flat().items()}
+        # Of each parameter, and of the gap after it.
+        sizes = [(shape.numel(), -shape.numel() % ALIGNMENT) for shape in self._shapes.values()]
+        self._sizes = [size for pair in sizes for size in pair]
+        self.size = sum(self._sizes)
 
     def flatten(self, meta: Meta) -> Tensor:
         """A new array, where the parameters are: [size], or the beginning of it for a direction."""
         given = meta.flat()
-        size = next((start for name, start, _ in self._slots if name not in given), self.size)
-        flat = torch.zeros(size, device=given[self._slots[0][0]].device)
-        views = dict(self._views(flat))
+        size = sum(self._sizes[: 2 * self._count(given)])
+        flat = torch.zeros(size, device=next(iter(given.values())).device)
+        views = self._views(flat)
         # As many parameters as a network has would be as many kernels of a GPU.
         torch._foreach_copy_([*views.values()], [given[name] for name in views])
         return flat
 
     def unflatten(self, flat: Tensor) -> Meta:
         """Views of such an array."""
-        return Meta.unflat(dict(self._views(flat)))
+        return Meta.unflat(self._views(flat))
 
-    def _views(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
-        for name, start, shape in self._slots:
-            if start + shape.numel() <= len(flat):
-                yield name, self._view(flat[start : start + shape.numel()], shape)
+    def _count(self, given: Params) -> int:
+        """How many parameters lie before the first that is not given."""
+        lacking = (i for i, name in enumerate(self._shapes) if name not in given)
+        return next(lacking, len(self._shapes))
+
+    def _views(self, flat: Tensor) -> Params:
+        sizes = self._sizes
+        if len(flat) < self.size:
+            ends = [*accumulate(sizes)]
+            sizes = sizes[: ends.index(len(flat)) + 1]
+        pieces = flat.split(sizes)[::2]
+        return {
+            name: self._view(piece, shape)
+            for piece, (name, shape) in zip(pieces, self._shapes.items(), strict=False)
+        }
 
     def _view(self, part: Tensor, shape: torch.Size) -> Tensor:
         if not (self._last and len(shape) == 4):
