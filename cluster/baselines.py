@@ -51,7 +51,7 @@ def measured(
     def ask(prepared: Prepared, work: Work, what: str) -> list[Scores]:
         workers = config.workers
         plan, _ = choose_plan(prepared, workers.gpus, workers.threads)
-        with open_pool(workers, prepared, plan, address) as pool:
+        with open_pool(workers, prepared, plan, address, should_stop=should_stop) as pool:
             pool.publish(Snapshot(0, prepared.meta))
             requests = Requests(pool, should_stop, workers.wait_s)
             return collected(prepared.setting(work), requests, 0, what)

@@ -70,10 +70,15 @@ def train(
         run = prepare(config, resume, claims=claims)
         learner, outer = run.learner, config.outer
         try:
-            with (
-                open_pool(config.workers, run.prepared, run.plan, address) as pool,
-                recorded(run, tags, source) as tracker,
-            ):
+            with ExitStack() as opened:
+                pool = opened.enter_context(
+                    open_pool(
+                        config.workers, run.prepared, run.plan, address, should_stop=should_stop
+                    )
+                )
+                if should_stop():
+                    raise Interrupted
+                tracker = opened.enter_context(recorded(run, tags, source))
                 requests = Requests(pool, should_stop, config.workers.wait_s, config.seed)
                 (version, meta), best = learn(run, pool, requests, tracker)
                 run.check_claims()
@@ -251,7 +256,9 @@ def evaluate(
         if baselines:
             stack.enter_context(shared_ray(config.workers, config.recipe(), address))
         others = measured(config, pretrained, address, should_stop) if baselines else None
-        pool = stack.enter_context(open_pool(config.workers, prepared, plan, address))
+        pool = stack.enter_context(
+            open_pool(config.workers, prepared, plan, address, should_stop=should_stop)
+        )
         pool.publish(Snapshot(version, meta))
         requests = Requests(pool, should_stop, config.workers.wait_s)
         scores = evaluate_all(prepared, requests, version, others)

@@ -326,6 +326,18 @@ def test_a_worker_that_cannot_follow_refuses_with_the_reason() -> None:
         RayPool(prepare(recipe), plan, Workers(), local=False)
 
 
+def test_nobody_waits_for_workers_whom_nobody_will_ask() -> None:
+    from cluster.pools.ray_pool import RayPool
+
+    settings = config(SINUSOID)
+    prepared = prepare(settings.recipe())
+    plan, _ = choose_plan(prepared, 0, 1)
+    workers = dataclasses.replace(settings.workers, min=2, max=2, cpus=0.1, wait_s=1e6)
+    pool = RayPool(prepared, plan, workers, local=False, should_stop=lambda: True)
+    assert pool.status().alive == 0  # they are only starting
+    pool.close()
+
+
 def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> None:
     import ray
     from ray.util import placement_group, remove_placement_group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,13 @@ def open_pool(
     plan: Plan,
     address: str | None = None,
     group: PlacementGroup | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Pool]:
     """Start the workers that are asked for; Ray is imported only if there are any.
 
     address: the Ray cluster to join.
     group: the placement group in which they start, such as that of a sweep's trial.
+    should_stop: whether to wait for no more workers, as nobody will ask them anything.
     """
     pool: Pool
     if workers.max == 0:
@@ -50,7 +52,9 @@ def open_pool(
             remedy="pip install 'ray[default,tune,train]', or set workers.max to 0",
         ) from error
     with connected(address, own_code(prepared.recipe, whole=address is not None)) as local:
-        pool = ray_pool.RayPool(prepared, plan, workers, local=local, group=group)
+        pool = ray_pool.RayPool(
+            prepared, plan, workers, local=local, group=group, should_stop=should_stop
+        )
         try:
             yield pool
         finally:

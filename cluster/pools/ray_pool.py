@@ -18,6 +18,7 @@ import os
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -61,11 +62,13 @@ class RayPool:
         *,
         local: bool,
         group: PlacementGroup | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Start the actors and wait for the first `workers.min`.
 
         local: the cluster is this machine alone, which gets no more room.
         group: a placement group with room for all: it waits for `workers.max`.
+        should_stop: whether to wait for no more of them, as nobody will ask them anything.
 
         Raises InputError if they do not start.
         """
@@ -96,7 +99,7 @@ class RayPool:
             self._start(Actor(f"worker-{i}", None))
         try:
             with awaiting(f"starting up to {workers.max} workers of {shortage.wanted(workers)}"):
-                self._wait_for(workers)
+                self._wait_for(workers, should_stop)
         except BaseException:
             self.close()
             raise
@@ -181,10 +184,10 @@ class RayPool:
         self._actors.clear()
         self._under_way.clear()
 
-    def _wait_for(self, workers: Workers) -> None:
+    def _wait_for(self, workers: Workers, should_stop: Callable[[], bool]) -> None:
         """Wait until enough actors are ready: a cluster may be growing."""
         deadline = time.monotonic() + workers.wait_s
-        while self.status().alive < workers.min:
+        while self.status().alive < workers.min and not should_stop():
             failure = self.next(timeout_s=1.0)
             if isinstance(failure, Failure):
                 if failure.kind == "error":
