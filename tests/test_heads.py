@@ -12,6 +12,7 @@ from torch import nn
 
 from metatrain.algorithms.maml import MAML
 from metatrain.algorithms.meta_sgd import MetaSGD
+from metatrain.algorithms.prototypical import Prototypical
 from metatrain.algorithms.reptile import Reptile
 from metatrain.core import InputError
 from metatrain.models import MLP, Conv4, heads
@@ -94,6 +95,12 @@ def test_a_head_that_compares_is_refused_if_no_support_set_is_given_to_it(algori
     with pytest.raises(InputError) as error:
         algorithm.init(bound("mlp", "attention"), torch.Generator())
     assert "algorithm.name to matching" in error.value.remedy
+
+
+def test_prototypes_are_refused_a_head_with_fast_weights_that_they_would_leave_as_drawn() -> None:
+    with pytest.raises(InputError) as error:
+        Prototypical().init(bound("mlp", "fast"), torch.Generator())
+    assert "head.name to linear or cosine" in error.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,13 @@ def test_a_policy_gradient_by_hand(
 
 
 @pytest.mark.parametrize(
-    "model", [MLP(hidden=(8,)), MLP(hidden=(), head=heads.Memory(cell="gru", hidden=8))]
+    "model",
+    [
+        MLP(hidden=(8,)),
+        MLP(hidden=(), head=heads.Memory(cell="gru", hidden=8)),
+        MLP(hidden=(), head=heads.MANN(hidden=4, slots=5, width=3, reads=2)),
+        MLP(hidden=(), head=heads.SNAIL(width=4, length=4)),
+    ],
 )
 @pytest.mark.parametrize("family", [Bandit(pulls=5, episodes=4), Navigation(horizon=5, episodes=4)])
 def test_log_probabilities_are_those_that_acted(family: Any, model: Any) -> None:

@@ -81,6 +81,11 @@ def init_without(
                 f"this algorithm computes {name}, and the network has none",
                 remedy=f"choose one that has, such as with model.head.name {heads}",
             )
+    if SUPPORT in model and SUPPORT not in names:
+        raise InputError(
+            "this algorithm gives the network's head no support set to compare with",
+            remedy=f"set model.head.name to {heads}",
+        )
     return {name: p for name, p in model.items() if name not in names}
 
 
