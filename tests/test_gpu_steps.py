@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, GLYPHS, config
-from pretended_gpu import CUDA, Gpu, pretended, unmarked
+from cases import CASES, GLYPHS, config, context, images
+from pretended_gpu import CUDA, Gpu, kernels, pretended, tensors, unmarked
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Contribution, Snapshot
 from cluster.workers.plan import Plan
-from metatrain.core import Meta, Ticket, Update, generator_for, to_device
+from metatrain.algorithms import MAML
+from metatrain.core import Meta, Task, Ticket, Update, generator_for, to_device
 from metatrain.learner import Learner, Outer
+from metatrain.models import Conv4
 from metatrain.outer_optimizer import BY_NUMBER
 from metatrain.start import TRAINING, prepare
 from metatrain.tasks import FewShot, fewshot
@@ -155,3 +158,32 @@ def test_parameters_in_one_array_move_as_each_by_itself(optimizer: str, gpu: typ
     with unmarked():
         for name, p in here.meta().flat().items():
             torch.testing.assert_close(there.meta().flat()[name], p, rtol=1e-12, atol=1e-14)
+
+
+class Counted(TorchDispatchMode):
+    """The kernels of what is computed on tensors without memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.kernels += kernels(func, tensors((args, kwargs)), tensors(found))
+        return found
+
+
+@SLOW
+def test_an_update_of_the_papers_omniglot_recipe_is_less_than_900_kernels() -> None:
+    """One copy for the patches of a convolution. With a copy for each of nine taps it was 1344."""
+    model = Conv4(pool="stride", features="mean", norm_scale=False)
+    algorithm = MAML(inner_lr=2.0, adapts=("*.conv.*", "head.*"))
+    bound, there = images(model, "batched", 5), torch.device("meta")
+    meta = to_device(algorithm.init(bound, torch.Generator()), there)
+    x, y = (
+        torch.empty(32, 5, 1, 28, 28, device=there),
+        torch.empty(32, 5, dtype=torch.int64, device=there),
+    )
+    with Counted() as counted:
+        algorithm.update(bound, meta, Task(x, y, x, y), context())
+    assert 0 < counted.kernels < 900
