@@ -408,6 +408,10 @@ def _fakes() -> dict[str, Callable[..., Any] | type]:
         "set_sync_debug_mode": lambda mode: setattr(Gpu, "strict", mode in ("error", 2)),
         "get_sync_debug_mode": lambda: 2 * Gpu.strict,
         "get_device_name": lambda *_: "pretended",
+        "reset_peak_memory_stats": lambda: None,
+        "max_memory_reserved": lambda: 2**30,
+        "memory_reserved": lambda: 0,
+        "mem_get_info": lambda: (2**30, 2**30),
     }
 
 

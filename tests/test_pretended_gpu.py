@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from cluster import run
 from cluster.config import Workers
-from cluster.dry_run import GB, Cost, Estimate
+from cluster.dry_run import GB, Cost, Estimate, estimate
 from cluster.pools.ray_worker import RayWorker
 from cluster.workers import cuda
-from cluster.workers.cuda import exact_products
-from cluster.workers.plan import Plan, choose_plan
+from cluster.workers.plan import Plan, choose_plan, device_of
 from cluster.workers.worker import Worker
-from metatrain import schema
+from metatrain import pretraining, schema
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Meta, Ticket, Update
+from metatrain.core import Context, InputError, Meta, Ticket, Update, to_device
+from metatrain.learner import Learner
 from metatrain.start import TRAINING, prepare
 from metatrain.tasks import Sinusoid, fewshot
 
@@ -317,11 +317,12 @@ def test_graphs_of_a_worker_have_one_stream_and_one_memory(gpu: type[Gpu]) -> No
     assert id(None) not in {stream for stream, _ in each} | {pool for _, pool in each}
 
 
-def test_products_are_exact_and_in_one_order_whatever_flag_is_set() -> None:
+def test_products_are_exact_and_in_one_order_whatever_flag_is_set(gpu: type[Gpu]) -> None:
+    """For all that computes on a GPU, pre-training as well."""
     before = torch.backends.fp32_precision  # type: ignore[attr-defined]
     try:
         torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
-        exact_products()
+        device_of(Plan("batched", "cuda", 1))
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # type: ignore[union-attr]
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
         assert torch.backends.cudnn.deterministic
@@ -354,6 +355,14 @@ def test_an_estimate_adds_what_a_gpu_holds_together() -> None:
         plan = Plan("batched", device, 1)
         found = Estimate(plan, "", 1, ticket, ticket, 1.0, 1.0, 1, None)
         assert memory in "\n".join(found.lines(config(small(SINUSOID))))
+
+
+@pytest.mark.ray
+def test_a_dry_run_estimates_it(gpu: type[Gpu]) -> None:
+    settings = config(small(SINUSOID, workers={"max": 0, "gpus": 1}))
+    text = "\n".join(estimate(settings, prepare(settings.recipe())).lines(settings))
+    assert "2.00 GB a worker" in text
+    assert "warning: 1 workers need 2.0 GB and 1.0 GB are free" in text
 
 
 def test_scores_by_support_and_one_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,3 +408,16 @@ def test_a_worker_of_ray_answers_alike_and_waits_twice(gpu: type[Gpu]) -> None:
             answers[device].append((sent.direction.tobytes(), sent.metrics))
         assert sum(gpu.waits.values()) <= (2 if device == "cuda" else 0), gpu.waits
     assert answers["cuda"] == answers["cpu"]
+
+
+def test_pretraining_computes_there(gpu: type[Gpu]) -> None:
+    tree = small(SINUSOID, pretraining={"steps": 3, "examples_per_step": 8, "examples_per_part": 4})
+    prepared = prepare(config(tree).recipe())
+    task = pretraining.supervision(prepared, "batched")
+    found = []
+    for device in (device_of(Plan("batched", "cuda", 1)), torch.device("cpu")):
+        learner = Learner(to_device(task.meta, device), task.outer, 0)
+        assert len(list(pretraining.learn(task, learner))) == 3
+        found.append(to_device(learner.meta(), torch.device("cpu")).model)
+    for name, p in found[0].items():
+        torch.testing.assert_close(p, found[1][name], msg=name)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from cluster.workers.cuda import exact_products
 from metatrain.core import ComputePath, InputError
 from metatrain.first_look import check_sample
 from metatrain.ops.build import KernelsUnavailable
@@ -56,9 +57,11 @@ def _choose(prepared: Prepared, gpus: float, threads: int) -> tuple[Plan, str]:
 
 
 def device_of(plan: Plan) -> torch.device:
-    """Where it computes; InputError if that is not here."""
+    """Where it computes: on a GPU from now on by exact products; InputError if it is not here."""
     if plan.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "workers.gpus asks for a GPU, but torch sees none here", remedy="set workers.gpus to 0"
         )
+    if plan.device == "cuda":
+        exact_products()
     return torch.device(plan.device)

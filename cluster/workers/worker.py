@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.workers.cuda import Replays, Step, exact_products
+from cluster.workers.cuda import Replays, Step
 from cluster.workers.layout import Layout
 from cluster.workers.memory import keep_freed_memory
 from cluster.workers.plan import Plan, device_of
@@ -44,8 +44,6 @@ class Worker:
     def __init__(self, prepared: Prepared, plan: Plan) -> None:
         self._device = device_of(plan)
         torch.set_num_threads(plan.threads)
-        if self._device.type == "cuda":
-            exact_products()
         keep_freed_memory()
         self._prepared = prepared
         self._path: ComputePath = plan.path
