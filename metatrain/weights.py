@@ -11,7 +11,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from metatrain import bundle, storage
-from metatrain.core import InputError, Meta, Params
+from metatrain.core import OWN, InputError, Meta, Params
 from metatrain.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,8 @@ def weights_at(place: str) -> Weights:
         recipe, meta = bundle.load(where)
         log.info("initial weights: %s", where)
         source = _source(recipe.name, storage.read(f"{where}/{bundle.TENSORS}"))
-        return Weights(meta.model | meta.frozen | meta.state, source, recipe)
+        tracked = {name: p for name, p in meta.state.items() if not name.startswith(OWN)}
+        return Weights(meta.model | meta.frozen | tracked, source, recipe)
     try:
         data = storage.read(place)
         tensors: dict[str, Tensor] = load_tensors(data)

@@ -81,6 +81,8 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         "outer": SHORT,
     },
     "imaml": SINUSOID | {"algorithm": {"name": "imaml", "inner_lr": 0.01, "inner_steps": 3}},
+    "meta-knowledge": SINUSOID
+    | {"algorithm": {"name": "meta_knowledge", "inner_lr": 0.01, "model_steps": 3}},
     "reptile-moments": SINUSOID
     | {
         "algorithm": {

@@ -4,20 +4,24 @@ Adam.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import context
+from cases import CASES, SINUSOID, config, context
 from torch.func import functional_call
 
+from metatrain import bundle
 from metatrain.algorithms import MAML, Reptile
 from metatrain.algorithms.inner_loop import minibatches
 from metatrain.core import ComputePath, InputError, Meta, Penalty
 from metatrain.learner import Learner, Outer
 from metatrain.models import MLP
+from metatrain.start import prepare
 from metatrain.tasks import Sinusoid
+from metatrain.weights import merged, weights_at
 
 FAMILY = Sinusoid(shots=8, queries=2)
 
@@ -164,3 +168,12 @@ def test_minibatches_go_through_all_examples_before_repeating() -> None:
         order = drawn[:, task].flatten().tolist()
         assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
     assert not torch.equal(drawn[:, 0], drawn[:, 1])
+
+
+def test_a_network_that_carried_moments_starts_another_without_them(tmp_path: Path) -> None:
+    recipe = config(CASES["reptile-moments"]).recipe()
+    meta = prepare(recipe).meta
+    bundle.save(str(tmp_path), recipe, meta)
+    other = prepare(config(SINUSOID).recipe()).meta
+    merged(other, weights_at(str(tmp_path)).tensors, "there")
+    assert {name for name in meta.state if name.startswith("own.")}

@@ -5,6 +5,7 @@ from metatrain.algorithms.imaml import IMAML
 from metatrain.algorithms.maml import MAML
 from metatrain.algorithms.maml_plus_plus import MAMLPlusPlus
 from metatrain.algorithms.matching import Matching
+from metatrain.algorithms.meta_knowledge import MetaKnowledge
 from metatrain.algorithms.meta_lstm import MetaLSTM
 from metatrain.algorithms.meta_networks import MetaNetworks
 from metatrain.algorithms.meta_sgd import MetaSGD
@@ -20,6 +21,7 @@ BuiltIn = (
     | MAMLPlusPlus
     | IMAML
     | GeneratedParameters
+    | MetaKnowledge
     | MetaLSTM
     | MetaNetworks
     | MetaSGD

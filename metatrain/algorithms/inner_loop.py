@@ -60,6 +60,12 @@ def init_whole(problem: Problem, generator: torch.Generator) -> Params:
     return model
 
 
+def fresh(problem: Problem, meta: Meta, seed: int, tasks: int) -> Params:
+    """Parameters of a network of its own for each task, [T, *shape] each."""
+    drawn = [problem.init(torch.Generator().manual_seed(seed + i)) for i in range(tasks)]
+    return {n: torch.stack([each[n] for each in drawn]).to(p) for n, p in meta.model.items()}
+
+
 def init_without(
     problem: Problem, generator: torch.Generator, names: Sequence[str], heads: str
 ) -> Params:
