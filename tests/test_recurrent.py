@@ -93,7 +93,9 @@ def test_a_snail_sees_every_example_with_its_own_target_and_nothing_that_comes_l
     hidden, previous = layer.hidden[None], layer.previous[None]
     start = torch.cat([layer.hidden, layer.previous])[None, None]
     for t in range(6):
+        kept = torch.cat([hidden, previous, x[:, t]], -1)
         out, hidden = layer(x[:, t], hidden, previous)
+        assert torch.equal(hidden, kept)  # as `keeps_all` says
         previous = y[:, t]
         known = torch.cat([start, torch.cat([x, y], -1)[:, :t]], 1)
         asked = torch.cat([x[:, t], torch.zeros(1, 1)], -1)[:, None]

@@ -20,6 +20,8 @@ class SNAILLayer(nn.Module):
     as arguments of `forward` their values now. So `hidden` grows with what is read.
     """
 
+    keeps_all = True  # its next state is hidden, previous and features in a row
+
     def __init__(
         self, features: int, outputs: int, feedback: int, *, width: int, length: int
     ) -> None:

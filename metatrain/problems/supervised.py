@@ -238,8 +238,11 @@ class Supervised:
         head = part(params, "head.")
         module, memory = self._part("head"), (params[HIDDEN], params[PREVIOUS])
         for x, y in zip(features.split(1, dim=1), targets.split(1, dim=1), strict=True):
-            _, hidden = call(module, self.path, head, x, *(m[:, None] for m in memory))
-            memory = hidden[:, 0], y[:, 0]
+            if getattr(module, "keeps_all", False):  # there is nothing to compute yet
+                hidden = torch.cat([*memory, x[:, 0]], -1)
+            else:
+                hidden = call(module, self.path, head, x, *(m[:, None] for m in memory))[1][:, 0]
+            memory = hidden, y[:, 0]
             yield params | {HIDDEN: memory[0], PREVIOUS: memory[1]}
 
     def with_loss(self, loss: Loss) -> Supervised:
