@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from metatrain.bounds import EXAMPLES
 from metatrain.errors import InputError
 
 Kind = Literal["images", "table", "episodes"]
@@ -137,6 +138,16 @@ CHOICES: dict[Kind, tuple[Choice, ...]] = {
 }
 
 
+# How the recipes above learn your own tasks.
+OWN_DATA: dict[Kind, str] = {
+    "images": "your own images: metatrain data import mine --source FOLDER, and add --set "
+    "family.data=mine --set family.splits=null --set family.invert=false",
+    "table": "your own table: add --set family.data=FILE --set family.group=COLUMN --set "
+    "family.target=COLUMN",
+    "episodes": "your own environment: write a family for it, as docs/algorithms.md says",
+}
+
+
 def suggest(
     kind: Kind, *, ways: int | None = None, shots: int = 1, seconds_per_task: float | None = None
 ) -> list[Choice]:
@@ -152,8 +163,8 @@ def suggest(
     if kind != "images" and ways is not None:
         raise InputError("ways", got=ways, expected="no number: only images have classes")
     for name, given, least in (("ways", ways or 5, 2), ("shots", shots, 1)):
-        if given < least:
-            raise InputError(name, got=given, expected=f"at least {least}")
+        if not least <= given <= EXAMPLES:
+            raise InputError(name, got=given, expected=f"{least} to {EXAMPLES:,}")
     if seconds_per_task is not None and not seconds_per_task > 0:
         raise InputError("seconds-per-task", got=seconds_per_task, expected="above 0")
     need = Need(kind, ways or 5, shots, seconds_per_task or float("inf"))

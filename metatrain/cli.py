@@ -74,12 +74,12 @@ def suggest(
     given = [kind for kind, chosen in kinds.items() if chosen]
     if len(given) > 1:
         raise InputError("what is given", got=given, expected="--images, --table or --episodes")
-    found = choosing.suggest(
-        given[0] if given else "images", ways=ways, shots=shots, seconds_per_task=seconds_per_task
-    )
+    kind = given[0] if given else "images"
+    found = choosing.suggest(kind, ways=ways, shots=shots, seconds_per_task=seconds_per_task)
     for number, choice in enumerate(found, 1):
         print(f"{number}. {choice.method}: {choice.reason}")
         print(f"   {program()} train {choice.start}")
+    print(choosing.OWN_DATA[kind])
 
 
 @app.command()

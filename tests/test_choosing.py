@@ -88,6 +88,7 @@ def test_time_ways_and_shots_decide() -> None:
     [
         ({"kind": "images", "ways": 1}, "ways"),
         ({"kind": "images", "shots": 0}, "shots"),
+        ({"kind": "table", "shots": 10**9}, "shots"),
         ({"kind": "table", "ways": 5}, "ways"),
         ({"kind": "images", "seconds_per_task": 0.0}, "seconds-per-task"),
         ({"kind": "images", "seconds_per_task": float("nan")}, "seconds-per-task"),
@@ -104,9 +105,13 @@ def test_the_commands_print_the_table_and_the_suggestions() -> None:
     printed = run(app, ["algorithms"]).output
     assert all(method.name in printed and method.when in printed for method in METHODS)
     printed = run(app, ["suggest", "--images", "--ways", "5", "--shots", "5"]).output
-    assert [line[:3] for line in printed.splitlines()[::2]] == ["1. ", "2. ", "3. "]
-    for line, choice in zip(printed.splitlines()[1::2], suggest("images", shots=5), strict=True):
+    *lines, own = printed.splitlines()
+    assert [line[:3] for line in lines[::2]] == ["1. ", "2. ", "3. "]
+    for line, choice in zip(lines[1::2], suggest("images", shots=5), strict=True):
         assert line.endswith(f" train {choice.start}")
+        _, _, changes = own.partition(" and add ")
+        family = started(choice._replace(start=f"{choice.start} {changes}")).family
+        assert (family.data, family.splits, family.invert) == ("mine", None, False)
     refused = run(app, ["suggest", "--table", "--episodes"]).exception
     assert isinstance(refused, InputError)
     assert refused.got == ["table", "episodes"]

@@ -30,11 +30,11 @@ from metatrain.models.heads import BIAS, FAST, SUPPORT, WEIGHT
 class MetaNetworks:
     """Turn the gradients of a task's examples into weights for it, without steps of descent.
 
-        Q* = d(grad_Q L_1, ..., grad_Q L_T)            for the body, Q    (algorithm 1, lines 4-8)
-        W*_i = m(grad_W L_i),  R_i = f(x_i; Q + Q*)    for the head, W    (lines 9-14)
-        output(x) = W f(x) + sum_i softmax_i(cos(R_i, f(x))) W*_i f(x)    (lines 16-18)
+        Q* = d(grad_Q L_1, ..., grad_Q L_T)                               (for the body, Q)
+        W*_i = m(grad_W L_i),   R_i = f(x_i; Q + Q*)                      (for the head, W)
+        output(x) = W f(x) + sum_i softmax_i(scale * cos(R_i, f(x))) W*_i f(x)
 
-    L_i is the cross-entropy of support example i. d is an LSTM and m a perceptron, both on each
+    (Algorithm 1.) L_i is the cross-entropy of support example i. d is an LSTM and m a perceptron, both on each
     coordinate, with `Meta.algorithm` as weights. The paper has two networks, b and u; here u is the
     body and b the head on it, and fast weights of the body are added to the slow ones. The model
     must have `head: {name: fast}`.

@@ -14,7 +14,7 @@ class FastLayer(nn.Module):
 
         a = softmax_i(scale * cos(x, support_i)),   output = W x + b + sum_i a_i (W*_i x + b*_i)
 
-    (arXiv 1703.00837, section 3.2.) `support` [S, features] and `fast` [S, outputs, features + 1],
+    (arXiv 1703.00837, algorithm 1.) `support` [S, features] and `fast` [S, outputs, features + 1],
     which has b* last, are parameters that an algorithm replaces for each task. The paper has no
     scale. Also takes the parameters and inputs of T tasks at once.
     """

@@ -13,7 +13,7 @@ class SNAILLayer(nn.Module):
     """Predict an example from the sequence of all examples before it, with their targets.
 
     The layers are attention, convolutions, attention, convolutions, attention, and a linear map
-    (arXiv 1707.03141, section 5.1); each appends its output to its input. They see (x_1, y_1), ...,
+    (arXiv 1707.03141, appendix A); each appends its output to its input. They see (x_1, y_1), ...,
     (x_t, y_t), (x, 0), behind a token that is learned.
 
     `hidden` is the sequence x_0, y_0, x_1, ..., x_t and `previous` is y_t: as parameters the token,
