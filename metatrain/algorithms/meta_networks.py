@@ -34,10 +34,10 @@ class MetaNetworks:
         W*_i = m(grad_W L_i),   R_i = f(x_i; Q + Q*)                      (for the head, W)
         output(x) = W f(x) + sum_i softmax_i(scale * cos(R_i, f(x))) W*_i f(x)
 
-    (Algorithm 1.) L_i is the cross-entropy of support example i. d is an LSTM and m a perceptron, both on each
-    coordinate, with `Meta.algorithm` as weights. The paper has two networks, b and u; here u is the
-    body and b the head on it, and fast weights of the body are added to the slow ones. The model
-    must have `head: {name: fast}`.
+    (Algorithm 1.) L_i is the cross-entropy of support example i. d is an LSTM and m a perceptron,
+    both on each coordinate, with `Meta.algorithm` as weights. The paper has two networks, b and u;
+    here u is the body and b the head on it, and fast weights of the body are added to the slow
+    ones. The model must have `head: {name: fast}`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
