@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 WAITS = {  # operations for which the host waits
@@ -80,7 +80,7 @@ def unmarked() -> contextlib.ExitStack:
 def storage(t: Tensor) -> Any:
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
-    with unmarked():
+    with torch._C.DisableTorchFunction():
         return t.untyped_storage()
 
 
@@ -98,7 +98,13 @@ def mark(t: Tensor) -> Tensor:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Those in what an operation gets and returns; torch's own function takes longer."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    branches = tree.values() if isinstance(tree, dict) else tree
+    if not isinstance(tree, dict | list | tuple):
+        return []
+    return [t for branch in branches for t in tensors(branch)]
 
 
 def line() -> str:
@@ -240,6 +246,11 @@ class _Move(torch.autograd.Function):
 
 class Ops(TorchDispatchMode):
     """Every operation, those of backward passes as well."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; torch would import its compiler."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, given = kwargs or {}, tensors((args, kwargs))
