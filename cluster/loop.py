@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from cluster.collector import Requests
 from cluster.evaluation import evaluate_for
-from cluster.pools.pool import Contribution, Pool, Snapshot
+from cluster.pools.pool import Pool, Snapshot
 from metatrain.core import Purpose, Update
-from metatrain.learner import Diverged, Learner
+from metatrain.learner import Applied, Diverged, Learner
 from metatrain.start import TRAINING, Prepared
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 MOST_UNSOUND = 3  # steps in a row with updates that are not finite: the next will have some, too
+MOST_AHEAD = 4  # steps that a GPU may not have made when the next one is asked for
 
 
 class Hooks(NamedTuple):
@@ -34,6 +37,15 @@ class Hooks(NamedTuple):
     on_step: Callable[[int, Metrics], None]  # after each outer step, with its metrics
     save: Callable[[], None]  # write a checkpoint of the learner as it is
     finished: Callable[[], bool] = lambda: False  # whether training ends before its last step
+
+
+class Step(NamedTuple):
+    """An outer step whose numbers may not have come yet."""
+
+    version: int  # outer steps made with it
+    applied: Callable[[], Applied]
+    updates: list[str]  # each update's ticket and worker
+    metrics: Metrics
 
 
 def train(
@@ -55,6 +67,32 @@ def train(
     pool.publish(Snapshot(learner.version, learner.meta()))
     asked = learner.version  # steps below it have been asked for
     saved, unsound = learner.version, 0
+    steps: deque[Step] = deque()  # those that are not reported
+
+    def report(left: int) -> None:
+        """Report the oldest steps until so many are left."""
+        nonlocal unsound
+        while len(steps) > left:
+            step = steps.popleft()
+            applied = step.applied()
+            unsound = unsound + 1 if applied.left_out else 0
+            last = step.version == outer.steps
+            _report_left_out(applied.left_out, step.updates, unsound, last)
+            metrics = {
+                **{f"train/{name}": value for name, value in applied.metrics.items()},
+                "learner.gradient_norm": applied.gradient_norm,
+                "learner.lr": applied.lr,
+                **{f"algorithm.{name}": value for name, value in applied.learned.items()},
+                **step.metrics,
+                "system/left_out_updates": len(applied.left_out),
+            }
+            if validates(step.version):
+                metrics |= _validate(prepared, requests, step.version)
+            hooks.on_step(step.version, metrics)
+
+    def validates(version: int) -> bool:
+        every = validation.every_steps
+        return every > 0 and (version % every == 0 or version == outer.steps)
 
     def save() -> None:
         nonlocal saved
@@ -81,16 +119,11 @@ def train(
             tickets = training.tickets(learner.version)
             found = requests.collect(tickets, oldest)
             staleness = learner.version - min(c.version for c in found)
-            applied = learner.apply([c.result for c in found if isinstance(c.result, Update)])
-            unsound = unsound + 1 if applied.left_out else 0
-            _report_left_out(applied.left_out, found, unsound, learner.version == outer.steps)
+            applied = learner.take([c.result for c in found if isinstance(c.result, Update)])
             pool.publish(Snapshot(learner.version, learner.meta()))
+            report(MOST_AHEAD)
             seconds = time.monotonic() - started
             metrics: Metrics = {
-                **{f"train/{name}": value for name, value in applied.metrics.items()},
-                "learner.gradient_norm": applied.gradient_norm,
-                "learner.lr": applied.lr,
-                **{f"algorithm.{name}": value for name, value in applied.learned.items()},
                 "system/staleness": staleness,
                 "system/tasks_per_s": outer.tasks_per_step / seconds,
                 "system/worker_utilisation": (requests.busy_s - busy_s)
@@ -103,17 +136,20 @@ def train(
                 "system/lost_tickets": requests.lost,
                 "system/repeated_tickets": requests.repeated,
                 "system/replaced_workers": requests.replaced,
-                "system/left_out_updates": len(applied.left_out),
                 "system/dropped_updates": requests.dropped,
             }
-            last = learner.version == outer.steps
-            if validation.every_steps and (learner.version % validation.every_steps == 0 or last):
-                metrics |= _validate(prepared, requests, learner.version)
-            hooks.on_step(learner.version, metrics)
+            names = [f"{c.ticket} by {c.worker}" for c in found]
+            steps.append(Step(learner.version, applied, names, metrics))
+            last, due = learner.version == outer.steps, learner.version % save_every == 0
+            if last or due or validates(learner.version) or not learner.defers:
+                report(0)
             ended = last or hooks.finished()
-            if learner.version % save_every == 0 or ended:
+            if due or ended:
+                report(0)
                 save()
     except Exception:
+        with suppress(Diverged):  # a checkpoint's steps have their lines
+            report(0)
         save()
         raise
     finally:
@@ -121,7 +157,7 @@ def train(
 
 
 def _report_left_out(
-    left_out: Sequence[int], found: Sequence[Contribution], in_a_row: int, is_last: bool
+    left_out: Sequence[int], updates: Sequence[str], in_a_row: int, is_last: bool
 ) -> None:
     """Name the tickets whose updates are not finite.
 
@@ -130,9 +166,9 @@ def _report_left_out(
     """
     if not left_out:
         return
-    names = [f"{found[i].ticket} by {found[i].worker}" for i in left_out]
+    names = [updates[i] for i in left_out]
     log.warning("updates that are not finite are left out: %s", "; ".join(names))
-    if in_a_row >= MOST_UNSOUND or (is_last and len(left_out) == len(found)):
+    if in_a_row >= MOST_UNSOUND or (is_last and len(left_out) == len(updates)):
         what = "the last outer step has only updates"
         if in_a_row >= MOST_UNSOUND:
             what = f"{in_a_row} outer steps in a row have updates"

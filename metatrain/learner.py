@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from metatrain.core import (
     Sentence,
     Ticket,
     Update,
+    arriving,
     generator_for,
 )
 from metatrain.outer_optimizer import OuterOptimizer
@@ -136,11 +137,20 @@ class Learner:
             outer.groups,
         )
         self._params = self._optimizer.params
+        # Several updates would have to be looked at one by one if their mean is not finite.
+        self.defers = self._optimizer.skips and outer.tickets() == 1
 
     def apply(self, updates: Sequence[Update]) -> Applied:
+        """Take one outer step and wait for its numbers: see `take`."""
+        return self.take(updates)()
+
+    def take(self, updates: Sequence[Update]) -> Callable[[], Applied]:
         """Take one outer step along the updates, in the order given and weighted by their tasks.
 
         Updates that are not finite are left out; if there are no others, the step changes nothing.
+
+        Returns what waits for the step's numbers. Of a learner that `defers`, a GPU may still
+        compute all of it.
 
         Raises Diverged, with nothing changed, if finite updates together are not finite, or if the
         first step has none.
@@ -151,10 +161,23 @@ class Learner:
         generator = generator_for(self._seed, Ticket("update", "train", self.version, 0), "noise")
         directions = [{name: each[name] for name in self._params} for each in flat]
         direction = self._outer.aggregate(directions, weights, generator)
-        norm = float(norm_of(direction))
-        if not math.isfinite(norm):
-            return self._without_the_unsound(updates)
-        grads = self._optimizer.grads()
+        norm, skip = norm_of(direction), None
+        if self.defers and self.version > 0:
+            skip = 1.0 - norm.isfinite().float()
+        elif not math.isfinite(norm):
+            applied = self._without_the_unsound(updates)
+            return lambda: applied
+        self._descend(direction, skip)
+        states = [{name: each[name] for name in self._state} for each in flat]
+        state = Mean()(states, weights, generator)
+        if skip is not None:
+            state = {n: torch.where(skip > 0, self._state[n], p) for n, p in state.items()}
+        self._state = state
+        self.version += 1
+        return self._numbers(updates, norm)
+
+    def _descend(self, direction: Params, skip: Tensor | None) -> None:
+        grads, rate = self._optimizer.grads(), self._outer.rate(self.version)
         torch._foreach_copy_([*grads.values()], [direction[name] for name in grads])
         if self._outer.penalty is not None:
             for name, grad in grads.items():
@@ -164,12 +187,35 @@ class Learner:
             torch.nn.utils.clip_grad_value_(self._optimizer.wholes, self._outer.clip_value)
         if self._outer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._optimizer.wholes, self._outer.clip_norm)
-        rate = self._outer.rate(self.version)
-        self._optimizer.step(rate)
-        states = [{name: each[name] for name in self._state} for each in flat]
-        self._state = Mean()(states, weights, generator)
-        self.version += 1
-        return Applied(_means(updates), norm, self._outer.lr * rate, self._learned())
+        self._optimizer.step(rate, skip)
+
+    def _numbers(
+        self, updates: Sequence[Update], norm: float | Tensor, left_out: tuple[int, ...] = ()
+    ) -> Callable[[], Applied]:
+        """What waits for the numbers of the step that was made last."""
+        lr = self._outer.lr * self._outer.rate(self.version - 1)
+        tasks = [update.tasks for update in updates]
+        named: dict[Any, float | Tensor] = {("norm", ""): norm}
+        for i, update in enumerate(updates):
+            named |= {(i, name): value for name, value in update.metrics.items()}
+        for name, p in self._params.items():
+            if name.startswith("algorithm."):
+                named["learned", name.removeprefix("algorithm.")] = p.detach().mean()
+        read = arriving(named)
+
+        def applied() -> Applied:
+            found = read()
+            norm, out = found["norm", ""], left_out
+            if not math.isfinite(norm):
+                norm, out = math.nan, left_out or (0,)
+            metrics = {
+                name: sum(found[i, name] * n for i, n in enumerate(tasks)) / sum(tasks)
+                for name in updates[0].metrics
+            }
+            learned = {name: value for (kind, name), value in found.items() if kind == "learned"}
+            return Applied(metrics, norm, lr, learned, out)
+
+        return applied
 
     def _without_the_unsound(self, updates: Sequence[Update]) -> Applied:
         """Take the step along the updates that are finite, which not all of them are."""
@@ -186,17 +232,8 @@ class Learner:
         if any(sound):
             kept = [each for each, is_sound in zip(updates, sound, strict=True) if is_sound]
             return self.apply(kept)._replace(left_out=left_out)
-        rate = self._outer.rate(self.version)
         self.version += 1
-        return Applied(_means(updates), math.nan, self._outer.lr * rate, self._learned(), left_out)
-
-    def _learned(self) -> dict[str, float]:
-        """The mean of each of the algorithm's own parameters: one copy from a GPU for all."""
-        own = {n: p for n, p in self._params.items() if n.startswith("algorithm.")}
-        if not own:
-            return {}
-        means = torch.stack([p.detach().mean() for p in own.values()]).tolist()
-        return {n.removeprefix("algorithm."): m for n, m in zip(own, means, strict=True)}
+        return self._numbers(updates, math.nan, left_out)()
 
     def meta(self) -> Meta:
         """The meta-parameters now.
@@ -238,12 +275,3 @@ class Learner:
 
     def _all(self) -> Params:
         return self._params | self._state | self._frozen
-
-
-def _means(updates: Sequence[Update]) -> dict[str, float]:
-    """The updates' metrics, as means over the tasks."""
-    total = sum(update.tasks for update in updates)
-    return {
-        name: sum(float(update.metrics[name]) * update.tasks for update in updates) / total
-        for name in updates[0].metrics
-    }

@@ -13,8 +13,8 @@ from metatrain.bounds import RATE
 from metatrain.core import InputError, Params
 
 # Classes of torch.optim that move each number by itself; the first have a kernel for all they do.
-FUSED = ("Adagrad", "Adam", "AdamW", "SGD")
-BY_NUMBER = (*FUSED, "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
+FUSED = ("Adam", "AdamW", "SGD")
+BY_NUMBER = (*FUSED, "Adadelta", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
 
 
 class Leaf:
@@ -64,6 +64,8 @@ class OuterOptimizer:
         together = on_gpu and len({p.dtype for p in params.values()}) == 1
         if on_gpu and name in FUSED and not options.keys() & {"foreach", "fused", "capturable"}:
             options = {**options, "fused": True}
+        # Whether a step can be skipped for a reason that only the GPU knows.
+        self.skips = on_gpu and name in FUSED and bool(options.get("fused"))
         self._leaves: list[Leaf] = []
         given = []
         for pattern, members in _members(params, groups).items():
@@ -90,10 +92,15 @@ class OuterOptimizer:
             for name, part in leaf.parts(leaf.whole.grad).items()
         }
 
-    def step(self, rate: float) -> None:
-        """Take a step at a part of the learning rates."""
+    def step(self, rate: float, skip: Tensor | None = None) -> None:
+        """Take a step at a part of the learning rates.
+
+        skip: [] 1.0 on the GPU if the step is to change nothing, else 0.0.
+        """
         for group, lr in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * rate
+        if skip is not None:
+            vars(self._optimizer)["found_inf"] = skip  # as torch.amp has fused optimizers skip
         self._optimizer.step()
 
     def state(self) -> dict[str, Any]:

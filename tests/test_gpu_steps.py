@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,8 @@ from cases import CASES, GLYPHS, config, context, images
 from pretended_gpu import CUDA, Gpu, kernels, pretended, tensors, unmarked
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cluster import loop
+from cluster.collector import Interrupted, Requests
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Contribution, Snapshot
 from cluster.workers.plan import Plan
@@ -93,10 +97,80 @@ def small(name: str) -> dict[str, Any]:
     "case",
     ["sinusoid", *(pytest.param(x, marks=SLOW) for x in ("maml-conv4", "layer-step-rates"))],
 )
-def test_the_host_waits_three_times_an_outer_step_at_most(case: str, gpu: type[Gpu]) -> None:
-    """For an update and its metrics, for the norm of the step, and for what an algorithm learns."""
+def test_the_host_waits_once_an_outer_step(case: str, gpu: type[Gpu]) -> None:
+    """For all numbers of the step, what an algorithm learns included."""
     _, waits, _ = stepped(small(case), gpu, 5)
-    assert max(waits[3:]) <= (3 if case == "layer-step-rates" else 2)
+    assert max(waits[3:]) == 1
+
+
+@SLOW
+def test_the_host_waits_twice_for_several_tickets(gpu: type[Gpu]) -> None:
+    """Whether their mean is finite decides whether each has to be looked at."""
+    tree = small("sinusoid")
+    tree["outer"] = tree["outer"] | {"tasks_per_ticket": 1}
+    _, waits, _ = stepped(tree, gpu, 5)
+    assert max(waits[3:]) == 2
+
+
+@pytest.mark.parametrize("stops_after", [None, 8])
+def test_steps_are_reported_in_turn_and_before_they_are_saved(
+    stops_after: int | None, gpu: type[Gpu]
+) -> None:
+    """Though a GPU is asked for the next ones before their numbers have come."""
+    tree = small("sinusoid") | {"validation": {"every_steps": 5, "tasks": 2}}
+    tree["outer"] = tree["outer"] | {"steps": 12}
+    recipe = config(tree).recipe()
+    prepared = prepare(recipe)
+    pool = LocalPool(prepared, Plan("batched", "cuda", 1))
+    learner = Learner(to_device(prepared.meta, CUDA), recipe.outer)
+    said: list[tuple[str, int]] = []
+    ahead: list[int] = []
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        said.append(("validated" if "val/mse_after" in metrics else "step", step))
+        ahead.append(learner.version - step)
+
+    requests = Requests(pool, lambda: learner.version == stops_after)
+    hooks = loop.Hooks(on_step, lambda: said.append(("saved", learner.version)))
+    with pytest.raises(Interrupted) if stops_after else nullcontext():
+        loop.train(prepared, learner, pool, requests, hooks, save_every=4)
+    end = stops_after or 12
+    assert [step for what, step in said if what != "saved"] == list(range(end + 1))
+    assert [step for what, step in said if what == "validated"] == [
+        step for step in (0, 5, 10, 12) if step <= end
+    ]
+    saved = [at for at, (what, _) in enumerate(said) if what == "saved"]
+    assert [said[at] for at in saved] == [("saved", step) for step in (4, 8, 12) if step <= end]
+    assert all(said[at - 1][1] == said[at][1] for at in saved)
+    assert max(ahead) > 0
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", pytest.param("SGD", marks=SLOW)])
+def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu_either(
+    optimizer: str, gpu: type[Gpu]
+) -> None:
+    options = {"momentum": 0.9} if optimizer == "SGD" else {}
+    outer = Outer(
+        steps=9, tasks_per_step=1, tasks_per_ticket=1, optimizer=optimizer, lr=0.01, options=options
+    )
+    start = Meta({"w": torch.ones(3)}, {"r": torch.ones(())}, {"mean": torch.zeros(2)})
+    there = Learner(to_device(start, CUDA), outer)
+    here = Learner(start, outer)
+    assert there.defers
+    assert not here.defers
+    for value in (1.0, 2.0, math.nan, 3.0):
+        direction = start._replace(
+            model={"w": torch.full((3,), value)}, state={"mean": torch.full((2,), value)}
+        )
+        mine = there.apply([Update(to_device(direction, CUDA), 1, {"loss": 0.5})])
+        with unmarked():
+            expected = here.apply([Update(direction, 1, {"loss": 0.5})])
+        assert mine.left_out == expected.left_out == (() if math.isfinite(value) else (0,))
+        assert mine.metrics == expected.metrics
+    assert there.version == here.version == 4
+    with unmarked():
+        for name, p in here.meta().flat().items():
+            torch.testing.assert_close(there.meta().flat()[name], p)
 
 
 @SLOW

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import suppress
-from functools import partial
 
 from cluster.pools.pool import Contribution, Failure, PoolStatus, Snapshot
 from cluster.workers.plan import Plan
+from cluster.workers.usage import Spent
 from cluster.workers.worker import Worker
 from metatrain.core import Ticket
 from metatrain.custom import staying
@@ -23,6 +23,7 @@ class LocalPool:
 
     def __init__(self, prepared: Prepared, plan: Plan) -> None:
         self._worker = Worker(prepared, plan)
+        self._ahead = plan.device == "cuda"  # tasks are drawn while it computes
         self._requested: deque[tuple[Ticket, float]] = deque()
 
     def publish(self, snapshot: Snapshot) -> None:
@@ -32,12 +33,19 @@ class LocalPool:
         self._requested.append((ticket, time.monotonic()))
 
     def next(self, timeout_s: float) -> Contribution | Failure | None:
-        """Compute the oldest request; an error in it is raised as it is."""
+        """Compute the oldest request; an error in it is raised as it is.
+
+        A GPU may still compute it: see Worker.launch.
+        """
         if not self._requested:
             return None
         ticket, _ = self._requested.popleft()
+        started, cpu_s = time.perf_counter(), time.process_time()
         with staying(f"ticket {ticket}"):
-            result, spent = self._worker.compute(ticket, partial(self._draw_after, ticket))
+            result = self._worker.launch(ticket)
+        if self._ahead and ticket.work == "update":
+            self._draw_after(ticket)
+        spent = Spent(time.perf_counter() - started, time.process_time() - cpu_s)
         return Contribution(ticket, self._worker.version, "local", spent, result)
 
     def _draw_after(self, ticket: Ticket) -> None:

@@ -6,7 +6,6 @@ It is the same in the driver's process and in a Ray actor.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +30,7 @@ from metatrain.core import (
     TaskFamily,
     Ticket,
     Update,
+    arriving,
     generator_for,
     to_device,
 )
@@ -73,17 +73,24 @@ class Worker:
         self._drawn = {t: tasks for t, tasks in self._drawn.items() if t.step >= ticket.step - 1}
         self._drawn[ticket] = staged(self._sample(ticket), self._device)
 
-    def compute(
-        self, ticket: Ticket, meanwhile: Callable[[], object] = lambda: None
-    ) -> tuple[Update | Scores, Spent]:
+    def compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
         """The ticket's update, on the worker's device, or its scores, and what it cost.
-
-        meanwhile: is called while a GPU computes an update, and not on a CPU.
 
         Raises InputError if memory is not enough.
         """
+        started, cpu_s = time.perf_counter(), time.process_time()
+        result = self.launch(ticket)
+        if isinstance(result, Update):
+            result = result._replace(metrics=arriving(result.metrics)())
+        return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
+
+    def launch(self, ticket: Ticket) -> Update | Scores:
+        """The same, but a GPU may still compute the update: then metrics are numbers there.
+
+        What is asked of the GPU next comes after it.
+        """
         try:
-            return self._compute(ticket, meanwhile)
+            return self._launched(ticket)
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
@@ -94,41 +101,28 @@ class Worker:
                 "algorithm.first_order to true if the algorithm has them",
             ) from error
 
-    def _compute(
-        self, ticket: Ticket, meanwhile: Callable[[], object]
-    ) -> tuple[Update | Scores, Spent]:
-        started, cpu_s = time.perf_counter(), time.process_time()
+    def _launched(self, ticket: Ticket) -> Update | Scores:
         setting = self._prepared.settings[ticket.purpose]
         problem = self._problem(ticket.purpose)
         tasks = self._drawn.pop(ticket, None) or staged(self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
-        result: Update | Scores
-        if ticket.work == "update":
-            step: Step = partial(setting.algorithm.update, problem, self._meta)
-            if self._device.type == "cuda":
-                self._replays = self._replays or Replays(step, setting.algorithm, self._device)
-                result = self._away(self._replays(tasks, context), meanwhile)
-            else:
-                update = step(tasks, context)
-                result = update._replace(metrics={n: float(v) for n, v in update.metrics.items()})
-        else:
+        if ticket.work != "update":
             found = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
-            result = to_device(found, torch.device("cpu"))
-        return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
+            return to_device(found, torch.device("cpu"))
+        step: Step = partial(setting.algorithm.update, problem, self._meta)
+        if self._device.type == "cuda":
+            self._replays = self._replays or Replays(step, setting.algorithm, self._device)
+            return self._away(self._replays(tasks, context))
+        update = step(tasks, context)
+        return update._replace(metrics={name: float(v) for name, v in update.metrics.items()})
 
-    def _away(self, update: Update, meanwhile: Callable[[], object]) -> Update:
-        """An update where the next replay does not write, its metrics as numbers: one wait."""
+    def _away(self, update: Update) -> Update:
+        """An update in memory where the next replay does not write."""
         direction = self.layout.unflatten(self.layout.flatten(update.direction))
         computed = {n: v for n, v in update.metrics.items() if isinstance(v, Tensor)}
-        read = None
         if computed:
-            read = torch.stack([*computed.values()]).to("cpu", non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        meanwhile()
-        done.synchronize()
-        if read is not None:
-            computed = dict(zip(computed, read.tolist(), strict=True))
+            copies = torch.stack([*computed.values()]).unbind()
+            computed = dict(zip(computed, copies, strict=True))
         return update._replace(direction=direction, metrics={**update.metrics, **computed})
 
     def _sample(self, ticket: Ticket) -> Any:

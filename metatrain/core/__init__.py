@@ -38,6 +38,7 @@ from metatrain.core.values import Task as Task
 from metatrain.core.values import Ticket as Ticket
 from metatrain.core.values import Update as Update
 from metatrain.core.values import Work as Work
+from metatrain.core.values import arriving as arriving
 from metatrain.core.values import count as count
 from metatrain.core.values import generator_for as generator_for
 from metatrain.core.values import take as take

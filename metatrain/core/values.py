@@ -169,3 +169,20 @@ def together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     there = flat.pin_memory().to(device, non_blocking=True)
     parts = there.split([each.numel() for each in tensors])
     return [part.view(each.shape) for part, each in zip(parts, tensors, strict=True)]
+
+
+def arriving(numbers: Mapping[Any, float | Tensor]) -> Callable[[], dict[Any, float]]:
+    """Send numbers of a GPU to the host together; whoever calls the result waits for them."""
+    there = {key: v for key, v in numbers.items() if isinstance(v, Tensor) and v.is_cuda}
+    if not there:
+        return lambda: {key: float(value) for key, value in numbers.items()}
+    here = torch.stack([*there.values()]).to("cpu", non_blocking=True)
+    sent = torch.cuda.Event()
+    sent.record()
+
+    def read() -> dict[Any, float]:
+        sent.synchronize()
+        found = dict(zip(there, here.tolist(), strict=True))
+        return {key: float(found.get(key, value)) for key, value in numbers.items()}
+
+    return read
