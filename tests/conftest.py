@@ -16,11 +16,13 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 from matplotlib.figure import Figure
+from pretended_gpu import Gpu, pretended
 from services import S3, Nodes, cache_in, drawing, free_port, mlflow_in
 
 from metatrain import figures
 from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
+from metatrain.tasks import fewshot
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -96,6 +98,15 @@ def pictures() -> Iterator[None]:
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and stores that a test leaves in the working directory are its own."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def gpu() -> Iterator[type[Gpu]]:
+    """A GPU that is pretended."""
+    torch.set_num_threads(1)
+    with pretended() as found:
+        yield found
+    fewshot._resident.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, GLYPHS, REPTILE, SINUSOID, config
-from pretended_gpu import DEFAULT, Gpu, pretended, unmarked
-from torch import Tensor, nn
+from cases import CASES, GLYPHS, REPTILE, SINUSOID, config, context, drawn_images, exact, images
+from pretended_cases import SCORED, maml, small
+from pretended_gpu import Gpu, unmarked
+from torch import Tensor
 
 from cluster import run
 from cluster.config import Workers
 from cluster.dry_run import GB, Cost, Estimate, estimate
 from cluster.pools.ray_worker import RayWorker
-from cluster.workers import cuda
 from cluster.workers.plan import Plan, choose_plan, device_of
 from cluster.workers.worker import Worker
 from metatrain import pretraining, schema
 from metatrain.algorithms import inner_loop
-from metatrain.core import Context, InputError, Meta, Ticket, Update, to_device
+from metatrain.core import InputError, Meta, Ticket, Update, to_device
 from metatrain.learner import Learner
-from metatrain.start import TRAINING, prepare
-from metatrain.tasks import Sinusoid, fewshot
-
-SMALL = {"steps": 4, "tasks_per_step": 3, "tasks_per_ticket": 2, "lr": 0.003}
-SCORED = {"tasks": 3, "tasks_per_ticket": 2}
-
-
-@pytest.fixture
-def gpu() -> Iterator[type[Gpu]]:
-    torch.set_num_threads(1)
-    with pretended() as found:
-        yield found
-    fewshot._resident.cache_clear()
-
-
-def small(tree: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A case of two tickets a step, the second of one task, with a small network."""
-    outer = {k: v for k, v in tree["outer"].items() if k in ("optimizer", "groups")}
-    scored = {k: v for k, v in tree["evaluation"].items() if not k.startswith("tasks")}
-    tree = tree | {"outer": SMALL | outer, "evaluation": SCORED | scored}
-    if tree["model"]["name"] == "conv4":
-        tree["model"] = tree["model"] | {"filters": 4}
-    if "epoch_steps" in tree["algorithm"]:  # all steps are of one phase
-        tree["algorithm"] = tree["algorithm"] | {"epoch_steps": 100}
-    return tree | changes
-
-
-def maml(**options: Any) -> dict[str, Any]:
-    return {"name": "maml", "inner_lr": 0.1, **options}
-
+from metatrain.models import Conv4
+from metatrain.problems import supervised
+from metatrain.problems.supervised import Supervised
+from metatrain.start import prepare
 
 NET = GLYPHS["model"] | {"filters": 4}
 REPLAYED: dict[str, dict[str, Any]] = {
@@ -131,205 +102,6 @@ def test_a_run_in_process_trains_saves_and_resumes(
     assert ends[0] == ends[2]
 
 
-class Gridded(nn.Module):
-    """A layer with a constant of its own, which a module takes with it when it is moved."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.register_buffer("grid", torch.linspace(-1, 1, 8))
-        self.body, self.head = nn.Linear(inputs, 8), nn.Linear(8, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(torch.tanh(self.body(x)) * self.grid)
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    name: str = "test_pretended_gpu:Grid"
-
-    def module(self, inputs: Any, outputs: int, feedback: int) -> nn.Module:
-        return Gridded(inputs[0], outputs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Own:
-    """First-order MAML of the user's that does what `kind` says besides."""
-
-    name: str = "test_pretended_gpu:Own"
-    kind: str = ""
-
-    def init(self, problem: Any, generator: torch.Generator) -> Meta:
-        return Meta(problem.init(generator), {}, {})
-
-    def adapt(self, problem: Any, meta: Meta, task: Any, context: Context) -> Iterator[Any]:
-        rate: Any = 0.01
-        generator = context.generator
-        if self.kind == "annealed":  # by the outer step, as MAML++ does
-            rate /= 1 + context.ticket.step
-        if self.kind == "noisy later" and context.ticket.step > 0:
-            rate *= 1 + float(torch.rand((), generator=generator))
-        if self.kind == "noisy":
-            rate = torch.rand((), generator=generator).to(task[0].device)
-        if self.kind == "noisy, on the host":
-            rate = torch.rand(3, generator=generator)[torch.arange(3)].numpy().max().item()
-        if self.kind == "noisy, in place":
-            rate = torch.empty(()).uniform_(generator=generator).to(task[0].device)
-
-        def loss(phi: Any) -> Tensor:
-            found: Tensor = problem.support_loss(phi, task, context)
-            return found
-
-        rates = [dict.fromkeys(meta.model, rate)]
-        start = inner_loop.start(meta, task)
-        yield from inner_loop.descend(loss, start, rates=rates, order=1, generator=generator)
-
-    def update(self, problem: Any, meta: Meta, tasks: Any, context: Context) -> Update:
-        found = inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context)
-        if self.kind == "looks":  # at a number
-            seen = {"seen": float(found.metrics["loss_after"])}
-            found = found._replace(metrics={**found.metrics, **seen})
-        if self.kind == "synchronises":  # which is found in a capture only
-            waits_unseen()
-        return found
-
-
-def waits_unseen() -> None:
-    if Gpu.capturing is not None:
-        torch.cuda.synchronize()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Varying(Sinusoid):
-    """Sinusoids with as many shots as the ticket's draw says."""
-
-    name: str = "test_pretended_gpu:Varying"  # type: ignore[assignment]
-    most: int = 2
-
-    def sample(self, generator: torch.Generator, count: int, split: Any) -> Any:
-        shots = 1 + int(torch.randint(self.most, (), generator=generator))
-        return Sinusoid(shots=shots, queries=5).sample(generator, count, split)
-
-
-def own(kind: str) -> dict[str, Any]:
-    return small(SINUSOID, algorithm={"name": "test_pretended_gpu:Own", "kind": kind})
-
-
-def varying(most: int) -> dict[str, Any]:
-    family = {"name": "test_pretended_gpu:Varying", "shots": 5, "queries": 5, "most": most}
-    return small(SINUSOID, family=family, algorithm=maml(inner_lr=0.01))
-
-
-def directions(tree: dict[str, Any], device: str, steps: int) -> list[Any]:
-    prepared = prepare(config(tree).recipe())
-    worker = Worker(prepared, Plan("batched", device, 1))
-    worker.load(0, worker.layout.flatten(prepared.meta))
-    tickets = [Ticket("update", "train", step, 0) for step in range(steps)]
-    return [worker.compute(ticket)[0].direction for ticket in tickets]  # type: ignore[union-attr]
-
-
-def agree(tree: dict[str, Any], steps: int = 6) -> None:
-    """Assert that updates on both devices have the same bits."""
-    found = directions(tree, "cuda", steps)
-    with unmarked():
-        for here, there in zip(found, directions(tree, "cpu", steps), strict=True):
-            for name, p in there.model.items():
-                assert torch.equal(here.model[name], p), name
-
-
-def test_constants_of_a_users_network_lie_where_its_inputs_do(gpu: type[Gpu]) -> None:
-    agree(small(SINUSOID, model={"name": "test_pretended_gpu:Grid"}))
-    assert gpu.replays == 5
-
-
-@pytest.mark.parametrize(
-    ("kind", "replays"),
-    [
-        ("annealed", 0),
-        ("noisy later", 0),
-        ("noisy", 5),
-        ("noisy, on the host", 0),
-        ("noisy, in place", 0),
-    ],
-)
-def test_what_a_ticket_decides_is_not_frozen_into_a_graph(
-    kind: str, replays: int, gpu: type[Gpu]
-) -> None:
-    agree(own(kind))
-    assert gpu.replays == replays
-    assert not gpu.baked
-
-
-def test_tasks_of_each_shape_have_a_graph_and_are_not_too_many(
-    gpu: type[Gpu], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda, "MOST_GRAPHS", 2)
-    agree(varying(3), steps=14)
-    assert len(gpu.captures) == 2
-    assert 2 < gpu.replays < 12
-
-
-def test_updates_of_each_phase_have_a_graph_and_a_memory_of_their_own(gpu: type[Gpu]) -> None:
-    """A memory whose graphs are all gone takes no other."""
-    algorithm = {"name": "maml_plus_plus", "inner_lr": 0.01, "inner_steps": 2}
-    algorithm |= {"multi_step_epochs": 2, "first_order_epochs": 1}
-    agree(small(SINUSOID, algorithm=algorithm | {"epoch_steps": 3}), steps=9)
-    assert gpu.replays == 6
-    assert len({id(capture["pool"]) for capture in gpu.captures}) == 3
-    assert len({id(capture["stream"]) for capture in gpu.captures}) == 1
-
-
-@pytest.mark.parametrize(("kind", "captures"), [("looks", 0), ("synchronises", 1)])
-def test_an_update_that_cannot_be_captured_leaves_the_process_sound(
-    kind: str, captures: int, gpu: type[Gpu], caplog: pytest.LogCaptureFixture
-) -> None:
-    """A wait that torch knows is found before a capture; after another one, all goes on."""
-    agree(own(kind))
-    assert len(gpu.captures) == captures
-    assert gpu.stuck == 0
-    assert gpu.replays == 0
-    assert not gpu.strict
-    assert torch.cuda.current_stream() is DEFAULT
-    assert caplog.text.count("updates cannot be recorded as a CUDA graph and are slower") == 1
-    agree(small(SINUSOID), steps=3)
-    assert gpu.replays == 2
-
-
-def test_too_little_memory_for_a_graph_is_no_end(
-    gpu: type[Gpu], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", full)
-    agree(small(SINUSOID), steps=3)
-
-
-def test_too_little_memory_for_a_data_set_names_it(gpu: type[Gpu]) -> None:
-    class Large(Sinusoid):
-        def resident(self, device: torch.device) -> Sinusoid:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    prepared = prepare(config(small(SINUSOID)).recipe())
-    training = prepared.settings[TRAINING]
-    prepared.settings[TRAINING] = training._replace(family=Large(shots=5, queries=5))
-    worker = Worker(prepared, Plan("batched", "cuda", 1))
-    with pytest.raises(InputError, match="memory of the GPU is not enough for the data set"):
-        worker.compute(Ticket("update", "train", 0, 0))
-
-
-def test_graphs_of_a_worker_have_one_stream_and_one_memory(gpu: type[Gpu]) -> None:
-    """Graphs of different workers have none in common, which would die with the first of them."""
-    prepared = prepare(config(small(SINUSOID)).recipe())
-    for _ in range(2):
-        worker = Worker(prepared, Plan("batched", "cuda", 1))
-        for step, part in ((0, 0), (1, 0), (0, 1), (1, 1)):
-            worker.compute(Ticket("update", "train", step, part))
-    each = Counter((id(capture["stream"]), id(capture["pool"])) for capture in gpu.captures)
-    assert [*each.values()] == [2, 2]
-    assert id(None) not in {stream for stream, _ in each} | {pool for _, pool in each}
-
-
 def test_products_are_exact_and_in_one_order_whatever_flag_is_set(gpu: type[Gpu]) -> None:
     """For all that computes on a GPU, pre-training as well."""
     before = torch.backends.fp32_precision  # type: ignore[attr-defined]
@@ -380,27 +152,22 @@ def test_a_dry_run_estimates_it(gpu: type[Gpu]) -> None:
 
 def test_scores_by_support_and_one_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each query example has a copy of parameters and support set; so few are computed at once."""
-    from metatrain.problems import supervised
-
-    tree = REPLAYED["max-pool, support+1"]
-    prepared = prepare(config(tree).recipe())
-    calls, forward = [], supervised.Supervised._forward
+    problem = images(Conv4(filters=4), "batched", norm="support+1")
+    task, calls, forward = drawn_images(), [], Supervised._forward
 
     def counted(self: Any, params: Any, x: Tensor, *rest: Any) -> Tensor:
         calls.append(x.shape[0] * x.shape[1])
         return forward(self, params, x, *rest)
 
-    monkeypatch.setattr(supervised.Supervised, "_forward", counted)
+    monkeypatch.setattr(Supervised, "_forward", counted)
+    meta = exact(Meta(problem.init(torch.Generator().manual_seed(0)), {}, {}))
     found = []
-    for at_once in (supervised.AT_ONCE, 20):
+    for at_once in (supervised.AT_ONCE, 30):
         monkeypatch.setattr(supervised, "AT_ONCE", at_once)
-        worker = Worker(prepared, Plan("batched", "cpu", 1))
-        worker.load(0, worker.layout.flatten(prepared.meta))
-        calls.clear()
-        scores, _ = worker.compute(Ticket("score", "test", 0, 0))
-        found.append((max(calls), scores.curves["support+1"]["loss"]))  # type: ignore[union-attr]
-    assert [most for most, _ in found] == [60, 20]
-    torch.testing.assert_close(found[0][1], found[1][1])
+        with torch.no_grad():
+            found.append(problem.predict(inner_loop.start(meta, task), task, context()))
+    assert calls == [2 * 6 * 7, *[2 * 2 * 7] * 3]
+    assert torch.allclose(found[0], found[1], atol=1e-12)
 
 
 @pytest.mark.ray
@@ -423,6 +190,7 @@ def test_a_worker_of_ray_answers_alike_and_waits_twice(gpu: type[Gpu]) -> None:
     assert answers["cuda"] == answers["cpu"]
 
 
+@pytest.mark.ray
 def test_pretraining_computes_there(gpu: type[Gpu]) -> None:
     tree = small(SINUSOID, pretraining={"steps": 3, "examples_per_step": 8, "examples_per_part": 4})
     prepared = prepare(config(tree).recipe())
