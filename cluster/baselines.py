@@ -24,7 +24,6 @@ from cluster.tracking.sync import send_files, store_of
 from cluster.workers.plan import choose_plan
 from metatrain import protocol, schema, storage
 from metatrain.baselines import Baseline
-from metatrain.baselines import baselines as baselines_of
 from metatrain.core import InputError, Scores, Work
 from metatrain.evaluate import Score
 from metatrain.metrics import Metric
@@ -38,15 +37,12 @@ Ask = Callable[[Prepared, Work, str], list[Scores]]  # the answers to all ticket
 
 
 def measured(
+    baselines: Sequence[Baseline],
     config: RunConfig,
-    pretrained: str | None,
     address: str | None,
     should_stop: Callable[[], bool],
 ) -> Baselines:
-    """The baselines, on the tasks of the evaluation and by its first norm.
-
-    pretrained: the folder of a pre-training, for the baselines that start from one.
-    """
+    """Measure baselines on the tasks of the evaluation, by its first norm."""
 
     def ask(prepared: Prepared, work: Work, what: str) -> list[Scores]:
         workers = config.workers
@@ -57,7 +53,7 @@ def measured(
             return collected(prepared.setting(work), requests, 0, what)
 
     found: dict[str, Measured] = {}
-    for baseline in baselines_of(config.recipe(), pretrained):
+    for baseline in baselines:
         found |= _measured(baseline, ask)
     return found
 

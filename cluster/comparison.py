@@ -133,7 +133,7 @@ def check_free(folder: Path, runs: Sequence[str]) -> None:
     try:
         known = json.loads((folder / TABLE).read_bytes())
         before = [known[0]["first"], *(each["second"] for each in known)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         before = ["something else"]

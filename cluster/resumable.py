@@ -25,6 +25,12 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
 
     So may its name, and where and how it is computed.
     """
+    was, wanted = saved.config.pretraining is not None, config.pretraining is not None
+    if was != wanted:
+        raise InputError(
+            f"{saved.uri} is of {'a pre-training' if was else 'a run and no pre-training'}",
+            remedy="start from it with --init" if was else "give the folder of a pre-training",
+        )
     before, now = (dict(schema.flatten(schema.dump(each))) for each in (saved.config, config))
     changed = []
     for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):

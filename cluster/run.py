@@ -13,7 +13,7 @@ from cluster import checkpoint, loop, results
 from cluster.baselines import leave, measured
 from cluster.collector import Interrupted, Requests
 from cluster.config import RunConfig
-from cluster.evaluation import evaluate_all
+from cluster.evaluation import Baselines, evaluate_all
 from cluster.interrupt import interruptible
 from cluster.output import record, remove_partials
 from cluster.patience import Patience
@@ -30,6 +30,7 @@ from cluster.workers.plan import choose_plan
 from cluster.workers.usage import DRIVER_S, Meter
 from metatrain import bundle, schema
 from metatrain.awaiting import awaiting
+from metatrain.baselines import baselines as baselines_of
 from metatrain.core import InputError, Meta
 from metatrain.evaluate import Score
 from metatrain.first_look import check_data
@@ -80,7 +81,7 @@ def train(
                     raise Interrupted
                 tracker = opened.enter_context(recorded(run, tags, source))
                 requests = Requests(pool, should_stop, config.workers.wait_s, config.seed)
-                (version, meta), best = learn(run, pool, requests, tracker)
+                (version, meta, _), best = learn(run, pool, requests, tracker)
                 run.check_claims()
                 recipe = recipe_after(run.prepared.recipe, version, best=best)
                 bundle.save(str(run.folder / "bundle"), recipe, meta, run.code)
@@ -177,14 +178,15 @@ def learn(
         )
     measure(learner.version, now=True)
     result, best = _result(run, patience)
-    if result.version != learner.version:
+    if result.averaged or result.version != learner.version:
         pool.publish(result)
     return result, best
 
 
 def _result(run: Run, patience: Patience) -> tuple[Snapshot, bool]:
     """The parameters that are evaluated and bundled, and whether they are the best validated."""
-    learner, last = run.learner, Snapshot(run.learner.version, run.learner.meta())
+    learner = run.learner
+    last = Snapshot(learner.version, learner.scored(), averaged=learner.averages)
     if not run.config.takes_best or patience.best in (None, last.version):
         return last, run.config.takes_best and patience.best is not None
     uri = checkpoint.best(checkpoints_of(run), patience.best)
@@ -253,9 +255,11 @@ def evaluate(
         check_fit(prepared, meta)
         plan, _ = choose_plan(prepared, config.workers.gpus, config.workers.threads)
         should_stop = stack.enter_context(interruptible())
+        others: Baselines = {}
         if baselines:
+            asked = baselines_of(config.recipe(), pretrained)
             stack.enter_context(shared_ray(config.workers, config.recipe(), address))
-        others = measured(config, pretrained, address, should_stop) if baselines else None
+            others = measured(asked, config, address, should_stop)
         pool = stack.enter_context(
             open_pool(config.workers, prepared, plan, address, should_stop=should_stop)
         )

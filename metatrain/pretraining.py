@@ -29,7 +29,7 @@ from metatrain.core import (
     generator_for,
     to_device,
 )
-from metatrain.learner import Applied, Learner, Outer
+from metatrain.learner import Applied, Diverged, Learner, Outer
 from metatrain.models import heads
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Pretraining, Recipe
@@ -37,6 +37,7 @@ from metatrain.start import TRAINING, Prepared
 from metatrain.tasks.fewshot import FewShot
 from metatrain.weights import merged
 
+MOST_UNSOUND = 3  # steps in a row with updates that are not finite, as in meta-training
 FIRST = Ticket("update", "train", 0, 0)
 Examples = tuple[Tensor, Tensor]  # x [N, *in], y [N] classes or [N, outputs] numbers
 Exchange = Callable[[Mapping[int, Update]], Mapping[int, Update]]
@@ -139,13 +140,19 @@ def learn(
     """Take the steps that are left; yield what each says of itself.
 
     exchange: gets the updates of this worker's parts, and returns those of all parts.
+
+    Raises Diverged if a few steps in a row, or the last one, have updates that are not finite.
     """
-    parts = task.outer.tickets()
+    parts, unsound = task.outer.tickets(), 0
     while learner.version < task.keys.steps:
         meta, step = learner.meta(), learner.version
         own = {part: task.update(meta, step, part) for part in range(rank, parts, workers)}
         updates = exchange(own)
-        yield learner.apply([updates[part] for part in range(parts)])
+        applied = learner.apply([updates[part] for part in range(parts)])
+        unsound = unsound + 1 if applied.left_out else 0
+        if unsound == MOST_UNSOUND or (unsound and learner.version == task.keys.steps):
+            raise Diverged(f"the update of step {step} is not finite: lower pretraining.lr")
+        yield applied
 
 
 def result(prepared: Prepared, meta: Meta) -> Meta:

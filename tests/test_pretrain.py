@@ -22,7 +22,7 @@ from cluster.tracking.sync import is_pretrained
 from metatrain import bundle, pretraining, schema
 from metatrain.core import InputError, Params, Update
 from metatrain.data.images import ImageStore, Scheme
-from metatrain.learner import Learner
+from metatrain.learner import Diverged, Learner
 from metatrain.start import prepare
 from metatrain.weights import warm, weights_at
 
@@ -216,6 +216,10 @@ def test_a_regression_keeps_its_head_and_no_key_of_it_changes_meta_training(
         run.train(config(base, outer__steps=2, output=str(tmp_path / name)))[0]
         for name, base in (("with", POINTS), ("without", SINUSOID))
     ]
+    with pytest.raises(InputError, match="is of a pre-training: start from it with --init"):
+        run.train(config(POINTS, output=str(tmp_path / "no")), resume=str(folder))
+    with pytest.raises(InputError, match="is of a run and no pre-training"):
+        pretrain(config(POINTS, output=str(tmp_path / "no")), resume=str(results[0]))
     assert is_pretrained(str(folder), 6)
     assert not is_pretrained(str(folder), 7)  # resumed, and killed
     assert not is_pretrained(str(tmp_path), 6)
@@ -235,6 +239,14 @@ def test_a_regression_keeps_its_head_and_no_key_of_it_changes_meta_training(
     assert same(with_keys, without)
     recipe, _ = bundle.load(f"{results[0]}/bundle")
     assert recipe.pretraining is None  # its parameters are meta-learned
+
+
+def test_a_pretraining_whose_steps_change_nothing_any_more_has_no_result() -> None:
+    task = supervision(POINTS, pretraining=KEYS | {"lr": 1e30, "steps": 20})
+    learner = Learner(task.meta, task.outer, task.seed)
+    with pytest.raises(Diverged, match=r"lower pretraining\.lr"):
+        list(pretraining.learn(task, learner))
+    assert learner.version <= 5
 
 
 def test_what_cannot_be_pretrained_is_refused() -> None:
