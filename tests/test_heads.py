@@ -18,6 +18,7 @@ from metatrain.core import InputError
 from metatrain.models import MLP, Conv4, heads
 from metatrain.models.attention import AttentionLayer
 from metatrain.models.memory import MemoryLayer
+from metatrain.pretraining import with_linear_head
 
 BODIES: dict[str, Any] = {"mlp": MLP(hidden=(6,)), "conv4": Conv4(filters=4, pool="stride")}
 HEADS: dict[str, heads.Head] = {
@@ -95,6 +96,13 @@ def test_a_head_that_compares_is_refused_if_no_support_set_is_given_to_it(algori
     with pytest.raises(InputError) as error:
         algorithm.init(bound("mlp", "attention"), torch.Generator())
     assert "algorithm.name to matching" in error.value.remedy
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_network_is_pre_trained_without_a_head_that_needs_a_task(head: str) -> None:
+    model = MLP(head=HEADS[head])
+    plain = head in ("linear", "cosine")
+    assert with_linear_head(model) == (model if plain else MLP())
 
 
 def test_prototypes_are_refused_a_head_with_fast_weights_that_they_would_leave_as_drawn() -> None:
