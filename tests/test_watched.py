@@ -195,9 +195,9 @@ def test_updates_of_this_project_are_replayed(probe: str, monkeypatch: pytest.Mo
 
     def replayed(self: Any, *given: Any) -> Update:
         *bound, tasks, context = given
-        step = Replayed(partial(update, self, *bound), Recorder(CPU))
+        step = Replays(partial(update, self, *bound), self, CPU)
         found = step(tasks, context)
-        replays.append(step._replays)
+        replays.extend(each._replays for each in step._graphs.values())
         return found
 
     monkeypatch.setattr(type(recipe.algorithm), "update", replayed)
