@@ -24,7 +24,7 @@ from cluster.config import RunConfig
 from cluster.workers.plan import Plan
 from metatrain import bundle, schema, storage, yaml_reader
 from metatrain.core import InputError, Meta
-from metatrain.learner import Learner
+from metatrain.learner import AVERAGE, Learner
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,11 @@ class Saved(NamedTuple):
         return int(self.scalars["version"])
 
     def meta(self) -> Meta:
-        """The meta-parameters."""
-        return Meta.unflat(
-            {name: p for name, p in self.tensors.items() if not name.startswith("optimizer.")}
-        )
+        """The meta-parameters that scores are of."""
+        besides = ("optimizer.", AVERAGE)
+        own = {name: p for name, p in self.tensors.items() if not name.startswith(besides)}
+        averaged = {name: p for name, p in self.tensors.items() if name.startswith(AVERAGE)}
+        return Meta.unflat(own | {n.removeprefix(AVERAGE): p for n, p in averaged.items()})
 
 
 def save(

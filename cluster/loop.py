@@ -87,7 +87,7 @@ def train(
                 "system/left_out_updates": len(applied.left_out),
             }
             if validates(step.version):
-                metrics |= _validate(prepared, requests, step.version)
+                metrics |= _validate(prepared, requests, pool, learner, step.version)
             hooks.on_step(step.version, metrics)
 
     def validates(version: int) -> bool:
@@ -103,7 +103,7 @@ def train(
     requests.on_danger = save
     try:
         if validation.every_steps and learner.version == 0:
-            hooks.on_step(0, _validate(prepared, requests, 0))
+            hooks.on_step(0, _validate(prepared, requests, pool, learner, 0))
         ended = learner.version >= outer.steps or hooks.finished()
         while not ended:
             started, busy_s, cpu_s, waited_s = (
@@ -178,9 +178,15 @@ def _report_left_out(
         )
 
 
-def _validate(prepared: Prepared, requests: Requests, version: int) -> Metrics:
+def _validate(
+    prepared: Prepared, requests: Requests, pool: Pool, learner: Learner, version: int
+) -> Metrics:
     """The mean over the tasks that did not diverge, and how many did, if any."""
+    if learner.averages:
+        pool.publish(Snapshot(learner.version, learner.scored(), averaged=True))
     score = evaluate_for(prepared, requests, Purpose("validate"), version)[0]
+    if learner.averages:
+        pool.publish(Snapshot(learner.version, learner.meta()))
     name = f"val/{score.metric.name}"
     # Empty if adaptation has no step.
     before = {f"{name}_before": value for value in score.curve[:-1][:1]}

@@ -28,6 +28,7 @@ from metatrain.outer_optimizer import OuterOptimizer
 
 Number = bool | int | float | tuple[float, ...]
 DESCENDED = ("model.", "algorithm.")  # the meta-parameters that an optimizer moves
+AVERAGE = "average."  # begins the names of their moving average in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class Outer:
     """Bound of the meta-gradient's norm."""
     clip_value: float | None = bounded(None, above=0, most=RATE)
     """Bound of each of its entries."""
+    average: float = bounded(0.0, least=0, most=0.999999)
+    """Decay of a moving average of the parameters, which is scored and bundled; 0: none."""
     max_staleness: int = bounded(0, least=0, most=1000)
     """Outer steps by which an update may be old; above 0 two runs differ."""
     aggregate: aggregation.BuiltIn = field(default_factory=Mean)
@@ -77,6 +80,9 @@ class Outer:
                 got=self.tasks_per_ticket,
                 expected="1, as aggregate private bounds the influence of each task",
             )
+        if self.average and self.max_staleness:
+            expected = "0 with max_staleness, since workers then compute while others score"
+            raise InputError("average", got=self.average, expected=expected)
         found = getattr(torch.optim, self.optimizer, None)
         if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
             raise InputError(
@@ -137,6 +143,8 @@ class Learner:
             outer.groups,
         )
         self._params = self._optimizer.params
+        self.averages = outer.average > 0
+        self._average = {n: p.clone() for n, p in self._params.items() if self.averages}
         # Several updates would have to be looked at one by one if their mean is not finite.
         self.defers = self._optimizer.skips and outer.tickets() == 1
 
@@ -188,6 +196,10 @@ class Learner:
         if self._outer.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._optimizer.wholes, self._outer.clip_norm)
         self._optimizer.step(rate, skip)
+        if self.averages:  # sooner at first, when the past is far away
+            decay = min(self._outer.average, (1 + self.version) / (10 + self.version))
+            now = [self._params[name] for name in self._average]
+            torch._foreach_lerp_([*self._average.values()], now, 1 - decay)
 
     def _numbers(
         self, updates: Sequence[Update], norm: float | Tensor, left_out: tuple[int, ...] = ()
@@ -242,9 +254,17 @@ class Learner:
         """
         return Meta.unflat(self._all())
 
+    def scored(self) -> Meta:
+        """The meta-parameters that scores and bundles are of: their moving average, if it is kept.
+
+        What is tracked is not averaged.
+        """
+        return Meta.unflat(self._all() | self._average)
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and scalars, flat, from which an equal learner continues exactly."""
         tensors, scalars = self._all(), {"version": self.version}
+        tensors |= {AVERAGE + name: p for name, p in self._average.items()}
         for name, value in self._optimizer.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[name] = value
         return tensors, scalars
@@ -256,7 +276,8 @@ class Learner:
         """
         own = self._all()
         held = {name: p.shape for name, p in own.items()}
-        saved = {name: p.shape for name, p in tensors.items() if not name.startswith("optimizer.")}
+        besides = ("optimizer.", AVERAGE)
+        saved = {name: p.shape for name, p in tensors.items() if not name.startswith(besides)}
         if held != saved:
             other = next(
                 name
@@ -271,6 +292,8 @@ class Learner:
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(tensors[name])
+            for name, p in self._average.items():  # a resumed run may begin to average
+                p.copy_(tensors.get(AVERAGE + name, self._params[name]))
         self.version = int(scalars["version"])
 
     def _all(self) -> Params:

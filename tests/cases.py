@@ -65,6 +65,11 @@ READING: dict[str, Any] = SINUSOID | {
 }
 CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     "sinusoid": SINUSOID,
+    "averaged": SINUSOID
+    | {
+        "outer": SINUSOID["outer"] | {"average": 0.9},
+        "validation": {"every_steps": 1, "tasks": 5},
+    },
     "maml-conv4": GLYPHS,
     "maml-conv4-fused": GLYPHS | {"model": GLYPHS["model"] | {"filters": 16}, "outer": SHORT},
     "reptile-conv4": REPTILE,

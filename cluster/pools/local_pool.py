@@ -25,9 +25,11 @@ class LocalPool:
         self._worker = Worker(prepared, plan)
         self._ahead = plan.device == "cuda"  # tasks are drawn while it computes
         self._requested: deque[tuple[Ticket, float]] = deque()
+        self._version = -1
 
     def publish(self, snapshot: Snapshot) -> None:
-        self._worker.load(snapshot.version, self._worker.layout.flatten(snapshot.meta))
+        self._version = snapshot.version
+        self._worker.load(snapshot.key, self._worker.layout.flatten(snapshot.meta))
 
     def request(self, ticket: Ticket) -> None:
         self._requested.append((ticket, time.monotonic()))
@@ -46,7 +48,7 @@ class LocalPool:
         if self._ahead and ticket.work == "update":
             self._draw_after(ticket)
         spent = Spent(time.perf_counter() - started, time.process_time() - cpu_s)
-        return Contribution(ticket, self._worker.version, "local", spent, result)
+        return Contribution(ticket, self._version, "local", spent, result)
 
     def _draw_after(self, ticket: Ticket) -> None:
         """Draw the tasks that are probably asked for next: those of the next ticket of training."""

@@ -13,6 +13,12 @@ class Snapshot(NamedTuple):
 
     version: int
     meta: Meta
+    averaged: bool = False  # whether they are the moving average of the learner's
+
+    @property
+    def key(self) -> int:
+        """The number by which workers know whether they have these parameters."""
+        return -2 - self.version if self.averaged else self.version
 
 
 class Contribution(NamedTuple):

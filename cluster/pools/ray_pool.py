@@ -93,7 +93,7 @@ class RayPool:
         self._times = Times()
         self._polled = time.monotonic()
         self._head = ray_head.Head()
-        self._version = -1
+        self._version = self._key = -1
         self._parameters: Any = None  # the array or a reference to it
         for i in range(workers.max):
             self._start(Actor(f"worker-{i}", None))
@@ -106,7 +106,7 @@ class RayPool:
 
     def publish(self, snapshot: Snapshot) -> None:
         flat = self._layout.flatten(snapshot.meta).cpu().numpy()
-        self._version = snapshot.version
+        self._version, self._key = snapshot.version, snapshot.key
         try:
             self._parameters = flat if flat.nbytes <= INLINE_BYTES else ray.put(flat)
         except RayError as error:
@@ -278,7 +278,7 @@ class RayPool:
             actor = min(
                 free, key=lambda a: (ticket in a.tickets, len(a.tickets), kind not in a.drawn)
             )
-            ref = actor.handle.compute.remote(ticket, self._version, self._parameters)
+            ref = actor.handle.compute.remote(ticket, self._key, self._parameters)
             self._under_way[ref] = (actor, ticket, self._version)
             if not actor.tickets:
                 actor.since = time.monotonic()

@@ -58,12 +58,12 @@ class RayWorker:
         with suppress(Exception):  # `compute` draws them again, and its error is collected
             self._worker.draw(ticket)
 
-    def compute(self, ticket: Ticket, version: int, flat: NDArray[np.float32]) -> wire.Answer:
-        if version != self._worker.version:
+    def compute(self, ticket: Ticket, key: int, flat: NDArray[np.float32]) -> wire.Answer:
+        if key != self._worker.version:
             # What arrives may be read-only, and no memory that a GPU copies from by itself.
             own = torch.empty(len(flat), pin_memory=self._pins)
             own.numpy()[:] = flat
-            self._worker.load(version, own)
+            self._worker.load(key, own)
         try:
             result, spent = self._worker.compute(ticket)
         except Exception as error:  # of a family of the user's also
