@@ -38,6 +38,7 @@ def both(
     shift: torch.Tensor,
     shape: Shape,
     images_too: bool = True,
+    residual: torch.Tensor | None = None,
 ) -> list[list[torch.Tensor]]:
     """The output and all first and second derivatives: of the kernels, and of the reference.
 
@@ -53,10 +54,12 @@ def both(
         leaves = [
             t.clone().requires_grad_(t is not x or images_too) for t in (x, weight, scale, shift)
         ]
+        added = None if residual is None else residual.clone().requires_grad_()
         upstream = cotangent.clone().requires_grad_()
-        y = function(*leaves, shape)
+        y = function(*leaves, shape, added)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        first = torch.autograd.grad(y, wanted, upstream, create_graph=True)
+        asked = wanted if added is None else [*wanted, added]
+        first = torch.autograd.grad(y, asked, upstream, create_graph=True)
         g = torch.Generator().manual_seed(4)
         along = [torch.randn(t.shape, generator=g, dtype=torch.double).to(x.dtype) for t in first]
         second = torch.autograd.grad(
@@ -102,6 +105,20 @@ def test_output_and_both_derivatives_equal_the_reference(
     found, expected = both(
         *tensors(images, narrow, wide, height, width), Shape(stride, pool, 1e-3), images_too
     )
+    for here, there in zip(found, expected, strict=True):
+        assert (here - there).norm() <= 1e-10 * (there.norm() + 1e-8)
+
+
+@pytest.mark.parametrize(("stride", "pool"), [(1, 2), (2, 1), (1, 1)])
+@pytest.mark.parametrize(("images", "narrow", "wide", "height", "width"), SIZES[2::3])
+def test_with_a_residual_output_and_both_derivatives_equal_the_reference(
+    images: int, narrow: int, wide: int, height: int, width: int, stride: int, pool: int
+) -> None:
+    given, shape = tensors(images, narrow, wide, height, width), Shape(stride, pool, 1e-3)
+    g = torch.Generator().manual_seed(5)
+    size = [(side - 1) // stride + 1 for side in (height, width)]
+    residual = torch.randn(images, wide, *size, generator=g, dtype=torch.float64)
+    found, expected = both(*given, shape, residual=residual)
     for here, there in zip(found, expected, strict=True):
         assert (here - there).norm() <= 1e-10 * (there.norm() + 1e-8)
 

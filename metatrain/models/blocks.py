@@ -36,7 +36,7 @@ def unit(
     if fused and isinstance(norm, BatchStatistics) and norm.statistics == "batch":
         scale, shift = norm.affine()
         shape = Shape(stride=conv.stride[0], pool=2 if pool else 1, eps=norm.eps)
-        return block(x, conv.weight, scale, shift, shape)
+        return block(x, conv.weight, scale, shift, shape, residual)
     x = conv(x)
     if norm is not None:
         x = norm(x)
@@ -47,7 +47,7 @@ def unit(
 
 
 def fits(conv: nn.Conv2d, norm: Normalisation | None) -> bool:
-    """Whether there are kernels for a unit of these layers with ReLU and without a residual."""
+    """Whether there are kernels for a unit of these layers with ReLU."""
     shape = conv.kernel_size, conv.padding, conv.groups
     return (
         isinstance(norm, BatchStatistics)

@@ -50,8 +50,8 @@ class Residual(nn.Module):
 
     @property
     def fits(self) -> bool:
-        """Whether there are kernels for all units but the last one."""
-        return all(fits(*each) for each in self._units()[:-1])
+        """Whether there are kernels for all its units."""
+        return all(fits(*each) for each in self._units())
 
     def forward(self, x: Tensor) -> Tensor:
         y, shortcut = x, x
@@ -61,7 +61,7 @@ class Residual(nn.Module):
         *units, (conv, norm) = self._units()
         for each in units:
             y = unit(*each, y, fused=self.fused)
-        return unit(conv, norm, y, residual=shortcut, pool=self.pool)
+        return unit(conv, norm, y, residual=shortcut, pool=self.pool, fused=self.fused)
 
     def _units(self) -> list[tuple[nn.Conv2d, Normalisation]]:
         numbers = range(1, self.depth + 1)

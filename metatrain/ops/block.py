@@ -1,16 +1,17 @@
 """The block of few-shot networks on a CPU, which can be differentiated twice.
 
-It is 3x3 convolution, batch statistics, ReLU and max-pool. With z = conv(x, w) and, for each
-channel over the M pixels of z, its mean m, its variance, r = 1 / sqrt(variance + eps) and
+It is 3x3 convolution, batch statistics, a residual, ReLU and max-pool. With z = conv(x, w) and, for
+each channel over the M pixels of z, its mean m, its variance, r = 1 / sqrt(variance + eps) and
 zhat = (z - m) r,
 
-    y = max over a window of relu(scale zhat + shift).
+    y = max over a window of relu(scale zhat + shift + residual).
 
 First derivative: with u = gy at each window's winner where ReLU is on and 0 elsewhere, s1 = sum u,
 s2 = sum u zhat,
 
     gz = scale r (u - s1 / M - zhat s2 / M),   gscale = s2,   gshift = s1,
-    gx and gw are conv's gradients of gz: linear in gz and w, and in gz and x.
+    gx and gw are conv's gradients of gz: linear in gz and w, and in gz and x,
+    gresidual = u: linear in gy, so that its derivative is its transpose.
 
 Second derivative, along cotangents (vx, vw, a, b) of (gx, gw, gscale, gshift): what reaches gz is
 v = conv(vx, w) + conv(x, vw). With v1 = sum v, v2 = sum v zhat, vu = sum v u and
@@ -44,6 +45,7 @@ from metatrain.ops.build import call
 KERNELS = ("convolution", "first_block", "norm_relu_pool")  # the files that are built
 CHANNELS = 16  # those of outputs must be a multiple of it
 FEW = 1000  # output pixels, over all images, up to which our kernels convolve
+NARROW = 64  # channels up to which they do in the forward direction; oneDNN is faster with more
 
 
 class Shape(NamedTuple):
@@ -52,14 +54,32 @@ class Shape(NamedTuple):
     eps: float
 
 
-def reference(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape) -> Tensor:
-    """The block in plain PyTorch: x [N, C, H, W], weight [O, C, 3, 3], scale and shift [O]."""
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shape: Shape,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The block in plain PyTorch: x [N, C, H, W], weight [O, C, 3, 3], scale and shift [O].
+
+    residual: [N, O, h, w], as large as the convolution's result.
+    """
     z = F.conv2d(x, weight, None, shape.stride, 1)
-    y = F.relu(F.batch_norm(z, None, None, scale, shift, training=True, eps=shape.eps))
+    y = F.batch_norm(z, None, None, scale, shift, training=True, eps=shape.eps)
+    y = F.relu(y if residual is None else y + residual)
     return F.max_pool2d(y, shape.pool) if shape.pool > 1 else y
 
 
-def block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape) -> Tensor:
+def block(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shape: Shape,
+    residual: Tensor | None = None,
+) -> Tensor:
     """What `reference` computes, for O a multiple of 16, channels last.
 
     Raises KernelsUnavailable if the kernels are not built and cannot be.
@@ -72,28 +92,40 @@ def block(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape)
         and wide % CHANNELS == 0
         and scale.shape == shift.shape == (wide,)
         and x.dtype == weight.dtype == scale.dtype == shift.dtype
+        and (residual is None or _fits(residual, x, wide, shape.stride))
     )
     if not fits:  # kernels read memory as they are told
         raise RuntimeError(
             f"a block of weights {list(weight.shape)} and {weight.dtype} does not fit images "
             f"{list(x.shape)} of {x.dtype}"
         )
-    if x.shape[1] <= first_block.MOST_CHANNELS and not x.requires_grad:
+    if x.shape[1] <= first_block.MOST_CHANNELS and not x.requires_grad and residual is None:
         return first_block.first_block(x, weight, scale, shift, *shape)
     # The gradient of a weight in this layout comes in this layout, and so does what an inner step
     # makes of the two.
-    y: Tensor = _Block.apply(
-        _last(x), _last(weight), scale.contiguous(), shift.contiguous(), shape
-    )[0]
+    added = None if residual is None else _last(residual)
+    given = _last(x), _last(weight), scale.contiguous(), shift.contiguous(), added
+    y: Tensor = _Block.apply(*given, shape)[0]
     return y
 
 
+def _fits(residual: Tensor, x: Tensor, wide: int, stride: int) -> bool:
+    sides = ((side - 1) // stride + 1 for side in x.shape[2:])
+    return residual.shape == (len(x), wide, *sides) and residual.dtype == x.dtype
+
+
 class _Block(torch.autograd.Function):
-    """(x, weight, scale, shift) -> (y, z), where z passes on the derivative of _Gradient."""
+    """(x, weight, scale, shift, residual) -> (y, z); z passes on the derivative of _Gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, shape: Shape
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        shape: Shape,
     ) -> Any:
         z = _convolve(x, weight, shape.stride)
         images, channels, height, width = z.shape
@@ -101,7 +133,8 @@ class _Block(torch.autograd.Function):
         choice = torch.empty_like(y, dtype=torch.uint8)
         winner = torch.empty_like(y) if shape.pool > 1 else z  # without a pool each pixel wins
         mean, rstd = torch.empty_like(shift), torch.empty_like(shift)
-        _norm("forward", shape, z, z, scale, shift, y, winner, choice, mean, rstd)
+        function, added = ("forward", []) if residual is None else ("forward_residual", [residual])
+        _norm(function, shape, z, z, scale, shift, *added, y, winner, choice, mean, rstd)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, scale, z, winner, choice, mean, rstd)
         ctx.shape = shape
@@ -114,7 +147,45 @@ class _Block(torch.autograd.Function):
             gy = _last(torch.zeros_like(choice, dtype=z.dtype))
         needs_grad = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         stored = x, weight, scale, z, winner, choice, mean, rstd
-        return *_Gradient.apply(gy, gz_upstream, *stored, ctx.shape, needs_grad), None
+        gradients = _Gradient.apply(gy, gz_upstream, *stored, ctx.shape, needs_grad)
+        of_residual = None
+        if ctx.needs_input_grad[4]:
+            of_residual = _Scatter.apply(gy, choice, z.shape, ctx.shape)
+        return *gradients, of_residual, None
+
+
+class _Scatter(torch.autograd.Function):
+    """gy -> u"""
+
+    @staticmethod
+    def forward(ctx: Any, gy: Tensor, choice: Tensor, size: torch.Size, shape: Shape) -> Tensor:
+        ctx.save_for_backward(choice)
+        ctx.numbers = size, shape
+        images, channels, height, width = size
+        u = _empty(gy, images, height, width, channels)
+        _norm("scatter", shape, u, _last(gy), choice, u)
+        return u
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        return _Gather.apply(v, *ctx.saved_tensors, *ctx.numbers), None, None, None
+
+
+class _Gather(torch.autograd.Function):
+    """u -> gy, the transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, choice: Tensor, size: torch.Size, shape: Shape) -> Tensor:
+        ctx.save_for_backward(choice)
+        ctx.numbers = size, shape
+        gy = _last(torch.empty_like(choice, dtype=v.dtype))
+        v = _last(v)
+        _norm("gather", shape, v, v, choice, gy)
+        return gy
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> Any:
+        return _Scatter.apply(gy, *ctx.saved_tensors, *ctx.numbers), None, None, None
 
 
 class _Gradient(torch.autograd.Function):
@@ -206,7 +277,7 @@ def _kernel(
 def _convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     images, _, height, width = x.shape
     shape = images, (height - 1) // stride + 1, (width - 1) // stride + 1
-    if _few(math.prod(shape), weight):
+    if _few(math.prod(shape), weight) and max(weight.shape[:2]) <= NARROW:
         return _kernel("forward", stride, x, weight, x, weight, _empty(x, *shape, len(weight)))
     return _last(F.conv2d(x, weight, None, stride, 1))
 

@@ -32,10 +32,11 @@ template <int P> struct Shape {
 #define FOR_EACH_VECTOR(b) _Pragma("GCC unroll 4") for (int b = 0; b < K; ++b)
 
 // y = max over the window of relu(scale (x - mean) rstd + shift); `winner` is x where the maximum is, `choice` which
-// pixel of the window that is. Of equal ones it is the first, as in max_pool2d.
-template <typename T, int P, int K>
-void forward(Shape<P> s, const T* x, const T* scale, const T* shift, T* y, T* winner, uint8_t* choice,
-             T* mean, T* rstd) {
+// pixel of the window that is. Of equal ones it is the first, as in max_pool2d. If it ADDS, a residual is added before
+// the ReLU.
+template <typename T, int P, int K, bool ADDS>
+void activated(Shape<P> s, const T* x, const T* scale, const T* shift, const T* residual, T* y, T* winner,
+               uint8_t* choice, T* mean, T* rstd) {
   std::vector<double> sum(s.C, 0.0), square(s.C, 0.0);
   for (int64_t row = 0; row < s.N * s.H; ++row)
     for (int64_t c = 0; c < s.C; c += K * LANES) {
@@ -66,13 +67,17 @@ void forward(Shape<P> s, const T* x, const T* scale, const T* shift, T* y, T* wi
       Vec<T> f[K], o[K];
       FOR_EACH_VECTOR(b) f[b] = load<T>(&factor[c + b * LANES]), o[b] = load<T>(&offset[c + b * LANES]);
       for (int64_t j = 0; j < s.w; ++j) {
-        const T* p = x + s.pixel(n, i * P, j * P) + c;
+        const int64_t first = s.pixel(n, i * P, j * P) + c;
+        const T* p = x + first;
         const int64_t out = s.output(n, i, j) + c;
         FOR_EACH_VECTOR(b) {
           Vec<T> won = load<T>(p + b * LANES), best = won * f[b] + o[b];
+          if constexpr (ADDS) best += load<T>(residual + first + b * LANES);
           Mask<T> which = {};
           _Pragma("GCC unroll 4") for (int k = 1; k < P * P; ++k) {
-            const Vec<T> other = load<T>(p + s.in_window(k) + b * LANES), z = other * f[b] + o[b];
+            const Vec<T> other = load<T>(p + s.in_window(k) + b * LANES);
+            Vec<T> z = other * f[b] + o[b];
+            if constexpr (ADDS) z += load<T>(residual + first + s.in_window(k) + b * LANES);
             const Mask<T> better = greater<T>(z, best);
             best = better ? z : best;
             won = better ? other : won;
@@ -87,10 +92,54 @@ void forward(Shape<P> s, const T* x, const T* scale, const T* shift, T* y, T* wi
     }
 }
 
+template <typename T, int P, int K>
+void forward(Shape<P> s, const T* x, const T* scale, const T* shift, T* y, T* winner, uint8_t* choice, T* mean,
+             T* rstd) {
+  activated<T, P, K, false>(s, x, scale, shift, nullptr, y, winner, choice, mean, rstd);
+}
+
+template <typename T, int P, int K>
+void forward_residual(Shape<P> s, const T* x, const T* scale, const T* shift, const T* residual, T* y, T* winner,
+                      uint8_t* choice, T* mean, T* rstd) {
+  activated<T, P, K, true>(s, x, scale, shift, residual, y, winner, choice, mean, rstd);
+}
+
 // Visits the pixels that no window covers: the last row and column of images of odd height and width.
 template <int P, typename F> inline void uncovered(Shape<P> s, int64_t n, F visit) {
   for (int64_t i = 0; i < s.H; ++i)
     for (int64_t j = i < s.h * P ? s.w * P : 0; j < s.W; ++j) visit(s.pixel(n, i, j));
+}
+
+// u = gy at the winners, zero elsewhere: the gradient of a residual.
+template <typename T, int P, int K> void scatter(Shape<P> s, const T* gy, const uint8_t* choice, T* u) {
+  for (int64_t n = 0; n < s.N; ++n)
+    for (int64_t c = 0; c < s.C; c += K * LANES) {
+      for (int64_t i = 0; i < s.h; ++i) for (int64_t j = 0; j < s.w; ++j) {
+        const int64_t out = s.output(n, i, j) + c, first = s.pixel(n, i * P, j * P) + c;
+        FOR_EACH_VECTOR(b) {
+          const Mask<T> which = load_choice<T>(choice + out + b * LANES);
+          const Vec<T> g = load<T>(gy + out + b * LANES);
+          _Pragma("GCC unroll 4") for (int k = 0; k < P * P; ++k)
+            store<T>(u + first + s.in_window(k) + b * LANES, which == k ? g : Vec<T>{});
+        }
+      }
+      uncovered(s, n, [&](int64_t pixel) { FOR_EACH_VECTOR(b) store<T>(u + pixel + c + b * LANES, Vec<T>{}); });
+    }
+}
+
+// Its transpose: v at the winners, zero where there is none.
+template <typename T, int P, int K> void gather(Shape<P> s, const T* v, const uint8_t* choice, T* gy) {
+  for (int64_t n = 0; n < s.N; ++n) for (int64_t i = 0; i < s.h; ++i) for (int64_t j = 0; j < s.w; ++j)
+    for (int64_t c = 0; c < s.C; c += K * LANES) {
+      const int64_t out = s.output(n, i, j) + c, first = s.pixel(n, i * P, j * P) + c;
+      FOR_EACH_VECTOR(b) {
+        const Mask<T> which = load_choice<T>(choice + out + b * LANES);
+        Vec<T> at_winner = {};
+        _Pragma("GCC unroll 4") for (int k = 0; k < P * P; ++k)
+          at_winner = which == k ? load<T>(v + first + s.in_window(k) + b * LANES) : at_winner;
+        store<T>(gy + out + b * LANES, at_winner);
+      }
+    }
 }
 
 // u = gy at the winners, zero elsewhere; s1 = sum u, s2 = sum u xhat.
@@ -263,6 +312,19 @@ void double_backward(Shape<P> s, const T* v, const T* a, const T* b_, const T* g
                                     const T* scale, const T* shift, T* y, T* winner, uint8_t* choice, T* mean,        \
                                     T* rstd) {                                                                        \
     DISPATCH(forward, T, P, s, x, scale, shift, y, winner, choice, mean, rstd);                                       \
+  }                                                                                                                   \
+  extern "C" void forward_residual_##P##_##T(int64_t N, int64_t H, int64_t W, int64_t C, double eps, const T* x,      \
+                                             const T* scale, const T* shift, const T* residual, T* y, T* winner,      \
+                                             uint8_t* choice, T* mean, T* rstd) {                                     \
+    DISPATCH(forward_residual, T, P, s, x, scale, shift, residual, y, winner, choice, mean, rstd);                    \
+  }                                                                                                                   \
+  extern "C" void scatter_##P##_##T(int64_t N, int64_t H, int64_t W, int64_t C, double eps, const T* gy,              \
+                                    const uint8_t* choice, T* u) {                                                    \
+    DISPATCH(scatter, T, P, s, gy, choice, u);                                                                        \
+  }                                                                                                                   \
+  extern "C" void gather_##P##_##T(int64_t N, int64_t H, int64_t W, int64_t C, double eps, const T* v,                \
+                                   const uint8_t* choice, T* gy) {                                                    \
+    DISPATCH(gather, T, P, s, v, choice, gy);                                                                         \
   }                                                                                                                   \
   extern "C" void backward_##P##_##T(int64_t N, int64_t H, int64_t W, int64_t C, double eps, const T* gy, const T* x, \
                                      const T* winner, const uint8_t* choice, const T* scale, const T* mean,           \
