@@ -6,10 +6,10 @@
 All compute the same function in one thread: before anything is timed, the updates are compared in
 float64. Ours is what a worker does for a ticket, the drawing of tasks included, on the path that
 the driver would choose; peers get tensors that are ready. W1 to W7 are workloads of the few-shot
-papers, O1 is the MAML paper's Omniglot recipe. learn2learn, TorchOpt, torchmeta and `higher` were
-measured within 5 to 9 % of each other on such networks, so that `higher`, which installs, stands
-for them. The share is of the floating-point operations of the plain loop at the machine's GEMM
-peak.
+papers, O1 is the MAML paper's Omniglot recipe, R1 and R2 are a ResNet-12. learn2learn, TorchOpt,
+torchmeta and `higher` were measured within 5 to 9 % of each other on such networks, so that
+`higher`, which installs, stands for them. The share is of the floating-point operations of the
+plain loop at the machine's GEMM peak.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ from metatrain import start
 from metatrain.algorithms import MAML, Prototypical, Reptile, inner_loop
 from metatrain.core import Context, Meta, Task, generator_for, take
 from metatrain.models.conv import Conv4
-from metatrain.models.mlp import MLP
-from metatrain.tasks import FewShot
+from metatrain.tasks import Sinusoid
 
 Named = dict[str, Tensor]
 
@@ -71,10 +70,8 @@ class UsualConv4(nn.Module):
 def theirs(workload: Workload, meta: Meta) -> tuple[nn.Module, dict[str, str]]:
     """The usual network with our parameters, and our names of the parameters that both have."""
     if not isinstance(workload.model, Conv4):
-        net = workload.model.module(
-            (1,) if isinstance(workload.model, MLP) else (1, 28, 28), _outputs(workload), 0
-        )
-        names = {name: name for name, _ in net.named_parameters()}
+        net = workload.model.module(_inputs(workload), _outputs(workload), 0)
+        names = {name: name for name, _ in net.named_parameters() if name in meta.model}
     else:
         net = UsualConv4(workload.model, _outputs(workload))
         names = {f"conv{i + 1}.weight": f"body.{i}.conv.weight" for i in range(4)}
@@ -90,12 +87,19 @@ def theirs(workload: Workload, meta: Meta) -> tuple[nn.Module, dict[str, str]]:
     return net, names
 
 
+def _inputs(workload: Workload) -> tuple[int, ...]:
+    if isinstance(workload.family, Sinusoid):
+        return (1,)
+    task = workload.family.sample(generator_for(0, TICKET, "tasks"), 1, "train")
+    return tuple(task.support_x.shape[2:])
+
+
 def _outputs(workload: Workload) -> int:
-    return workload.family.ways if isinstance(workload.family, FewShot) else 1
+    return 1 if isinstance(workload.family, Sinusoid) else workload.family.ways
 
 
 def loss_of(workload: Workload) -> Callable[[Tensor, Tensor], Tensor]:
-    return F.cross_entropy if isinstance(workload.family, FewShot) else F.mse_loss
+    return F.mse_loss if isinstance(workload.family, Sinusoid) else F.cross_entropy
 
 
 def adapting(workload: Workload, names: dict[str, str]) -> list[str]:
@@ -167,9 +171,10 @@ def _plain_prototypical(
 ) -> Named:
     net.zero_grad(set_to_none=False)
     ways, shots = workload.family.ways, workload.family.shots
+    features = net.features if isinstance(net, UsualConv4) else net.body
     for task in tasks:
-        prototypes = net.features(task.support_x).unflatten(0, (ways, shots)).mean(1)
-        distance = (net.features(task.query_x)[:, None] - prototypes).square().sum(-1)
+        prototypes = features(task.support_x).unflatten(0, (ways, shots)).mean(1)
+        distance = (features(task.query_x)[:, None] - prototypes).square().sum(-1)
         (F.cross_entropy(-distance, task.query_y) / len(tasks)).backward()
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 

@@ -1,23 +1,29 @@
 """What the benchmarks compute.
 
-W1 to W7 are the few-shot papers' workloads, O1 is the MAML paper's Omniglot recipe.
+W1 to W7 are the few-shot papers' workloads, O1 is the MAML paper's Omniglot recipe, R1 and R2 are a
+ResNet-12 on colour images of 32 pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+import torch
 from torch import nn
 
 from metatrain.algorithms import MAML, Prototypical, Reptile
-from metatrain.core import Ticket
+from metatrain.core import ComputePath, Model, Norm, Split, Task, Ticket
 from metatrain.learner import Outer
+from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
+from metatrain.models.resnet import ResNet12
+from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
 from metatrain.tasks import FewShot, Sinusoid
+from metatrain.tasks.generated import Generated
 
 TICKET = Ticket("update", "train", 0, 0)
 
@@ -42,12 +48,46 @@ class Other:
         return net
 
 
+@dataclass(frozen=True, kw_only=True)
+class Colours(Generated):
+    """Classes of colour images of 32 pixels, which are noise."""
+
+    metric: ClassVar[Metric] = ACCURACY
+
+    name: str = "workloads:Colours"
+    ways: int = 5
+    shots: int = 1
+    queries: int = 5
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Task:
+        sets = []
+        for each in (self.shots, self.queries):
+            shape = (count, self.ways * each, 3, 32, 32)
+            x = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+            y = torch.arange(self.ways).repeat_interleave(each).expand(count, -1)
+            sets += [x, y]
+        return Task(*sets)
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
+        return Supervised(
+            model=model,
+            inputs=(3, 32, 32),
+            outputs=self.ways,
+            loss=cross_entropy,
+            metrics={"accuracy": accuracy},
+            norm=norm,
+            path=path,
+            classes=True,
+            to_float=lambda x: x.float() / 255,
+        )
+
+
 class Workload(NamedTuple):
     what: str
     must: float
     tasks: int
-    family: FewShot | Sinusoid
-    model: Conv4 | MLP | Other
+    family: FewShot | Colours | Sinusoid
+    model: Conv4 | MLP | ResNet12 | Other
     algorithm: MAML | Reptile | Prototypical
 
     def recipe(self) -> Recipe:
@@ -132,6 +172,22 @@ WORKLOADS = {
         FewShot(),
         PAPER,
         MAML(inner_lr=2.0, adapts=("*.conv.*", "head.*")),
+    ),
+    "R1": Workload(
+        "ResNet-12, MAML, 2 steps, 5-way 1-shot, 5 queries, 3 x 32 x 32",
+        1.0,
+        2,
+        Colours(),
+        ResNet12(),
+        MAML(inner_lr=0.01, inner_steps=2),
+    ),
+    "R2": Workload(
+        "ResNet-12, prototypical network, 5-way 5-shot, 5 queries, 3 x 32 x 32",
+        1.0,
+        2,
+        Colours(shots=5),
+        ResNet12(),
+        Prototypical(),
     ),
     "other": Workload(
         "MAML, 5 steps, a network that no kernel is for",
