@@ -10,7 +10,7 @@ from pretended_gpu import unmarked
 
 from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
-from metatrain.core import Ticket
+from metatrain.core import ComputePath, Ticket
 from metatrain.start import prepare
 
 SMALL = {"steps": 4, "tasks_per_step": 3, "tasks_per_ticket": 2, "lr": 0.003}
@@ -33,18 +33,20 @@ def maml(**options: Any) -> dict[str, Any]:
     return {"name": "maml", "inner_lr": 0.1, **options}
 
 
-def directions(tree: dict[str, Any], device: str, steps: int) -> list[Any]:
+def directions(
+    tree: dict[str, Any], device: str, steps: int, path: ComputePath = "batched"
+) -> list[Any]:
     prepared = prepare(config(tree).recipe())
-    worker = Worker(prepared, Plan("batched", device, 1))
+    worker = Worker(prepared, Plan(path, device, 1))
     worker.load(0, worker.layout.flatten(prepared.meta))
     tickets = [Ticket("update", "train", step, 0) for step in range(steps)]
     return [worker.compute(ticket)[0].direction for ticket in tickets]  # type: ignore[union-attr]
 
 
-def agree(tree: dict[str, Any], steps: int = 6) -> None:
+def agree(tree: dict[str, Any], steps: int = 6, path: ComputePath = "batched") -> None:
     """Assert that updates on both devices have the same bits."""
-    found = directions(tree, "cuda", steps)
+    found = directions(tree, "cuda", steps, path)
     with unmarked():
-        for here, there in zip(found, directions(tree, "cpu", steps), strict=True):
+        for here, there in zip(found, directions(tree, "cpu", steps, path), strict=True):
             for name, p in there.model.items():
                 assert torch.equal(here.model[name], p), name

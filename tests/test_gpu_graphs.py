@@ -117,6 +117,11 @@ def test_constants_of_a_users_network_lie_where_its_inputs_do(gpu: type[Gpu]) ->
     assert gpu.replays == 5
 
 
+def test_a_network_that_takes_one_task_after_the_other_is_replayed_too(gpu: type[Gpu]) -> None:
+    agree(small(SINUSOID), path="reference")
+    assert gpu.replays == 5
+
+
 @pytest.mark.parametrize(
     ("kind", "replays"),
     [
