@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from cases import GLYPHS, SINUSOID, config
-from services import command
+from mlflow.tracking import MlflowClient
+from services import command, store
 
 from cluster import recipe_file, run
 from cluster.api.listing import summary
 from cluster.collector import Interrupted
+from cluster.config import Tracking
 from cluster.pretraining import run as learning
 from cluster.pretraining.run import pretrain
+from cluster.tracking.place import place_of
 from cluster.tracking.sync import is_pretrained
 from metatrain import bundle, pretraining, schema
 from metatrain.core import InputError, Params, Update
@@ -174,8 +177,16 @@ def test_a_pretraining_resumes_to_the_same_bits_and_leaves_a_bundle_to_start_fro
         with pytest.raises(Interrupted, match="stopped after 3 of 6 steps") as stopped:
             pretrain(cut)
     assert stopped.value.saved
-    resumed = pretrain(cut, resume="auto")
+    resumed = pretrain(replace(cut, tracking=Tracking(uri=store(tmp_path))), resume="auto")
     assert same(weights_at(str(whole)).tensors, weights_at(str(resumed)).tensors)
+
+    recorded = MlflowClient(store(tmp_path)).get_run(place_of(str(resumed)).run_id)
+    assert recorded.info.status == "FINISHED"
+    (data,) = recorded.inputs.dataset_inputs  # it sees no other split
+    assert data.tags[0].value == "training"
+    note = recorded.data.tags["mlflow.note.content"]
+    assert note.startswith("**Pre-training:** trained 6 steps of 10 examples (")
+    assert f"metatrain train RECIPE --init {resumed}\n" in note
 
     lines = (resumed / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6

@@ -67,6 +67,14 @@ def note(protocol: str, load: Sequence[str], scores: Sequence[Score] = ()) -> st
     return "\n\n".join(parts)
 
 
+def of_pretraining(trained: str, use: str) -> str:
+    """Return a pre-training's description in Markdown: how it trains, and what it is for.
+
+    use: a block of code with its language before the first line.
+    """
+    return "\n\n".join([f"**Pre-training:** {trained}", f"```{use}\n```", END])
+
+
 def with_results(known: str, scores: Sequence[Score]) -> str:
     """Return the known description with results, if it says that there are none."""
     return known.replace(NO_RESULT, "\n\n".join(_result(score) for score in scores), 1)

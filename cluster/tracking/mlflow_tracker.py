@@ -97,8 +97,9 @@ class MLflowTracker:
         try:
             found = datasets.inputs(settings)
             self._client.log_inputs(self.run_id, found)
-            (scored,) = (each.dataset for each in found if each.tags[0].value == "evaluation")
-            self._scored_on = scored.name, scored.digest
+            for each in found:
+                if each.tags[0].value == "evaluation":
+                    self._scored_on = each.dataset.name, each.dataset.digest
         except Exception as error:
             self._failed(error, "the data set was not recorded")
 

@@ -64,8 +64,12 @@ def recorded(
         run.folder.sync()
     status = "FAILED"
     try:
-        tracker.inputs(run.prepared.used())
-        if not tags:
+        pretrained = config.pretraining is not None
+        tracker.inputs([run.prepared.setting("update")] if pretrained else run.prepared.used())
+        if pretrained:
+            trained = protocol.of_start(run.prepared.recipe, config.norm)
+            tracker.describe(description.of_pretraining(trained, _to_start(run.folder)))
+        elif not tags:
             measured = protocol.of_score(run.prepared, Purpose("score"), config.outer.steps)
             load = results.how_to_load(run.prepared, run.folder)
             tracker.describe(description.note(measured, load))
@@ -81,6 +85,15 @@ def recorded(
 def to_sync(folder: str) -> str:
     """Return the command that sends MLflow what it lacks of the run in a folder."""
     return f"{program()} metrics sync {shlex.quote(folder)}"
+
+
+def _to_start(folder: Folder) -> str:
+    """Return the commands that start from a pre-training."""
+    place = shlex.quote(provenance.absolute(str(folder)))
+    return (
+        f"bash\nmetatrain train RECIPE --init {place}\n"
+        f"metatrain evaluate RUN --baselines --pretrained {place}"
+    )
 
 
 def _begun(folder: Folder) -> str | None:
