@@ -73,7 +73,7 @@ def _of_tasks(
         y = norm.of_tasks(y, height * width)
     if residual is not None:
         y = y + residual.movedim(2, 4).reshape(y.shape)
-    y = activation(y).view(tasks * images, height, width, -1).permute(0, 3, 1, 2)
+    y = activation(y).reshape(tasks * images, height, width, -1).permute(0, 3, 1, 2)
     return (F.max_pool2d(y, 2) if pool else y).unflatten(0, (tasks, images))
 
 
