@@ -23,12 +23,12 @@ from metatrain.pretraining import with_linear_head
 BODIES: dict[str, Any] = {
     "mlp": MLP(hidden=(6,)),
     "conv4": Conv4(filters=4, pool="stride"),
-    "conv": Conv(filters=(4, 8), halved=1),
-    "resnet12": ResNet12(filters=(8,), features="flatten"),
+    "conv": Conv(filters=(4, 4, 8), halved=2),
+    "resnet12": ResNet12(filters=(4, 4), features="flatten"),
     "resnet18": ResNet18(filters=(4, 4, 4, 4)),
     "mobilenet": MobileNet(width=0.1),
 }
-FEW = ("linear", "attention in context", "pairs", "memory")  # those that read it in other ways
+FEW = ("linear", "attention", "pairs", "memory")  # those that read it in other ways
 SLOW = ("conv", "resnet12", "resnet18", "mobilenet")
 HEADS: dict[str, heads.Head] = {
     "linear": heads.Linear(),
