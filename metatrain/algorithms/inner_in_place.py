@@ -32,6 +32,8 @@ def descend(
 ) -> Iterator[tuple[Params, Params]]:
     """Yield the tasks' parameters before and after each step, and Adam's second moments.
 
+    They are the same tensors each time: the next step changes them.
+
     loss: [T] of the tasks' parameters and a batch.
     names: of what adapts.
     batches: of each step.
@@ -50,7 +52,8 @@ def descend(
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": second[name],
             }
-    yield {name: p.detach().clone() for name, p in phi.items()}, second
+    found = {name: p.detach() for name, p in phi.items()}
+    yield found, second
     for batch in batches:
         stepping.zero_grad()
         with torch.enable_grad():
@@ -59,7 +62,7 @@ def descend(
             for p in params.values():
                 p.grad = penalty.gradient(p.detach()) + (0.0 if p.grad is None else p.grad)
         stepping.step()
-        yield {name: p.detach().clone() for name, p in phi.items()}, second
+        yield found, second
 
 
 def _optimizer(name: Name, params: list[Tensor], lr: float) -> torch.optim.Optimizer:

@@ -61,7 +61,8 @@ class Reptile:
         return Meta(model, {}, state)
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        return (phi for phi, _ in self._descend(problem, meta, task, context))
+        for phi, _ in self._descend(problem, meta, task, context):
+            yield {name: p.clone() for name, p in phi.items()}
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         total, state = count(tasks), inner_loop.tracked(problem, meta, tasks)
