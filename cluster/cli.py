@@ -100,7 +100,8 @@ def train(
     from metatrain.learner import Diverged
 
     numbers = several.parse(seeds) if seeds is not None else []
-    warm_start = [f"model.weights={init}"] if init is not None else []
+    # A run's config.yaml records which weights it started from: these are others.
+    warm_start = [f"model.weights={init}", "started_from=null"] if init is not None else []
     config = recipe_file.read(recipe, [*(set_ or []), *warm_start])
     if numbers and (dry_run or profile):
         raise InputError(

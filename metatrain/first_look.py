@@ -17,8 +17,13 @@ TASKS = 7  # of a first look: so many that they are not taken for the examples o
 def check_data(prepared: Prepared) -> None:
     """Refuse tasks that the data cannot give, or that do not fit the network."""
     for setting in prepared.used():
-        with staying("`check`"):
-            setting.family.check(setting.split)
+        try:
+            with staying("`check`"):
+                setting.family.check(setting.split)
+        except InputError as error:
+            if not setting.purpose.variant:
+                raise
+            raise InputError.at(f"evaluations.{setting.purpose.variant}", error) from error
         check_sample(prepared, setting.purpose, "reference")
 
 

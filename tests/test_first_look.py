@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from cases import SINUSOID, config, context
+from cases import GLYPHS, SINUSOID, config, context
 from torch import Tensor, nn
 
 from cluster import run
@@ -479,3 +479,10 @@ def test_a_direction_travels_without_frozen_parameters() -> None:
     assert back.frozen == {}
     assert back.model["w"].tolist() == [1.0] * 3
     assert back.state["m"].tolist() == [2.0] * 2
+
+
+def test_a_further_evaluation_that_the_data_cannot_give_is_named() -> None:
+    recipe = config(GLYPHS, evaluations={"many": {"family": {"ways": 500}}}).recipe()
+    with pytest.raises(InputError) as refused:
+        check_data(prepare(recipe))
+    assert refused.value.what.startswith("evaluations.many: 500 ways were asked for")

@@ -18,11 +18,12 @@ import pytest
 import torch
 from cases import GLYPHS, SINUSOID, config, context
 from safetensors.torch import save_file
+from services import command
 from torch import Tensor, nn
 
 import metatrain
 from cluster import run
-from metatrain import bundle
+from metatrain import bundle, schema
 from metatrain.core import InputError, Meta, Norm, Task
 from metatrain.isolation import isolated
 from metatrain.metrics import accuracy, cross_entropy
@@ -454,6 +455,9 @@ def test_a_run_starts_from_given_weights_and_resumes_without_them(tmp_path: Path
     with pytest.raises(InputError) as refused:
         run.train(replace(settings, started_from=known, output=str(tmp_path / "again")))
     assert known in str(refused.value.expected)
+    recipe = tmp_path / "recipe.yaml"  # another --init than the recorded one is meant
+    recipe.write_text(schema.as_yaml(replace(settings, started_from="other")))
+    assert command("train", str(recipe), "--init", place, "--dry-run").returncode == 0
     assert metatrain.load(tmp_path / "run").adapt([0.0], [1.0]).predict([0.0]).values.shape == (1,)
 
 
