@@ -41,7 +41,7 @@ class MAML:
     penalty: Penalty | None = None
     """Penalty on the size of what adapts, such as `{l2: 0.01}`; `null`: none."""
     objective: Literal["query", "support+query"] = field(default="query", metadata=TRAINING_ONLY)
-    """The loss after adaptation that is descended: of the `query` set, or of both."""
+    """Examples whose loss after adaptation is descended: `query` or `support+query`."""
     first_order: bool = field(default=False, metadata=TRAINING_ONLY)
     """Hold the inner gradient constant (section 5.2 of the paper)."""
     adapts: tuple[str, ...] = ("*",)
