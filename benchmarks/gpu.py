@@ -61,9 +61,9 @@ SPEEDS = [
 REPLAYS = ["", "tasks", "kernels", "replay, ms", "tasks/s", "most memory, GB"]
 
 
-def candidates(workload: Workload, device: torch.device) -> dict[str, Callable[[], None]]:
+def candidates(workload: Workload, plan: Plan) -> dict[str, Callable[[], None]]:
     """The three ways to compute an update of a workload."""
-    worker = worker_of(workload, device)
+    worker, device = worker_of(workload, plan), torch.device(plan.device)
     meta = to_device(prepare(workload.recipe()).meta, device)
     tasks = to_device(
         workload.family.sample(generator_for(0, TICKET, "tasks"), workload.tasks, "train"), device
@@ -86,11 +86,11 @@ def candidates(workload: Workload, device: torch.device) -> dict[str, Callable[[
     return {name: partial(waited, compute, device) for name, compute in ways.items()}
 
 
-def worker_of(workload: Workload, device: torch.device) -> Worker:
+def worker_of(workload: Workload, plan: Plan) -> Worker:
     """A worker that has recorded what it replays."""
     prepared = prepare(workload.recipe())
-    worker = Worker(prepared, Plan("batched", device.type, 1))
-    worker.load(0, worker.layout.flatten(to_device(prepared.meta, device)))
+    worker = Worker(prepared, plan)
+    worker.load(0, worker.layout.flatten(to_device(prepared.meta, torch.device(plan.device))))
     for _ in range(3):  # what is built, chosen and recorded on first use
         worker.compute(TICKET)
     return worker
@@ -103,11 +103,11 @@ def waited(compute: Callable[[], object], device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def speeds(device: torch.device, rounds: int, tasks: int) -> Iterator[list[str]]:
+def speeds(plan: Plan, rounds: int, tasks: int) -> Iterator[list[str]]:
     """Rows of the first table."""
     for name in NAMES:
         workload = WORKLOADS[name]._replace(tasks=tasks if name != "W6" else max(tasks // 4, 1))
-        times = measure.in_turns(candidates(workload, device), rounds)
+        times = measure.in_turns(candidates(workload, plan), rounds)
         per_s = [workload.tasks / sorted(t.wall_s)[rounds // 2] for t in times.values()]
         loop = times["loop"].wall_s
         ratios = [measure.ratio(times[who].wall_s, loop) for who in ("worker", "batched")]
@@ -115,15 +115,16 @@ def speeds(device: torch.device, rounds: int, tasks: int) -> Iterator[list[str]]
         yield [name, str(workload.tasks), *shown]
 
 
-def replays(device: torch.device) -> Iterator[list[str]]:
+def replays(plan: Plan) -> Iterator[list[str]]:
     """Rows of the second table: what the model of docs/performance.md predicts."""
+    device = torch.device(plan.device)
     for name, sizes in SIZES.items():
         for tasks in sizes if device.type == "cuda" else (1,):
             workload = WORKLOADS[name]._replace(tasks=tasks)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            compute = partial(waited, partial(worker_of(workload, device).compute, TICKET), device)
+            compute = partial(waited, partial(worker_of(workload, plan).compute, TICKET), device)
             seconds = sorted(measure.in_turns({"worker": compute}, 5)["worker"].wall_s)[2]
             busy_ms, kernels = profiled(compute, device)
             memory = torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else 0.0
@@ -143,11 +144,12 @@ def profiled(compute: Callable[[], object], device: torch.device) -> tuple[float
     return (max(e.end for e in found) - min(e.start for e in found)) / 1000, len(found)
 
 
-def configured(folder: Path, device: torch.device, sets: list[str]) -> RunConfig:
+def configured(folder: Path, plan: Plan, sets: list[str]) -> RunConfig:
     """The paper's recipe in one process. Raises InputError if its data is not here."""
     sets = ["outer.tasks_per_ticket=32", "validation.every_steps=2000", "tracking.uri=none", *sets]
     config = schema.load(RunConfig, RECIPE, [*sets, f"output={folder / 'run'}"])
-    workers = dataclasses.replace(config.workers, max=0, gpus=int(device.type == "cuda"))
+    gpus = int(plan.device == "cuda")
+    workers = dataclasses.replace(config.workers, max=0, gpus=gpus, compile=plan.compile)
     config = dataclasses.replace(config, workers=workers)
     check_data(prepare(config.recipe()))
     return config
@@ -210,18 +212,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=32)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true", help="with workers.compile")
     parser.add_argument("--set", action="append", default=[], help="of the recipe")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    started, device = time.monotonic(), torch.device(arguments.device)
+    started, plan = time.monotonic(), Plan("batched", arguments.device, 1, arguments.compile)
     try:
-        config = configured(arguments.output.resolve(), device, arguments.set)  # first: in seconds
+        config = configured(arguments.output.resolve(), plan, arguments.set)  # first: in seconds
     except InputError as error:
         sys.exit(f"error: {error}")
-    parts = [f"{measure.machine()}; {device}"]
+    parts = [f"{measure.machine()}; {plan}"]
     if not (arguments.output / "run").exists():  # once
-        measured = speeds(device, arguments.rounds, arguments.tasks)
-        for header, found in ((SPEEDS, measured), (REPLAYS, replays(device))):
+        measured = speeds(plan, arguments.rounds, arguments.tasks)
+        for header, found in ((SPEEDS, measured), (REPLAYS, replays(plan))):
             parts.append("")
             rows = []
             for row in found:

@@ -37,6 +37,8 @@ class Workers:
     """CPUs of each worker."""
     gpus: float = bounded(0.0, least=0, most=1)
     """GPUs of each worker: one, or a part of one that workers share."""
+    compile: bool = False
+    """Whether torch's compiler fuses updates on a GPU: in minutes, to other bits; if `max` is 0."""
     threads: int = bounded(1, least=1, most=512)
     """Threads of torch in each process."""
     wait_s: float = bounded(60.0, least=0, most=10**6)
@@ -48,6 +50,8 @@ class Workers:
             value = getattr(self, name)
             if value > 1 and not float(value).is_integer():
                 raise InputError(name, got=value, expected="a part of one, or a whole number")
+        if self.compile and (self.max or not self.gpus):
+            raise InputError("compile", got=True, expected="false unless max is 0 and gpus is 1")
         if self.max and not 1 <= self.min <= self.max:
             raise InputError("min", got=self.min, expected=f"1 to max, which is {self.max}")
 

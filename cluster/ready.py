@@ -90,6 +90,7 @@ def prepare(
         )
     folder, saved = choose(config, resume, trial=trial, claim=claim)
     plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
+    plan = plan._replace(compile=config.workers.compile)
     if saved is not None and saved.plan.device == plan.device:
         # whatever there was to choose from then
         plan, reason = plan._replace(path=saved.plan.path), "as before"

@@ -144,6 +144,18 @@ def test_a_replay_gives_the_bits_of_what_it_repeats(case: str, replays: list[obj
 
 
 @on_gpu
+def test_a_compiled_update_is_the_same_function() -> None:
+    """It is built when it is recorded, at the second ticket of its size."""
+    prepared = prepare(config(SINUSOID).recipe())
+    plain, fused = (Worker(prepared, Plan("batched", "cuda", 1, c)) for c in (False, True))
+    for step in range(3):
+        ticket = Ticket("update", "train", step, 0)
+        expected, found = (computed(w, prepared, step, ticket) for w in (plain, fused))
+        for name, p in expected.direction.flat().items():
+            assert (found.direction.flat()[name] - p).norm() <= 1e-4 * p.norm(), name
+
+
+@on_gpu
 @pytest.mark.parametrize("case", CASES)
 def test_scores_are_those_of_a_cpu(case: str) -> None:
     prepared = prepare(config(CASES[case]).recipe())

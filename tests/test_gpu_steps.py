@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster import loop
 from cluster.collector import Interrupted, Requests
+from cluster.config import Workers
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Contribution, Snapshot
+from cluster.workers.compiled import traced
 from cluster.workers.plan import Plan
 from metatrain.algorithms import MAML
-from metatrain.core import Meta, Task, Ticket, Update, generator_for, to_device
+from metatrain.core import InputError, Meta, Task, Ticket, Update, generator_for, to_device
 from metatrain.learner import Learner, Outer
 from metatrain.models import Conv4
 from metatrain.outer_optimizer import BY_NUMBER
@@ -65,14 +68,19 @@ def test_a_gpu_draws_the_tasks_of_a_cpu_without_a_wait(
         assert step == 0 or not gpu.waits
 
 
-def stepped(tree: dict[str, Any], gpu: type[Gpu], steps: int) -> tuple[Meta, list[int], list[int]]:
+PLAIN = Plan("batched", "cuda", 1)
+
+
+def stepped(
+    tree: dict[str, Any], gpu: type[Gpu], steps: int, plan: Plan = PLAIN
+) -> tuple[Meta, list[int], list[int]]:
     """The parameters after outer steps in process, and the waits and kernels of each step."""
     recipe = config(tree).recipe()
     prepared = prepare(recipe)
-    pool = LocalPool(prepared, Plan("batched", "cuda", 1))
+    pool = LocalPool(prepared, plan)
     learner = Learner(to_device(prepared.meta, CUDA), recipe.outer)
     pool.publish(Snapshot(0, learner.meta()))
-    waits, kernels = [], []
+    waits, each = [], []
     for step in range(steps):
         gpu.waits.clear()
         before = gpu.kernels
@@ -80,11 +88,11 @@ def stepped(tree: dict[str, Any], gpu: type[Gpu], steps: int) -> tuple[Meta, lis
         for ticket in tickets:
             pool.request(ticket)
         found = [pool.next(1.0) for _ in tickets]
-        learner.apply([each.result for each in found if isinstance(each, Contribution)])
+        learner.apply([c.result for c in found if isinstance(c, Contribution)])
         pool.publish(Snapshot(learner.version, learner.meta()))
         waits.append(sum(gpu.waits.values()))
-        kernels.append(gpu.kernels - before)
-    return learner.meta(), waits, kernels
+        each.append(gpu.kernels - before)
+    return learner.meta(), waits, each
 
 
 def small(name: str) -> dict[str, Any]:
@@ -261,3 +269,61 @@ def test_an_update_of_the_papers_omniglot_recipe_is_less_than_900_kernels() -> N
     with Counted() as counted:
         algorithm.update(bound, meta, Task(x, y, x, y), context())
     assert 0 < counted.kernels < 900
+
+
+@SLOW
+def test_the_operations_that_are_compiled_are_those_of_the_update() -> None:
+    """Second derivatives included, also of other tasks and other parameters."""
+    recipe = config(small("layer-step-rates")).recipe()
+    prepared = prepare(recipe)
+    setting = prepared.settings[TRAINING]
+    update = partial(setting.algorithm.update, prepared.bind(TRAINING, "batched"))
+    tasks = [
+        setting.family.sample(
+            generator_for(seed, Ticket("update", "train", 0, 0), "tasks"), 2, "train"
+        )
+        for seed in (0, 1)
+    ]
+    graph, named = traced(update, prepared.meta, tasks[0], context())
+    grown = {name: p * 1.1 for name, p in prepared.meta.model.items()}
+    for meta in (prepared.meta, prepared.meta._replace(model=grown)):
+        expected = update(meta, tasks[1], context())
+        found = named(graph(*meta.flat().values(), *tasks[1]))
+        assert found.tasks == expected.tasks
+        assert found.metrics == expected.metrics
+        for name, p in expected.direction.flat().items():
+            assert torch.equal(found.direction.flat()[name], p), name
+
+
+@SLOW
+@pytest.mark.parametrize("works", [True, False])
+def test_a_step_is_compiled_if_that_is_asked_for_and_possible(
+    works: bool, gpu: type[Gpu], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The compiler stands aside here: it takes minutes. tests/test_gpu.py has it work."""
+    compiled = []
+
+    def aside(graph: Any, given: Any) -> Any:
+        compiled.append(graph)
+        if not works:
+            raise RuntimeError("no compiler")
+        return graph
+
+    monkeypatch.setattr("torch._inductor.compile", aside)
+    plain, _, of_plain = stepped(small("sinusoid"), gpu, 4)
+    found, _, of_found = stepped(small("sinusoid"), gpu, 4, Plan("batched", "cuda", 1, True))
+    assert len(compiled) == 1
+    assert ("cannot be compiled" in caplog.text) == (not works)
+    assert gpu.replays == 6
+    assert of_found[-1] <= of_plain[-1]
+    with unmarked():
+        for name, p in plain.model.items():
+            assert torch.equal(found.model[name], p)
+
+
+@pytest.mark.parametrize("workers", [{"max": 0, "compile": True}, {"gpus": 1, "compile": True}])
+def test_only_updates_on_a_gpu_in_process_are_compiled(workers: dict[str, Any]) -> None:
+    """A Ray worker that compiles for minutes would be taken for one that hangs."""
+    with pytest.raises(InputError) as error:
+        Workers(**workers)
+    assert error.value.what == "compile"

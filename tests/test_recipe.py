@@ -104,7 +104,7 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
         ("model.hidden", [8192] * 9, "model.hidden is [8192, 8192"),
         ("model.init_std", -1, "model.init_std is -1.0, expected at least 1e-06"),
         ("workers.threads", 10**9, "workers.threads is 1000000000, expected at most 512"),
-        ("workers.gpus", 1.5, "workers.gpus is 1.5, expected a part of one, or a whole number"),
+        ("workers.cpus", 1.5, "workers.cpus is 1.5, expected a part of one, or a whole number"),
         ("name", "../x", "name is '../x', expected one that a folder can have"),
         ("sed", 1, "sed is not a key of a recipe: did you mean 'seed'?"),
         ("outer.step", 1, "outer.step is not a key of a recipe: did you mean 'steps'?"),

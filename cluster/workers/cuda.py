@@ -36,6 +36,7 @@ def exact_products() -> None:
 
 
 Step = Callable[[Any, Context], Update]
+Fuse = Callable[[Any, Context], Step]  # a faster step for tasks and a context like these
 
 
 class Replays:
@@ -45,8 +46,10 @@ class Replays:
     dropped, since outer steps do not return to it.
     """
 
-    def __init__(self, step: Step, algorithm: Algorithm, device: torch.device) -> None:
-        self._step, self._algorithm = step, algorithm
+    def __init__(
+        self, step: Step, algorithm: Algorithm, device: torch.device, fuse: Fuse | None = None
+    ) -> None:
+        self._step, self._algorithm, self._fuse = step, algorithm, fuse
         self._recorder = Recorder(device)
         self._phase: Hashable = None
         self._graphs: dict[Hashable, Replayed] = {}
@@ -60,8 +63,8 @@ class Replays:
             self._recorder.renew_memory()
         kind = tuple((leaf.shape, leaf.dtype) for leaf in tasks)
         if kind not in self._graphs:
-            may_record = len(self._graphs) < MOST_GRAPHS
-            self._graphs[kind] = Replayed(self._step, self._recorder if may_record else None, same)
+            recorder = self._recorder if len(self._graphs) < MOST_GRAPHS else None
+            self._graphs[kind] = Replayed(self._step, recorder, same, self._fuse)
         return self._graphs[kind](tasks, context)
 
 
@@ -74,9 +77,15 @@ class Replayed:
     parameters must stay where they are. What a call returns lies where the next one writes.
     """
 
-    def __init__(self, step: Step, recorder: Recorder | None, same: frozenset[str] = SAME) -> None:
+    def __init__(
+        self,
+        step: Step,
+        recorder: Recorder | None,
+        same: frozenset[str] = SAME,
+        fuse: Fuse | None = None,
+    ) -> None:
         """`recorder`: None if this update is not to be recorded."""
-        self._step, self._same, self._recorder = step, same, recorder
+        self._step, self._same, self._recorder, self._fuse = step, same, recorder, fuse
         self._calls = 0
         self._replays = recorder is not None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -127,10 +136,11 @@ class Replayed:
         numbers = draw(self._draws, torch.Generator())
         self._numbers = Staged(numbers, tasks[0].device)
         self._numbers.fill(numbers)
+        step = self._fused(context)
 
         def compute() -> Update:
             with Given(generator, self._draws, self._numbers.tensors) as given:
-                update = self._step(self._tasks, watched.context)
+                update = step(self._tasks, watched.context)
             if watched.decides() or not given.all_taken():
                 raise RuntimeError(
                     "it reads its ticket or draws random numbers otherwise than before"
@@ -143,6 +153,17 @@ class Replayed:
             del self._tasks, self._numbers
         else:
             self._graph, self._update = recorded
+
+    def _fused(self, context: Context) -> Step:
+        """The step that is recorded; one that draws is not compiled."""
+        if self._fuse is None or self._draws:
+            return self._step
+        try:
+            return self._fuse(self._tasks, context)
+        except Exception as error:  # a compiler raises what it likes
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            log.warning("updates cannot be compiled and are slower: %s", reason)
+            return self._step
 
 
 class Recorder:

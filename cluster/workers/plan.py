@@ -19,6 +19,7 @@ class Plan(NamedTuple):
     path: ComputePath
     device: str
     threads: int
+    compile: bool = False  # updates, on a GPU
 
 
 def choose_plan(prepared: Prepared, gpus: float, threads: int) -> tuple[Plan, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.workers.compiled import fused
 from cluster.workers.cuda import Replays, Step
 from cluster.workers.layout import Layout
 from cluster.workers.memory import keep_freed_memory
@@ -47,6 +48,7 @@ class Worker:
         keep_freed_memory()
         self._prepared = prepared
         self._path: ComputePath = plan.path
+        self._compiles = plan.compile
         self.layout = Layout(prepared.meta, plan.path)
         self._buffer = torch.zeros(self.layout.size, device=self._device)
         self._meta = self.layout.unflatten(self._buffer)
@@ -107,14 +109,16 @@ class Worker:
         tasks = self._drawn.pop(ticket, None) or staged(self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         if ticket.work != "update":
-            found = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
-            return to_device(found, torch.device("cpu"))
-        step: Step = partial(setting.algorithm.update, problem, self._meta)
+            scores = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
+            return to_device(scores, torch.device("cpu"))
+        update = partial(setting.algorithm.update, problem)
+        step: Step = partial(update, self._meta)
         if self._device.type == "cuda":
-            self._replays = self._replays or Replays(step, setting.algorithm, self._device)
+            fuse = partial(fused, update, self._meta) if self._compiles else None
+            self._replays = self._replays or Replays(step, setting.algorithm, self._device, fuse)
             return self._away(self._replays(tasks, context))
-        update = step(tasks, context)
-        return update._replace(metrics={name: float(v) for name, v in update.metrics.items()})
+        found = step(tasks, context)
+        return found._replace(metrics={name: float(v) for name, v in found.metrics.items()})
 
     def _away(self, update: Update) -> Update:
         """An update in memory where the next replay does not write."""
