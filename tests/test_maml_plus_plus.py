@@ -10,14 +10,14 @@ from cases import GLYPHS, config, context, drawn_images, exact, images
 from gradients import assert_meta_gradient
 from test_maml import NETS
 
-from metatrain.algorithms import MAML, MAMLPlusPlus
-from metatrain.core import ComputePath, Context, InputError, Meta, Norm, Ticket, Update
+from metatrain.algorithms import IMAML, MAML, MAMLPlusPlus
+from metatrain.core import ComputePath, Context, InputError, Meta, Norm, Params, Ticket, Update
 from metatrain.start import prepare
 
 PLAIN: dict[str, Any] = {"inner_lr": 0.4, "learns_rates": False, "multi_step_epochs": 0}
 
 
-def start(algorithm: MAMLPlusPlus, problem: Any) -> Meta:
+def start(algorithm: Any, problem: Any) -> Meta:
     """Where it starts, with differences between the steps."""
     meta = exact(algorithm.init(problem, torch.Generator().manual_seed(0)))
     g = torch.Generator().manual_seed(3)
@@ -152,6 +152,37 @@ def test_each_step_has_its_own_running_statistics(path: ComputePath) -> None:
         keys, algorithm.adapt(problem, meta._replace(state=moved), task, score), strict=True
     ):
         assert torch.equal(phi[name][0], moved[key])
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        MAMLPlusPlus(inner_lr=0.3, inner_steps=2, per_step=("*.norm.*",)),
+        IMAML(inner_lr=0.1, inner_steps=3, cg_steps=2),
+    ],
+)
+def test_neither_the_order_of_the_support_set_nor_that_of_the_classes_matters(
+    algorithm: Any,
+) -> None:
+    problem, task = images(NETS["maml"], "batched"), drawn_images(2)
+    meta = start(algorithm, problem)
+    expected = algorithm.update(problem, meta, task, context()).direction.model
+    order, classes = torch.tensor([5, 0, 3, 1, 4, 2]), torch.tensor([2, 0, 1])  # old -> new
+
+    def renamed(params: Params, back: bool = False) -> Params:
+        """With the rows of the head where the classes are now, or where they were."""
+        rows = classes if back else classes.argsort()
+        return {n: p[rows] if n.startswith("head.") else p for n, p in params.items()}
+
+    moved = task._replace(
+        support_x=task.support_x[:, order],
+        support_y=classes[task.support_y[:, order]],
+        query_y=classes[task.query_y],
+    )
+    own = meta._replace(model=renamed(meta.model))
+    found = renamed(algorithm.update(problem, own, moved, context()).direction.model, back=True)
+    for name, p in expected.items():
+        torch.testing.assert_close(found[name], p, rtol=1e-9, atol=1e-12)
 
 
 def test_what_never_adapts_is_refused() -> None:
