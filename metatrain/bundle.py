@@ -111,9 +111,11 @@ def save(uri: str, recipe: Recipe, meta: Meta, code: Mapping[str, bytes] | None 
     text = schema.as_yaml(recipe)
     code = custom_source.texts(own_classes(recipe)) if code is None else code
     sources = {f"{CODE}{name}": data for name, data in code.items()}
+    # What is tracked may lie as fused kernels have it.
+    tensors = {name: p.contiguous() for name, p in meta.flat().items()}
     write_directory(
         uri,
-        {TENSORS: save_tensors(meta.flat()), "recipe.yaml": text.encode(), **sources},
+        {TENSORS: save_tensors(tensors), "recipe.yaml": text.encode(), **sources},
     )
 
 
