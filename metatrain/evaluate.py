@@ -103,12 +103,16 @@ class Score:
         return f'{name}: {self.metric.name}={found} protocol="{self.protocol}"'
 
     def baseline_lines(self) -> list[str]:
-        """The closing lines of the baselines that have a protocol."""
+        """The closing lines of the baselines that have a protocol.
+
+        The difference is that of the result from the baseline, on the same tasks.
+        """
         text, width = self.metric.text, self.metric.width
         return [
             f"baseline {name}: {self.metric.name}={text(self.baselines[name])} "
             f"ci95={width(self.baseline_ci95[name])} tasks={self.tasks} "
-            f"gain={text(self.differences[name][0])} gain_ci95={width(self.differences[name][1])} "
+            f"difference={width(self.differences[name][0])} "
+            f"difference_ci95={width(self.differences[name][1])} "
             f'protocol="{protocol}"'
             for name, protocol in self.baseline_protocols.items()
         ]

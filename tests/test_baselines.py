@@ -111,6 +111,8 @@ def test_a_network_is_fine_tuned_from_the_seed_and_from_a_pretraining_for_the_be
     assert "trained 3 steps of 10 examples" in tuned
     assert "no adaptation, 6 tasks of seed 1; trained 3 steps" in untuned_protocol
     lines = compared.baseline_lines()
+    gained, width = compared.differences["from_scratch"]
+    assert f" tasks=6 difference={gained:.4f} difference_ci95={width:.4f} protocol=" in lines[0]
     assert [line.partition(":")[0] for line in lines] == [f"baseline {name}" for name in results]
     assert compared.mean == plain.mean  # they change nothing of the result
     gain, ci95 = compared.differences["from_scratch"]
@@ -120,6 +122,10 @@ def test_a_network_is_fine_tuned_from_the_seed_and_from_a_pretraining_for_the_be
     (record,) = json.loads((Path(place) / "baselines.json").read_text())["scores"]
     assert record["differences"]["from_scratch"] == [gain, ci95]
     assert record["baseline_protocols"] == compared.baseline_protocols
+    (Path(place) / "mlflow.json").write_text("{}")  # damaged: that takes no score away
+    (Path(place) / "result.json").write_text("{}")
+    (again,) = run.evaluate(place, ["workers.max=0"], baselines=True)
+    assert again.differences["from_scratch"] == (gain, ci95)
     named = as_metrics(compared)
     assert named["test/from_scratch"] == compared.baselines["from_scratch"]
     assert named["test/from_scratch_ci95"] == compared.baseline_ci95["from_scratch"]
