@@ -45,7 +45,7 @@ def copied(trained: metatrain.Run) -> metatrain.Run:
 
 
 def test_what_is_public_is_what_dir_shows() -> None:
-    names = ["Diverged", "InputError", "Interrupted", "Run", "SweepRun", "WorkersLost"]
+    names = ["Diverged", "InputError", "Interrupted", "Run", "Seeds", "SweepRun", "WorkersLost"]
     assert dir(metatrain) == [*names, "__version__", "load", "open_data", "runs", "train", "tune"]
     assert all(getattr(metatrain, name) is not None for name in dir(metatrain))
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
