@@ -61,6 +61,7 @@ def _trained(recipe: Recipe, version: int, norm: Norm) -> str:
     trained_norm = "none" if norm == "none" else recipe.norm
     how = f"bn={trained_norm}, {described(recipe.algorithm)}"
     best = ", best by validation" if recipe.evaluation.of == "best" else ""
+    best += f", averaged with decay {recipe.outer.average}" if recipe.outer.average else ""
     if recipe.pretraining is not None:  # meta-training leaves these keys out
         how, best = "all training examples together, with supervision", ""
     weights = f", from {recipe.started_from}" if recipe.started_from else ""

@@ -94,3 +94,5 @@ def test_scores_and_bundles_are_of_the_average_and_training_is_not(tmp_path: Pat
     assert read_result(str(folders[1]))["scores"][0]["mean"] == scores[1].mean
     assert scores[1] == run.evaluate(str(folders[1]), ["workers.max=0"])[0]
     assert scores[1].mean != scores[0].mean
+    assert "trained 6 steps of 4 tasks, averaged with decay 0.9 (" in scores[1].protocol
+    assert "averaged" not in scores[0].protocol
