@@ -93,14 +93,20 @@ class FewShot:
     def store(self) -> ImageStore:
         return open_data(self.data, self.checksum)
 
+    @cached_property
+    def _classes(self) -> dict[str, Tensor]:
+        """The data set's classes in each split."""
+        classes = self.store.scheme(self.splits).classes
+        return {split: torch.tensor(each) for split, each in classes.items()}
+
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Episode:
         """x [T, N, C, H, W] uint8 and labels [T, N] int64, in the order of the labels.
 
         N is ways * shots in the support set and ways * queries in the query set.
         """
-        store, scheme = self.store, self.store.scheme(self.splits)
+        store = self.store
         rotations = self.rotations(split)
-        classes = torch.tensor(scheme.classes[split])
+        classes = self._classes[split]
         pool = len(classes) * (4 if rotations == "classes" else 1)
         chosen = choose(generator, torch.full((count,), pool), self.ways)  # [T, W]
         if rotations == "classes":
