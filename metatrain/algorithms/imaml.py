@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,7 +70,7 @@ class IMAML:
         before = [inner_loop.first_task_metrics(problem, start, tasks, context)]
         mean = {name: torch.zeros_like(p) for name, p in meta.model.items()}
         for chunk in chunks(problem, tasks):
-            *_, phi = self.adapt(problem, meta, chunk, context)
+            (phi,) = deque(self.adapt(problem, meta, chunk, context), maxlen=1)
             weights = [phi[name].requires_grad_() for name in mean]
             found = problem.query(phi, chunk, context)
             slope = grad(found["loss"].sum(), weights, materialize_grads=True)
