@@ -104,9 +104,10 @@ class Counted(Quadratic):
     """Counts the tensors that are held when the query set is predicted for good."""
 
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
-        gc.collect()
-        self.leaf = params["x"].is_leaf
-        self.held = sum(isinstance(each, Tensor) for each in gc.get_objects())
+        if params["x"].requires_grad:  # and not before adaptation
+            gc.collect()
+            self.leaf = params["x"].is_leaf
+            self.held = sum(isinstance(each, Tensor) for each in gc.get_objects())
         return super().query(params, task, context)
 
 
