@@ -680,6 +680,8 @@ def test_the_closing_table_has_few_steps_and_says_what_is_better(
         curve_median=values,
         curve_quartiles=[(0.25, 0.75)] * len(steps),
         baselines={"support_mean": 0.5},
+        baseline_ci95={"support_mean": 0.03},
+        baseline_steps={"support_mean": 7},
         differences={"support_mean": difference},
         measures={},
     )
@@ -693,7 +695,8 @@ def test_the_closing_table_has_few_steps_and_says_what_is_better(
     ]
     assert [re.split(" {2,}", row)[0] for row in rows] == expected
     assert [re.split(" {2,}", row)[-1] for row in rows] == ["0"] * 5 + ["3"]
-    assert last.startswith("support mean  ")
+    shown = f"support mean, after 7 steps {metric.text(0.5)} ± {metric.width(0.03)}"
+    assert " ".join(last.split()).startswith(shown)
     assert last.endswith(said)
     if metric == ACCURACY:
         assert "25.00% to 75.00%" in rows[0]
