@@ -40,7 +40,17 @@ COMPONENTS = [
     )
     for kind in get_args(union)
 ]
-GROUPS = [Augment, Penalty, Outer, Validation, Evaluation, Pretraining, Workers, Checkpoint, Tracking]
+GROUPS = [
+    Augment,
+    Penalty,
+    Outer,
+    Validation,
+    Evaluation,
+    Pretraining,
+    Workers,
+    Checkpoint,
+    Tracking,
+]
 LANGUAGES = {"": "required", ".zh": "必填"}
 
 
