@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 # Keys that say where and how something is computed, and not what is learned; steps are recorded.
 ELSEWHERE = (
     "outer.steps",
+    "outer.tasks_per_ticket",
     "workers",
     "tracking",
     "checkpoint",
