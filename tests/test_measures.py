@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cases import CASES, GLYPHS, config, context
+from cases import CASES, GLYPHS, SINUSOID, config, context
 from sklearn import metrics as sklearn
 from torch import Tensor
 
@@ -98,6 +98,17 @@ def test_the_area_under_the_curve_is_scikit_learns_of_each_task() -> None:
     assert AUC.pool(logits, task_of(labels)).tolist() == pytest.approx(expected, **EXACT)
     alone = AUC.pool(logits, task_of(torch.zeros_like(labels)))
     assert alone.isnan().all()
+
+
+def test_a_loss_keeps_its_type_where_the_same_number_is_scored_with_more_digits() -> None:
+    prepared = prepare(config(SINUSOID).recipe())
+    problem, setting = prepared.problems[Purpose("score")], prepared.setting("score")
+    task = setting.family.sample(torch.Generator().manual_seed(0), 2, "test")
+    start = {name: p.expand(2, *p.shape) for name, p in prepared.meta.model.items()}
+    with torch.no_grad():  # as some algorithms weigh tasks by it
+        found = problem.query(start, task, context())
+    assert (found["loss"].dtype, found["mse"].dtype) == (torch.float32, torch.float64)
+    assert torch.equal(found["loss"], found["mse"].float())
 
 
 def test_an_accuracy_is_scikit_learns() -> None:

@@ -200,7 +200,7 @@ class Supervised:
     def judge(self, prediction: Tensor, task: Task) -> dict[str, Tensor]:
         tasks = len(prediction)
         loss = per_task("loss", self.loss(prediction, task.query_y), tasks)
-        found = {"loss": loss}
+        found = {"loss": loss.to(prediction.dtype)}  # a score has more digits: metrics._exact
         for name, metric in self.metrics.items():
             same = metric is self.loss
             value = loss.detach() if same else metric(prediction.detach(), task.query_y)
