@@ -111,7 +111,8 @@ def started(
 ) -> tuple[RunConfig, Prepared]:
     """Record what a run starts from, and start from it: weights that are given, or the seed."""
     if saved is not None:
-        config = dataclasses.replace(config, started_from=saved.config.started_from)
+        if config.started_from is None:
+            config = dataclasses.replace(config, started_from=saved.config.started_from)
         return config, prepared._replace(recipe=config.recipe())
     start = warm(prepared.recipe, prepared.meta)
     config = dataclasses.replace(config, started_from=start.source)

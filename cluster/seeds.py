@@ -33,6 +33,7 @@ from metatrain.core import InputError, Setting
 from metatrain.first_look import check_data
 from metatrain.start import prepare as prepare_recipe
 from metatrain.storage import Folder
+from metatrain.weights import warm
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,9 @@ def train(
         begun = _check_free(folder, resume)
         prepared = prepare_recipe(config.recipe())
         check_data(prepared)
+        if any(Path(str(one.output)).name not in begun for one in runs.values()):
+            weights = warm(prepared.recipe, prepared.meta).source  # the same for all seeds
+            runs = {s: dataclasses.replace(one, started_from=weights) for s, one in runs.items()}
         with (
             shared_ray(config.workers, config.recipe(), address),
             _recorded(config, prepared.used(), folder, source) as (tracker, tags),
@@ -168,6 +172,8 @@ def _result(one: RunConfig) -> list[Record] | None:
     """The scores of a seed that is finished, if its recipe is still the same."""
     try:
         before = schema.load(RunConfig, f"{one.output}/config.yaml")
+        if one.started_from is None:
+            before = dataclasses.replace(before, started_from=None)
         if schema.dump(before.recipe()) == schema.dump(one.recipe()):
             return scores(read_result(str(one.output)))
     except InputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,22 @@ def test_seeds_from_python_are_whole_numbers_and_a_folder_that_has_them(tmp_path
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="holds no finished runs of seeds"):
             metatrain.Seeds(place)
+
+
+@pytest.mark.ray  # trains six short runs
+def test_all_seeds_start_from_the_same_weights_or_say_that_they_do_not(tmp_path: Path) -> None:
+    place = str(run.train(tiny(tmp_path / "start"))[0])
+    given = tiny(tmp_path / "all", model__weights=place)
+    seeds.train(given, [0, 1])
+    result = tmp_path / "all/seed-0/result.json"
+    before = result.stat().st_mtime_ns
+    seeds.train(given, [0, 1], resume="auto")  # both are finished
+    assert result.stat().st_mtime_ns == before
+    run.train(tiny(tmp_path / "other", seed=3))
+    shutil.rmtree(tmp_path / "start")
+    (tmp_path / "other").rename(tmp_path / "start")
+    with pytest.raises(InputError, match=r"was trained with started_from = .*cannot resume"):
+        seeds.train(given, [0, 1, 2], resume="auto")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
