@@ -17,14 +17,20 @@ TASKS = 7  # of a first look: so many that they are not taken for the examples o
 def check_data(prepared: Prepared) -> None:
     """Refuse tasks that the data cannot give, or that do not fit the network."""
     for setting in prepared.used():
-        try:
-            with staying("`check`"):
-                setting.family.check(setting.split)
-        except InputError as error:
-            if not setting.purpose.variant:
-                raise
-            raise InputError.at(f"evaluations.{setting.purpose.variant}", error) from error
-        check_sample(prepared, setting.purpose, "reference")
+        check_setting(prepared, setting.purpose)
+
+
+def check_setting(prepared: Prepared, purpose: Purpose) -> None:
+    """The same for the tasks of one purpose."""
+    setting = prepared.settings[purpose]
+    try:
+        with staying("`check`"):
+            setting.family.check(setting.split)
+    except InputError as error:
+        if not purpose.variant:
+            raise
+        raise InputError.at(f"evaluations.{purpose.variant}", error) from error
+    check_sample(prepared, purpose, "reference")
 
 
 def check_sample(prepared: Prepared, purpose: Purpose, path: ComputePath) -> None:

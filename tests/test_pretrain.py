@@ -267,6 +267,8 @@ def test_what_cannot_be_pretrained_is_refused() -> None:
     }
     with pytest.raises(InputError, match="labelled examples"):
         supervision(walk)
+    with pytest.raises(InputError, match="2000 ways were asked for"):
+        pretrain(config(SMALL, family__ways=2000))
     with pytest.raises(InputError) as refused:  # they would not be used
         supervision(POINTS, model__weights="elsewhere")
     assert (refused.value.what, refused.value.got) == ("model.weights", "elsewhere")

@@ -23,7 +23,7 @@ from cluster.tracking.recording import recorded
 from cluster.workers.plan import choose_plan, device_of
 from metatrain import bundle, custom_source, figures, pretraining
 from metatrain.core import to_device
-from metatrain.first_look import check_sample
+from metatrain.first_look import check_setting
 from metatrain.isolation import isolated
 from metatrain.learner import Applied, Learner
 from metatrain.plain import finite
@@ -131,7 +131,7 @@ def _prepare(
 
     code = custom_source.texts(own_classes(config.recipe()))
     prepared = prepare_recipe(config.recipe())
-    check_sample(prepared, TRAINING, "reference")
+    check_setting(prepared, TRAINING)
     folder, saved = choose(config, resume, claim=claim)
     plan, reason = choose_plan(prepared, config.workers.gpus, config.workers.threads)
     if saved is not None:
