@@ -20,7 +20,7 @@ def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     Bins have no intervals: the predictions of a task depend on each other. Guo et al. 2017,
     arXiv 1706.04599, figure 1.
     """
-    figure = Figure(figsize=(6, 5.5 + 0.2 * len(scores)), layout="constrained")
+    figure = Figure(figsize=(7, 6.2 + 0.2 * len(scores)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", label="as right as confident")
     for label, score in scores:
