@@ -250,7 +250,7 @@ def evaluate(
     config, meta, version = load_trained(uri, overrides)
     with ExitStack() as stack:
         stack.enter_context(isolated(config.workers.threads))
-        prepared = prepare_recipe(config.recipe())
+        prepared = prepare_recipe(config.recipe()).without_validation()
         check_data(prepared)
         check_fit(prepared, meta)
         plan, _ = choose_plan(prepared, config.workers.gpus, config.workers.threads)

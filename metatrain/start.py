@@ -49,6 +49,11 @@ class Prepared(NamedTuple):
         validates = self.recipe.validation.every_steps > 0
         return [s for s in self.settings.values() if validates or s.purpose.work != "validate"]
 
+    def without_validation(self) -> Prepared:
+        """The same for scores alone: data that only tests has no classes for validation."""
+        kept = {p: s for p, s in self.settings.items() if p.work != "validate"}
+        return self._replace(settings=kept)
+
 
 def prepare(recipe: Recipe) -> Prepared:
     """Resolve a recipe's settings, bind its problems and initialise its meta-parameters.

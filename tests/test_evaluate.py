@@ -131,9 +131,11 @@ def test_each_norm_of_an_evaluation_gives_a_score() -> None:
     assert found[0].measures["ece"] != found[1].measures["ece"]
 
 
-def dots(name: str, channels: int) -> None:
+def dots(name: str, channels: int, *, validates: bool = False) -> None:
     """Eight classes of noise as a data set."""
     splits = {"train": [0, 1, 2, 3], "test": [4, 5, 6, 7]}
+    if validates:
+        splits |= {"train": [0, 1], "val": [2, 3]}
     ImageStore(
         name=name,
         images=torch.randint(0, 256, (32, channels, 8, 8), dtype=torch.uint8),
@@ -148,20 +150,23 @@ def test_an_evaluation_may_be_of_another_data_set_of_the_same_shape(
     tmp_path: Path,
 ) -> None:
     """A run records splits and checksum of its own data set, and they are not the other one's."""
-    dots("near", 1)
+    dots("near", 1, validates=True)
     dots("far", 1)
     settings = GLYPHS | {"outer": GLYPHS["outer"] | {"steps": 1}}
     settings |= {
         "model": {"name": "mlp", "hidden": [4]},
-        "family": {"name": "fewshot", "data": "near", "ways": 3},
+        "family": {"name": "fewshot", "data": "near", "ways": 2},
+        "validation": {"every_steps": 1, "tasks": 2},
     }
     settings |= {"evaluations": {"cross": {"tasks": 6, "family": {"data": "far"}}}}
     folder, scores = run.train(config(settings, output=str(tmp_path / "run")))
     assert [score.evaluation for score in scores] == ["", "cross"]
-    assert scores[1].protocol.startswith("far/far (synthetic) 3-way 1-shot")
+    assert scores[1].protocol.startswith("far/far (synthetic) 2-way 1-shot")
     assert "(near/near (synthetic)" in scores[1].protocol
     assert [row["name"] for row in scores[1].details["classes"]] == list("efgh")
     assert run.evaluate(str(folder), ["workers.max=0"]) == scores
+    score, _ = run.evaluate(str(folder), ["workers.max=0", "evaluation.family.data=far"])
+    assert score.protocol.startswith("far/far"), "and has no classes for validation"
     dots("colours", 3)
     with pytest.raises(InputError, match=r"family.shape is \[1, 8, 8\], but .* are \[3, 8, 8\]"):
         run.evaluate(str(folder), ["workers.max=0", "evaluations.cross.family.data=colours"])
