@@ -115,14 +115,15 @@ def test_classes_keep_their_scores_in_any_order_and_alone_if_the_norm_says_so(no
         torch.testing.assert_close(alone, expected[:, 1:2], rtol=1e-9, atol=1e-9)
 
 
-def test_running_statistics_of_the_head_are_those_of_pairs() -> None:
+@pytest.mark.parametrize("algorithm", [Relation(), Matching()])
+def test_running_statistics_of_the_head_are_those_of_pairs(algorithm: Any) -> None:
     problem, task = images(MAPS, norm="running"), drawn_images(shots=2)
-    meta = start(Relation(), problem)
-    update = Relation().update(problem, meta, task, context())
+    meta = start(algorithm, problem)
+    update = algorithm.update(problem, meta, task, context())
     seen: list[Tensor] = []
     norm = problem.module.get_submodule("head.scores.blocks.0.norm")
     hook = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    *_, phi = Relation().adapt(problem, meta, task, context())
+    *_, phi = algorithm.adapt(problem, meta, task, context())
     whole = task._replace(query_x=torch.cat([task.support_x, task.query_x], 1))
     problem.predict(phi, whole, context())
     hook.remove()

@@ -10,7 +10,7 @@ import torch
 
 from metatrain.algorithms import inner_loop
 from metatrain.core import Context, Meta, Params, Problem, Update, labelled
-from metatrain.models.heads import SUPPORT, TARGETS
+from metatrain.models.heads import SCORES, SUPPORT, TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,21 @@ class Matching:
         return given_support(problem, meta, task, context)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context)
+        return learn(problem, meta, tasks, context)
+
+
+def learn(problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+    """The mean gradient of networks whose head compares with a support set."""
+    update = inner_loop.mean_gradient(given_support, problem, meta, tasks, context)
+    if not any(name.startswith(SCORES) for name in meta.state):
+        return update
+    # Statistics of the head are of pairs, which there are only with a support set.
+    with torch.no_grad():
+        *_, phi = given_support(problem, meta, tasks, context)
+        seen = problem.statistics(phi, tasks)
+    pairs = ((name, p, seen[name]) for name, p in meta.state.items())
+    state = {name: torch.lerp(p, new, inner_loop.MOMENTUM) for name, p, new in pairs}
+    return update._replace(direction=update.direction._replace(state=state))
 
 
 def given_support(problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:

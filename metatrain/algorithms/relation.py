@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from metatrain.algorithms import inner_loop
-from metatrain.algorithms.matching import given_support
+from metatrain.algorithms.matching import given_support, learn
 from metatrain.core import Context, InputError, Meta, Params, Problem, Update, labelled
 from metatrain.models.heads import SCORES, SUPPORT, TARGETS
 
@@ -47,17 +47,7 @@ class Relation:
         return given_support(problem, meta, task, context)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        squared = labelled(problem).with_loss(squared_error)
-        update = inner_loop.mean_gradient(self.adapt, squared, meta, tasks, context)
-        if not meta.state:
-            return update
-        # Statistics of the head are of pairs, which there are only with a support set.
-        with torch.no_grad():
-            *_, phi = self.adapt(problem, meta, tasks, context)
-            seen = problem.statistics(phi, tasks)
-        pairs = ((name, p, seen[name]) for name, p in meta.state.items())
-        state = {name: torch.lerp(p, new, inner_loop.MOMENTUM) for name, p, new in pairs}
-        return update._replace(direction=update.direction._replace(state=state))
+        return learn(labelled(problem).with_loss(squared_error), meta, tasks, context)
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:
