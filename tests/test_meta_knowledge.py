@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import context
+from cases import context, drawn_images, exact, images
 from torch.func import functional_call
 
 from metatrain.algorithms import MetaKnowledge
 from metatrain.core import Context, Meta, Params, Ticket, generator_for
 from metatrain.learner import Diverged, Learner, Outer
-from metatrain.models import MLP
+from metatrain.models import MLP, Conv4
 from metatrain.tasks import Sinusoid
 
 FAMILY = Sinusoid(shots=8, queries=4)
@@ -69,6 +69,18 @@ def test_a_task_is_learned_from_the_main_model_and_the_vector() -> None:
         assert torch.equal(before[name][2], p + 0.5 * vector[f"own.{name}"])
     losses = [PROBLEM.support_loss(phi, task, context()) for phi in (before, after)]
     assert bool((losses[1] < losses[0]).all())
+
+
+def test_running_statistics_are_those_of_the_network_from_which_tasks_are_learned() -> None:
+    problem, task = images(Conv4(filters=4, pool="stride"), norm="running"), drawn_images(2)
+    algorithm = MetaKnowledge(inner_lr=0.01, model_steps=1)
+    meta = exact(algorithm.init(problem, torch.Generator().manual_seed(7)))
+    vector = {f"own.{name}": torch.randn_like(p) for name, p in meta.model.items()}
+    meta = meta._replace(state=meta.state | vector)
+    theta, *_ = algorithm.adapt(problem, meta, task, context())
+    found = algorithm.update(problem, meta, task, at(0, 0)).direction.state
+    for name, p in problem.statistics(theta, task).items():
+        torch.testing.assert_close(found[name], 0.9 * meta.state[name] + 0.1 * p)
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "weighted", "median"])

@@ -55,9 +55,8 @@ class MetaKnowledge:
         return Meta(model, {}, problem.state() | vector | {STEPS: torch.zeros(())})
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        theta = {n: p + self.factor * meta.state[OWN + n] for n, p in meta.model.items()}
-        start = inner_loop.start(meta, task) | inner_loop.expand(theta, count(task))
-        rates = [dict.fromkeys(theta, self.inner_lr)] * self.inner_steps
+        start = inner_loop.start(meta._replace(model=self._theta(meta)), task)
+        rates = [dict.fromkeys(meta.model, self.inner_lr)] * self.inner_steps
         return _learn(problem, start, task, context, rates, "sgd")
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
@@ -68,8 +67,8 @@ class MetaKnowledge:
         (phi,) = deque(_learn(problem, start, tasks, context, rates, "adam"), maxlen=1)
         with torch.no_grad():
             after = [problem.query(phi, tasks, context)]
-        seen = meta.state[STEPS] + 1
-        state = inner_loop.tracked(problem, meta, tasks) | {STEPS: seen}
+        state = inner_loop.tracked(problem, meta._replace(model=self._theta(meta)), tasks)
+        state[STEPS] = seen = meta.state[STEPS] + 1
         for name in meta.model:
             vector = self._aggregated(phi[name], after[0]["loss"])
             state[OWN + name] = torch.lerp(meta.state[OWN + name], vector, 1 / seen)
@@ -78,12 +77,13 @@ class MetaKnowledge:
         metrics = inner_loop.means(before, "before") | inner_loop.means(after, "after")
         return Update(Meta(still, {}, state), total, metrics)
 
-    def _aggregated(self, models: Tensor, losses: Tensor) -> Tensor:
-        """[T, *shape] -> [*shape]"""
-        if self.aggregate == "median":
-            return models.median(0).values
-        equal = self.aggregate == "mean"
-        return models.mean(0) if equal else torch.tensordot(torch.softmax(-losses, 0), models, 1)
+    def _theta(self, meta: Meta) -> Params:
+        return {n: p + self.factor * meta.state[OWN + n] for n, p in meta.model.items()}
+
+    def _aggregated(self, models: Tensor, losses: Tensor) -> Tensor:  # [T, *shape] -> [*shape]
+        if self.aggregate == "weighted":
+            return torch.tensordot(torch.softmax(-losses, 0), models, 1)
+        return models.mean(0) if self.aggregate == "mean" else models.median(0).values
 
 
 def _learn(
