@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from functools import partial
 from typing import Any
 
@@ -121,6 +122,30 @@ def test_memory_does_not_grow_with_the_inner_steps() -> None:
         held.append(problem.held)
     assert problem.leaf, "nothing of the graph is kept"
     assert held[1] == held[2]
+
+
+class Watched(Quadratic):
+    """Counts whose adapted parameters are held when the query set of another is predicted."""
+
+    path: ComputePath = "reference"  # task by task
+
+    def __init__(self) -> None:
+        self.adapted: list[weakref.ref[Tensor]] = []
+        self.held: list[int] = []
+
+    def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
+        if params["x"].requires_grad:
+            self.held.append(sum(each() is not None for each in self.adapted))
+            self.adapted.append(weakref.ref(params["x"]))
+        return super().query(params, task, context)
+
+
+def test_memory_does_not_grow_with_the_tasks_of_a_ticket() -> None:
+    problem, meta = Watched(), Meta({"x": torch.tensor([0.7])}, {}, {})
+    a = torch.arange(1.0, 6.0)[:, None]
+    IMAML(inner_lr=0.1, inner_steps=2).update(problem, meta, Task(a, a, a, a), context())  # type: ignore[arg-type]
+    assert len(problem.held) == 5
+    assert max(problem.held) <= 1, "that of the task before"
 
 
 def test_conjugate_gradients_solve_for_each_task() -> None:

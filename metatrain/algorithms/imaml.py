@@ -74,11 +74,11 @@ class IMAML:
             weights = [phi[name].requires_grad_() for name in mean]
             found = problem.query(phi, chunk, context)
             slope = grad(found["loss"].sum(), weights, materialize_grads=True)
-            loss = problem.support_loss(phi, chunk, context)
-            solved = conjugate_gradients.solve(self._jacobian(loss, weights), slope, self.cg_steps)
+            product = self._jacobian(problem.support_loss(phi, chunk, context), weights)
+            solved = conjugate_gradients.solve(product, slope, self.cg_steps)
             for p, x in zip(mean.values(), solved, strict=True):
                 p.add_(x.sum(0), alpha=1 / total)
-            after.append(found)
+            after.append({name: value.detach() for name, value in found.items()})
         metrics = inner_loop.means(before, "before") | inner_loop.means(after, "after")
         return Update(Meta(mean, {}, inner_loop.tracked(problem, meta, tasks)), total, metrics)
 
