@@ -118,10 +118,10 @@ def train(
             oldest = learner.version - outer.max_staleness
             tickets = training.tickets(learner.version)
             found = requests.collect(tickets, oldest)
+            report(MOST_AHEAD)
             staleness = learner.version - min(c.version for c in found)
             applied = learner.take([c.result for c in found if isinstance(c.result, Update)])
             pool.publish(Snapshot(learner.version, learner.meta()))
-            report(MOST_AHEAD)
             seconds = time.monotonic() - started
             metrics: Metrics = {
                 "system/staleness": staleness,
@@ -148,8 +148,9 @@ def train(
                 report(0)
                 save()
     except Exception:
-        with suppress(Diverged):  # a checkpoint's steps have their lines
-            report(0)
+        while steps:  # a checkpoint's steps have their lines
+            with suppress(Exception):  # what failed may fail again
+                report(len(steps) - 1)
         save()
         raise
     finally:

@@ -152,6 +152,31 @@ def test_steps_are_reported_in_turn_and_before_they_are_saved(
 
 
 @SLOW
+def test_what_cannot_be_reported_keeps_no_other_step_from_it(gpu: type[Gpu]) -> None:
+    """Nor from the checkpoint that is left: a resumed run has a line of each step before it."""
+    tree = small("sinusoid")
+    tree["outer"] = tree["outer"] | {"steps": 12}
+    recipe = config(tree).recipe()
+    prepared = prepare(recipe)
+    pool = LocalPool(prepared, Plan("batched", "cuda", 1))
+    learner = Learner(to_device(prepared.meta, CUDA), recipe.outer)
+    said: list[int] = []
+    saved: list[int] = []
+
+    def on_step(step: int, metrics: dict[str, float]) -> None:
+        if step in (3, 4):
+            raise OSError("no space is left")
+        said.append(step)
+
+    hooks = loop.Hooks(on_step, lambda: saved.append(learner.version))
+    with pytest.raises(OSError, match="no space"):
+        loop.train(prepared, learner, pool, Requests(pool), hooks, save_every=100)
+    assert saved == [learner.version]
+    assert said == [step for step in range(1, learner.version + 1) if step not in (3, 4)]
+    assert learner.version > 5
+
+
+@SLOW
 def test_tickets_of_a_step_are_drawn_ahead_and_are_the_same(gpu: type[Gpu]) -> None:
     tree = small("sinusoid")
     tree["outer"] = tree["outer"] | {"tasks_per_step": 5}
