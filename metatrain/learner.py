@@ -199,6 +199,9 @@ class Learner:
         if self.averages:  # sooner at first, when the past is far away
             decay = min(self._outer.average, (1 + self.version) / (10 + self.version))
             now = [self._params[name] for name in self._average]
+            if skip is not None:
+                kept = self._average.values()
+                now = [torch.where(skip > 0, a, p) for a, p in zip(kept, now, strict=True)]
             torch._foreach_lerp_([*self._average.values()], now, 1 - decay)
 
     def _numbers(
@@ -206,7 +209,8 @@ class Learner:
     ) -> Callable[[], Applied]:
         """What waits for the numbers of the step that was made last."""
         lr = self._outer.lr * self._outer.rate(self.version - 1)
-        tasks = [update.tasks for update in updates]
+        # No more of the updates: their directions are as large as the network.
+        tasks, names = [update.tasks for update in updates], [*updates[0].metrics]
         named: dict[Any, float | Tensor] = {("norm", ""): norm}
         for i, update in enumerate(updates):
             named |= {(i, name): value for name, value in update.metrics.items()}
@@ -222,7 +226,7 @@ class Learner:
                 norm, out = math.nan, left_out or (0,)
             metrics = {
                 name: sum(found[i, name] * n for i, n in enumerate(tasks)) / sum(tasks)
-                for name in updates[0].metrics
+                for name in names
             }
             learned = {name: value for (kind, name), value in found.items() if kind == "learned"}
             return Applied(metrics, norm, lr, learned, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from metatrain.learner import Learner, Outer
 from metatrain.outer_optimizer import BY_NUMBER
 
 SLOW = pytest.mark.ray
+ONE = Outer(steps=9, tasks_per_step=1, tasks_per_ticket=1, lr=0.01)
 
 
 @pytest.fixture
@@ -29,8 +31,9 @@ def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu_either(
 ) -> None:
     options = {"momentum": 0.9} if optimizer == "SGD" else {}
     outer = Outer(
-        steps=9, tasks_per_step=1, tasks_per_ticket=1, optimizer=optimizer, lr=0.01, options=options
-    )
+        steps=9, tasks_per_step=1, tasks_per_ticket=1, optimizer=optimizer, lr=0.01,
+        options=options, average=0.5,
+    )  # fmt: skip
     start = Meta({"w": torch.ones(3)}, {"r": torch.ones(())}, {"mean": torch.zeros(2)})
     there = Learner(to_device(start, CUDA), outer)
     here = Learner(start, outer)
@@ -49,6 +52,19 @@ def test_a_step_that_is_not_finite_changes_nothing_on_a_gpu_either(
     with unmarked():
         for name, p in here.meta().flat().items():
             torch.testing.assert_close(there.meta().flat()[name], p)
+        for name, p in here.scored().flat().items():
+            torch.testing.assert_close(there.scored().flat()[name], p)
+
+
+def test_numbers_that_are_not_read_yet_hold_no_update() -> None:
+    """A GPU that is five steps ahead would hold five directions, each as large as the network."""
+    meta = Meta({"w": torch.ones(3)}, {}, {})
+    learner, direction = Learner(meta, ONE), meta._replace(model={"w": torch.ones(3)})
+    held = weakref.ref(direction.model["w"])
+    applied = learner.take([Update(direction, 1, {"loss": 0.5})])
+    del direction
+    assert held() is None
+    assert applied().metrics == {"loss": 0.5}
 
 
 @pytest.mark.parametrize(
