@@ -256,7 +256,9 @@ class Ops(TorchDispatchMode):
                 wait("D2H copy" if places[1] else "H2D copy")
             elif name in INDEXED and places[0]:
                 wait("H2D copy of an index")
-            elif any(t.dim() for t, there in zip(given, places, strict=True) if not there):
+            elif name in ("stack", "cat") or any(
+                t.dim() for t, there in zip(given, places, strict=True) if not there
+            ):
                 raise RuntimeError(
                     "Expected all tensors to be on the same device: cuda:0 and cpu, "
                     f"{full} at {line()}"

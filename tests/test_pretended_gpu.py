@@ -191,6 +191,23 @@ def test_a_worker_of_ray_answers_alike_and_waits_twice(gpu: type[Gpu]) -> None:
 
 
 @pytest.mark.ray
+def test_an_update_is_copied_once_on_its_way_through_ray(gpu: type[Gpu]) -> None:
+    """A worker of Ray has no more kernels than one in process, whose update is kept."""
+    recipe = config(small(SINUSOID)).recipe()
+    prepared, plan = prepare(recipe), Plan("batched", "cuda", 1)
+    kept, sent = Worker(prepared, plan), RayWorker(schema.dump(recipe), plan)
+    flat = kept.layout.flatten(prepared.meta).numpy()
+    kept.load(0, torch.from_numpy(flat))
+    for step in range(4):
+        ticket, before = Ticket("update", "train", step, 0), gpu.kernels
+        kept.compute(ticket)
+        between = gpu.kernels
+        sent.compute(ticket, 0, flat)
+    assert gpu.replays == 6
+    assert gpu.kernels - between <= between - before
+
+
+@pytest.mark.ray
 def test_pretraining_computes_there(gpu: type[Gpu]) -> None:
     tree = small(SINUSOID, pretraining={"steps": 3, "examples_per_step": 8, "examples_per_part": 4})
     prepared = prepare(config(tree).recipe())

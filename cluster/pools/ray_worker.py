@@ -65,7 +65,7 @@ class RayWorker:
             own.numpy()[:] = flat
             self._worker.load(key, own)
         try:
-            result, spent = self._worker.compute(ticket)
+            result, spent = self._worker.compute(ticket, keep=False)  # it is packed at once
         except Exception as error:  # of a family of the user's also
             lacks = absent(error, this_node()) if self._shared else None
             if lacks is None:

@@ -75,24 +75,26 @@ class Worker:
         self._drawn = {t: tasks for t, tasks in self._drawn.items() if t.step >= ticket.step - 1}
         self._drawn[ticket] = staged(self._sample(ticket), self._device)
 
-    def compute(self, ticket: Ticket) -> tuple[Update | Scores, Spent]:
+    def compute(self, ticket: Ticket, *, keep: bool = True) -> tuple[Update | Scores, Spent]:
         """The ticket's update, on the worker's device, or its scores, and what it cost.
+
+        keep: copy an update on a GPU, so that the next ticket does not write over it.
 
         Raises InputError if memory is not enough.
         """
         started, cpu_s = time.perf_counter(), time.process_time()
-        result = self.launch(ticket)
+        result = self.launch(ticket, keep=keep)
         if isinstance(result, Update):
             result = result._replace(metrics=arriving(result.metrics)())
         return result, Spent(time.perf_counter() - started, time.process_time() - cpu_s)
 
-    def launch(self, ticket: Ticket) -> Update | Scores:
+    def launch(self, ticket: Ticket, *, keep: bool = True) -> Update | Scores:
         """The same, but a GPU may still compute the update: then metrics are numbers there.
 
         What is asked of the GPU next comes after it.
         """
         try:
-            return self._launched(ticket)
+            return self._launched(ticket, keep)
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
@@ -103,7 +105,7 @@ class Worker:
                 "algorithm.first_order to true if the algorithm has them",
             ) from error
 
-    def _launched(self, ticket: Ticket) -> Update | Scores:
+    def _launched(self, ticket: Ticket, keep: bool) -> Update | Scores:
         setting = self._prepared.settings[ticket.purpose]
         problem = self._problem(ticket.purpose)
         tasks = self._drawn.pop(ticket, None) or staged(self._sample(ticket), self._device)
@@ -116,14 +118,15 @@ class Worker:
         if self._device.type == "cuda":
             fuse = partial(fused, update, self._meta) if self._compiles else None
             self._replays = self._replays or Replays(step, setting.algorithm, self._device, fuse)
-            return self._away(self._replays(tasks, context))
+            found = self._replays(tasks, context)
+            return self._away(found) if keep else found
         found = step(tasks, context)
         return found._replace(metrics={name: float(v) for name, v in found.metrics.items()})
 
     def _away(self, update: Update) -> Update:
         """An update in memory where the next replay does not write."""
         direction = self.layout.unflatten(self.layout.flatten(update.direction))
-        computed = {n: v for n, v in update.metrics.items() if isinstance(v, Tensor)}
+        computed = {n: v for n, v in update.metrics.items() if isinstance(v, Tensor) and v.is_cuda}
         if computed:
             copies = torch.stack([*computed.values()]).unbind()
             computed = dict(zip(computed, copies, strict=True))
