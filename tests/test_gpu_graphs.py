@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pretended_cases import agree, maml, small
 from pretended_gpu import DEFAULT, Gpu
 from torch import Tensor, nn
 
+from cluster.pools.local_pool import LocalPool
 from cluster.workers import cuda
 from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
@@ -81,6 +83,9 @@ class Own:
         if self.kind == "looks":  # at a number
             seen = {"seen": float(found.metrics["loss_after"])}
             found = found._replace(metrics={**found.metrics, **seen})
+        if self.kind == "counts":  # on the host
+            counted = {"counted": torch.tensor(3.0)}
+            found = found._replace(metrics={**found.metrics, **counted})
         if self.kind == "synchronises":  # which is found in a capture only
             waits_unseen()
         return found
@@ -140,6 +145,11 @@ def test_what_a_ticket_decides_is_not_frozen_into_a_graph(
     assert not gpu.baked
 
 
+def test_metrics_may_be_numbers_of_the_host(gpu: type[Gpu]) -> None:
+    agree(own("counts"), steps=3)
+    assert gpu.replays == 2
+
+
 def test_tasks_of_each_shape_have_a_graph_and_are_not_too_many(
     gpu: type[Gpu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +206,26 @@ def test_too_little_memory_for_a_data_set_names_it(gpu: type[Gpu]) -> None:
     worker = Worker(prepared, Plan("batched", "cuda", 1))
     with pytest.raises(InputError, match="memory of the GPU is not enough for the data set"):
         worker.compute(Ticket("update", "train", 0, 0))
+
+
+def test_a_family_that_ends_the_process_is_named_though_it_is_asked_ahead(gpu: type[Gpu]) -> None:
+    class Leaving(Sinusoid):
+        def sample(self, generator: torch.Generator, count: int, split: Any) -> Any:
+            if drawn:
+                sys.exit("enough")
+            drawn.append(count)
+            return super().sample(generator, count, split)
+
+    drawn: list[int] = []
+    prepared = prepare(config(small(SINUSOID)).recipe())
+    training = prepared.settings[TRAINING]
+    prepared.settings[TRAINING] = training._replace(family=Leaving(shots=5, queries=5))
+    pool = LocalPool(prepared, Plan("batched", "cuda", 1))
+    for step in range(2):
+        pool.request(Ticket("update", "train", step, 0))
+    assert pool.next(1.0) is not None
+    with pytest.raises(InputError, match="a class of yours ended the process"):
+        pool.next(1.0)
 
 
 def test_graphs_of_a_worker_have_one_stream_and_one_memory(gpu: type[Gpu]) -> None:

@@ -55,7 +55,8 @@ class LocalPool:
         following = ticket._replace(step=ticket.step + 1, part=0)
         if self._requested:
             following, _ = self._requested[0]
-        with suppress(Exception):  # `compute` draws them again, and its error is raised
+        # `launch` draws them again, and its error is raised.
+        with suppress(Exception), staying(f"ticket {following}"):
             self._worker.draw(following)
 
     def status(self) -> PoolStatus:
