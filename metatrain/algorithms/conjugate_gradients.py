@@ -13,7 +13,7 @@ def solve(
 ) -> list[Tensor]:
     """Solve product(x) = b for each task, [T, *shape] each.
 
-    A task without a direction of positive curvature keeps what it has.
+    A task takes no step along a direction without positive curvature.
     """
     x = [torch.zeros_like(part) for part in b]
     r, p, square = b, b, _dot(b, b)

@@ -73,7 +73,7 @@ def uniform(
 
 
 def lstm_weights(inputs: int, units: int, generator: torch.Generator) -> Params:
-    """Weights of an LSTM, small ones, that remembers at first."""
+    """Small weights of an LSTM that remembers at first."""
     bias = torch.zeros(4 * units)
     bias[units : 2 * units] = 1.0
     size = 1 / math.sqrt(units)

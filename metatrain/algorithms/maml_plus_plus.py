@@ -18,7 +18,7 @@ from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
 class MAMLPlusPlus:
     """MAML with losses, rates, normalisations and derivatives of each inner step.
 
-        theta <- theta - beta grad_theta sum_i sum_k v_k L_i(phi_i,k)     (equation 3: MSL)
+        theta <- theta - beta grad_theta sum_i sum_k v_k L_i(phi_i,k)     (section 4: MSL)
         phi_k+1 = phi_k - alpha_k grad L(phi_k), alpha_k of each tensor   (LSLR)
 
     In epoch e of E, v_k = (1 - e/E) / K, and v_K is the rest of 1; then v_K = 1. Parameters of

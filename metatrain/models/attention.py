@@ -12,9 +12,9 @@ from metatrain.models.memory import lstm
 class AttentionLayer(nn.Module):
     """Log-probabilities of classes: the support examples' classes, weighted by attention to them.
 
-    The weight of example i is softmax_i(scale * cos(x, support_i)) (Vinyals et al. 2016, equation
-    2). `support` [S, features] and `targets` [S, outputs] are parameters that an algorithm replaces
-    by the features and the one-hot classes of a task's S support examples.
+    The weight of example i is softmax_i(scale * cos(x, support_i)) (Vinyals et al. 2016, section
+    2.1.1). `support` [S, features] and `targets` [S, outputs] are parameters that an algorithm
+    replaces by the features and the one-hot classes of a task's S support examples.
     """
 
     takes_tasks = True  # see metatrain.problems.functional.call
@@ -41,7 +41,7 @@ class Context(nn.Module):
     """Full context embeddings: features that know the support set (the paper's appendix A).
 
         g_i = forward LSTM_i(g') + backward LSTM_i(g') + g'_i             (A.2)
-        h_k = LSTM(f', [h_{k-1}, r_{k-1}]) + f',  f = h_K                 (A.1, equation 4)
+        h_k = LSTM(f', [h_{k-1}, r_{k-1}]) + f',  f = h_K                 (equations 3 and 4)
         r_k = sum_i softmax_i(h_k . g_i) g_i                              (equations 5 and 6)
 
     f' and g' are the features of a query and a support example, K is `reads`. States start at 0.
