@@ -66,8 +66,8 @@ class Conv:
     Weights start Glorot-uniform.
 
     The encoder of relation networks (Sung et al. 2018): halved=2, a head with a relation. The net
-    of R2-D2 (Bertinetto et al. 2019) has filters=(96, 192, 384, 512) and leaky ReLUs; here it has
-    plain ones.
+    of R2-D2 (Bertinetto et al. 2019) has filters=(96, 192, 384, 512), leaky ReLUs, dropout, and the
+    features of the last two blocks; here it has plain ReLUs and those of the last one.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
