@@ -104,9 +104,10 @@ def test_attention_is_the_papers_equation_for_one_task_and_for_several() -> None
 )
 def test_a_head_that_compares_is_refused_if_no_support_set_is_given_to_it(algorithm: Any) -> None:
     """It would say the same of each example, and learn nothing."""
-    with pytest.raises(InputError) as error:
-        algorithm.init(bound("mlp", "attention"), torch.Generator())
-    assert "algorithm.name to matching" in error.value.remedy
+    for head, fits in (("attention", "matching"), ("pairs", "relation"), ("fast", "meta_networks")):
+        with pytest.raises(InputError) as error:
+            algorithm.init(bound("mlp", head), torch.Generator())
+        assert error.value.remedy.endswith(f"algorithm.name to {fits}")
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -31,7 +31,7 @@ from metatrain.core import (
     labelled,
     take,
 )
-from metatrain.models.heads import SUPPORT
+from metatrain.models.heads import FAST, SCORES, SUPPORT
 
 Order = Literal[0, 1, 2]
 SGD = sgd()
@@ -53,9 +53,11 @@ def init_whole(problem: Problem, generator: torch.Generator) -> Params:
     """Fresh parameters of a network; InputError if its head needs a support set."""
     model = problem.init(generator)
     if SUPPORT in model:
+        pairs = any(name.startswith(SCORES) for name in model)
+        fits = "meta_networks" if FAST in model else "relation" if pairs else "matching"
         raise InputError(
             "this algorithm gives the network's head no support set to compare with",
-            remedy="set model.head.name to linear, or algorithm.name to matching or relation",
+            remedy=f"set model.head.name to linear, or algorithm.name to {fits}",
         )
     return model
 
