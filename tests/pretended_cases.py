@@ -33,20 +33,21 @@ def maml(**options: Any) -> dict[str, Any]:
     return {"name": "maml", "inner_lr": 0.1, **options}
 
 
-def directions(
-    tree: dict[str, Any], device: str, steps: int, path: ComputePath = "batched"
-) -> list[Any]:
+def directions(tree: dict[str, Any], plan: Plan, steps: int) -> list[Any]:
     prepared = prepare(config(tree).recipe())
-    worker = Worker(prepared, Plan(path, device, 1))
+    worker = Worker(prepared, plan)
     worker.load(0, worker.layout.flatten(prepared.meta))
     tickets = [Ticket("update", "train", step, 0) for step in range(steps)]
     return [worker.compute(ticket)[0].direction for ticket in tickets]  # type: ignore[union-attr]
 
 
-def agree(tree: dict[str, Any], steps: int = 6, path: ComputePath = "batched") -> None:
+def agree(
+    tree: dict[str, Any], steps: int = 6, path: ComputePath = "batched", *, compiles: bool = False
+) -> None:
     """Assert that updates on both devices have the same bits."""
-    found = directions(tree, "cuda", steps, path)
+    found = directions(tree, Plan(path, "cuda", 1, compiles), steps)
     with unmarked():
-        for here, there in zip(found, directions(tree, "cpu", steps, path), strict=True):
+        expected = directions(tree, Plan(path, "cpu", 1), steps)
+        for here, there in zip(found, expected, strict=True):
             for name, p in there.model.items():
                 assert torch.equal(here.model[name], p), name

@@ -59,6 +59,8 @@ class Own:
     def adapt(self, problem: Any, meta: Meta, task: Any, context: Context) -> Iterator[Any]:
         rate: Any = 0.01
         generator = context.generator
+        if self.kind == "reads":  # what no tracer sees
+            rate *= max(task[0].flatten().tolist())
         if self.kind == "annealed":  # by the outer step, as MAML++ does
             rate /= 1 + context.ticket.step
         if self.kind == "noisy later" and context.ticket.step > 0:
@@ -183,6 +185,16 @@ def test_an_update_that_cannot_be_captured_leaves_the_process_sound(
     assert caplog.text.count("updates cannot be recorded as a CUDA graph and are slower") == 1
     agree(small(SINUSOID), steps=3)
     assert gpu.replays == 2
+
+
+@pytest.mark.ray
+def test_what_the_host_reads_of_a_task_is_not_compiled_into_an_update(
+    gpu: type[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler stands aside."""
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, given: graph)
+    agree(own("reads"), steps=4, compiles=True)
+    assert gpu.replays == 0
 
 
 def test_too_little_memory_for_a_graph_is_no_end(
