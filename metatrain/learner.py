@@ -161,7 +161,8 @@ class Learner:
         compute all of it.
 
         Raises Diverged, with nothing changed, if finite updates together are not finite, or if the
-        first step has none.
+        first step has none. A learner that `defers` raises it for the first step only: it leaves
+        out an update whose norm is not finite.
         """
         total = sum(update.tasks for update in updates)
         weights = [update.tasks / total for update in updates]
