@@ -90,7 +90,7 @@ def resumed(folder: Path) -> None:
     found = checkpoint.load(str(folder))
     learner = Learner(prepare(found.config.recipe()).meta, found.config.outer)
     learner.load_state_dict(found.tensors, found.scalars)
-    learner._optimizer.step()
+    learner._optimizer.step(1.0)
     run.load_trained(str(folder), [])
 
 

@@ -218,6 +218,7 @@ def test_recomputing_keeps_the_memory_of_one_step() -> None:
 
 KEPT = """
 import resource
+import torch
 from pathlib import Path
 from cases import SINUSOID, config
 from cluster.workers.plan import choose_plan
