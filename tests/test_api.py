@@ -261,6 +261,7 @@ def test_a_run_is_opened_from_its_folder(trained: metatrain.Run) -> None:
     )
 
 
+@pytest.mark.ray
 def test_what_a_run_learned_adapts_to_images() -> None:
     run = metatrain.train(GLYPHS, outer={"steps": 1}, evaluation={"tasks": 2})
     drawings = metatrain.open_data("glyphs").images.unflatten(0, (1000, 20))[:5]
@@ -453,6 +454,7 @@ def test_looking_at_runs_imports_no_code_of_theirs(copied: metatrain.Run) -> Non
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.ray
 def test_runs_in_a_storage_are_opened_and_listed(trained: metatrain.Run, s3: S3) -> None:
     run = metatrain.train(SHORT, output="s3://bucket/api/first")
     assert run.result["mean"].tolist() == trained.result["mean"].tolist()

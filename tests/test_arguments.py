@@ -132,6 +132,7 @@ def drawn() -> Figure:
 
 
 @pytest.mark.usefixtures("full_disk")
+@pytest.mark.ray
 def test_a_full_disk_is_named_and_leaves_no_half_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = Path("figures/a.png").absolute()
     with pytest.raises(InputError, match=r"cannot write \S*figures/a.png .* check its folder and"):

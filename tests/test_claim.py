@@ -173,6 +173,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fast")
+@pytest.mark.ray
 def test_a_storage_has_one_process_at_a_time_by_its_lease(
     s3: S3, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -261,6 +261,7 @@ def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> N
     refused(done, "was trained with algorithm.name = 'maml' and cannot resume with 'reptile'")
 
 
+@pytest.mark.ray
 def test_resume_auto_finds_the_newest_run_of_the_recipe(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=3)
     first = command("train", recipe, "--resume", "auto")
@@ -386,6 +387,7 @@ def test_more_than_this_machine_has_is_one_sentence(tmp_path: Path) -> None:
     refused(spawned("train", recipe, "--set", "workers={min: 1, gpus: 1}"), sentence)
 
 
+@pytest.mark.ray
 def test_data_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
 

@@ -66,6 +66,7 @@ def test_folds_divide_the_training_classes_and_leave_the_test_classes_out(tmp_pa
     assert metatrain.open_data("tiny").scheme(None).classes == OWN
 
 
+@pytest.mark.ray
 def test_a_point_is_computed_once_and_none_after_the_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

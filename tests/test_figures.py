@@ -271,6 +271,7 @@ def test_fits_show_the_function_the_points_and_the_curves() -> None:
             assert line(axes, label) == (x[t, :, 0].tolist(), y[t, :, 0].tolist())
 
 
+@pytest.mark.ray
 def test_each_class_is_shown_however_many_there_are_and_however_long_their_names() -> None:
     classes = [f"{'a long name ' * 3}{i:02d}" for i in range(25)]
     image, certain = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.eye(25)
@@ -313,6 +314,7 @@ def test_of_many_images_some_of_each_class_are_shown() -> None:
 
 @pytest.mark.parametrize("names", [["a", "b"], [f"a long class name {i}" for i in range(7)]])
 @pytest.mark.parametrize("queries", [1, 23])
+@pytest.mark.ray
 def test_no_text_of_an_episode_is_cut_off_or_lies_over_another(
     names: list[str], queries: int
 ) -> None:

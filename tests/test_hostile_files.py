@@ -98,6 +98,7 @@ def archive(path: Path, members: dict[str, bytes]) -> None:
     ],
     ids=["bomb", "name", "many"],
 )
+@pytest.mark.ray
 def test_an_archive_is_checked_before_it_is_read(
     members: dict[str, bytes], sentence: str, tmp_path: Path
 ) -> None:

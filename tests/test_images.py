@@ -92,6 +92,7 @@ def test_splits_that_share_a_class_are_refused() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+@pytest.mark.ray
 def test_a_damaged_data_set_is_refused(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_damaged_data_set_is_refused(
     ImageStore.open("glyphs")
 
 
+@pytest.mark.ray
 def test_a_source_without_omniglot_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"neither a folder images_background nor images_background\.zip"

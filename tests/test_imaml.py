@@ -112,6 +112,7 @@ class Counted(Quadratic):
         return super().query(params, task, context)
 
 
+@pytest.mark.ray
 def test_memory_does_not_grow_with_the_inner_steps() -> None:
     problem, meta = Counted(), Meta({"x": torch.tensor([0.7])}, {}, {})
     a = torch.tensor([[0.5], [2.0]])

@@ -371,6 +371,7 @@ def test_the_picture_is_of_the_images_and_their_predictions(
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.ray
 def test_names_are_shown_as_they_are_and_unknown_classes_are_told(
     trained: Trained, tmp_path: Path
 ) -> None:
@@ -431,6 +432,7 @@ def test_a_query_image_that_is_broken_is_told_and_left_out(
     assert f"learned from {metatrain.load(trained.folder).protocol}" in done.stdout
 
 
+@pytest.mark.ray
 def test_the_table_says_which_class_how_probable_and_what_is_next(
     trained: Trained, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_each_row_is_a_recipe_with_keys_that_it_takes(name: str) -> None:
     assert set(row.get("differs", [])) <= ROWS["differences"].keys()
 
 
+@pytest.mark.ray
 def test_a_row_is_run_once_for_its_settings_and_recorded(tmp_path: Path) -> None:
     places = {"output": tmp_path / "runs", "results": tmp_path / "results"}
     tiny = TINY | {"outer.steps": 3, "validation.every_steps": 2, "validation.tasks": 2}

@@ -74,6 +74,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [{"name": "mlp", "hidden": [4]}, {"name": "conv4", "filters": 16}],
     ids=["batched", "fused"],
 )
+@pytest.mark.ray
 def test_a_run_in_this_process_builds_its_network_twice(
     model: dict[str, Any], built: list[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_bad_input_is_refused_there_too(tmp_path: Path) -> None:
 
 
 @LINUX
+@pytest.mark.ray
 def test_what_is_estimated_grows_with_the_ticket_where_tasks_are_batched() -> None:
     """From tickets of at most four tasks to one of 400, which is never computed."""
     small, large = (
@@ -81,6 +82,7 @@ def test_more_than_is_free_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     assert "set workers.max or outer.tasks_per_ticket lower" in last
 
 
+@pytest.mark.ray
 def test_a_profile_is_a_trace_of_one_outer_step(tmp_path: Path) -> None:
     done = command(
         "train", write(tmp_path / "r.yaml", SINUSOID), "--profile", str(tmp_path / "trace.json")
