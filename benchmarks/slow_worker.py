@@ -47,7 +47,7 @@ def slow_down(worker: Any, by_s: float) -> None:
     compute = type(worker._worker).compute.__get__(worker._worker)
 
     def slowly(ticket: Any) -> Any:
-        result, spent = compute(ticket)
+        result, spent = compute(ticket, **how)
         time.sleep(by_s)
         return result, spent._replace(wall_s=spent.wall_s + by_s)
 

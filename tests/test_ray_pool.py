@@ -536,8 +536,8 @@ def test_a_slow_worker_gets_no_tickets_that_others_answer_sooner() -> None:
     def slow_down(worker: Any, by_s: float) -> None:
         compute = type(worker._worker).compute.__get__(worker._worker)
 
-        def slowly(ticket: Ticket) -> Any:
-            result, spent = compute(ticket)
+        def slowly(ticket: Ticket, **how: Any) -> Any:
+            result, spent = compute(ticket, **how)
             time.sleep(by_s)
             return result, spent._replace(wall_s=spent.wall_s + by_s)
 
