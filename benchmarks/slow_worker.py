@@ -46,7 +46,7 @@ def slow_down(worker: Any, by_s: float) -> None:
     """Let an actor's worker sleep after each ticket, as part of its time."""
     compute = type(worker._worker).compute.__get__(worker._worker)
 
-    def slowly(ticket: Any) -> Any:
+    def slowly(ticket: Any, **how: Any) -> Any:
         result, spent = compute(ticket, **how)
         time.sleep(by_s)
         return result, spent._replace(wall_s=spent.wall_s + by_s)
