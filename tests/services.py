@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.request import Request, urlopen
@@ -50,9 +51,14 @@ def store(path: Path) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that nobody listens on, from the range that neither the system gives to those who ask
+    for any port nor Ray to its workers: until a server listens there, another one could take it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 class S3(NamedTuple):

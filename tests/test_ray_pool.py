@@ -130,20 +130,26 @@ def test_a_worker_killed_in_mid_ticket_changes_nothing() -> None:
     settings = config(SINUSOID)
     expected = train(settings, local(settings))
     pool = ray_pool(settings, min=2, max=2)
-    victim = pool._actors[0]
-    pids = [pid_of(victim)]
+    pids = {actor.name: pid_of(actor) for actor in pool._actors}
+    killed: list[str] = []
     seen: list[int] = []
 
     request = pool.request
 
     def request_then_kill(ticket: Ticket) -> None:
+        if killed or ticket.step < 7:
+            request(ticket)
+            return
+        for pid in pids.values():
+            os.kill(pid, signal.SIGSTOP)  # so that nobody has answered when it is killed
         request(ticket)
-        if ticket.step == 7 and victim.tickets and pids:
-            os.kill(pids.pop(), signal.SIGKILL)  # with a ticket under way
+        killed.extend(actor.name for actor in pool._actors if ticket in actor.tickets)
+        for name, pid in pids.items():
+            os.kill(pid, signal.SIGKILL if name in killed else signal.SIGCONT)
 
     pool.request = request_then_kill
     assert torch.equal(train(settings, pool, seen.append), expected)
-    assert not pids, "nobody was killed"
+    assert len(killed) == 1
     assert seen[-1] < 0, "no ticket was lost"
 
 
