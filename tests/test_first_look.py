@@ -369,7 +369,7 @@ def test_the_metric_and_the_losses_of_a_family_are_tried(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("family", [Bandit(pulls=3, episodes=2), Navigation(horizon=3, episodes=2)])
 def test_environments_are_checked_by_a_step(family: Any) -> None:
-    def recipe(change: Callable[[Tensor, Tensor, Tensor], Any]) -> Recipe:
+    def recipe(change: Callable[..., Any]) -> Recipe:
         class Changed(type(family)):  # type: ignore[misc]
             def step(self, *given: Any) -> Any:
                 return change(*super().step(*given))
@@ -380,11 +380,15 @@ def test_environments_are_checked_by_a_step(family: Any) -> None:
     with pytest.raises(
         InputError, match=r"`step` gives rewards of shape \[7, 2, 1\], expected \[7, 2\]"
     ):
-        check_data(prepare(recipe(lambda seen, reward, ended: (seen, reward[..., None], ended))))
+        check_data(prepare(recipe(lambda *step: (*step[:2], step[2][..., None], step[3]))))
     with pytest.raises(
         InputError, match=r"`step` says what ended of shape bool, expected \[7, 2\]"
     ):
-        check_data(prepare(recipe(lambda seen, reward, ended: (seen, reward, False))))
+        check_data(prepare(recipe(lambda *step: (*step[:3], False))))
+    with pytest.raises(InputError) as error:
+        check_data(prepare(recipe(lambda *step: step[1:])))
+    assert error.value.what.endswith(": `step` gives 3 values")
+    assert error.value.expected == "4: state, observation, reward, ended"
 
 
 class Branches(nn.Module):

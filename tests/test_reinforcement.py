@@ -18,7 +18,8 @@ from metatrain.algorithms import MAML, Recurrent, Reptile
 from metatrain.core import ComputePath, InputError, Meta, Params, Scores, Ticket, Update
 from metatrain.metrics import RETURN
 from metatrain.models import MLP, heads
-from metatrain.problems.environment import Rollout, advantages
+from metatrain.problems.advantages import advantages
+from metatrain.problems.environment import Rollout
 from metatrain.problems.episodes import Episodes, Played
 from metatrain.start import prepare
 from metatrain.tasks import Bandit, Navigation
@@ -40,9 +41,9 @@ def test_a_pull_pays_with_the_arms_probability() -> None:
     task = Arms(torch.tensor([[0.2, 0.9]]))
     for arm, chance in enumerate((0.2, 0.9)):
         action = torch.nn.functional.one_hot(torch.full((1, 20_000), arm), 2).float()
-        _, reward, ended = bandit.step(
-            task, bandit.start(task), action, torch.Generator().manual_seed(0)
-        )
+        generator = torch.Generator().manual_seed(0)
+        state, _ = bandit.start(task, generator)
+        _, _, reward, ended = bandit.step(task, state, action, generator)
         assert float(reward.mean()) == pytest.approx(chance, abs=0.01)
         assert not ended.any()
     assert {name: float(v) for name, v in bandit.baselines(task).items()} == pytest.approx(
@@ -54,12 +55,39 @@ def test_a_walk_is_clipped_rewarded_by_its_distance_and_ends_at_the_goal() -> No
     navigation = Navigation(episodes=3)
     task = Goals(torch.tensor([[0.1, -0.1]]))
     action = torch.tensor([[[5.0, -5.0], [0.5, 0.0], [0.95, -1.05]]])
-    place, reward, ended = navigation.step(task, navigation.start(task), action, torch.Generator())
+    origin, _ = navigation.start(task, torch.Generator())
+    _, place, reward, ended = navigation.step(task, origin, action, torch.Generator())
     torch.testing.assert_close(place, torch.tensor([[[0.1, -0.1], [0.05, 0.0], [0.095, -0.1]]]))
     torch.testing.assert_close(reward, -torch.tensor([[0.0, (0.05**2 + 0.1**2) ** 0.5, 0.005]]))
     assert ended.tolist() == [[True, False, True]]
     still = Navigation(horizon=7).baselines(Goals(torch.tensor([[0.3, -0.4]])))
     torch.testing.assert_close(still["standing_still"], torch.tensor([-3.5]))
+
+
+class Hidden(Navigation):
+    """Navigation of which a policy sees nothing: a state of two tensors, and one observation."""
+
+    def start(self, task: Goals, generator: torch.Generator) -> tuple[Any, torch.Tensor]:
+        place, _ = super().start(task, generator)
+        steps = torch.rand(place.shape[:2], generator=generator)
+        return (place, steps), torch.zeros_like(place)
+
+    def step(
+        self, task: Goals, state: Any, action: torch.Tensor, generator: torch.Generator
+    ) -> Any:
+        place, steps = state
+        place, _, _, ended = super().step(task, place, action, generator)
+        return (place, steps + 1), torch.zeros_like(place), steps, ended
+
+
+def test_a_state_of_any_kind_is_carried_and_not_seen() -> None:
+    problem, params = bound(Hidden(horizon=4, episodes=3))
+    task = Goals(torch.tensor([[0.4, 0.4], [-0.4, 0.4]]))
+    problem.check(task)
+    rollout = problem.rollout(each(params, 2), task, torch.Generator().manual_seed(0))
+    assert rollout.observations.abs().max() == 0
+    began = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rollout.rewards, began[..., None] + torch.arange(4))
 
 
 def test_after_an_episodes_end_it_has_no_rewards_and_no_weight() -> None:

@@ -1,4 +1,4 @@
-"""Environments of reinforcement learning, their episodes, and the advantages of actions in them."""
+"""Environments of reinforcement learning, and their episodes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from metatrain.core import InputError
 
-RIDGE = 1e-5  # regularises the baseline's fit
+# All that an environment knows of its episodes, [T, N, ...] in tensors; hidden from the policy.
+State = Any
 
 
 class Environment(Protocol):
-    """T tasks' environments, N = `episodes` at once in each; what is observed is the whole state.
+    """T tasks' environments, N = `episodes` at once in each.
 
-    An action is one of `actions`, as a one-hot vector, or `actions` real numbers if it is not
-    `discrete`.
+    A policy sees observations, and never the state. An action is one of `actions`, as a one-hot
+    vector, or `actions` real numbers if it is not `discrete`. All random numbers come from the
+    generators that the methods get.
     """
 
     @property
@@ -45,16 +47,16 @@ class Environment(Protocol):
         """Of a reward one step later, in gradients."""
         ...
 
-    def start(self, task: Any) -> Tensor:
-        """[T, N, observations]"""
+    def start(self, task: Any, generator: torch.Generator) -> tuple[State, Tensor]:
+        """Begin episodes: their state and the first observation [T, N, observations]."""
         ...
 
     def step(
-        self, task: Any, observation: Tensor, action: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take a step: the next observation, the reward [T, N], and whether it ended [T, N].
+        self, task: Any, state: State, action: Tensor, generator: torch.Generator
+    ) -> tuple[State, Tensor, Tensor, Tensor]:
+        """Take a step: the next state, its observation, the reward [T, N], and what ended [T, N].
 
-        observation: [T, N, observations].
+        state: that of `start` or of the last step, which is not used again.
         action: [T, N, actions].
         """
         ...
@@ -74,12 +76,13 @@ class Rollout(NamedTuple):
 
 
 def check_environment(env: Environment, task: Any) -> None:
-    """Refuse an environment whose `start` or `step` gives tensors of other shapes than it says."""
+    """Refuse an environment whose `start` or `step` gives something else than it is to give."""
     tasks, generator = len(task[0]), torch.Generator().manual_seed(0)
-    observation = env.start(task)
+    state, observation = parts(env.start(task, generator), "start", "state, observation")
     action = torch.zeros(tasks, env.episodes, env.actions)
     action[..., 0] = 1.0
-    following, reward, ended = env.step(task, observation, action, generator)
+    stepped = env.step(task, state, action, generator)
+    _, following, reward, ended = parts(stepped, "step", "state, observation, reward, ended")
     for what, x, shape in (
         ("`start` gives observations", observation, (env.observations,)),
         ("`step` gives observations", following, (env.observations,)),
@@ -95,26 +98,10 @@ def check_environment(env: Environment, task: Any) -> None:
             )
 
 
-def advantages(rollout: Rollout, discount: float) -> Tensor:
-    """[T, N, H]: returns from each step on, less a baseline that is fitted to the task's episodes.
-
-    The baseline is linear in features of state and time (Duan et al. 2016, arXiv 1604.06778).
-    """
-    alive = rollout.alive.double()
-    horizon = alive.shape[-1]
-    ahead = torch.arange(horizon, device=alive.device)
-    ahead = ahead - ahead[:, None]  # [t, t'] steps from t to t'
-    weights = torch.where(ahead >= 0, discount ** ahead.clamp(min=0).double(), 0.0)
-    returns = rollout.rewards.double() @ weights.T
-    time = torch.linspace(0, 1, horizon, device=alive.device, dtype=alive.dtype)
-    time = time.expand_as(returns)[..., None]
-    seen = rollout.observations.double()
-    x = torch.cat([seen, seen**2, time, time**2, time**3, torch.ones_like(time)], -1)
-    x, y = (x * alive[..., None]).flatten(1, 2), (returns * alive).flatten(1, 2)[..., None]
-    gram = x.mT @ x + RIDGE * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    # To look for errors would have the host wait for a GPU; what is not finite is found later.
-    fitted, _ = torch.linalg.solve_ex(gram, x.mT @ y, check_errors=not gram.is_cuda)
-    advantage = (y - x @ fitted).view_as(returns)
-    total = alive.sum((1, 2), keepdim=True)
-    centred = (advantage - (advantage * alive).sum((1, 2), keepdim=True) / total) * alive
-    return centred.to(rollout.rewards.dtype)
+def parts(given: Any, method: str, names: str) -> tuple[Any, ...]:
+    """The values that a method of an environment returns; InputError if they are not so many."""
+    wanted = names.count(",") + 1
+    if isinstance(given, tuple) and len(given) == wanted:
+        return given
+    found = f"{len(given)} values" if isinstance(given, tuple) else type(given).__name__
+    raise InputError(f"`{method}` gives {found}", expected=f"{wanted}: {names}")

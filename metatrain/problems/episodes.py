@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from copy import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import Categorical, Normal
+from torch import Tensor
 
-from metatrain.core import ComputePath, Context, InputError, Model, Norm, Params
-from metatrain.measures import Measure
-from metatrain.models.heads import HIDDEN, PREVIOUS
-from metatrain.problems.environment import Environment, Rollout, advantages, check_environment
-from metatrain.problems.functional import call, part, trying
-from metatrain.problems.network import Spec, network
+from metatrain.core import Context, Norm, Params
+from metatrain.problems.advantages import advantages
+from metatrain.problems.environment import Rollout
+from metatrain.problems.policy import Policy
 
 
 class Played(NamedTuple):
@@ -25,83 +20,18 @@ class Played(NamedTuple):
     log_probs: Tensor  # [T, N, H], which can be differentiated
 
 
-class Episodes:
+class Episodes(Policy):
     """Implements core.Problem for a policy that acts in environments.
 
     Losses are those of policy gradients (Williams 1992): minus the mean of log pi(a_t | s_t) A_t
     over the steps of new episodes, which the context's generator decides. The advantage A_t is the
-    return from t on, discounted, less a baseline that is linear in features of state and time and
-    fitted to the task's episodes (Duan et al. 2016, arXiv 1604.06778). Support losses divide it by
-    its deviation over the task's steps, as that paper's code does, so that an inner rate fits
+    return from t on, discounted, less a baseline that is linear in features of observation and time
+    and fitted to the task's episodes (Duan et al. 2016, arXiv 1604.06778). Support losses divide it
+    by its deviation over the task's steps, as that paper's code does, so that an inner rate fits
     rewards of any size; query losses do not, since what is wanted is the mean of the tasks'
-    returns. The policy is the softmax of the network's outputs, or a normal distribution around
-    them with a learned "log_std". How the initialisation changes which episodes are drawn before
-    adaptation is not differentiated, as in MAML.
-
-    A network with a memory keeps it over an episode, and gets each action and its reward.
+    returns. How the initialisation changes which episodes are drawn before adaptation is not
+    differentiated, as in MAML.
     """
-
-    def __init__(
-        self,
-        *,
-        environment: Environment,
-        model: Model,
-        path: ComputePath,
-        measures: Mapping[str, Measure] | None = None,
-    ) -> None:
-        """Bind an environment to a network.
-
-        measures: by name, what an evaluation measures on all tasks together, of `Played` episodes.
-        """
-        self.environment, self.path, self.measures = environment, path, measures or {}
-        self.norm: tuple[Norm, ...] = ("none",)
-        actions = environment.actions
-        self.network = network(Spec(model, (environment.observations,), actions, actions + 1))
-
-    @property
-    def module(self) -> nn.Module:
-        """The calling thread's network."""
-        return self.network.module
-
-    def init(self, generator: torch.Generator) -> Params:
-        return self.network.fresh(generator) | self._deviation()
-
-    def frozen(self, generator: torch.Generator) -> Params:
-        return self.network.fresh(generator, trained=False)
-
-    def check(self, task: Any) -> None:
-        check_environment(self.environment, task)
-
-    def try_out(self, task: Any) -> Collection[str]:
-        env, tasks = self.environment, len(task[0])
-        params = self.network.first() | self._deviation()
-        who = f"the network {type(self.module).__name__}"
-        expanded = {name: p.expand(tasks, *p.shape) for name, p in params.items()}
-        found = []
-        tried = (self, self, self._again()) if self.path == "reference" else (self, self)
-        for problem in tried:
-            with trying(who, f"on {env.observations} numbers", "its `forward`"), torch.no_grad():
-                outputs, _ = problem._act(expanded, env.start(task), problem._memory(expanded))
-            found.append(outputs)
-        if not all(torch.equal(found[0], other) for other in found):
-            raise InputError(
-                f"{who} gives other outputs for the same observations",
-                remedy="draw nothing at random in `forward`, change nothing there, and build it "
-                "with the same numbers each time",
-            )
-        expected = (tasks, env.episodes, env.actions)
-        if outputs.shape != expected:
-            raise InputError(
-                f"the network gives actions of shape {list(outputs.shape)}, expected "
-                f"{list(expected)}"
-            )
-        return ("return",)
-
-    def state(self) -> Params:
-        return {}
-
-    def statistics(self, params: Params, tasks: Any) -> Params:
-        return {}
 
     def support_loss(
         self, params: Params, task: Any, context: Context, batch: Tensor | None = None
@@ -123,34 +53,6 @@ class Episodes:
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
         return self.judge(self.predict(params, task, context), task)
 
-    def baselines(self, task: Any) -> dict[str, Tensor]:
-        return self.environment.baselines(task)
-
-    @torch.no_grad()
-    def rollout(self, params: Params, task: Any, generator: torch.Generator) -> Rollout:
-        """Act in new episodes."""
-        env, device = self.environment, task[0].device
-        observation = env.start(task)
-        alive = torch.ones(observation.shape[:2], device=device)
-        memory = self._memory(params)
-        steps = []
-        for _ in range(env.horizon):
-            outputs, hidden = self._act(params, observation, memory)
-            noise = torch.rand if env.discrete else torch.randn
-            size = *outputs.shape[:2], 1 if env.discrete else env.actions
-            drawn = noise(size, generator=generator).to(device)
-            if env.discrete:
-                chosen = (outputs.softmax(-1).cumsum(-1) < drawn).sum(-1).clamp(max=env.actions - 1)
-                action = torch.nn.functional.one_hot(chosen, env.actions).float()
-            else:
-                action = outputs + params["log_std"].exp()[:, None] * drawn
-            following, reward, ended = env.step(task, observation, action, generator)
-            steps.append((observation, action, reward * alive, alive))
-            if memory:
-                memory = *hidden, torch.cat([action, reward[..., None]], -1)
-            observation, alive = following, alive * ~ended
-        return Rollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
-
     def surrogate(self, played: Played, normalise: bool) -> Tensor:
         """[T] whose gradient is the policy gradient, negated."""
         rollout = played.rollout
@@ -161,54 +63,3 @@ class Episodes:
             deviation = (weight.square().sum((1, 2)) / steps).sqrt()
             weight = weight / (deviation + 1e-8)[:, None, None]
         return -(played.log_probs * weight).sum((1, 2)) / steps
-
-    def log_probs(self, params: Params, rollout: Rollout) -> Tensor:
-        """[T, N, H] of the rollout's actions, by the policy of `params`."""
-        memory = self._memory(params)
-        if not memory:
-            outputs, _ = self._act(params, rollout.observations.flatten(1, 2), ())
-            outputs = outputs.unflatten(1, rollout.rewards.shape[1:])
-        else:
-            feedback = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
-            each = []
-            for t in range(self.environment.horizon):
-                output, hidden = self._act(params, rollout.observations[:, :, t], memory)
-                memory = *hidden, feedback[:, :, t]
-                each.append(output)
-            outputs = torch.stack(each, 2)
-        if self.environment.discrete:
-            return Categorical(logits=outputs, validate_args=False).log_prob(
-                rollout.actions.argmax(-1)
-            )
-        std = params["log_std"].exp()[:, None, None]
-        return Normal(outputs, std, validate_args=False).log_prob(rollout.actions).sum(-1)
-
-    def _act(
-        self, params: Params, observation: Tensor, memory: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the network's outputs [T, N, actions], and of a memory the next state."""
-        network = {name: p for name, p in params.items() if name != "log_std"}
-        if not memory:
-            return call(self.module, self.path, network, observation), ()
-        body, head = (self.module.get_submodule(name) for name in ("body", "head"))
-        features = call(body, self.path, part(network, "body."), observation)
-        outputs, hidden = call(head, self.path, part(network, "head."), features, *memory)
-        return outputs, (hidden,)
-
-    def _deviation(self) -> Params:
-        """The logarithm of the actions' standard deviation, if they are numbers."""
-        env = self.environment
-        return {} if env.discrete else {"log_std": torch.zeros(env.actions)}
-
-    def _again(self) -> Episodes:
-        """The same problem with a network that is built a second time."""
-        other = copy(self)
-        other.network = self.network.again()
-        return other
-
-    def _memory(self, params: Params) -> tuple[Tensor, ...]:
-        """Return the initial hidden state and feedback of each episode, or () without a memory."""
-        names = [name for name in (HIDDEN, PREVIOUS) if name in params]
-        return tuple(
-            params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names
-        )

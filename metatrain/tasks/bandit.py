@@ -73,17 +73,17 @@ class Bandit(Generated):
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Arms:
         return Arms(torch.rand(count, self.arms, generator=generator))
 
-    def start(self, task: Arms) -> Tensor:
-        return torch.ones(
-            len(task.probabilities), self.episodes, 1, device=task.probabilities.device
-        )
+    def start(self, task: Arms, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        size = len(task.probabilities), self.episodes, 1
+        nothing = torch.ones(size, device=task.probabilities.device)
+        return nothing, nothing
 
     def step(
-        self, task: Arms, observation: Tensor, action: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, task: Arms, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         chance = (action * task.probabilities[:, None]).sum(-1)
         reward = (torch.rand(chance.shape, generator=generator).to(chance.device) < chance).float()
-        return observation, reward, torch.zeros_like(reward, dtype=torch.bool)
+        return state, state, reward, torch.zeros_like(reward, dtype=torch.bool)
 
     def baselines(self, task: Arms) -> dict[str, Tensor]:
         """Expected returns of pulling arms at random, and of who knows the best one."""

@@ -58,15 +58,16 @@ class Navigation(Generated):
     def sample(self, generator: torch.Generator, count: int, split: Split) -> Goals:
         return Goals(torch.rand(count, 2, generator=generator) - 0.5)
 
-    def start(self, task: Goals) -> Tensor:
-        return torch.zeros(len(task.places), self.episodes, 2, device=task.places.device)
+    def start(self, task: Goals, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        origin = torch.zeros(len(task.places), self.episodes, 2, device=task.places.device)
+        return origin, origin
 
     def step(
-        self, task: Goals, observation: Tensor, action: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        place = observation + FASTEST * action.clamp(-1, 1)
+        self, task: Goals, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        place = state + FASTEST * action.clamp(-1, 1)
         away = place - task.places[:, None]
-        return place, -away.norm(dim=-1), (away.abs() < NEAR).all(-1)
+        return place, place, -away.norm(dim=-1), (away.abs() < NEAR).all(-1)
 
     def baselines(self, task: Goals) -> dict[str, Tensor]:
         """The return of not moving at all."""

@@ -1,0 +1,169 @@
+"""Policies: networks that act in the environments of many tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from copy import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+
+from metatrain.core import ComputePath, InputError, Model, Norm, Params
+from metatrain.measures import Measure
+from metatrain.models.heads import HIDDEN, PREVIOUS
+from metatrain.problems.environment import Environment, Rollout, check_environment
+from metatrain.problems.functional import call, part, trying
+from metatrain.problems.network import Spec, network
+
+
+class Policy:
+    """A network bound to environments: what all problems share in which it acts.
+
+    The policy is the softmax of the network's outputs, or a normal distribution around them with a
+    learned "log_std". A network with a memory keeps it over an episode, and gets each action and
+    its reward.
+    """
+
+    def __init__(
+        self,
+        *,
+        environment: Environment,
+        model: Model,
+        path: ComputePath,
+        measures: Mapping[str, Measure] | None = None,
+    ) -> None:
+        """Bind an environment to a network.
+
+        measures: by name, what an evaluation measures on all tasks together, of predictions.
+        """
+        self.environment, self.path, self.measures = environment, path, measures or {}
+        self.norm: tuple[Norm, ...] = ("none",)
+        actions = environment.actions
+        self.network = network(Spec(model, (environment.observations,), actions, actions + 1))
+
+    @property
+    def module(self) -> nn.Module:
+        """The calling thread's network."""
+        return self.network.module
+
+    def init(self, generator: torch.Generator) -> Params:
+        return self.network.fresh(generator) | self._deviation()
+
+    def frozen(self, generator: torch.Generator) -> Params:
+        return self.network.fresh(generator, trained=False)
+
+    def check(self, task: Any) -> None:
+        check_environment(self.environment, task)
+
+    def try_out(self, task: Any) -> Collection[str]:
+        env, tasks = self.environment, len(task[0])
+        params = self.network.first() | self._deviation()
+        who = f"the network {type(self.module).__name__}"
+        _, observation = env.start(task, torch.Generator().manual_seed(0))
+        expanded = {name: p.expand(tasks, *p.shape) for name, p in params.items()}
+        found = []
+        tried = (self, self, self._again()) if self.path == "reference" else (self, self)
+        for problem in tried:
+            with trying(who, f"on {env.observations} numbers", "its `forward`"), torch.no_grad():
+                outputs, _ = problem._act(expanded, observation, problem._memory(expanded))
+            found.append(outputs)
+        if not all(torch.equal(found[0], other) for other in found):
+            raise InputError(
+                f"{who} gives other outputs for the same observations",
+                remedy="draw nothing at random in `forward`, change nothing there, and build it "
+                "with the same numbers each time",
+            )
+        expected = (tasks, env.episodes, env.actions)
+        if outputs.shape != expected:
+            raise InputError(
+                f"the network gives actions of shape {list(outputs.shape)}, expected "
+                f"{list(expected)}"
+            )
+        return ("return",)
+
+    def state(self) -> Params:
+        return {}
+
+    def statistics(self, params: Params, tasks: Any) -> Params:
+        return {}
+
+    def baselines(self, task: Any) -> dict[str, Tensor]:
+        return self.environment.baselines(task)
+
+    @torch.no_grad()
+    def rollout(self, params: Params, task: Any, generator: torch.Generator) -> Rollout:
+        """Act in new episodes."""
+        env, device = self.environment, task[0].device
+        state, observation = env.start(task, generator)
+        alive = torch.ones(observation.shape[:2], device=device)
+        memory = self._memory(params)
+        steps = []
+        for _ in range(env.horizon):
+            outputs, hidden = self._act(params, observation, memory)
+            noise = torch.rand if env.discrete else torch.randn
+            size = *outputs.shape[:2], 1 if env.discrete else env.actions
+            drawn = noise(size, generator=generator).to(device)
+            if env.discrete:
+                chosen = (outputs.softmax(-1).cumsum(-1) < drawn).sum(-1).clamp(max=env.actions - 1)
+                action = torch.nn.functional.one_hot(chosen, env.actions).float()
+            else:
+                action = outputs + params["log_std"].exp()[:, None] * drawn
+            state, following, reward, ended = env.step(task, state, action, generator)
+            steps.append((observation, action, reward * alive, alive))
+            if memory:
+                memory = *hidden, torch.cat([action, reward[..., None]], -1)
+            observation, alive = following, alive * ~ended
+        return Rollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
+
+    def log_probs(self, params: Params, rollout: Rollout) -> Tensor:
+        """[T, N, H] of the rollout's actions, by the policy of `params`."""
+        memory = self._memory(params)
+        if not memory:
+            outputs, _ = self._act(params, rollout.observations.flatten(1, 2), ())
+            outputs = outputs.unflatten(1, rollout.rewards.shape[1:])
+        else:
+            feedback = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
+            each = []
+            for t in range(self.environment.horizon):
+                output, hidden = self._act(params, rollout.observations[:, :, t], memory)
+                memory = *hidden, feedback[:, :, t]
+                each.append(output)
+            outputs = torch.stack(each, 2)
+        if self.environment.discrete:
+            return Categorical(logits=outputs, validate_args=False).log_prob(
+                rollout.actions.argmax(-1)
+            )
+        std = params["log_std"].exp()[:, None, None]
+        return Normal(outputs, std, validate_args=False).log_prob(rollout.actions).sum(-1)
+
+    def _act(
+        self, params: Params, observation: Tensor, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the network's outputs [T, N, actions], and of a memory the next state."""
+        network = {name: p for name, p in params.items() if name != "log_std"}
+        if not memory:
+            return call(self.module, self.path, network, observation), ()
+        body, head = (self.module.get_submodule(name) for name in ("body", "head"))
+        features = call(body, self.path, part(network, "body."), observation)
+        outputs, hidden = call(head, self.path, part(network, "head."), features, *memory)
+        return outputs, (hidden,)
+
+    def _deviation(self) -> Params:
+        """The logarithm of the actions' standard deviation, if they are numbers."""
+        env = self.environment
+        return {} if env.discrete else {"log_std": torch.zeros(env.actions)}
+
+    def _again(self) -> Self:
+        """The same problem with a network that is built a second time."""
+        other = copy(self)
+        other.network = self.network.again()
+        return other
+
+    def _memory(self, params: Params) -> tuple[Tensor, ...]:
+        """Return the initial hidden state and feedback of each episode, or () without a memory."""
+        names = [name for name in (HIDDEN, PREVIOUS) if name in params]
+        return tuple(
+            params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names
+        )
