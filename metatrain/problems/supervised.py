@@ -211,9 +211,7 @@ class Supervised:
         return self.judge(self.predict(params, task, context), task)
 
     def check(self, task: Task) -> None:
-        floats = task._replace(
-            support_x=self.to_float(task.support_x), query_x=self.to_float(task.query_x)
-        )
+        floats = self.in_floats(task)[1]
         check_examples(floats, tuple(self.inputs), self.outputs, classes=self.classes)
 
     def try_out(self, task: Task) -> Collection[str]:
@@ -244,6 +242,12 @@ class Supervised:
                 hidden = call(module, self.path, head, x, *(m[:, None] for m in memory))[1][:, 0]
             memory = hidden, y[:, 0]
             yield params | {HIDDEN: memory[0], PREVIOUS: memory[1]}
+
+    def in_floats(self, task: Task) -> tuple[Supervised, Task]:
+        other = copy(self)
+        other.to_float = lambda x: x
+        floats = self.to_float(task.support_x), self.to_float(task.query_x)
+        return other, task._replace(support_x=floats[0], query_x=floats[1])
 
     def with_loss(self, loss: Loss) -> Supervised:
         other = copy(self)
