@@ -14,6 +14,7 @@ from metatrain import aggregation
 from metatrain.aggregation import Mean, Private, norm_of
 from metatrain.bounds import EXAMPLES, RATE, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
+    KEPT,
     InputError,
     Meta,
     Params,
@@ -135,6 +136,12 @@ class Learner:
                 "aggregate private bounds no running statistics or moments, which tasks change",
                 remedy="set norm to another one than running, and let the algorithm carry none",
             )
+        if outer.max_staleness and any(name.startswith(f"state.{KEPT}") for name in self._state):
+            raise InputError(
+                "max_staleness",
+                got=outer.max_staleness,
+                expected="0, since the updates of this algorithm add to what earlier ones wrote",
+            )
         self._optimizer = OuterOptimizer(
             {name: p for name, p in own.items() if name.startswith(DESCENDED)},
             outer.optimizer,
@@ -177,13 +184,25 @@ class Learner:
             applied = self._without_the_unsound(updates)
             return lambda: applied
         self._descend(direction, skip)
-        states = [{name: each[name] for name in self._state} for each in flat]
-        state = Mean()(states, weights, generator)
+        state = self._tracked(flat, weights, generator)
         if skip is not None:
             state = {n: torch.where(skip > 0, self._state[n], p) for n, p in state.items()}
         self._state = state
         self.version += 1
         return self._numbers(updates, norm)
+
+    def _tracked(
+        self, flat: Sequence[Params], weights: Sequence[float], generator: torch.Generator
+    ) -> Params:
+        """What updates track: means, and of what they write the entries that the last one wrote."""
+        kept = [name for name in self._state if name.startswith(f"state.{KEPT}")]
+        states = [{n: each[n] for n in self._state if n not in kept} for each in flat]
+        written = {name: self._state[name] for name in kept}
+        for each in flat:
+            for name, p in written.items():
+                new = each[name]
+                written[name] = torch.where(new != self._state[name], new, p)
+        return Mean()(states, weights, generator) | written
 
     def _descend(self, direction: Params, skip: Tensor | None) -> None:
         grads, rate = self._optimizer.grads(), self._outer.rate(self.version)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from metatrain.core import InputError, Meta, Penalty, Update
+from metatrain.core import KEPT, InputError, Meta, Penalty, Update
 from metatrain.learner import Diverged, Learner, Outer
 
 
@@ -64,6 +64,22 @@ def test_state_is_replaced_by_the_mean_and_not_descended() -> None:
     learner = Learner(meta(5.0), outer())
     learner.apply([update(1.0), update(0.0)])
     assert learner.meta().state["mean"].tolist() == [0.5]
+
+
+def test_entries_that_an_update_writes_are_kept_as_they_are_and_others_stay() -> None:
+    """Each of three updates writes an entry of its own: 1 / 3 of it and the like would be means."""
+    old = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    learner = Learner(Meta({"w": torch.zeros(1)}, {}, {KEPT + "ring": old}), outer())
+    updates = []
+    for i in range(3):
+        written = old.clone()
+        written[i] = 0.7 + i
+        updates.append(Update(Meta({"w": torch.ones(1)}, {}, {KEPT + "ring": written}), 1, {}))
+    learner.apply(updates)
+    assert torch.equal(learner.meta().state[KEPT + "ring"], torch.tensor([0.7, 1.7, 2.7, 0.4]))
+    with pytest.raises(InputError) as error:
+        Learner(learner.meta(), outer(max_staleness=1))
+    assert (error.value.what, error.value.got) == ("max_staleness", 1)
 
 
 def test_groups_have_rates_of_their_own() -> None:

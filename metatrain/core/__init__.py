@@ -23,6 +23,7 @@ from metatrain.core.contracts import TaskFamily as TaskFamily
 from metatrain.core.contracts import chunks as chunks
 from metatrain.core.contracts import labelled as labelled
 from metatrain.core.penalty import Penalty as Penalty
+from metatrain.core.values import KEPT as KEPT
 from metatrain.core.values import OWN as OWN
 from metatrain.core.values import TRAINING_ONLY as TRAINING_ONLY
 from metatrain.core.values import Adapt as Adapt

@@ -25,6 +25,9 @@ Adapt = Callable[[Any], list[tuple[int, Params]]]
 # Metadata of a dataclass's field: adaptation does not use it, so an evaluation cannot change it.
 TRAINING_ONLY: Mapping[str, Any] = {"training_only": True}
 OWN = "own."  # begins the names of what an algorithm tracks and no network has
+# Begins the names of those of them that updates write entry by entry, such as a replay memory: the
+# learner takes the entries that an update changed, and no mean.
+KEPT = "own.kept."
 
 
 class Meta(NamedTuple):
@@ -35,7 +38,8 @@ class Meta(NamedTuple):
 
     model: Params  # the initialisation; goes to the forward pass
     algorithm: Params  # the algorithm's own, such as learned inner rates; descended like `model`
-    state: Params  # tracked, such as running statistics: replaced by the mean of the updates' state
+    # tracked, such as running statistics: replaced by the mean of the updates' state (but see KEPT)
+    state: Params
     frozen: Params = {}  # parameters that the network does not train
 
     def flat(self) -> Params:
