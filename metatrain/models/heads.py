@@ -17,6 +17,7 @@ from metatrain.models.fast import FastLayer
 from metatrain.models.mann import MANNLayer
 from metatrain.models.relation import PairScores, RelationLayer
 from metatrain.models.snail import SNAILLayer
+from metatrain.models.transformer import TransformerLayer
 
 # Parameters of heads that an algorithm gives values of each task, as a network names them:
 WEIGHT, BIAS = "head.weight", "head.bias"  # [T, outputs, F], [T, outputs]
@@ -24,6 +25,9 @@ SUPPORT, TARGETS = "head.support", "head.targets"  # [T, S, F], [T, S, outputs]
 SCORES = "head.scores."  # how names begin of a network that scores pairs
 FAST = "head.fast"  # [T, S, outputs, F + 1]
 HIDDEN, PREVIOUS = "head.hidden", "head.previous"  # [T, H], [T, feedback]
+PRIOR = "head.prior"  # [T, width]: of a network that reads a support set as a whole
+# Of a policy by values of actions, [T, episodes] or [T, 1]: the share of random actions.
+EPSILON = "epsilon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +189,42 @@ class SNAIL:
         return SNAILLayer(*sizes, width=self.width, length=self.length)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """A transformer that reads the support set, in any order (Müller et al. 2022)."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["transformer"] = "transformer"
+    width: int = bounded(64, least=1, most=4096)
+    """Numbers of a token."""
+    depth: int = bounded(4, least=1, most=64)
+    """Layers."""
+    heads: int = bounded(4, least=1, most=64)
+    """Heads of a layer's attention; they divide `width`."""
+    attention: Literal["softmax", "linear"] = "softmax"
+    """`softmax`, or `linear`: layers of attention alone, without norms and hidden units."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.width % self.heads:
+            raise InputError("heads", got=self.heads, expected=f"a divisor of width, {self.width}")
+
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
+        return TransformerLayer(
+            linear.in_features,
+            linear.out_features,
+            feedback,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            linear=self.attention == "linear",
+        )
+
+
 LINEAR = Linear()
 Head = Annotated[
-    Linear | Cosine | Attention | Pairs | Fast | Memory | MANN | SNAIL,
+    Linear | Cosine | Attention | Pairs | Fast | Memory | MANN | SNAIL | Transformer,
     Field(discriminator="name"),
 ]
 
