@@ -14,7 +14,7 @@ from torch.autograd import grad
 from metatrain.algorithms import conjugate_gradients, inner_loop
 from metatrain.bounds import RATE, bounded, check_bounds
 from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Problem, Update
-from metatrain.core.contracts import chunks, labelled
+from metatrain.core.problems import chunks, labelled
 from metatrain.core.values import count
 
 

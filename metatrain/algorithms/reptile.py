@@ -11,7 +11,7 @@ import torch
 from metatrain.algorithms import inner_in_place, inner_loop, inner_optimizers
 from metatrain.bounds import EXAMPLES, RATE, bounded, check_bounds
 from metatrain.core import OWN, Context, InputError, Meta, Params, Penalty, Problem, Update
-from metatrain.core.contracts import chunks, labelled
+from metatrain.core.problems import chunks, labelled
 from metatrain.core.values import count
 
 STEPS = f"{OWN}steps"  # that the second moments have seen; that of NAME is OWN + NAME

@@ -9,20 +9,27 @@ tasks has a leading T: the tasks themselves, adapted parameters, losses and metr
 are shared by the tasks and have none.
 """
 
+from metatrain.core.attacks import FGSM as FGSM
+from metatrain.core.attacks import PGD as PGD
+from metatrain.core.attacks import Attack as Attack
+from metatrain.core.attacks import Part as Part
 from metatrain.core.contracts import Algorithm as Algorithm
-from metatrain.core.contracts import Labelled as Labelled
+from metatrain.core.contracts import Corruption as Corruption
 from metatrain.core.contracts import Model as Model
 from metatrain.core.contracts import Phased as Phased
 from metatrain.core.contracts import Pictured as Pictured
-from metatrain.core.contracts import Problem as Problem
 from metatrain.core.contracts import RawExamples as RawExamples
 from metatrain.core.contracts import RawNumbers as RawNumbers
 from metatrain.core.contracts import Resident as Resident
 from metatrain.core.contracts import Setting as Setting
 from metatrain.core.contracts import TaskFamily as TaskFamily
-from metatrain.core.contracts import chunks as chunks
-from metatrain.core.contracts import labelled as labelled
 from metatrain.core.penalty import Penalty as Penalty
+from metatrain.core.problems import Attackable as Attackable
+from metatrain.core.problems import Labelled as Labelled
+from metatrain.core.problems import Problem as Problem
+from metatrain.core.problems import attackable as attackable
+from metatrain.core.problems import chunks as chunks
+from metatrain.core.problems import labelled as labelled
 from metatrain.core.values import KEPT as KEPT
 from metatrain.core.values import OWN as OWN
 from metatrain.core.values import TRAINING_ONLY as TRAINING_ONLY
@@ -42,6 +49,7 @@ from metatrain.core.values import Work as Work
 from metatrain.core.values import arriving as arriving
 from metatrain.core.values import count as count
 from metatrain.core.values import generator_for as generator_for
+from metatrain.core.values import joined as joined
 from metatrain.core.values import take as take
 from metatrain.core.values import to_device as to_device
 from metatrain.core.values import together as together

@@ -149,6 +149,11 @@ def take(task: Any, index: int) -> Any:
     return type(task)(*(leaf[index : index + 1] for leaf in task))
 
 
+def joined(parts: Sequence[Any]) -> Any:
+    """The tasks of several groups, in order, as one."""
+    return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
+
+
 def count(task: Any) -> int:
     """T."""
     return int(task[0].shape[0])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from metatrain.core import (
+    Attack,
     ComputePath,
     Context,
     InputError,
@@ -20,21 +20,22 @@ from metatrain.core import (
     Norm,
     Params,
     Task,
-    take,
 )
 from metatrain.measures import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
-from metatrain.models.normalisation import BatchStatistics, Statistics, moments, normalised_by
+from metatrain.models.normalisation import BatchStatistics, Statistics, normalised_by
+from metatrain.problems import moved
 from metatrain.problems.checks import Loss, check_examples, per_task, shape
 from metatrain.problems.first_try import try_out
-from metatrain.problems.functional import call, own_values, part
+from metatrain.problems.functional import call, part
 from metatrain.problems.network import Spec, network
+from metatrain.problems.statistics import statistics
 
 AT_ONCE = 4096  # examples that are predicted together by norm "support+1"; it bounds memory
 
 
 class Supervised:
-    """Implements core.Problem and core.Labelled for tasks with a support and a query set."""
+    """Implements core.Problem, Labelled and Attackable for tasks with a support and a query set."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Supervised:
         path: ComputePath,
         classes: bool = False,
         to_float: Callable[[Tensor], Tensor] = lambda x: x,
+        pixels: bool = False,
         ordered: bool = False,
         baselines: Mapping[str, Callable[[Task], Tensor]] | None = None,
         measures: Mapping[str, Measure] | None = None,
@@ -67,6 +69,7 @@ class Supervised:
         path: how tasks are computed.
         classes: whether targets are class numbers, which a memory gets as one-hot vectors.
         to_float: examples of tasks as the network gets them.
+        pixels: whether that is numbers in 0..1, which attacks and corruptions can change.
         ordered: true: a memory reads the support examples in the given order; else in a random one.
         baselines: by name, the metric [T] of methods that learn nothing.
         measures: by name, what an evaluation measures on all tasks together.
@@ -74,6 +77,8 @@ class Supervised:
         self.inputs, self.outputs, self.path, self.classes = inputs, outputs, path, classes
         self.loss, self.metrics, self.measures = loss, metrics, measures or {}
         self.to_float, self.ordered, self._baselines = to_float, ordered, baselines or {}
+        self.pixels = pixels
+        self._attack: Attack | None = None
         self.network = network(Spec(model, tuple(inputs), outputs, outputs, path == "fused"))
         self._check_norm(norm)
         self.norm: tuple[Norm, ...] = tuple(norm) if self.normalisations else ("none",)
@@ -130,35 +135,7 @@ class Supervised:
 
     def statistics(self, params: Params, tasks: Task) -> Params:
         """Mean and variance of what each normalisation gets of a task; their mean over tasks."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.state()}
-
-        def keep(name: str, x: Tensor) -> None:
-            variance, mean = moments(x)
-            found[f"{name}.mean"].append(mean)
-            found[f"{name}.variance"].append(variance)
-
-        # Fused kernels skip the layers, so the hooks below would not run. A number of examples,
-        # here all of them, turns the kernels off.
-        layers, examples = self.normalisations, tasks.support_x.shape[1] + tasks.query_x.shape[1]
-        # Prototypes have no head of their own to call.
-        whole = any(not name.startswith("body.") for name in layers)
-        module = self.module if whole else self.module.get_submodule("body")
-        own = params if whole else part(params, "body.")
-        rest = own_values(module, tasks.support_x.device)
-        with ExitStack() as hooks:
-            hooks.enter_context(normalised_by([*layers.values()], examples))
-            for name, layer in layers.items():
-                hook = layer.register_forward_pre_hook(
-                    lambda _, inputs, name=name: keep(name, inputs[0])
-                )
-                hooks.callback(hook.remove)
-            for t in range(len(tasks.support_x)):
-                task = take(tasks, t)
-                phi = rest | {name: p[t] for name, p in own.items()}
-                functional_call(
-                    module, phi, self.to_float(torch.cat([task.support_x, task.query_x], 1))[0]
-                )
-        return {name: torch.stack(values).mean(0) for name, values in found.items()}
+        return statistics(self, params, tasks)
 
     def support_loss(
         self, params: Params, task: Task, context: Context, batch: Tensor | None = None
@@ -177,6 +154,9 @@ class Supervised:
         self, params: Params, task: Task, context: Context, norm: Norm | None = None
     ) -> Tensor:
         """[T, Q, *out] predictions for the query examples."""
+        if self._attack is not None:
+            clean = self.attack_queries(None)
+            task = moved.queries(clean, self._attack, params, task, context, norm)
         norm = norm or self.norm[0]
         query = self.to_float(task.query_x)
         if norm == "running" and context.ticket.work != "update":
@@ -248,6 +228,14 @@ class Supervised:
         other.to_float = lambda x: x
         floats = self.to_float(task.support_x), self.to_float(task.query_x)
         return other, task._replace(support_x=floats[0], query_x=floats[1])
+
+    def attack_support(self, attack: Attack, params: Params, task: Task, context: Context) -> Task:
+        return moved.support(self, attack, params, task, context)
+
+    def attack_queries(self, attack: Attack | None) -> Supervised:
+        other = copy(self)
+        other._attack = attack
+        return other
 
     def with_loss(self, loss: Loss) -> Supervised:
         other = copy(self)

@@ -163,6 +163,7 @@ class FewShot:
             norm=norm,
             path=path,
             to_float=self._to_float,
+            pixels=True,
             classes=True,
             baselines={"nearest_neighbour_on_pixels": nearest_neighbour},
             measures=CLASSES
