@@ -15,11 +15,11 @@ from torch import nn
 
 from metatrain.algorithms import MAML, Prototypical, Reptile
 from metatrain.core import ComputePath, Model, Norm, Split, Task, Ticket
-from metatrain.learner import Outer
 from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.models.conv import Conv4
 from metatrain.models.mlp import MLP
 from metatrain.models.resnet import ResNet12
+from metatrain.outer import Outer
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
 from metatrain.tasks import FewShot, Sinusoid

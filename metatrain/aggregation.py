@@ -79,12 +79,34 @@ class TrimmedMean:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormBounded:
+    """The mean over the tasks of directions whose norm is bounded.
+
+    No ticket moves the step by more than its share of `bound` (Sun et al. 2019, arXiv 1911.07963).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["norm_bounded"] = "norm_bounded"
+    bound: float = bounded(above=0, most=RATE)
+    """Largest norm of a ticket's direction."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def __call__(
+        self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
+    ) -> Params:
+        return Mean()(_bounded(directions, self.bound), weights, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Private:
     """The mean of bounded directions with Gaussian noise (Abadi et al. 2016, arXiv 1607.00133).
 
-    The unit whose influence is bounded is a task, so a ticket must hold one. What privacy that
-    gives, for so many steps of so many tasks, is an accountant's to say. Whoever knows the
-    recipe's seed, which bundles hold, can take the noise away. Metrics have no noise.
+    The unit whose influence is bounded is a task, so a ticket must hold one. metatrain/privacy.py
+    counts the privacy that the steps spend. Whoever knows the recipe's seed, which bundles hold,
+    can take the noise away. Metrics have no noise.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -94,6 +116,10 @@ class Private:
     """Largest norm of a task's direction."""
     noise_multiplier: float = bounded(least=0, most=10**6)
     """Standard deviation of the noise on the sum, in units of `clip`."""
+    delta: float | None = bounded(1e-5, above=0, most=0.5)
+    """Delta at which the privacy spent, epsilon, is counted; `null`: it is not counted."""
+    population: int | None = bounded(None, least=1, most=10**12)
+    """Owners of tasks, of whom each step takes a random few; `null`: all may be in each step."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -101,7 +127,7 @@ class Private:
     def __call__(
         self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
     ) -> Params:
-        clipped = [_scaled(d, (self.clip / norm_of(d)).clamp(max=1.0)) for d in directions]
+        clipped = _bounded(directions, self.clip)
         equal = [1 / len(clipped)] * len(clipped)
         mean = Mean()(clipped, equal, generator)
         deviation = self.noise_multiplier * self.clip / len(clipped)
@@ -111,7 +137,9 @@ class Private:
         return mean
 
 
-BuiltIn = Annotated[Mean | Median | TrimmedMean | Private, Field(discriminator="name")]
+BuiltIn = Annotated[
+    Mean | Median | TrimmedMean | NormBounded | Private, Field(discriminator="name")
+]
 
 
 def norm_of(direction: Params) -> Tensor:
@@ -119,8 +147,11 @@ def norm_of(direction: Params) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([*direction.values()])))
 
 
-def _scaled(direction: Params, factor: Tensor) -> Params:
-    return {name: p * factor for name, p in direction.items()}
+def _bounded(directions: Sequence[Params], bound: float) -> list[Params]:
+    """Each direction, scaled down to the norm `bound` if its norm is larger."""
+    factors = [(bound / norm_of(direction)).clamp(max=1.0) for direction in directions]
+    pairs = zip(directions, factors, strict=True)
+    return [{name: p * factor for name, p in direction.items()} for direction, factor in pairs]
 
 
 def _trimmed(directions: Sequence[Params], out: int) -> Params:

@@ -4,107 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metatrain import aggregation
+from metatrain import privacy
 from metatrain.aggregation import Mean, Private, norm_of
-from metatrain.bounds import EXAMPLES, RATE, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import (
     KEPT,
     InputError,
     Meta,
     Params,
-    Penalty,
     Sentence,
     Ticket,
     Update,
     arriving,
     generator_for,
 )
+from metatrain.outer import Outer
 from metatrain.outer_optimizer import OuterOptimizer
 
-Number = bool | int | float | tuple[float, ...]
 DESCENDED = ("model.", "algorithm.")  # the meta-parameters that an optimizer moves
 AVERAGE = "average."  # begins the names of their moving average in a checkpoint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outer:
-    """The outer loop: how updates become steps.
-
-    A step takes `tasks_per_step` tasks, computed in tickets of `tasks_per_ticket`. The number of
-    workers does not change how sums are grouped.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    steps: int = bounded(least=1, most=STEPS)
-    """Outer steps."""
-    tasks_per_step: int = bounded(least=1, most=TASKS)
-    """Tasks of an outer step."""
-    tasks_per_ticket: int = bounded(least=1, most=EXAMPLES)
-    """Tasks that a worker computes at once; it decides how sums are grouped."""
-    optimizer: str = "Adam"
-    """A class of `torch.optim`."""
-    lr: float = bounded(least=0, most=RATE)
-    """Outer learning rate."""
-    options: dict[str, Number] = field(default_factory=dict)
-    """Further options of the optimizer."""
-    groups: dict[str, dict[str, Number]] = field(default_factory=dict)
-    """Options for parameters that match a pattern, such as `"algorithm.*": {lr: 0.1}`."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """`constant`, or to zero over `steps` as `linear` or `cosine`."""
-    warmup_steps: int = bounded(0, least=0, most=STEPS)
-    """Outer steps over which the rate rises linearly to what `schedule` says."""
-    penalty: Penalty | None = None
-    """Penalty on the size of the network's parameters, such as `{l1: 0.001}`; `null`: none."""
-    clip_norm: float | None = bounded(None, above=0, most=RATE)
-    """Bound of the meta-gradient's norm."""
-    clip_value: float | None = bounded(None, above=0, most=RATE)
-    """Bound of each of its entries."""
-    average: float = bounded(0.0, least=0, most=0.999999)
-    """Decay of a moving average of the parameters, which is scored and bundled; 0: none."""
-    max_staleness: int = bounded(0, least=0, most=1000)
-    """Outer steps by which an update may be old; above 0 two runs differ."""
-    aggregate: aggregation.BuiltIn = field(default_factory=Mean)
-    """How a step's updates become one: `mean`, `median`, `trimmed_mean` or `private`."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if isinstance(self.aggregate, Private) and self.tasks_per_ticket != 1:
-            raise InputError(
-                "tasks_per_ticket",
-                got=self.tasks_per_ticket,
-                expected="1, as aggregate private bounds the influence of each task",
-            )
-        if self.average and self.max_staleness:
-            expected = "0 with max_staleness, since workers then compute while others score"
-            raise InputError("average", got=self.average, expected=expected)
-        found = getattr(torch.optim, self.optimizer, None)
-        if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-            raise InputError(
-                "optimizer",
-                got=self.optimizer,
-                expected="a class of torch.optim such as Adam or SGD",
-            )
-
-    def tickets(self) -> int:
-        """Tickets in a step."""
-        return -(-self.tasks_per_step // self.tasks_per_ticket)
-
-    def rate(self, version: int) -> float:
-        """What part of `lr` the step from `version` to `version + 1` takes."""
-        done = min(version / self.steps, 1.0)
-        rises = (version + 1) / self.warmup_steps if version < self.warmup_steps else 1.0
-        if self.schedule == "linear":
-            return rises * (1.0 - done)
-        if self.schedule == "cosine":
-            return rises * 0.5 * (1.0 + math.cos(math.pi * done))
-        return rises
 
 
 class Diverged(Sentence, RuntimeError):
@@ -131,6 +53,8 @@ class Learner:
         own = {name: p.detach().clone() for name, p in meta.flat().items()}
         self._state = {name: p for name, p in own.items() if name.startswith("state.")}
         self._frozen = {name: p for name, p in own.items() if name.startswith("frozen.")}
+        if isinstance(outer.aggregate, Private):
+            privacy.check(outer.aggregate)
         if self._state and isinstance(outer.aggregate, Private):
             raise InputError(
                 "aggregate private bounds no running statistics or moments, which tasks change",
@@ -229,6 +153,7 @@ class Learner:
     ) -> Callable[[], Applied]:
         """What waits for the numbers of the step that was made last."""
         lr = self._outer.lr * self._outer.rate(self.version - 1)
+        aggregate, version = self._outer.aggregate, self.version
         # No more of the updates: their directions are as large as the network.
         tasks, names = [update.tasks for update in updates], [*updates[0].metrics]
         named: dict[Any, float | Tensor] = {("norm", ""): norm}
@@ -248,6 +173,8 @@ class Learner:
                 name: sum(found[i, name] * n for i, n in enumerate(tasks)) / sum(tasks)
                 for name in names
             }
+            if isinstance(aggregate, Private) and aggregate.delta is not None:
+                metrics["epsilon"] = privacy.epsilon(aggregate, self._outer.tasks_per_step, version)
             learned = {name: value for (kind, name), value in found.items() if kind == "learned"}
             return Applied(metrics, norm, lr, learned, out)
 

@@ -29,8 +29,9 @@ from metatrain.core import (
     generator_for,
     to_device,
 )
-from metatrain.learner import Applied, Diverged, Learner, Outer
+from metatrain.learner import Applied, Diverged, Learner
 from metatrain.models import heads
+from metatrain.outer import Outer
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Pretraining, Recipe
 from metatrain.start import TRAINING, Prepared

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from metatrain import privacy
+from metatrain.aggregation import Mean, Private
 from metatrain.core import Norm, Purpose
 from metatrain.names import described
+from metatrain.outer import Outer
 from metatrain.recipe import Recipe
 from metatrain.start import Prepared
 from metatrain.tasks.fewshot import FewShot
@@ -62,6 +65,7 @@ def _trained(recipe: Recipe, version: int, norm: Norm) -> str:
     how = f"bn={trained_norm}, {described(recipe.algorithm)}"
     best = ", best by validation" if recipe.evaluation.of == "best" else ""
     best += f", averaged with decay {recipe.outer.average}" if recipe.outer.average else ""
+    best += _aggregated(recipe.outer, version)
     if recipe.pretraining is not None:  # meta-training leaves these keys out
         how, best = "all training examples together, with supervision", ""
     weights = f", from {recipe.started_from}" if recipe.started_from else ""
@@ -69,6 +73,17 @@ def _trained(recipe: Recipe, version: int, norm: Norm) -> str:
         f"trained {_steps(recipe, version)}{best} ({recipe.family.describe()}, {how}){weights}, "
         f"seed {recipe.seed}"
     )
+
+
+def _aggregated(outer: Outer, version: int) -> str:
+    """How updates became one, unless it was their mean, and the privacy that steps spent."""
+    if isinstance(outer.aggregate, Mean):
+        return ""
+    text = f", aggregate {described(outer.aggregate)}"
+    if isinstance(outer.aggregate, Private) and outer.aggregate.delta is not None:
+        spent = privacy.epsilon(outer.aggregate, outer.tasks_per_step, version)
+        text += f" epsilon={spent:.2f}"
+    return text
 
 
 def _network(recipe: Recipe) -> str:

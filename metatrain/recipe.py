@@ -22,7 +22,7 @@ from metatrain.core import (
     Work,
 )
 from metatrain.custom import OwnClass
-from metatrain.learner import Outer
+from metatrain.outer import Outer
 from metatrain.tasks.fewshot import FewShot
 
 AnyFamily = Annotated[tasks.BuiltIn, Field(discriminator="name"), OwnClass(TaskFamily)]

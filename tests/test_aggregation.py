@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import SINUSOID, config
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from cluster import loop
 from cluster.collector import Requests
 from cluster.pools.local_pool import LocalPool
+from cluster.pools.pool import Contribution
 from cluster.workers.plan import choose_plan
-from metatrain.aggregation import Mean, Median, Private, TrimmedMean
-from metatrain.core import InputError, Meta, Update
-from metatrain.learner import Learner, Outer
+from metatrain import privacy, protocol
+from metatrain.aggregation import Mean, Median, NormBounded, Private, TrimmedMean
+from metatrain.core import InputError, Meta, Purpose, Update
+from metatrain.learner import Learner
+from metatrain.outer import Outer
 from metatrain.start import prepare
 
 GENERATOR = torch.Generator()
@@ -38,6 +44,7 @@ def test_each_aggregation_by_hand() -> None:
     assert aggregated(Median(), 1.0, 100.0, 2.0, 4.0) == 3.0
     assert aggregated(TrimmedMean(trim=0.25), -50.0, 1.0, 100.0, 2.0) == 1.5
     assert aggregated(TrimmedMean(trim=0.2), -50.0, 1.0, 100.0, 2.0) == 13.25  # none goes
+    assert aggregated(NormBounded(bound=2**0.5), 0.5, -100.0) == pytest.approx(-0.25)
     quiet = Private(clip=5.0, noise_multiplier=0.0)
     assert aggregated(quiet, 0.0, 1.0) == 0.5
     each = directions(1.0, 4.0)  # norms 2 ** 0.5 and 4 * 2 ** 0.5
@@ -60,7 +67,7 @@ def test_noise_has_the_deviation_that_is_asked_for_and_repeats() -> None:
     assert torch.equal(found, how(zeros, [0.25] * 4, GENERATOR.manual_seed(1))["w"])
 
 
-@pytest.mark.parametrize("how", [Median(), TrimmedMean(trim=0.3), Mean()])
+@pytest.mark.parametrize("how", [Median(), TrimmedMean(trim=0.3), NormBounded(bound=1.0), Mean()])
 def test_what_is_no_number_is_not_hidden(how: Any) -> None:
     """The update is then left out: it is not the aggregation that decides what diverged."""
     outer = Outer(steps=3, tasks_per_step=3, tasks_per_ticket=1, lr=0.1, aggregate=how)
@@ -84,7 +91,7 @@ def test_the_state_is_averaged_whatever_becomes_of_the_directions() -> None:
 
 
 def test_noise_is_another_in_each_step() -> None:
-    private = Private(clip=1.0, noise_multiplier=1.0)
+    private = Private(clip=1.0, noise_multiplier=1.0, delta=None)
     each = {"steps": 2, "tasks_per_step": 1, "tasks_per_ticket": 1, "optimizer": "SGD", "lr": 1.0}
     zero = Meta({"w": torch.zeros(8)}, {}, {})
     learner, places = Learner(zero, Outer(**each, aggregate=private)), [zero.model["w"]]
@@ -96,12 +103,18 @@ def test_noise_is_another_in_each_step() -> None:
     assert not torch.allclose(first, second)
 
 
-def trained(steps: int = 4, **outer: Any) -> torch.Tensor:
-    """The parameters of a run in this process, whose noise is the recipe's."""
+def trained(steps: int = 4, spoil: Any = None, **outer: Any) -> torch.Tensor:
+    """The parameters of a run in this process, whose noise is the recipe's.
+
+    spoil: makes another update of each ticket's.
+    """
     recipe = config(SINUSOID, outer__steps=steps, **outer).recipe()
     prepared = prepare(recipe)
     learner = Learner(prepared.meta, recipe.outer, recipe.seed)
     pool = LocalPool(prepared, choose_plan(prepared, 0, 1)[0])
+    answer = pool.next
+    if spoil is not None:
+        pool.next = lambda timeout_s: spoil(answer(timeout_s))
     hooks = loop.Hooks(lambda step, metrics: None, lambda: None)
     loop.train(prepared, learner, pool, Requests(pool), hooks, save_every=100)
     return torch.cat([p.flatten() for p in learner.meta().model.values()])
@@ -110,7 +123,12 @@ def trained(steps: int = 4, **outer: Any) -> torch.Tensor:
 def test_noise_is_decided_by_the_seed_and_the_step() -> None:
     private = {
         "outer__tasks_per_ticket": 1,
-        "outer__aggregate": {"name": "private", "clip": 1.0, "noise_multiplier": 0.5},
+        "outer__aggregate": {
+            "name": "private",
+            "clip": 1.0,
+            "noise_multiplier": 0.5,
+            "delta": None,
+        },
     }
     found = trained(**private)
     assert torch.equal(trained(**private), found)
@@ -126,6 +144,10 @@ def test_a_ticket_of_several_tasks_is_refused_where_each_is_to_be_private() -> N
     for wrong in ({"clip": 0.0}, {"noise_multiplier": -1.0}):
         with pytest.raises(InputError):
             replace(Private(clip=1.0, noise_multiplier=0.5), **wrong)
+    few = Private(clip=1.0, noise_multiplier=0.5, population=2)
+    with pytest.raises(InputError) as error:
+        Outer(steps=1, tasks_per_step=3, tasks_per_ticket=1, lr=0.1, aggregate=few)
+    assert (error.value.what, error.value.got) == ("aggregate.population", 2)
     with pytest.raises(InputError):
         TrimmedMean(trim=0.5)
 
@@ -138,3 +160,76 @@ def test_running_statistics_which_no_noise_covers_are_refused_where_each_task_is
     with pytest.raises(InputError) as error:
         Learner(state, private)
     assert "set norm to another one than running" in error.value.remedy
+
+
+def poisoned(came: Contribution) -> Contribution:
+    """Every fifth ticket of a step points the other way, a hundred times as far."""
+    if came.ticket.part % 5 == 0 and isinstance(came.result, Update):
+        model = {name: -100 * p for name, p in came.result.direction.model.items()}
+        direction = came.result.direction._replace(model=model)
+        return came._replace(result=came.result._replace(direction=direction))
+    return came
+
+
+def test_a_fifth_of_the_tickets_is_poisoned_and_only_the_mean_follows_them() -> None:
+    """Plain descent, so that the parameters say how far wrong tickets moved them."""
+    descent = {
+        "outer__tasks_per_step": 10,
+        "outer__tasks_per_ticket": 1,
+        "outer__optimizer": "SGD",
+        "outer__lr": 0.01,
+    }
+    start = trained(outer__lr=0.0, **{k: v for k, v in descent.items() if k != "outer__lr"})
+    honest = trained(**descent) - start
+    along = {}
+    for how in (
+        {"name": "mean"},
+        {"name": "median"},
+        {"name": "trimmed_mean", "trim": 0.2},
+        {"name": "norm_bounded", "bound": 1.0},
+    ):
+        moved = trained(spoil=poisoned, outer__aggregate=how, **descent) - start
+        along[how["name"]] = float(torch.cosine_similarity(moved, honest, dim=0))
+    assert along.pop("mean") < 0
+    assert min(along.values()) > 0.5
+
+
+@pytest.mark.ray
+def test_epsilon_is_a_bound_of_the_exact_one_and_an_owner_that_is_rarely_asked_spends_less() -> (
+    None
+):
+    """Steps of Gaussian noise are one of a smaller deviation, whose delta is known in closed form
+    (Balle and Wang 2018, arXiv 1805.06530, theorem 8).
+    """
+
+    def delta(epsilon: float, multiplier: float, steps: int) -> float:
+        shift = steps**0.5 / multiplier
+        return float(
+            norm.cdf(shift / 2 - epsilon / shift)
+            - math.exp(epsilon) * norm.cdf(-shift / 2 - epsilon / shift)
+        )
+
+    for multiplier, steps in ((1.0, 1), (10.0, 100), (4.0, 3)):
+        private = Private(clip=1.0, noise_multiplier=multiplier, delta=1e-5)
+        bound = privacy.epsilon(private, 32, steps)
+        exact = brentq(lambda e, *at: delta(e, *at) - 1e-5, 1e-3, 100, args=(multiplier, steps))
+        assert exact <= bound < 1.15 * exact
+        assert privacy.epsilon(replace(private, population=3200), 32, steps) < bound / 2
+    assert privacy.epsilon(private, 32, 0) == 0
+    assert privacy.epsilon(replace(private, noise_multiplier=0.0), 32, 1) == math.inf
+
+
+@pytest.mark.ray
+def test_a_private_run_says_what_privacy_each_step_has_spent() -> None:
+    private = Private(clip=1.0, noise_multiplier=2.0)
+    outer = Outer(steps=3, tasks_per_step=1, tasks_per_ticket=1, lr=0.1, aggregate=private)
+    zero = Meta({"w": torch.zeros(2)}, {}, {})
+    learner = Learner(zero, outer)
+    spent = [learner.apply([Update(zero, 1, {})]).metrics["epsilon"] for _ in range(2)]
+    assert spent == [privacy.epsilon(private, 1, 1), privacy.epsilon(private, 1, 2)]
+    recipe = replace(config(SINUSOID).recipe(), outer=outer)
+    line = protocol.of_score(prepare(recipe), Purpose("score"), 2)
+    assert (
+        f"aggregate private clip=1.0 noise_multiplier=2.0 delta=1e-05 epsilon={spent[1]:.2f}"
+        in line
+    )

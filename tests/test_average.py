@@ -14,7 +14,8 @@ from cluster import checkpoint, run
 from cluster.api.files import read_result
 from metatrain import bundle
 from metatrain.core import InputError, Meta, Update
-from metatrain.learner import Learner, Outer
+from metatrain.learner import Learner
+from metatrain.outer import Outer
 
 OUTER = {"steps": 6, "tasks_per_step": 4, "tasks_per_ticket": 2, "lr": 0.01}
 VALIDATION = {"every_steps": 3, "tasks": 20}

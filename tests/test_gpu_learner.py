@@ -11,7 +11,8 @@ import torch
 from pretended_gpu import CUDA, Gpu, pretended, unmarked
 
 from metatrain.core import Meta, Update, to_device
-from metatrain.learner import Learner, Outer
+from metatrain.learner import Learner
+from metatrain.outer import Outer
 from metatrain.outer_optimizer import BY_NUMBER
 
 SLOW = pytest.mark.ray

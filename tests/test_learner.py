@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from metatrain.core import KEPT, InputError, Meta, Penalty, Update
-from metatrain.learner import Diverged, Learner, Outer
+from metatrain.learner import Diverged, Learner
+from metatrain.outer import Outer
 
 
 def outer(**fields: Any) -> Outer:

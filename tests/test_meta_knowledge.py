@@ -12,8 +12,9 @@ from torch.func import functional_call
 
 from metatrain.algorithms import MetaKnowledge
 from metatrain.core import Context, Meta, Params, Ticket, generator_for
-from metatrain.learner import Diverged, Learner, Outer
+from metatrain.learner import Diverged, Learner
 from metatrain.models import MLP, Conv4
+from metatrain.outer import Outer
 from metatrain.tasks import Sinusoid
 
 FAMILY = Sinusoid(shots=8, queries=4)

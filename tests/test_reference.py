@@ -23,8 +23,8 @@ from cluster.config import Checkpoint, RunConfig, Tracking, Workers
 from metatrain import aggregation, algorithms, models, schema, tasks
 from metatrain.bounds import bounds_of
 from metatrain.core import Penalty
-from metatrain.learner import Outer
 from metatrain.models import heads
+from metatrain.outer import Outer
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Pretraining, Validation
 from metatrain.tasks.augment import Augment
 from tuning.config import ASHA, PBT, Sweep

@@ -19,8 +19,9 @@ from metatrain import bundle
 from metatrain.algorithms import MAML, Reptile
 from metatrain.algorithms.inner_loop import minibatches
 from metatrain.core import ComputePath, InputError, Meta, Penalty, Ticket
-from metatrain.learner import Learner, Outer
+from metatrain.learner import Learner
 from metatrain.models import MLP
+from metatrain.outer import Outer
 from metatrain.start import prepare
 from metatrain.tasks import Sinusoid
 from metatrain.weights import merged, weights_at
