@@ -172,7 +172,7 @@ def test_regret_is_what_the_best_arm_would_have_paid_besides() -> None:
     arms = torch.eye(2)
     actions = torch.stack([arms[[0, 1]], arms[[1, 1]]])[None]
     nothing = torch.zeros(1, 2, 2)
-    played = Played(Rollout(nothing[..., None], actions, nothing, nothing), nothing)
+    played = Played(Rollout(nothing[..., None], actions, nothing, nothing), nothing, nothing)
     assert pseudo_regret(played, Arms(torch.tensor([[0.2, 0.7]]))).item() == pytest.approx(0.25)
     family = Bandit(arms=3, pulls=4, episodes=50)
     problem = family.bind(MLP(hidden=()), ("none",), "batched")

@@ -25,6 +25,7 @@ from metatrain.bounds import bounds_of
 from metatrain.core import Penalty
 from metatrain.models import heads
 from metatrain.outer import Outer
+from metatrain.problems.advantages import Estimator
 from metatrain.recipe import AnyAlgorithm, AnyModel, Evaluation, Pretraining, Validation
 from metatrain.tasks.augment import Augment
 from tuning.config import ASHA, PBT, Sweep
@@ -42,6 +43,7 @@ COMPONENTS = [
 ]
 GROUPS = [
     Augment,
+    Estimator,
     Penalty,
     Outer,
     Validation,

@@ -160,7 +160,7 @@ def test_a_policy_gradient_by_hand(
     problem, _ = bound(Navigation(horizon=2, episodes=2, discount=discount))
     rollout = played_by_hand([[1.0, 4.0], [0.0, 0.0]], [[1, 1], [1, 0]])
     log_probs = torch.zeros(1, 2, 2, requires_grad=True)
-    played = Played(rollout, log_probs)
+    played = Played(rollout, log_probs, advantages(rollout, discount))
     monkeypatch.setattr(problem, "predict", lambda *_: played)
     task = Goals(torch.zeros(1, 2))
     (outer,) = torch.autograd.grad(problem.judge(played, task)["loss"].sum(), log_probs)
@@ -189,9 +189,9 @@ def test_log_probabilities_are_those_that_acted(family: Any, model: Any) -> None
     phi = each(params, 2)
     rollout = problem.rollout(phi, task, torch.Generator().manual_seed(2))
     found = problem.log_probs(phi, rollout)
-    memory, expected = problem._memory(phi), []
+    memory, expected = problem.memory(phi), []
     for t in range(5):
-        outputs, hidden = problem._act(phi, rollout.observations[:, :, t], memory)
+        outputs, hidden = problem.act(phi, rollout.observations[:, :, t], memory)
         action = rollout.actions[:, :, t]
         if family.discrete:
             expected.append((outputs.log_softmax(-1) * action).sum(-1))
@@ -233,7 +233,7 @@ def test_an_inner_step_does_not_depend_on_the_size_of_rewards(scale: float) -> N
     scaled = rollout._replace(rewards=scale * rollout.rewards)
     inner, outer = (
         [
-            problem.surrogate(Played(r, problem.log_probs(each(params, 1), r)), normalise)
+            problem.surrogate(problem.seen(each(params, 1), r), normalise)
             for r in (rollout, scaled)
         ]
         for normalise in (True, False)

@@ -95,18 +95,30 @@ def agreement(
 
 
 @as_written
-def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: str) -> Figure:
+def walks(
+    places: Tensor,
+    found: Sequence[tuple[int, Tensor, Tensor]],
+    title: str,
+    expert: tuple[Tensor, Tensor] | None = None,
+) -> Figure:
     """Draw walks in the plane to T `places` [T, 2].
 
     found: (adaptation step, positions [T, N, H, 2], alive [T, N, H]) each.
+    expert: positions and alive of those who know the place.
     """
     figure, panels = _panels(title, len(places), 4.0, sharey=True, sharex=True)
     colours = ["tab:gray", "tab:blue", "tab:orange"]
+    drawn = [
+        (when(step), positions, alive, colour)
+        for (step, positions, alive), colour in zip(found, colours[-len(found) :], strict=True)
+    ]
+    if expert is not None:
+        drawn.insert(0, ("the expert", *expert, "tab:green"))
     for t, axes in enumerate(panels):
-        for (step, positions, alive), colour in zip(found, colours[-len(found) :], strict=True):
+        for name, positions, alive, colour in drawn:
             for n in range(min(5, positions.shape[1])):
                 x, y = positions[t, n, alive[t, n].bool()].T
-                label = when(step) if n == 0 else None
+                label = name if n == 0 else None
                 axes.plot(x, y, color=colour, alpha=0.6, linewidth=1, label=label)
         axes.plot(*places[t], "k*", markersize=14, label="the goal")
         axes.plot(0, 0, "ko", markersize=5, label="the start")
@@ -117,10 +129,16 @@ def walks(places: Tensor, found: Sequence[tuple[int, Tensor, Tensor]], title: st
 
 
 @as_written
-def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], title: str) -> Figure:
+def trial(
+    lines: Sequence[tuple[int, Tensor]],
+    levels: Mapping[str, float],
+    title: str,
+    axis_names: tuple[str, str] = ("step of the episode", "mean reward"),
+) -> Figure:
     """Draw the mean reward of each step of an episode, between levels to compare it with.
 
     lines: (adaptation step, [H]) each.
+    axis_names: what is counted, and what is drawn of each.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -131,7 +149,7 @@ def trial(lines: Sequence[tuple[int, Tensor]], levels: Mapping[str, float], titl
     for (name, level), style in zip(levels.items(), ["--", ":", "-."], strict=False):
         axes.axhline(level, color="tab:gray", linestyle=style, label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="step of the episode", ylabel="mean reward", title=title)
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure

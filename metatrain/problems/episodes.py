@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metatrain.core import Context, Norm, Params
-from metatrain.problems.advantages import advantages
-from metatrain.problems.environment import Rollout
-from metatrain.problems.policy import Policy
+from metatrain.core import ComputePath, Context, Model, Norm, Params
+from metatrain.measures import Measure
+from metatrain.problems.advantages import Estimator, advantages, discounted
+from metatrain.problems.environment import Environment, Rollout
+from metatrain.problems.policy import Policy, entropies, log_probs
 
 
 class Played(NamedTuple):
-    """Episodes, and how probable the policy that plays them finds its actions."""
+    """Episodes, and how a policy sees them; what is of the policy can be differentiated."""
 
     rollout: Rollout
-    log_probs: Tensor  # [T, N, H], which can be differentiated
+    log_probs: Tensor  # [T, N, H] of the actions
+    advantages: Tensor  # [T, N, H] of the actions, without a graph
+    values: Tensor | None = None  # [T, N, H], if the network has a head for them
+    entropies: Tensor | None = None  # [T, N, H], if the estimator gives them a weight
+    acted: Tensor | None = None  # [T, N, H] log-probabilities by the policy that acted, if another
 
 
 class Episodes(Policy):
     """Implements core.Problem for a policy that acts in environments.
 
     Losses are those of policy gradients (Williams 1992): minus the mean of log pi(a_t | s_t) A_t
-    over the steps of new episodes, which the context's generator decides. The advantage A_t is the
-    return from t on, discounted, less a baseline that is linear in features of observation and time
-    and fitted to the task's episodes (Duan et al. 2016, arXiv 1604.06778). Support losses divide it
-    by its deviation over the task's steps, as that paper's code does, so that an inner rate fits
-    rewards of any size; query losses do not, since what is wanted is the mean of the tasks'
-    returns. How the initialisation changes which episodes are drawn before adaptation is not
-    differentiated, as in MAML.
+    over the steps of new episodes, which the context's generator decides. The estimator says what
+    the advantage A_t is. Support losses divide it by its deviation over the task's steps, as the
+    code of Duan et al. 2016 does, so that an inner rate fits rewards of any size; query losses do
+    not, since what is wanted is the mean of the tasks' returns. How the initialisation changes
+    which episodes are drawn before adaptation is not differentiated, as in MAML.
     """
+
+    def __init__(
+        self,
+        *,
+        environment: Environment,
+        model: Model,
+        path: ComputePath,
+        estimator: Estimator | None = None,
+        measures: Mapping[str, Measure] | None = None,
+    ) -> None:
+        """Bind an environment to a network.
+
+        estimator: of gradients; by default with a linear baseline alone.
+        measures: by name, what an evaluation measures on all tasks together, of `Played` episodes.
+        """
+        self.estimator = estimator or Estimator()
+        super().__init__(
+            environment=environment,
+            model=model,
+            path=path,
+            values=self.estimator.learns_values,
+            measures=measures,
+        )
 
     def support_loss(
         self, params: Params, task: Any, context: Context, batch: Tensor | None = None
@@ -41,25 +68,47 @@ class Episodes(Policy):
     def predict(
         self, params: Params, task: Any, context: Context, norm: Norm | None = None
     ) -> Played:
-        rollout = self.rollout(params, task, context.generator)
-        return Played(rollout, self.log_probs(params, rollout))
+        return self.seen(params, self.rollout(params, task, context.generator))
 
     def judge(self, prediction: Played, task: Any) -> dict[str, Tensor]:
-        return {
-            "loss": self.surrogate(prediction, normalise=False),
-            "return": prediction.rollout.rewards.sum(2).mean(1),
-        }
+        rollout = prediction.rollout
+        loss = self.surrogate(prediction, normalise=False)
+        if prediction.values is not None:
+            expected = discounted(rollout.rewards, self.environment.discount)
+            error = (prediction.values - expected) * rollout.alive
+            loss = loss + self.estimator.value_weight * error.square().mean((1, 2))
+        if prediction.entropies is not None:
+            entropy = (prediction.entropies * rollout.alive).mean((1, 2))
+            loss = loss - self.estimator.entropy * entropy
+        return {"loss": loss, "return": rollout.rewards.sum(2).mean(1)}
 
     def query(self, params: Params, task: Any, context: Context) -> dict[str, Tensor]:
         return self.judge(self.predict(params, task, context), task)
 
+    def seen(self, params: Params, rollout: Rollout) -> Played:
+        """Episodes as the policy of `params` sees them."""
+        outputs = self.outputs(params, rollout)
+        policy = self.distribution(params, outputs)
+        values = outputs[..., -1] if self.values else None
+        weights = advantages(
+            rollout,
+            self.environment.discount,
+            self.estimator.gae,
+            None if values is None else values.detach(),
+        )
+        entropy = entropies(policy) if self.estimator.entropy else None
+        return Played(rollout, log_probs(policy, rollout.actions), weights, values, entropy)
+
     def surrogate(self, played: Played, normalise: bool) -> Tensor:
         """[T] whose gradient is the policy gradient, negated."""
-        rollout = played.rollout
-        weight = advantages(rollout, self.environment.discount)
-        steps = torch.full_like(rollout.alive[:, 0, 0], rollout.alive[0].numel())
+        alive, weight = played.rollout.alive, played.advantages
+        steps = torch.full_like(alive[:, 0, 0], alive[0].numel())
         if normalise:
-            steps = rollout.alive.sum((1, 2))
+            steps = alive.sum((1, 2))
             deviation = (weight.square().sum((1, 2)) / steps).sqrt()
             weight = weight / (deviation + 1e-8)[:, None, None]
-        return -(played.log_probs * weight).sum((1, 2)) / steps
+        return -self.gains(played, weight).sum((1, 2)) / steps
+
+    def gains(self, played: Played, weight: Tensor) -> Tensor:
+        """[T, N, H] whose gradients are those of the actions' chances, by their weights."""
+        return played.log_probs * weight

@@ -12,18 +12,23 @@ from torch.distributions import Categorical, Normal
 
 from metatrain.core import ComputePath, InputError, Model, Norm, Params
 from metatrain.measures import Measure
-from metatrain.models.heads import HIDDEN, PREVIOUS
+from metatrain.models.heads import EPSILON, HIDDEN, PREVIOUS
 from metatrain.problems.environment import Environment, Rollout, check_environment
 from metatrain.problems.functional import call, part, trying
 from metatrain.problems.network import Spec, network
+
+Distribution = Categorical | Normal  # of actions, at each step of episodes
+
+RAREST = 1e-12  # the least epsilon, so that an action's log-probability is finite
 
 
 class Policy:
     """A network bound to environments: what all problems share in which it acts.
 
     The policy is the softmax of the network's outputs, or a normal distribution around them with a
-    learned "log_std". A network with a memory keeps it over an episode, and gets each action and
-    its reward.
+    learned "log_std". If the parameters have an "epsilon", the outputs are values of actions, and
+    the policy is greedy but for a share epsilon of random actions. A network with a memory keeps it
+    over an episode, and gets each action and its reward.
     """
 
     def __init__(
@@ -32,16 +37,19 @@ class Policy:
         environment: Environment,
         model: Model,
         path: ComputePath,
+        values: bool = False,
         measures: Mapping[str, Measure] | None = None,
     ) -> None:
         """Bind an environment to a network.
 
+        values: whether the network's last output is no action but the value of what it sees.
         measures: by name, what an evaluation measures on all tasks together, of predictions.
         """
         self.environment, self.path, self.measures = environment, path, measures or {}
         self.norm: tuple[Norm, ...] = ("none",)
-        actions = environment.actions
-        self.network = network(Spec(model, (environment.observations,), actions, actions + 1))
+        self.values = values
+        actions, outputs = environment.actions, environment.actions + values
+        self.network = network(Spec(model, (environment.observations,), outputs, actions + 1))
 
     @property
     def module(self) -> nn.Module:
@@ -67,7 +75,7 @@ class Policy:
         tried = (self, self, self._again()) if self.path == "reference" else (self, self)
         for problem in tried:
             with trying(who, f"on {env.observations} numbers", "its `forward`"), torch.no_grad():
-                outputs, _ = problem._act(expanded, observation, problem._memory(expanded))
+                outputs, _ = problem.act(expanded, observation, problem.memory(expanded))
             found.append(outputs)
         if not all(torch.equal(found[0], other) for other in found):
             raise InputError(
@@ -75,10 +83,10 @@ class Policy:
                 remedy="draw nothing at random in `forward`, change nothing there, and build it "
                 "with the same numbers each time",
             )
-        expected = (tasks, env.episodes, env.actions)
+        expected = (tasks, env.episodes, env.actions + self.values)
         if outputs.shape != expected:
             raise InputError(
-                f"the network gives actions of shape {list(outputs.shape)}, expected "
+                f"the network gives outputs of shape {list(outputs.shape)}, expected "
                 f"{list(expected)}"
             )
         return ("return",)
@@ -98,15 +106,17 @@ class Policy:
         env, device = self.environment, task[0].device
         state, observation = env.start(task, generator)
         alive = torch.ones(observation.shape[:2], device=device)
-        memory = self._memory(params)
+        memory = self.memory(params)
         steps = []
         for _ in range(env.horizon):
-            outputs, hidden = self._act(params, observation, memory)
+            outputs, hidden = self.act(params, observation, memory)
+            outputs = outputs[..., : env.actions] if self.values else outputs
             noise = torch.rand if env.discrete else torch.randn
             size = *outputs.shape[:2], 1 if env.discrete else env.actions
             drawn = noise(size, generator=generator).to(device)
             if env.discrete:
-                chosen = (outputs.softmax(-1).cumsum(-1) < drawn).sum(-1).clamp(max=env.actions - 1)
+                chances = self._chances(params, outputs)
+                chosen = (chances.cumsum(-1) < drawn).sum(-1).clamp(max=env.actions - 1)
                 action = torch.nn.functional.one_hot(chosen, env.actions).float()
             else:
                 action = outputs + params["log_std"].exp()[:, None] * drawn
@@ -117,38 +127,53 @@ class Policy:
             observation, alive = following, alive * ~ended
         return Rollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
 
+    def outputs(self, params: Params, rollout: Rollout) -> Tensor:
+        """[T, N, H, outputs] of the network, as it sees the rollout."""
+        memory = self.memory(params)
+        if not memory:
+            outputs, _ = self.act(params, rollout.observations.flatten(1, 2), ())
+            return outputs.unflatten(1, rollout.rewards.shape[1:])
+        feedback = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
+        each = []
+        for t in range(self.environment.horizon):
+            output, hidden = self.act(params, rollout.observations[:, :, t], memory)
+            memory = *hidden, feedback[:, :, t]
+            each.append(output)
+        return torch.stack(each, 2)
+
     def log_probs(self, params: Params, rollout: Rollout) -> Tensor:
         """[T, N, H] of the rollout's actions, by the policy of `params`."""
-        memory = self._memory(params)
-        if not memory:
-            outputs, _ = self._act(params, rollout.observations.flatten(1, 2), ())
-            outputs = outputs.unflatten(1, rollout.rewards.shape[1:])
-        else:
-            feedback = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
-            each = []
-            for t in range(self.environment.horizon):
-                output, hidden = self._act(params, rollout.observations[:, :, t], memory)
-                memory = *hidden, feedback[:, :, t]
-                each.append(output)
-            outputs = torch.stack(each, 2)
-        if self.environment.discrete:
-            return Categorical(logits=outputs, validate_args=False).log_prob(
-                rollout.actions.argmax(-1)
-            )
-        std = params["log_std"].exp()[:, None, None]
-        return Normal(outputs, std, validate_args=False).log_prob(rollout.actions).sum(-1)
+        return log_probs(self.distribution(params, self.outputs(params, rollout)), rollout.actions)
 
-    def _act(
+    def distribution(self, params: Params, outputs: Tensor) -> Distribution:
+        """The policy of actions, by the network's outputs [T, N, H, outputs]."""
+        outputs = outputs[..., : self.environment.actions]
+        if EPSILON in params:
+            return Categorical(logits=self._chances(params, outputs).log(), validate_args=False)
+        if self.environment.discrete:
+            return Categorical(logits=outputs, validate_args=False)
+        return Normal(outputs, params["log_std"].exp()[:, None, None], validate_args=False)
+
+    def act(
         self, params: Params, observation: Tensor, memory: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the network's outputs [T, N, actions], and of a memory the next state."""
-        network = {name: p for name, p in params.items() if name != "log_std"}
+        network = {name: p for name, p in params.items() if name not in ("log_std", EPSILON)}
         if not memory:
             return call(self.module, self.path, network, observation), ()
         body, head = (self.module.get_submodule(name) for name in ("body", "head"))
         features = call(body, self.path, part(network, "body."), observation)
         outputs, hidden = call(head, self.path, part(network, "head."), features, *memory)
         return outputs, (hidden,)
+
+    def _chances(self, params: Params, outputs: Tensor) -> Tensor:
+        """The probabilities of actions, by the outputs [T, N, ..., actions]."""
+        if EPSILON not in params:
+            return outputs.softmax(-1)
+        greedy = torch.nn.functional.one_hot(outputs.argmax(-1), outputs.shape[-1])
+        epsilon = params[EPSILON]
+        epsilon = epsilon.clamp(min=RAREST).view(*epsilon.shape, *[1] * (outputs.dim() - 2))
+        return (1 - epsilon) * greedy + epsilon / outputs.shape[-1]
 
     def _deviation(self) -> Params:
         """The logarithm of the actions' standard deviation, if they are numbers."""
@@ -161,9 +186,22 @@ class Policy:
         other.network = self.network.again()
         return other
 
-    def _memory(self, params: Params) -> tuple[Tensor, ...]:
+    def memory(self, params: Params) -> tuple[Tensor, ...]:
         """Return the initial hidden state and feedback of each episode, or () without a memory."""
         names = [name for name in (HIDDEN, PREVIOUS) if name in params]
         return tuple(
             params[name][:, None].expand(-1, self.environment.episodes, -1) for name in names
         )
+
+
+def log_probs(policy: Distribution, actions: Tensor) -> Tensor:
+    """[T, N, H] of the actions [T, N, H, actions]."""
+    if isinstance(policy, Categorical):
+        return policy.log_prob(actions.argmax(-1))
+    return policy.log_prob(actions).sum(-1)
+
+
+def entropies(policy: Distribution) -> Tensor:
+    """[T, N, H], of all numbers of an action together."""
+    each: Tensor = policy.entropy()  # type: ignore[no-untyped-call]
+    return each if isinstance(policy, Categorical) else each.sum(-1)

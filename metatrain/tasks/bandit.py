@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from metatrain.bounds import bounded, check_bounds
 from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split
 from metatrain.measures import Measure, mean
 from metatrain.metrics import RETURN, Metric
+from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes, Played
 from metatrain.tasks.generated import Generated
 
@@ -58,6 +59,8 @@ class Bandit(Generated):
     """Trials of each bandit that are played for a gradient or a score."""
     discount: float = bounded(0.99, least=0, most=1)
     """Weight, in gradients, of a reward one pull later."""
+    estimator: Estimator = field(default_factory=Estimator)
+    """Advantages in gradients, such as `{gae: 0.95}`."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -95,6 +98,7 @@ class Bandit(Generated):
             environment=self,
             model=model,
             path=path,
+            estimator=self.estimator,
             measures={"regret": Measure(pseudo_regret, mean)},
         )
 

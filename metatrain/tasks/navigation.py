@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from metatrain.bounds import bounded, check_bounds
 from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split
 from metatrain.metrics import RETURN, Metric
+from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
 
@@ -51,6 +52,8 @@ class Navigation(Generated):
     """Episodes of each goal that are walked for a gradient or a score."""
     discount: float = bounded(0.99, least=0, most=1)
     """Weight, in gradients, of a reward one step later."""
+    estimator: Estimator = field(default_factory=Estimator)
+    """Advantages in gradients, such as `{gae: 0.95}`."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -69,12 +72,16 @@ class Navigation(Generated):
         away = place - task.places[:, None]
         return place, place, -away.norm(dim=-1), (away.abs() < NEAR).all(-1)
 
+    def expert(self, task: Goals, state: Tensor) -> Tensor:
+        """Go to the goal as fast as each coordinate allows."""
+        return ((task.places[:, None] - state) / FASTEST).clamp(-1, 1)
+
     def baselines(self, task: Goals) -> dict[str, Tensor]:
         """The return of not moving at all."""
         return {"standing_still": -self.horizon * task.places.norm(dim=-1)}
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
-        return Episodes(environment=self, model=model, path=path)
+        return Episodes(environment=self, model=model, path=path, estimator=self.estimator)
 
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
         """Walks to three goals, before and after adaptation."""
