@@ -188,6 +188,12 @@ def determination(pooled: Tensor) -> float:
     return float(found.mean())
 
 
+def relative_excess(pooled: Tensor) -> float:
+    """What a mean is above that of the best, as a share of it; of [T, 2], the best last."""
+    own, best = pooled.double().mean(0).tolist()
+    return float(own / best - 1)
+
+
 ECE = Measure(calibration_bins, expected_calibration_error, reliability)
 AUC = Measure(area_under_curve, mean)
 CLASSES = {f"macro_{score.__name__}": macro(score) for score in (precision, recall, f1)}

@@ -39,6 +39,7 @@ def _text(value: Any) -> str:
 
 
 ANY, LABELLED, CLASSES = "any tasks", "labelled examples", "classes"
+DEMONSTRATIONS = "demonstrations"
 METHODS = (
     Method(
         "MAML",
@@ -179,6 +180,16 @@ METHODS = (
         5.1,
         "examples come one after another, and their order or number is not fixed",
         "snail",
+    ),
+    Method(
+        "In-context transformer",
+        "model",
+        "Müller et al. 2022",
+        {"name": "in_context"},
+        LABELLED,
+        0.9,
+        "training tasks can be drawn without end, such as from a prior; predictions are calibrated",
+        "transformer",
     ),
     Method(
         "Meta-LSTM",

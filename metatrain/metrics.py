@@ -58,6 +58,7 @@ class Metric(NamedTuple):
 ACCURACY = Metric("accuracy", "max", "percent")
 MSE = Metric("mse", "min", "log")
 RETURN = Metric("return", "max")
+NLL = Metric("nll", "min")  # -log density, in nats
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

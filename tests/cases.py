@@ -180,6 +180,16 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         "model": NARROW | {"head": {"name": "snail", "width": 8, "length": 8}},
         "algorithm": {"name": "recurrent", "losses": "last"},
     },
+    "in-context": SINUSOID
+    | {
+        "family": {"name": "linear_regression", "inputs": 2, "shots": [0, 3], "queries": 3},
+        "model": {
+            "name": "mlp",
+            "hidden": [],
+            "head": {"name": "transformer", "width": 8, "depth": 1, "heads": 2},
+        },
+        "algorithm": {"name": "in_context"},
+    },
     "recurrent-conv4": GLYPHS
     | {
         "model": GLYPHS["model"] | {"head": {"name": "memory", "cell": "gru", "hidden": 8}},

@@ -40,6 +40,7 @@ HEADS: dict[str, heads.Head] = {
     "memory": heads.Memory(hidden=5),
     "mann": heads.MANN(hidden=5, slots=5, width=3, reads=2),
     "snail": heads.SNAIL(width=4, length=4),
+    "transformer": heads.Transformer(width=4, depth=1, heads=2),
 }
 
 
@@ -104,7 +105,13 @@ def test_attention_is_the_papers_equation_for_one_task_and_for_several() -> None
 )
 def test_a_head_that_compares_is_refused_if_no_support_set_is_given_to_it(algorithm: Any) -> None:
     """It would say the same of each example, and learn nothing."""
-    for head, fits in (("attention", "matching"), ("pairs", "relation"), ("fast", "meta_networks")):
+    fitting = {
+        "attention": "matching",
+        "pairs": "relation",
+        "fast": "meta_networks",
+        "transformer": "in_context",
+    }
+    for head, fits in fitting.items():
         with pytest.raises(InputError) as error:
             algorithm.init(bound("mlp", head), torch.Generator())
         assert error.value.remedy.endswith(f"algorithm.name to {fits}")

@@ -2,6 +2,7 @@
 
 from metatrain.algorithms.generated_parameters import GeneratedParameters
 from metatrain.algorithms.imaml import IMAML
+from metatrain.algorithms.in_context import InContext
 from metatrain.algorithms.maml import MAML
 from metatrain.algorithms.maml_plus_plus import MAMLPlusPlus
 from metatrain.algorithms.matching import Matching
@@ -21,6 +22,7 @@ BuiltIn = (
     | MAMLPlusPlus
     | IMAML
     | GeneratedParameters
+    | InContext
     | MetaKnowledge
     | MetaLSTM
     | MetaNetworks

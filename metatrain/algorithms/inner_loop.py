@@ -31,7 +31,7 @@ from metatrain.core import (
     labelled,
     take,
 )
-from metatrain.models.heads import FAST, SCORES, SUPPORT
+from metatrain.models.heads import FAST, PRIOR, SCORES, SUPPORT
 
 Order = Literal[0, 1, 2]
 SGD = sgd()
@@ -55,6 +55,7 @@ def init_whole(problem: Problem, generator: torch.Generator) -> Params:
     if SUPPORT in model:
         pairs = any(name.startswith(SCORES) for name in model)
         fits = "meta_networks" if FAST in model else "relation" if pairs else "matching"
+        fits = "in_context" if PRIOR in model else fits
         raise InputError(
             "this algorithm gives the network's head no support set to compare with",
             remedy=f"set model.head.name to linear, or algorithm.name to {fits}",

@@ -22,7 +22,7 @@ def check_examples(task: Task, inputs: tuple[int, ...], outputs: int, *, classes
     numbers = () if classes else (outputs,)
     sets = (("support", task.support_x, task.support_y), ("query", task.query_x, task.query_y))
     for name, x, y in sets:
-        if x.dim() > 1 and not x.shape[1]:
+        if x.dim() > 1 and not x.shape[1] and (classes or name == "query"):
             raise InputError(
                 f"{name}_x is {shape(x)}, which is no example of a task",
                 remedy="give at least one",
@@ -52,6 +52,17 @@ def check_examples(task: Task, inputs: tuple[int, ...], outputs: int, *, classes
             raise InputError(
                 f"{name}_y is {y.dtype} in {y.min()}..{y.max()}",
                 expected=f"class numbers below {outputs} as torch.int64",
+            )
+
+
+def check_pixels(task: Task) -> None:
+    """Refuse examples, as the network gets them, that are no numbers in 0..1."""
+    for name, x in (("support_x", task.support_x), ("query_x", task.query_x)):
+        if not 0 <= float(x.min()) <= float(x.max()) <= 1:
+            raise InputError(
+                f"{name} is in {float(x.min()):g}..{float(x.max()):g}",
+                expected="pixels in 0..1, as `bind` says",
+                remedy="correct `sample` or `to_float`",
             )
 
 

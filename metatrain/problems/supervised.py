@@ -25,7 +25,7 @@ from metatrain.measures import Measure
 from metatrain.models.heads import HIDDEN, PREVIOUS
 from metatrain.models.normalisation import BatchStatistics, Statistics, normalised_by
 from metatrain.problems import moved
-from metatrain.problems.checks import Loss, check_examples, per_task, shape
+from metatrain.problems.checks import Loss, check_examples, check_pixels, per_task, shape
 from metatrain.problems.first_try import try_out
 from metatrain.problems.functional import call, part
 from metatrain.problems.network import Spec, network
@@ -43,6 +43,7 @@ class Supervised:
         model: Model,
         inputs: Sequence[int],
         outputs: int,
+        feedback: int | None = None,
         loss: Loss,
         metrics: Mapping[str, Loss],
         norm: Sequence[Norm],
@@ -57,7 +58,8 @@ class Supervised:
         """Bind what a family measures to a network.
 
         inputs: shape of an example as the network gets it.
-        outputs: classes, or numbers of a target.
+        outputs: classes, or numbers that the network predicts.
+        feedback: numbers of a target, if they are not as many.
         metrics: by name, each of predictions and targets, [T].
         norm: the examples whose batch statistics normalise a query example; training uses the
             first. Networks without batch normalisation ignore it. "transductive": the whole query
@@ -79,7 +81,8 @@ class Supervised:
         self.to_float, self.ordered, self._baselines = to_float, ordered, baselines or {}
         self.pixels = pixels
         self._attack: Attack | None = None
-        self.network = network(Spec(model, tuple(inputs), outputs, outputs, path == "fused"))
+        self.feedback = outputs if feedback is None else feedback
+        self.network = network(Spec(model, tuple(inputs), outputs, self.feedback, path == "fused"))
         self._check_norm(norm)
         self.norm: tuple[Norm, ...] = tuple(norm) if self.normalisations else ("none",)
         for name in metrics:
@@ -141,6 +144,11 @@ class Supervised:
         self, params: Params, task: Task, context: Context, batch: Tensor | None = None
     ) -> Tensor:
         x, y = task.support_x, task.support_y
+        if not y.shape[1]:
+            raise InputError(
+                "a task has no support example, so its loss has no value",
+                remedy="set family.shots to at least 1, or algorithm.name to in_context",
+            )
         if batch is not None:
             rows = torch.arange(len(batch), device=batch.device)[:, None]
             x, y = x[rows, batch], y[rows, batch]
@@ -192,7 +200,9 @@ class Supervised:
 
     def check(self, task: Task) -> None:
         floats = self.in_floats(task)[1]
-        check_examples(floats, tuple(self.inputs), self.outputs, classes=self.classes)
+        check_examples(floats, tuple(self.inputs), self.feedback, classes=self.classes)
+        if self.pixels:
+            check_pixels(floats)
 
     def try_out(self, task: Task) -> Collection[str]:
         # What is built a second time need be compared on one path only.

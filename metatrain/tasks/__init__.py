@@ -3,6 +3,8 @@
 from metatrain.data.sources import open_data as open_data
 from metatrain.tasks.bandit import Bandit
 from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.gaussian_process import GaussianProcess
+from metatrain.tasks.linear import LinearRegression
 from metatrain.tasks.mdp import MDP
 from metatrain.tasks.navigation import Navigation
 from metatrain.tasks.series import Series
@@ -10,4 +12,14 @@ from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.table import Table
 
 # A recipe chooses one by `family.name`.
-BuiltIn = Sinusoid | FewShot | Series | Bandit | MDP | Navigation | Table
+BuiltIn = (
+    Sinusoid
+    | FewShot
+    | Series
+    | Bandit
+    | MDP
+    | Navigation
+    | Table
+    | GaussianProcess
+    | LinearRegression
+)

@@ -1,0 +1,200 @@
+"""In-context learning: a set is read as a set, by weights that tasks share, towards an optimum
+that is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import context, exact
+from gradients import assert_meta_gradient
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from metatrain.algorithms import MAML, InContext
+from metatrain.core import ComputePath, Meta, Params, Task
+from metatrain.metrics import mean_squared_error
+from metatrain.models import MLP, heads
+from metatrain.problems.bar_distribution import Bars
+from metatrain.problems.supervised import Supervised
+from metatrain.tasks import GaussianProcess, LinearRegression
+
+SMALL = heads.Transformer(width=8, depth=2, heads=2)
+FUNCTIONS = LinearRegression(inputs=3, shots=(6, 6), queries=4)
+
+
+def bound(family: Any, head: heads.Head = SMALL, path: ComputePath = "batched") -> Supervised:
+    problem: Supervised = family.bind(MLP(hidden=(), head=head), ("none",), path)
+    return problem
+
+
+def started(problem: Supervised) -> Meta:
+    """Meta-parameters in double precision, with tokens that are not zero."""
+    meta = exact(InContext().init(problem, torch.Generator().manual_seed(0)))
+    g = torch.Generator().manual_seed(1)
+    tokens = {
+        name: torch.randn(p.shape, generator=g, dtype=p.dtype)
+        for name, p in meta.model.items()
+        if p.dim() == 1
+    }
+    return meta._replace(model=meta.model | tokens)
+
+
+def tasks(family: Any, count: int = 3) -> Task:
+    drawn = family.sample(torch.Generator().manual_seed(2), count, "train")
+    return Task(*(leaf.double() for leaf in drawn))
+
+
+def predicted(problem: Supervised, meta: Meta, task: Task) -> list[Tensor]:
+    """The predictions before reading, and after."""
+    return [
+        problem.predict(phi, task, context())
+        for phi in InContext().adapt(problem, meta, task, context())
+    ]
+
+
+def test_the_support_set_is_read_in_any_order_and_queries_do_not_see_each_other() -> None:
+    problem, task = bound(FUNCTIONS), tasks(FUNCTIONS)
+    meta, order = started(problem), torch.tensor([3, 0, 5, 1, 4, 2])
+    before, after = predicted(problem, meta, task)
+    assert (before - after).abs().min() > 1e-4
+    turned = task._replace(support_x=task.support_x[:, order], support_y=task.support_y[:, order])
+    torch.testing.assert_close(predicted(problem, meta, turned)[1], after, rtol=1e-5, atol=1e-12)
+    alone = task._replace(query_x=task.query_x[:, 1:2], query_y=task.query_y[:, 1:2])
+    torch.testing.assert_close(predicted(problem, meta, alone)[1], after[:, 1:2])
+    other = task._replace(support_y=task.support_y + 1)
+    assert (predicted(problem, meta, other)[1] - after).abs().min() > 1e-4
+
+
+def test_before_adaptation_nothing_is_read_as_with_no_example() -> None:
+    problem, task = bound(FUNCTIONS), tasks(FUNCTIONS)
+    none = task._replace(support_x=task.support_x[:, :0], support_y=task.support_y[:, :0])
+    meta = started(problem)
+    before, after = predicted(problem, meta, none)
+    assert torch.equal(before, after)
+    assert torch.equal(before, predicted(problem, meta, task)[0])
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_tasks_share_weights_without_copies_and_gradients_are_exact(attention: Any) -> None:
+    head = heads.Transformer(width=8, depth=2, heads=2, attention=attention)
+    batched, one_by_one = bound(FUNCTIONS, head), bound(FUNCTIONS, head, "reference")
+    meta, task = started(batched), tasks(FUNCTIONS)
+    gradient = assert_meta_gradient(InContext(), batched, meta, task)
+    alone = InContext().update(one_by_one, meta, task, context()).direction.model
+    assert gradient.keys() == alone.keys() == meta.model.keys()
+    for name, part in alone.items():
+        torch.testing.assert_close(gradient[name], part, rtol=1e-9, atol=1e-12)
+
+
+def test_tasks_with_weights_of_their_own_are_computed_with_them() -> None:
+    problem, task = bound(FUNCTIONS), tasks(FUNCTIONS, 2)
+    model = started(problem).model
+    other = {name: p + 0.1 for name, p in model.items()}
+    *_, phi = InContext().adapt(problem, Meta(model, {}, {}), task, context())
+    own = phi | {name: torch.stack([model[name], other[name]]) for name in model}
+    found = problem.predict(own, task, context())
+    for t, params in enumerate((model, other)):
+        expected = predicted(problem, Meta(params, {}, {}), task)[1]
+        torch.testing.assert_close(found[t], expected[t])
+
+
+def gradient_descent(inputs: int, rate: float) -> Params:
+    """A layer of linear attention that takes a step of descent on the mean squared error.
+
+    Tokens are (x, y), keys and queries are x, values are y (von Oswald et al. 2023, proposition 1).
+    """
+    width = inputs + 1
+    x = torch.diag(torch.tensor([1.0] * inputs + [0.0]))
+    y = torch.eye(width) - x
+    weights = {
+        "example": torch.eye(width)[:, :inputs],
+        "target": torch.eye(width)[:, inputs:],
+        "blocks.0.query": x,
+        "blocks.0.key": x,
+        "blocks.0.value": y,
+        "blocks.0.mixed": 2 * rate * width**0.5 * y,
+        "out": torch.eye(width)[inputs:],
+    }
+    zeros = {f"{name}.bias": torch.zeros(len(w)) for name, w in weights.items()}
+    tokens = {"prior": torch.zeros(width), "asked": torch.zeros(width)}
+    found = {f"{name}.weight": w for name, w in weights.items()} | zeros | tokens
+    return {f"head.{name}": p.double() for name, p in found.items()}
+
+
+def test_a_layer_of_linear_attention_at_its_optimum_is_a_step_of_maml() -> None:
+    """From weights of zero. The layer's mean is over one token more than the support set."""
+    rate, task = 0.07, tasks(FUNCTIONS)
+    shots, inputs = task.support_x.shape[1:]
+    head = heads.Transformer(width=inputs + 1, depth=1, heads=1, attention="linear")
+    problem = bound(FUNCTIONS, head)
+    model = gradient_descent(inputs, rate * (shots + 1) / shots)
+    assert model.keys() == started(problem).model.keys()
+    _, found = predicted(problem, Meta(model, {}, {}), task)
+    linear = bound(FUNCTIONS, heads.Linear())
+    zero = {"head.weight": torch.zeros(1, inputs), "head.bias": torch.zeros(1)}
+    maml = MAML(inner_lr=rate, inner_steps=1, adapts=("head.weight",))
+    *_, phi = maml.adapt(linear, exact(Meta(zero, {}, {})), task, context())
+    torch.testing.assert_close(found, linear.predict(phi, task, context()), rtol=1e-6, atol=1e-9)
+
+
+def test_ridge_is_the_best_of_linear_functions() -> None:
+    """A penalty that is larger or smaller is worse by more than its interval."""
+    for shots in (0, 3, 8):
+        family = LinearRegression(shots=(shots, shots))
+        task = family.sample(torch.Generator().manual_seed(shots), 4000, "test")
+        assert task.support_x.shape == (4000, shots, 8)
+        best, problem = family.ridge(task), bound(family)
+        for noise in (0.1, 0.6) if shots else ():
+            worse = LinearRegression(noise_variance=noise).ridge(task) - best
+            assert worse.mean() > 1.96 * worse.std() / 4000**0.5
+        guess = torch.zeros_like(task.query_y)
+        excess = problem.measures["excess"]
+        pooled = excess.pool(guess, task)
+        expected = mean_squared_error(guess, task.query_y).mean() / best.mean() - 1
+        assert excess.value is not None
+        assert excess.value(pooled) == pytest.approx(float(expected), abs=1e-5)
+        assert (abs(expected) < 1e-6) == (shots == 0)  # then ridge is the prior's mean, too
+
+
+def test_the_posterior_of_a_gaussian_process_is_that_of_its_joint_density() -> None:
+    family = GaussianProcess(shots=(4, 4), queries=2)
+    task = family.sample(torch.Generator().manual_seed(0), 3, "test")
+    scales = torch.linspace(0.1, 0.6, 1001, dtype=torch.float64)
+
+    def log_density(x: Tensor, y: Tensor) -> Tensor:
+        """log p(y), the length scale integrated out by a grid of many."""
+        distances = (x[:, None] - x).double().square()
+        covariances = (-distances / (2 * scales[:, None, None] ** 2)).exp()
+        zero, noise = torch.zeros(len(x)).double(), 0.01 * torch.eye(len(x))
+        normal = MultivariateNormal(zero, covariances + noise)
+        return (torch.trapezoid(normal.log_prob(y.double()).exp(), scales) / 0.5).log()
+
+    for shots in (0, 4):
+        seen = task._replace(
+            support_x=task.support_x[:, :shots], support_y=task.support_y[:, :shots]
+        )
+        found = family.posterior(seen)
+        for t in range(3):
+            x, y = seen.support_x[t, :, 0], seen.support_y[t, :, 0]
+            each = [
+                log_density(torch.cat([x, seen.query_x[t, q]]), torch.cat([y, seen.query_y[t, q]]))
+                - (log_density(x, y) if shots else 0.0)
+                for q in range(2)
+            ]
+            assert float(found[t]) == pytest.approx(-float(sum(each)) / 2, abs=1e-4)
+
+
+def test_bars_are_a_density_whose_mean_is_theirs() -> None:
+    bars = Bars(10, 1.5)
+    logits = torch.randn(1, 1, 10, generator=torch.Generator().manual_seed(0))
+    y = torch.linspace(-15, 15, 60_001)
+    density = (-bars.nll(logits.expand(60_001, 1, 10), y.view(-1, 1, 1))).exp().double()
+    assert float(torch.trapezoid(density, y.double())) == pytest.approx(1, abs=1e-3)
+    mean = float(torch.trapezoid(density * y.double(), y.double()))
+    assert mean == pytest.approx(float(bars.mean(logits)), abs=2e-3)
+    drawn = 1.5 * torch.randn(100_000, generator=torch.Generator().manual_seed(1))
+    shares = torch.bincount(torch.searchsorted(bars.borders, drawn), minlength=10) / 100_000
+    assert (shares - 0.1).abs().max() < 0.005
