@@ -68,12 +68,17 @@ class SNAILLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Append what each place reads from itself and the known places before it."""
+    """Append what each place reads from itself and the known places before it.
+
+    Keys begin as queries do, so a place reads at first from those that are like it. With a start of
+    their own the network stays at chance for a long time.
+    """
 
     def __init__(self, size: int, keys: int) -> None:
         super().__init__()
         self.query, self.key = nn.Linear(size, keys), nn.Linear(size, keys)
         self.value = nn.Linear(size, keys // 2)
+        self.key.load_state_dict(self.query.state_dict())
 
     def forward(self, x: Tensor, known: int) -> Tensor:
         """[B, n, size] -> [B, n, size + keys / 2]."""
