@@ -201,6 +201,15 @@ METHODS = (
         "the optimizer itself is to be learned",
     ),
     Method(
+        "GAIL",
+        "optimisation",
+        "Ho and Ermon 2016",
+        {"name": "gail"},
+        DEMONSTRATIONS,
+        8.3,  # on demonstrations, with five inner steps of both
+        "an expert is to be imitated in an environment that one may act in, without rewards",
+    ),
+    Method(
         "Generated parameters",
         "model",
         "Ha et al. 2017",

@@ -206,6 +206,19 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         },
         "algorithm": {"name": "recurrent"},
     },
+    "gail": SINUSOID
+    | {
+        "family": {
+            "name": "imitation",
+            "environment": {"name": "navigation", "horizon": 6, "episodes": 2},
+            "demonstrations": 2,
+            "queries": 2,
+            "steps": 4,
+        },
+        "model": NARROW,
+        "algorithm": {"name": "gail", "inner_lr": 0.05, "inner_steps": 2, "units": 4},
+        "outer": SHORT,
+    },
     "maml-navigation": SINUSOID
     | {
         "family": {"name": "navigation", "horizon": 8, "episodes": 4},

@@ -432,6 +432,9 @@ def test_walks_end_where_episodes_ended() -> None:
         assert (x, y) == (pytest.approx([0, 0.1]), pytest.approx([0, 0.2]))
         assert line(axes, "the goal") == ([pytest.approx(goal[0])], [pytest.approx(goal[1])])
         assert len(axes.get_lines()) == 4 + 2
+    expert = positions[:, :1, :2], alive[:, :1, :2]
+    figure = figures.walks(torch.zeros(2, 2), [(0, positions, alive)], "t", expert=expert)
+    assert line(figure.axes[0], "the expert") == (pytest.approx([0, 0.1]), pytest.approx([0, 0.2]))
 
 
 def test_a_trial_shows_each_step_between_its_levels() -> None:

@@ -1,5 +1,6 @@
 """Meta-learning algorithms: one paper, one file, one frozen dataclass."""
 
+from metatrain.algorithms.gail import GAIL
 from metatrain.algorithms.generated_parameters import GeneratedParameters
 from metatrain.algorithms.imaml import IMAML
 from metatrain.algorithms.in_context import InContext
@@ -21,6 +22,7 @@ BuiltIn = (
     MAML
     | MAMLPlusPlus
     | IMAML
+    | GAIL
     | GeneratedParameters
     | InContext
     | MetaKnowledge

@@ -25,10 +25,12 @@ from metatrain.core.contracts import Setting as Setting
 from metatrain.core.contracts import TaskFamily as TaskFamily
 from metatrain.core.penalty import Penalty as Penalty
 from metatrain.core.problems import Attackable as Attackable
+from metatrain.core.problems import Demonstrated as Demonstrated
 from metatrain.core.problems import Labelled as Labelled
 from metatrain.core.problems import Problem as Problem
 from metatrain.core.problems import attackable as attackable
 from metatrain.core.problems import chunks as chunks
+from metatrain.core.problems import demonstrated as demonstrated
 from metatrain.core.problems import labelled as labelled
 from metatrain.core.values import KEPT as KEPT
 from metatrain.core.values import OWN as OWN

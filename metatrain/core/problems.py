@@ -159,6 +159,40 @@ class Attackable(Problem, Protocol):
         ...
 
 
+@runtime_checkable
+class Demonstrated(Protocol):
+    """A problem of demonstrations, in whose environment the policy can act without rewards.
+
+    A pair is an observation with the action that was taken there.
+    """
+
+    @property
+    def pair(self) -> int:
+        """D, the numbers in a pair."""
+        ...
+
+    def shown(self, task: Any) -> Tensor:
+        """[T, S, D] pairs of the expert, in the support set."""
+        ...
+
+    def play(self, params: Params, task: Any, context: Context, deviation: float) -> Tensor:
+        """[T, N, H, D] pairs of new episodes of the policy, which are as long as demonstrations.
+
+        deviation: of its actions around those of its network.
+        """
+        ...
+
+    def policy_loss(
+        self, params: Params, pairs: Tensor, rewards: Tensor, deviation: float
+    ) -> Tensor:
+        """[T] whose gradient is the policy gradient, negated, of normalised advantages.
+
+        pairs: of episodes, as `play` gives them.
+        rewards: [T, N, H] of the pairs.
+        """
+        ...
+
+
 def labelled(problem: Problem, remedy: str = "choose another algorithm") -> Labelled:
     """A problem as one of labelled examples; InputError if it is none."""
     if not isinstance(problem, Labelled):
@@ -175,6 +209,16 @@ def attackable(problem: Problem, remedy: str = "choose another algorithm") -> At
         raise InputError(
             "attacks and corruptions change pixels, and the examples of these tasks are none",
             remedy=remedy,
+        )
+    return problem
+
+
+def demonstrated(problem: Problem) -> Demonstrated:
+    """A problem as one of demonstrations; InputError if it is none."""
+    if not isinstance(problem, Demonstrated):
+        raise InputError(
+            "this algorithm learns from demonstrations, and these tasks have none",
+            remedy="set family.name to imitation, or choose another algorithm",
         )
     return problem
 

@@ -4,9 +4,11 @@ from metatrain.data.sources import open_data as open_data
 from metatrain.tasks.bandit import Bandit
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.gaussian_process import GaussianProcess
+from metatrain.tasks.imitation import Imitation
 from metatrain.tasks.linear import LinearRegression
 from metatrain.tasks.mdp import MDP
 from metatrain.tasks.navigation import Navigation
+from metatrain.tasks.pushing import Pushing
 from metatrain.tasks.series import Series
 from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.table import Table
@@ -19,6 +21,8 @@ BuiltIn = (
     | Bandit
     | MDP
     | Navigation
+    | Pushing
+    | Imitation
     | Table
     | GaussianProcess
     | LinearRegression
