@@ -7,6 +7,8 @@ from torch import Tensor
 
 from metatrain.core import ComputePath, InputError, Purpose, generator_for
 from metatrain.custom import staying
+from metatrain.disturbed import check_disturbed
+from metatrain.ensembles import check_ensemble
 from metatrain.metrics import Metric
 from metatrain.problems.functional import trying
 from metatrain.start import Prepared
@@ -30,6 +32,9 @@ def check_setting(prepared: Prepared, purpose: Purpose) -> None:
         if not purpose.variant:
             raise
         raise InputError.at(f"evaluations.{purpose.variant}", error) from error
+    key = "evaluation" + (f"s.{purpose.variant}" if purpose.variant else "")
+    check_disturbed(setting, prepared.problems[purpose], key)
+    check_ensemble(setting, prepared.problems[purpose], key)
     check_sample(prepared, purpose, "reference")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from metatrain import privacy
 from metatrain.aggregation import Mean, Private
 from metatrain.core import Norm, Purpose
+from metatrain.ensembles import Convex, purpose_of_fit
 from metatrain.names import described
 from metatrain.outer import Outer
 from metatrain.recipe import Recipe
@@ -14,14 +15,28 @@ from metatrain.start import Prepared
 from metatrain.tasks.fewshot import FewShot
 
 
-def of_score(prepared: Prepared, purpose: Purpose, version: int, norm: Norm | None = None) -> str:
+def of_score(
+    prepared: Prepared,
+    purpose: Purpose,
+    version: int,
+    norm: Norm | None = None,
+    *,
+    single: bool = False,
+) -> str:
     """All that a score depends on, in a line.
 
     version: the outer steps that the parameters were trained for.
     norm: the one that the score is measured with; the purpose's first by default.
+    single: of the network without its ensemble.
     """
     norm = norm or prepared.problems[purpose].norm[0]
-    how = described(prepared.settings[purpose].algorithm, adapts=True)
+    setting = prepared.settings[purpose]
+    how = described(setting.algorithm, adapts=True)
+    if setting.ensemble is not None and not single:
+        how += f", ensemble {described(setting.ensemble)}"
+        if isinstance(setting.ensemble, Convex):
+            fit = prepared.settings[purpose_of_fit(purpose)]
+            how += f" fitted on {fit.tasks} val tasks of seed {fit.seed}"
     trained = _trained(prepared.recipe, version, norm)
     return f"{_measured(prepared, purpose, norm, how)}; {trained}; losses are means"
 
@@ -52,9 +67,11 @@ def of_learned(recipe: Recipe) -> str:
 def _measured(prepared: Prepared, purpose: Purpose, norm: Norm, how: str) -> str:
     """The tasks, the network and how it adapts to them."""
     setting = prepared.settings[purpose]
+    disturbing = (each for each in (setting.corruption, setting.attack) if each is not None)
+    under = "".join(f", {each.describe()}" for each in disturbing)
     return (
         f"{setting.family.describe()}, {setting.split} split, bn={norm}, "
-        f"{_network(prepared.recipe)}, {how}, {setting.tasks} tasks of seed {setting.seed}"
+        f"{_network(prepared.recipe)}, {how}{under}, {setting.tasks} tasks of seed {setting.seed}"
     )
 
 

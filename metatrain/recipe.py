@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import Field
 
 from metatrain import algorithms, custom, custom_source, models, schema, tasks
-from metatrain.bounds import EXAMPLES, RATE, SEED, STEPS, TASKS, bounded, check_bounds
+from metatrain.bounds import EXAMPLES, RATE, SEED, STEPS, bounded, check_bounds
 from metatrain.core import (
     Algorithm,
     InputError,
@@ -22,6 +22,8 @@ from metatrain.core import (
     Work,
 )
 from metatrain.custom import OwnClass
+from metatrain.ensembles import Convex, purpose_of_fit
+from metatrain.evaluation import Evaluation, Validation
 from metatrain.outer import Outer
 from metatrain.tasks.fewshot import FewShot
 
@@ -30,76 +32,6 @@ AnyModel = Annotated[models.BuiltIn, Field(discriminator="name"), OwnClass(Model
 AnyAlgorithm = Annotated[algorithms.BuiltIn, Field(discriminator="name"), OwnClass(Algorithm)]
 
 MOST_NAME = 200  # bytes: a file's name has 255, and trials add theirs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Measure the trained parameters on a fixed list of tasks."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    tasks: int = bounded(600, least=2, most=TASKS)
-    """Tasks of the evaluation."""
-    seed: int = bounded(1, least=-SEED, most=SEED)
-    """Seed that draws these tasks."""
-    split: Literal["val", "test"] = "test"
-    """`test` or `val`."""
-    tasks_per_ticket: int = bounded(20, least=1, most=EXAMPLES)
-    """Tasks that a worker computes at once."""
-    norm: Norm | tuple[Norm, ...] = "transductive"
-    """One norm or several; the first is the result."""
-    family: dict[str, Any] = field(default_factory=dict)
-    """Changed keys of the family, such as `{shots: 5}`."""
-    algorithm: dict[str, Any] = field(default_factory=dict)
-    """Changed keys of the algorithm, such as `{inner_steps: 10}`."""
-    of: Literal["best", "last"] | None = None
-    """Measured: `best` by validation, `last`, or `null`: `best` with a patience, else `last`."""
-
-    def norms(self) -> tuple[Norm, ...]:
-        """The norms, the result's first."""
-        return (self.norm,) if isinstance(self.norm, str) else self.norm
-
-    def __post_init__(self) -> None:
-        norms = self.norms()
-        if not norms or len(set(norms)) < len(norms):
-            raise InputError("norm", got=list(norms), expected="one mode or more, each once")
-        check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """Measure the parameters on the val split during training.
-
-    `norm`, `family` and `algorithm` default to the evaluation's, so a sweep ranks its trials by the
-    same score as the result.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    every_steps: int = bounded(0, least=0, most=STEPS)
-    """Outer steps between validations; 0: none."""
-    tasks: int = bounded(100, least=1, most=TASKS)
-    """Tasks of a validation."""
-    seed: int = bounded(2, least=-SEED, most=SEED)
-    """Seed that draws these tasks."""
-    norm: Norm | None = None
-    """Norm of the query examples; `null`: the evaluation's first."""
-    family: dict[str, Any] | None = None
-    """Changed keys of the family; `null`: the evaluation's."""
-    algorithm: dict[str, Any] | None = None
-    """Changed keys of the algorithm; `null`: the evaluation's."""
-    patience: int = bounded(0, least=0, most=STEPS)
-    """Validations without a better one until training ends; 0: it does not end early."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.patience and not self.every_steps:
-            raise InputError(
-                "patience",
-                got=self.patience,
-                expected="0 without validations",
-                remedy="set validation.every_steps",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +78,9 @@ class Recipe:
     """The examples whose batch statistics normalise a query example in training."""
     outer: Outer
     """The outer loop."""
-    validation: Validation = Validation()
+    validation: Validation = field(default_factory=Validation)
     """What is measured during training."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = field(default_factory=Evaluation)
     """What is measured after training."""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     """Further evaluations by name, such as `{ways10: {family: {ways: 10}}}`."""
@@ -189,7 +121,9 @@ class Recipe:
         """
         purposes = [Purpose("update"), Purpose("validate"), Purpose("score")]
         purposes += [Purpose("score", name) for name in self.evaluations]
-        return {purpose: self.setting(*purpose) for purpose in purposes}
+        found = {purpose: self.setting(*purpose) for purpose in purposes}
+        fitted = [s for s in found.values() if isinstance(s.ensemble, Convex)]
+        return found | {purpose_of_fit(s.purpose): self._for_fit(s) for s in fitted}
 
     def setting(self, work: Work, variant: str = "") -> Setting:
         """How the tasks of one purpose are drawn and computed."""
@@ -222,6 +156,9 @@ class Recipe:
             evaluation.seed,
             evaluation.tasks,
             evaluation.tasks_per_ticket,
+            evaluation.corruption,
+            evaluation.attack,
+            evaluation.ensemble,
         )
 
     def _validation(self) -> Setting:
@@ -241,6 +178,19 @@ class Recipe:
             own.seed,
             own.tasks,
             min(own.tasks, like.tasks_per_ticket),
+            like.corruption,
+            like.attack,
+        )
+
+    def _for_fit(self, like: Setting) -> Setting:
+        """Validation tasks of an evaluation's kind, on which its ensemble's weights are fitted."""
+        own = self.validation
+        return like._replace(
+            purpose=purpose_of_fit(like.purpose),
+            split="val",
+            seed=own.seed,
+            tasks=own.tasks,
+            tasks_per_ticket=min(own.tasks, like.tasks_per_ticket),
         )
 
     def _family(self, changes: dict[str, Any], source: str) -> AnyFamily:

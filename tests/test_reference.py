@@ -20,9 +20,10 @@ from pages import ROOT
 from pydantic import TypeAdapter
 
 from cluster.config import Checkpoint, RunConfig, Tracking, Workers
-from metatrain import aggregation, algorithms, models, schema, tasks
+from metatrain import aggregation, algorithms, corruptions, ensembles, models, schema, tasks
+from metatrain.algorithms.proximal import Proximal
 from metatrain.bounds import bounds_of
-from metatrain.core import Penalty
+from metatrain.core import Attack, Penalty
 from metatrain.models import heads
 from metatrain.outer import Outer
 from metatrain.problems.advantages import Estimator
@@ -38,10 +39,14 @@ COMPONENTS = [
         models.BuiltIn,
         get_args(heads.Head)[0],
         get_args(aggregation.BuiltIn)[0],
+        get_args(corruptions.BuiltIn)[0],
+        get_args(ensembles.BuiltIn)[0],
+        Attack,
     )
     for kind in get_args(union)
 ]
 GROUPS = [
+    Proximal,
     Augment,
     Estimator,
     Penalty,

@@ -19,7 +19,7 @@ from cluster.workers.memory import keep_freed_memory
 from cluster.workers.plan import Plan, device_of
 from cluster.workers.staging import staged
 from cluster.workers.usage import Spent
-from metatrain import evaluate
+from metatrain import ensembles, evaluate
 from metatrain.core import (
     ComputePath,
     Context,
@@ -35,6 +35,7 @@ from metatrain.core import (
     generator_for,
     to_device,
 )
+from metatrain.disturbed import disturbed
 from metatrain.ops.build import KernelsUnavailable
 from metatrain.start import TRAINING, Prepared
 
@@ -111,7 +112,11 @@ class Worker:
         tasks = self._drawn.pop(ticket, None) or staged(self._sample(ticket), self._device)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         if ticket.work != "update":
+            problem, tasks = disturbed(problem, setting, self._meta, tasks, context)
             scores = evaluate.scores(problem, setting.algorithm, self._meta, tasks, context)
+            if setting.ensemble is not None:
+                members = ensembles.predictions(setting, problem, self._meta, tasks, context)
+                scores = scores._replace(members=members)
             return to_device(scores, torch.device("cpu"))
         update = partial(setting.algorithm.update, problem)
         step: Step = partial(update, self._meta)
@@ -134,12 +139,9 @@ class Worker:
 
     def _sample(self, ticket: Ticket) -> Any:
         setting = self._prepared.settings[ticket.purpose]
-        first = ticket.part * setting.tasks_per_ticket
-        count = min(setting.tasks_per_ticket, setting.tasks - first)
-        family = setting.family
-        if self._device.type == "cuda" and isinstance(family, Resident):
-            family = self._resident(family)
-        return family.sample(generator_for(setting.seed, ticket, "tasks"), count, ticket.split)
+        if self._device.type == "cuda" and isinstance(setting.family, Resident):
+            setting = setting._replace(family=self._resident(setting.family))
+        return setting.sample(ticket)
 
     def _resident(self, family: Resident) -> TaskFamily:
         try:

@@ -1,7 +1,10 @@
 """Meta-learning algorithms: one paper, one file, one frozen dataclass."""
 
+from metatrain.algorithms.adml import ADML
+from metatrain.algorithms.adversarial_querying import AdversarialQuerying
 from metatrain.algorithms.gail import GAIL
 from metatrain.algorithms.generated_parameters import GeneratedParameters
+from metatrain.algorithms.imaginary_data import ImaginaryData
 from metatrain.algorithms.imaml import IMAML
 from metatrain.algorithms.in_context import InContext
 from metatrain.algorithms.maml import MAML
@@ -12,6 +15,7 @@ from metatrain.algorithms.meta_lstm import MetaLSTM
 from metatrain.algorithms.meta_networks import MetaNetworks
 from metatrain.algorithms.meta_sgd import MetaSGD
 from metatrain.algorithms.prototypical import Prototypical
+from metatrain.algorithms.r2d2 import R2D2
 from metatrain.algorithms.recurrent import Recurrent
 from metatrain.algorithms.relation import Relation
 from metatrain.algorithms.reptile import Reptile
@@ -21,16 +25,20 @@ from metatrain.algorithms.ridge import Ridge
 BuiltIn = (
     MAML
     | MAMLPlusPlus
+    | ADML
+    | AdversarialQuerying
     | IMAML
     | GAIL
     | GeneratedParameters
     | InContext
+    | ImaginaryData
     | MetaKnowledge
     | MetaLSTM
     | MetaNetworks
     | MetaSGD
     | Matching
     | Prototypical
+    | R2D2
     | Recurrent
     | Relation
     | Reptile

@@ -88,7 +88,7 @@ def _climbed(x: Tensor, loss: Loss, size: float) -> Tensor:
     """A step to a larger loss; where the gradient is not a number a pixel stays."""
     with torch.enable_grad():
         at = x.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(loss(at).sum(), at, materialize_grads=True)
+        (slope,) = torch.autograd.grad(loss(at).sum(), at)
     return x + size * slope.sign().nan_to_num(0.0)
 
 

@@ -14,6 +14,7 @@ from metatrain.core.values import (
     Adapt,
     ComputePath,
     Context,
+    Member,
     Meta,
     Norm,
     Params,
@@ -21,6 +22,7 @@ from metatrain.core.values import (
     Split,
     Ticket,
     Update,
+    generator_for,
 )
 from metatrain.metrics import Metric
 
@@ -169,6 +171,24 @@ class Phased(Protocol):
         ...
 
 
+class Ensemble(Protocol):
+    """Several networks for each task, whose predictions an evaluation mixes."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def members(self) -> int:
+        """How many predictions are mixed."""
+        ...
+
+    def adapted(
+        self, problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context
+    ) -> Iterator[Member]:
+        """Yield the members that these meta-parameters give."""
+        ...
+
+
 class Setting(NamedTuple):
     """What tickets of one purpose are computed with."""
 
@@ -182,6 +202,7 @@ class Setting(NamedTuple):
     tasks_per_ticket: int
     corruption: Corruption | None = None  # of the examples
     attack: Attack | None = None  # on the network, after the corruption
+    ensemble: Ensemble | None = None  # besides the single network
 
     def tickets(self, step: int = 0) -> list[Ticket]:
         """All tickets of this purpose, in the order in which their answers are added.
@@ -193,3 +214,8 @@ class Setting(NamedTuple):
         parts = -(-self.tasks // self.tasks_per_ticket)
         work, variant = self.purpose
         return [Ticket(work, self.split, step, part, variant) for part in range(parts)]
+
+    def sample(self, ticket: Ticket) -> Any:
+        """Draw the tasks of a ticket."""
+        count = min(self.tasks_per_ticket, self.tasks - ticket.part * self.tasks_per_ticket)
+        return self.family.sample(generator_for(self.seed, ticket, "tasks"), count, ticket.split)

@@ -143,6 +143,11 @@ class Attackable(Problem, Protocol):
         """Whether examples, as the network gets them, are numbers in 0..1."""
         ...
 
+    @property
+    def inputs(self) -> Sequence[int]:
+        """The shape of an example."""
+        ...
+
     def in_floats(self, task: Any) -> tuple[Attackable, Any]:
         """The tasks with examples as the network gets them, and the problem of such tasks."""
         ...
@@ -193,6 +198,45 @@ class Demonstrated(Protocol):
         ...
 
 
+@runtime_checkable
+class Acting(Problem, Protocol):
+    """A problem whose network acts in episodes of an environment, N of them in each task."""
+
+    @property
+    def environment(self) -> Any:
+        """A metatrain.problems.environment.Environment."""
+        ...
+
+    def rollout(self, params: Params, task: Any, generator: torch.Generator) -> Any:
+        """Act in new episodes, a metatrain.problems.environment.Rollout."""
+        ...
+
+    def memory(self, params: Params) -> tuple[Tensor, ...]:
+        """The initial memory [T, N, H] and feedback [T, N, actions + 1], () without a memory."""
+        ...
+
+    def act(
+        self, params: Params, observation: Tensor, memory: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The network's outputs [T, N, actions], and (the next memory,) or ()."""
+        ...
+
+
+@runtime_checkable
+class Recordable(Problem, Protocol):
+    """A problem whose episodes can be seen again by the policies of other parameters."""
+
+    def recorded(self, *, clip: float | None, sampling: bool) -> Callable[[], Problem]:
+        """Return what gives the same problem again: the first plays, the others see its episodes.
+
+        Losses weigh actions by the ratios of their chances to those with which they were taken.
+
+        clip: change of a ratio above which a query loss gains nothing, or None.
+        sampling: whether support losses have ratios as well.
+        """
+        ...
+
+
 def labelled(problem: Problem, remedy: str = "choose another algorithm") -> Labelled:
     """A problem as one of labelled examples; InputError if it is none."""
     if not isinstance(problem, Labelled):
@@ -213,12 +257,32 @@ def attackable(problem: Problem, remedy: str = "choose another algorithm") -> At
     return problem
 
 
+def acting(problem: Problem) -> Acting:
+    """A problem as one of episodes with actions to choose from; InputError if it is none."""
+    if not (isinstance(problem, Acting) and problem.environment.discrete):
+        raise InputError(
+            "this algorithm learns the values of a few actions, and these tasks have none",
+            remedy="choose another algorithm",
+        )
+    return problem
+
+
 def demonstrated(problem: Problem) -> Demonstrated:
     """A problem as one of demonstrations; InputError if it is none."""
     if not isinstance(problem, Demonstrated):
         raise InputError(
             "this algorithm learns from demonstrations, and these tasks have none",
             remedy="set family.name to imitation, or choose another algorithm",
+        )
+    return problem
+
+
+def recordable(problem: Problem) -> Recordable:
+    """A problem as one of episodes; InputError if it is none."""
+    if not isinstance(problem, Recordable):
+        raise InputError(
+            "proximal steps are of episodes, and these tasks have none",
+            remedy="leave algorithm.proximal out",
         )
     return problem
 

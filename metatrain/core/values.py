@@ -128,6 +128,16 @@ class Scores(NamedTuple):
     baselines: dict[str, Tensor]  # of what does not learn, such as nearest neighbour: name -> [T]
     # of each norm, after the last step: measure -> [T, ...], from which it is computed
     pooled: dict[Norm, dict[str, Tensor]] = {}
+    # of each norm, if there is an ensemble: predictions [T, K, Q, *out] and weights [T, K]
+    members: dict[Norm, dict[str, Tensor]] = {}
+
+
+class Member(NamedTuple):
+    """A network of an ensemble for each task."""
+
+    params: Params  # adapted, [T, *shape] each
+    task: Any  # whose support set it adapted to
+    weight: Tensor  # [T] its share of the prediction, before shares are divided by their sum
 
 
 def generator_for(seed: int, ticket: Ticket, use: str) -> torch.Generator:

@@ -54,6 +54,7 @@ class Supervised:
         ordered: bool = False,
         baselines: Mapping[str, Callable[[Task], Tensor]] | None = None,
         measures: Mapping[str, Measure] | None = None,
+        point: Callable[[Tensor], Tensor] = lambda prediction: prediction,
     ) -> None:
         """Bind what a family measures to a network.
 
@@ -75,9 +76,11 @@ class Supervised:
         ordered: true: a memory reads the support examples in the given order; else in a random one.
         baselines: by name, the metric [T] of methods that learn nothing.
         measures: by name, what an evaluation measures on all tasks together.
+        point: the numbers [..., feedback] that predictions [..., outputs] stand for.
         """
         self.inputs, self.outputs, self.path, self.classes = inputs, outputs, path, classes
         self.loss, self.metrics, self.measures = loss, metrics, measures or {}
+        self.point = point
         self.to_float, self.ordered, self._baselines = to_float, ordered, baselines or {}
         self.pixels = pixels
         self._attack: Attack | None = None
