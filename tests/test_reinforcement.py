@@ -232,11 +232,8 @@ def test_an_inner_step_does_not_depend_on_the_size_of_rewards(scale: float) -> N
     rollout = problem.rollout(each(params, 1), task, torch.Generator().manual_seed(0))
     scaled = rollout._replace(rewards=scale * rollout.rewards)
     inner, outer = (
-        [
-            problem.surrogate(problem.seen(each(params, 1), r), normalise)
-            for r in (rollout, scaled)
-        ]
-        for normalise in (True, False)
+        [problem.surrogate(problem.seen(each(params, 1), r), support) for r in (rollout, scaled)]
+        for support in (True, False)
     )
     torch.testing.assert_close(inner[1], inner[0], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(outer[1], scale * outer[0], rtol=1e-3, atol=1e-4)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop, inner_optimizers
+from metatrain.algorithms.proximal import Proximal
 from metatrain.bounds import RATE, bounded, check_bounds
 from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Penalty, Problem, Update
 
@@ -48,6 +49,8 @@ class MAML:
     """Patterns of the parameters that the inner loop changes."""
     recompute: bool = field(default=False, metadata=TRAINING_ONLY)
     """Compute inner steps again in the backward pass: less memory, more time."""
+    proximal: Proximal | None = field(default=None, metadata=TRAINING_ONLY)
+    """In a reinforcement problem PPO as the outer step, such as `{epochs: 4}`; `null`: one step."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -63,7 +66,8 @@ class MAML:
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         adapt = partial(self._descend, order=1 if self.first_order else 2)
         both = self.objective == "support+query"
-        return inner_loop.mean_gradient(adapt, problem, meta, tasks, context, with_support=both)
+        gradient = (self.proximal or inner_loop).mean_gradient
+        return gradient(adapt, problem, meta, tasks, context, with_support=both)
 
     def _descend(
         self, problem: Problem, meta: Meta, task: Any, context: Context, order: inner_loop.Order

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop
+from metatrain.algorithms.proximal import Proximal
 from metatrain.core import (
     TRAINING_ONLY,
     Context,
@@ -45,6 +46,8 @@ class Recurrent:
     name: Literal["recurrent"] = "recurrent"
     losses: Literal["all", "last"] = field(default="all", metadata=TRAINING_ONLY)
     """Learn from `all` predictions along the support set, or from the `last` one only."""
+    proximal: Proximal | None = field(default=None, metadata=TRAINING_ONLY)
+    """In a reinforcement problem PPO as the outer step, such as `{epochs: 4}`; `null`: one step."""
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         model = problem.init(generator)
@@ -63,4 +66,5 @@ class Recurrent:
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         last = self.losses == "last" and isinstance(problem, Labelled)  # else there is but one
         weights = None if last else repeat(1.0)
-        return inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context, weights=weights)
+        gradient = (self.proximal or inner_loop).mean_gradient
+        return gradient(self.adapt, problem, meta, tasks, context, weights=weights)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metatrain.core import ComputePath, Context, Model, Norm, Params
+from metatrain.core import ComputePath, Context, Model, Norm, Params, Problem
 from metatrain.measures import Measure
 from metatrain.problems.advantages import Estimator, advantages, discounted
 from metatrain.problems.environment import Environment, Rollout
@@ -63,7 +63,7 @@ class Episodes(Policy):
     def support_loss(
         self, params: Params, task: Any, context: Context, batch: Tensor | None = None
     ) -> Tensor:
-        return self.surrogate(self.predict(params, task, context), normalise=True)
+        return self.surrogate(self.predict(params, task, context), support=True)
 
     def predict(
         self, params: Params, task: Any, context: Context, norm: Norm | None = None
@@ -72,7 +72,7 @@ class Episodes(Policy):
 
     def judge(self, prediction: Played, task: Any) -> dict[str, Tensor]:
         rollout = prediction.rollout
-        loss = self.surrogate(prediction, normalise=False)
+        loss = self.surrogate(prediction, support=False)
         if prediction.values is not None:
             expected = discounted(rollout.rewards, self.environment.discount)
             error = (prediction.values - expected) * rollout.alive
@@ -99,16 +99,58 @@ class Episodes(Policy):
         entropy = entropies(policy) if self.estimator.entropy else None
         return Played(rollout, log_probs(policy, rollout.actions), weights, values, entropy)
 
-    def surrogate(self, played: Played, normalise: bool) -> Tensor:
+    def surrogate(self, played: Played, support: bool) -> Tensor:
         """[T] whose gradient is the policy gradient, negated."""
         alive, weight = played.rollout.alive, played.advantages
         steps = torch.full_like(alive[:, 0, 0], alive[0].numel())
-        if normalise:
+        if support:
             steps = alive.sum((1, 2))
             deviation = (weight.square().sum((1, 2)) / steps).sqrt()
             weight = weight / (deviation + 1e-8)[:, None, None]
-        return -self.gains(played, weight).sum((1, 2)) / steps
+        return -self.gains(played, weight, support).sum((1, 2)) / steps
 
-    def gains(self, played: Played, weight: Tensor) -> Tensor:
+    def gains(self, played: Played, weight: Tensor, support: bool) -> Tensor:
         """[T, N, H] whose gradients are those of the actions' chances, by their weights."""
         return played.log_probs * weight
+
+    def recorded(self, *, clip: float | None, sampling: bool) -> Callable[[], Problem]:
+        tape: list[Played] = []
+        return lambda: Recorded(self, tape, clip, sampling)
+
+
+class Recorded(Episodes):
+    """Episodes of a tape: played if it is empty, and else seen again in the order of the calls.
+
+    Advantages stay those of the policy that acted. An action weighs by the ratio of its chance to
+    that with which it was taken: r_t A_t in support losses if `sampling`, and in query losses
+    min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t).
+    """
+
+    def __init__(
+        self, problem: Episodes, tape: list[Played], clip: float | None, sampling: bool
+    ) -> None:
+        vars(self).update(vars(problem))
+        self._seen_again = iter(tape) if tape else None
+        self._tape, self._clip, self._sampling = tape, clip, sampling
+
+    def predict(
+        self, params: Params, task: Any, context: Context, norm: Norm | None = None
+    ) -> Played:
+        if self._seen_again is not None:
+            kept = next(self._seen_again)
+            now = self.seen(params, kept.rollout)
+            return now._replace(advantages=kept.advantages, acted=kept.acted)
+        played = super().predict(params, task, context, norm)
+        acted = played.log_probs.detach()
+        self._tape.append(Played(played.rollout, acted, played.advantages, acted=acted))
+        return played._replace(acted=acted)
+
+    def gains(self, played: Played, weight: Tensor, support: bool) -> Tensor:
+        assert played.acted is not None
+        if support and not self._sampling:
+            return super().gains(played, weight, support)
+        ratio = (played.log_probs - played.acted).exp()
+        if support or self._clip is None:
+            return ratio * weight
+        clipped = ratio.clamp(1 - self._clip, 1 + self._clip)
+        return torch.minimum(ratio * weight, clipped * weight)
