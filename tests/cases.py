@@ -88,6 +88,26 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     "imaml": SINUSOID | {"algorithm": {"name": "imaml", "inner_lr": 0.01, "inner_steps": 3}},
     "meta-knowledge": SINUSOID
     | {"algorithm": {"name": "meta_knowledge", "inner_lr": 0.01, "model_steps": 3}},
+    "adml": GLYPHS
+    | {
+        "algorithm": {"name": "adml", "inner_lr": 0.4, "epsilon": 8},
+        "outer": SHORT,
+        "evaluation": {
+            "tasks": 30,
+            "tasks_per_ticket": 7,
+            "corruption": {"name": "noise"},
+            "attack": {"name": "pgd", "steps": 2, "part": "both"},
+        },
+    },
+    "adversarial-querying": GLYPHS
+    | {
+        "algorithm": {
+            "name": "adversarial_querying",
+            "learner": {"name": "prototypical"},
+            "steps": 2,
+        },
+        "outer": SHORT,
+    },
     "reptile-moments": SINUSOID
     | {
         "algorithm": {
@@ -124,6 +144,12 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
             "norm": "running",
             "family": {"ways": 3},
         },
+    },
+    "imaginary-data": GLYPHS
+    | {
+        "algorithm": {"name": "imaginary_data", "noise": 2, "filters": 4},
+        "outer": SHORT,
+        "evaluation": {"tasks": 30, "tasks_per_ticket": 7, "algorithm": {"made": 2}},
     },
     "matching": GLYPHS
     | {
@@ -218,6 +244,26 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         "model": NARROW,
         "algorithm": {"name": "gail", "inner_lr": 0.05, "inner_steps": 2, "units": 4},
         "outer": SHORT,
+    },
+    "r2d2": SINUSOID
+    | {
+        "family": {"name": "t_maze", "shortest": 2, "longest": 3, "slack": 2, "episodes": 3},
+        "model": {
+            "name": "mlp",
+            "hidden": [],
+            "head": {"name": "memory", "cell": "lstm", "hidden": 8},
+        },
+        "algorithm": {
+            "name": "r2d2",
+            "length": 3,
+            "burn_in": 2,
+            "ahead": 2,
+            "batch": 8,
+            "tickets": 2,
+            "capacity": 20,
+            "target_steps": 2,
+        },
+        "outer": SHORT | {"tasks_per_step": 3},
     },
     "rl2-proximal": SINUSOID
     | {

@@ -31,13 +31,11 @@ from metatrain.core.problems import Demonstrated as Demonstrated
 from metatrain.core.problems import Labelled as Labelled
 from metatrain.core.problems import Problem as Problem
 from metatrain.core.problems import Recordable as Recordable
-from metatrain.core.problems import Recordable as Recordable
 from metatrain.core.problems import acting as acting
 from metatrain.core.problems import attackable as attackable
 from metatrain.core.problems import chunks as chunks
 from metatrain.core.problems import demonstrated as demonstrated
 from metatrain.core.problems import labelled as labelled
-from metatrain.core.problems import recordable as recordable
 from metatrain.core.problems import recordable as recordable
 from metatrain.core.values import KEPT as KEPT
 from metatrain.core.values import OWN as OWN

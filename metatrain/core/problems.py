@@ -237,21 +237,6 @@ class Recordable(Problem, Protocol):
         ...
 
 
-@runtime_checkable
-class Recordable(Problem, Protocol):
-    """A problem whose episodes can be seen again by the policies of other parameters."""
-
-    def recorded(self, *, clip: float | None, sampling: bool) -> Callable[[], Problem]:
-        """Return what gives the same problem again: the first plays, the others see its episodes.
-
-        Losses weigh actions by the ratios of their chances to those with which they were taken.
-
-        clip: change of a ratio above which a query loss gains nothing, or None.
-        sampling: whether support losses have ratios as well.
-        """
-        ...
-
-
 def labelled(problem: Problem, remedy: str = "choose another algorithm") -> Labelled:
     """A problem as one of labelled examples; InputError if it is none."""
     if not isinstance(problem, Labelled):
@@ -288,16 +273,6 @@ def demonstrated(problem: Problem) -> Demonstrated:
         raise InputError(
             "this algorithm learns from demonstrations, and these tasks have none",
             remedy="set family.name to imitation, or choose another algorithm",
-        )
-    return problem
-
-
-def recordable(problem: Problem) -> Recordable:
-    """A problem as one of episodes; InputError if it is none."""
-    if not isinstance(problem, Recordable):
-        raise InputError(
-            "proximal steps are of episodes, and these tasks have none",
-            remedy="leave algorithm.proximal out",
         )
     return problem
 

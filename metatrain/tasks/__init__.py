@@ -2,6 +2,7 @@
 
 from metatrain.data.sources import open_data as open_data
 from metatrain.tasks.bandit import Bandit
+from metatrain.tasks.delayed_match import DelayedMatch
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.gaussian_process import GaussianProcess
 from metatrain.tasks.imitation import Imitation
@@ -11,6 +12,7 @@ from metatrain.tasks.navigation import Navigation
 from metatrain.tasks.pushing import Pushing
 from metatrain.tasks.series import Series
 from metatrain.tasks.sinusoid import Sinusoid
+from metatrain.tasks.t_maze import TMaze
 from metatrain.tasks.table import Table
 
 # A recipe chooses one by `family.name`.
@@ -23,6 +25,8 @@ BuiltIn = (
     | Navigation
     | Pushing
     | Imitation
+    | TMaze
+    | DelayedMatch
     | Table
     | GaussianProcess
     | LinearRegression
