@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import context, exact
+from cases import CASES, config, context, exact, trained
 from gradients import assert_meta_gradient
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from metatrain.algorithms import MAML, InContext
-from metatrain.core import ComputePath, Meta, Params, Task
+from metatrain.core import ComputePath, InputError, Meta, Params, Task
+from metatrain.inference import Learned
 from metatrain.metrics import mean_squared_error
 from metatrain.models import MLP, heads
 from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
+from metatrain.start import prepare
 from metatrain.tasks import GaussianProcess, LinearRegression
 
 SMALL = heads.Transformer(width=8, depth=2, heads=2)
@@ -198,3 +200,52 @@ def test_bars_are_a_density_whose_mean_is_theirs() -> None:
     drawn = 1.5 * torch.randn(100_000, generator=torch.Generator().manual_seed(1))
     shares = torch.bincount(torch.searchsorted(bars.borders, drawn), minlength=10) / 100_000
     assert (shares - 0.1).abs().max() < 0.005
+
+
+@pytest.mark.ray  # seconds of training
+def test_learning_comes_near_to_the_optimum_and_not_below_it() -> None:
+    """An error below that of ridge would come from targets that the network has seen."""
+    recipe = config(
+        CASES["in-context"],
+        family={"name": "linear_regression", "inputs": 1, "shots": [0, 3], "queries": 8},
+        model__head={"name": "transformer", "width": 16, "depth": 2, "heads": 2},
+        outer={
+            "steps": 200,
+            "tasks_per_step": 32,
+            "tasks_per_ticket": 32,
+            "optimizer": "AdamW",
+            "lr": 0.005,
+            "schedule": "cosine",
+        },
+        evaluation={"tasks": 2000, "tasks_per_ticket": 2000, "family": {"shots": [3, 3]}},
+    ).recipe()
+    scores = trained(recipe)
+    before, after = scores.curves["none"]["mse"].mT
+    excess = after - scores.baselines["ridge"]
+    assert excess.mean() > -1.96 * excess.std() / 2000**0.5
+    assert excess.mean() < 0.25 * (before - scores.baselines["ridge"]).mean()
+    prior = 1.25  # the variance of a target, which is the error of the prior's mean
+    assert before.mean() < 1.1 * prior
+
+
+def test_a_density_is_a_number_to_who_adapts_with_numbers() -> None:
+    case = CASES["in-context"] | {"family": {"name": "gaussian_process", "buckets": 6}}
+    recipe = config(case).recipe()
+    learned = Learned(recipe, prepare(recipe).meta, "made up")
+    adapted = learned.adapt([0.1, 0.9], [1.0, -1.0])
+    outputs = adapted.outputs(adapted.after, adapted.examples([0.2, 0.3, 0.4]))
+    assert outputs.shape == (3, 6)
+    expected = recipe.family.bars().mean(outputs)[:, 0]
+    torch.testing.assert_close(adapted.predict([0.2, 0.3, 0.4]).values, expected)
+
+
+def test_descent_is_refused_if_there_is_nothing_to_descend() -> None:
+    none = FUNCTIONS.sample(torch.Generator(), 2, "train")
+    none = none._replace(support_x=none.support_x[:, :0], support_y=none.support_y[:, :0])
+    problem, algorithm = bound(FUNCTIONS, heads.Linear()), MAML(inner_lr=0.1)
+    problem.check(none)
+    with pytest.raises(InputError) as error:
+        algorithm.update(problem, algorithm.init(problem, torch.Generator()), none, context())
+    assert "in_context" in error.value.remedy
+    with pytest.raises(InputError, match="query_x"):
+        problem.check(none._replace(query_x=none.support_x, query_y=none.support_y))

@@ -55,7 +55,8 @@ class Adapted:
             return Predictions(self.classes, outputs.softmax(-1))
         if isinstance(self.family, RawNumbers):
             return Numbers(self.family.predictions(outputs))
-        return Numbers(outputs[:, 0] if self.problem.outputs == 1 else outputs)
+        numbers = self.problem.point(outputs)
+        return Numbers(numbers[:, 0] if self.problem.feedback == 1 else numbers)
 
     def examples(self, raw: Any) -> Tensor:
         """Return N examples, which may be none, as the network gets them: [N, *in]."""

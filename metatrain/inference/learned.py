@@ -75,7 +75,7 @@ class Learned:
     @property
     def targets(self) -> int:
         """How many numbers, or labels, belong to an example."""
-        return 1 if self._problem.classes else self._problem.outputs
+        return 1 if self._problem.classes else self._problem.feedback
 
     @property
     def protocol(self) -> str:
@@ -104,7 +104,7 @@ class Learned:
             return self._adapt(examples, targets, norm or self._setting.norm[0])
 
     def _adapt(self, examples: Any, targets: Any, norm: Norm) -> Adapted:
-        setting, family, outputs = self._setting, self._setting.family, self._problem.outputs
+        setting, family, numbers = self._setting, self._setting.family, self._problem.feedback
         x = examples_of(family, self._problem, examples)
         if not len(x):
             raise InputError("there are no examples to adapt to", remedy="give one or more")
@@ -117,7 +117,7 @@ class Learned:
             y = (
                 family.targets(targets)
                 if isinstance(family, RawNumbers)
-                else array_of(targets, "targets", (outputs,))
+                else array_of(targets, "targets", (numbers,))
             )
         family, problem = self._bound(norm, classes)
         if len(y) != len(x):

@@ -121,5 +121,5 @@ class One(torch.autograd.Function):
         return tensors[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return (gradient / ctx.size).expand(ctx.size, *gradient.shape)

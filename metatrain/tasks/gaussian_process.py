@@ -88,22 +88,23 @@ class GaussianProcess(Generated):
         return Bars(self.buckets, math.sqrt(1 + self.noise_variance))
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
-        nll = self.bars().nll
+        bars = self.bars()
 
         def excess(prediction: Tensor, task: Task) -> Tensor:
-            return nll(prediction, task.query_y) - self.posterior(task)
+            return bars.nll(prediction, task.query_y) - self.posterior(task)
 
         return Supervised(
             model=model,
             inputs=(1,),
             outputs=self.buckets,
             feedback=1,
-            loss=nll,
-            metrics={"nll": nll},
+            loss=bars.nll,
+            metrics={"nll": bars.nll},
             norm=norm,
             path=path,
             baselines={"posterior": self.posterior},
             measures={"excess": Measure(excess, mean)},
+            point=bars.mean,
         )
 
     def picture(self, problem: Supervised, adapt: Adapt, context: Context) -> Figure:
@@ -118,7 +119,7 @@ class GaussianProcess(Generated):
         return figures.fits(
             task,
             [
-                (step, self.bars().mean(problem.predict(params, task, context)))
+                (step, problem.point(problem.predict(params, task, context)))
                 for step, params in adapt(task)
             ],
             f"Functions of a Gaussian process, read from {task.support_x.shape[1]} points",
