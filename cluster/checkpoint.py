@@ -97,6 +97,12 @@ def best(root: str, version: int) -> str | None:
     return uri if bundle.is_complete(uri) else None
 
 
+def before(root: str, version: int, most: int) -> list[Saved]:
+    """The last checkpoints of fewer outer steps, the newest first; at most so many."""
+    names = [name for name in _complete(root) if _version(name) < version]
+    return [_read(f"{root}/{name}") for name in reversed(names[-most:])]
+
+
 def is_best(uri: str) -> bool:
     """Whether a checkpoint is that of a run's best validation."""
     return uri.rstrip("/").rpartition("/")[2].startswith(BEST)

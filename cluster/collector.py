@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from cluster import policy
-from cluster.pools.pool import Contribution, Failure, Pool, WorkersLost
+from cluster.pools.pool import Contribution, Failure, Pool, Snapshot, WorkersLost
 from cluster.workers.usage import Usage
 from metatrain.core import Scores, Sentence, Ticket
 
@@ -63,6 +63,10 @@ class Requests:
         self.cpu_s = 0.0  # their processors' time
         self.usage: dict[str, Usage] = {}  # the newest of each worker, until somebody takes it away
         self.waited_s = 0.0  # the caller's time in `collect` waiting for the pool
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Have what is asked next computed on these parameters."""
+        self._pool.publish(snapshot)
 
     def ask(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:

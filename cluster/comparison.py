@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from metatrain.names import few
 from metatrain.plain import to_json
 from metatrain.recipe import Recipe
 from metatrain.start import prepare
+
+log = logging.getLogger(__name__)
 
 THREADS = 1
 TABLE = "comparison.json"
@@ -238,6 +241,9 @@ def _drawn(recipe: Recipe) -> dict[str, Any]:
 def _results(side: _Side, show: Callable[[int], None]) -> tuple[Tensor, str]:
     """[tasks] the metric after adaptation, and its protocol."""
     evaluation = dataclasses.replace(side.recipe.evaluation, norm=side.norm)
+    if evaluation.ensemble is not None:
+        log.warning("%s is compared without its evaluation's ensemble", side.place)
+        evaluation = dataclasses.replace(evaluation, ensemble=None)
     prepared = prepare(dataclasses.replace(side.recipe, evaluation=evaluation))
     setting = prepared.setting("score")
     worker = Worker(prepared, choose_plan(prepared, 0, THREADS)[0])

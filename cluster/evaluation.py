@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from cluster import ensembles
 from cluster.collector import Requests
+from cluster.pools.pool import Snapshot
 from metatrain import evaluate, protocol
 from metatrain.awaiting import awaiting
-from metatrain.core import Purpose, Scores, Setting
+from metatrain.core import Norm, Purpose, Scores, Setting
 from metatrain.evaluate import Score
 from metatrain.start import Prepared
 
@@ -29,18 +31,23 @@ Baselines = Mapping[str, Baseline]  # by name
 
 
 def evaluate_all(
-    prepared: Prepared, requests: Requests, version: int, baselines: Baselines | None = None
+    prepared: Prepared,
+    requests: Requests,
+    version: int,
+    baselines: Baselines | None = None,
+    snapshots: Sequence[Snapshot] = (),
 ) -> list[Score]:
     """The scores of the recipe's evaluation, the result first, then of its further evaluations.
 
     baselines: those that the result is compared with, besides the family's own.
+    snapshots: for an ensemble of checkpoints the published parameters, then the earlier ones.
     """
     return [
         dataclasses.replace(score, evaluation=purpose.variant)
         for purpose in prepared.settings
         if purpose.work == "score"
         for score in evaluate_for(
-            prepared, requests, purpose, version, None if purpose.variant else baselines
+            prepared, requests, purpose, version, None if purpose.variant else baselines, snapshots
         )
     ]
 
@@ -51,23 +58,48 @@ def evaluate_for(
     purpose: Purpose,
     version: int,
     baselines: Baselines | None = None,
+    snapshots: Sequence[Snapshot] = (),
 ) -> list[Score]:
     """Score the published parameters on a purpose's fixed tasks: one score for each norm.
 
     version: the outer steps that these parameters were trained for.
+    baselines, snapshots: as `evaluate_all` has them.
     """
+
+    def ask(setting: Setting, snapshot: Snapshot | None = None) -> list[Scores]:
+        name = f" of {purpose.variant}" if purpose.variant else ""
+        what = f"evaluating on {setting.tasks} {setting.split} tasks{name}"
+        if snapshot is not None:
+            requests.publish(snapshot)
+        what = what if purpose.work == "score" else ""
+        found = collected(setting, requests, snapshot.version if snapshot else version, what)
+        if snapshot is not None:
+            requests.publish(snapshots[0])
+        return found
+
     setting = prepared.settings[purpose]
-    name = f" of {purpose.variant}" if purpose.variant else ""
-    what = f"evaluating on {setting.tasks} {setting.split} tasks{name}"
-    parts = collected(setting, requests, version, what if purpose.work == "score" else "")
+    if setting.ensemble is None:
+        parts = ask(setting)
+        by_norm = dict.fromkeys(parts[0].curves, parts)
+    else:
+        by_norm = ensembles.mixed(prepared, purpose, ask, snapshots[1:])
     others = baselines or {}
     for name, other in others.items():
-        parts = [
-            part._replace(baselines=part.baselines | {name: value})
-            for part, value in zip(parts, other.values, strict=True)
-        ]
+        by_norm = {
+            norm: [
+                part._replace(baselines=part.baselines | {name: value})
+                for part, value in zip(parts, other.values, strict=True)
+            ]
+            for norm, parts in by_norm.items()
+        }
     steps = {name: other.steps for name, other in others.items() if other.steps is not None}
     protocols = {name: other.protocol for name, other in others.items()}
+
+    def of_single(norm: Norm) -> dict[str, str]:
+        if setting.ensemble is None:
+            return {}
+        return {"single": protocol.of_score(prepared, purpose, version, norm, single=True)}
+
     return [
         dataclasses.replace(
             evaluate.summarise(
@@ -78,9 +110,9 @@ def evaluate_for(
                 protocol.of_score(prepared, purpose, version, norm),
             ),
             baseline_steps=steps,
-            baseline_protocols=protocols,
+            baseline_protocols=of_single(norm) | protocols,
         )
-        for norm in parts[0].curves
+        for norm, parts in by_norm.items()
     ]
 
 

@@ -13,6 +13,7 @@ import torch
 from cluster import checkpoint
 from cluster.claim import Check, claimed
 from cluster.config import RunConfig
+from cluster.ensembles import check_checkpoints
 from cluster.output import absolute, choose
 from cluster.resumable import check_resumable
 from cluster.workers.plan import Plan, choose_plan, device_of
@@ -79,6 +80,7 @@ def prepare(
     prepared = prepare_recipe(config.recipe())
     check_data(prepared)
     check_fit(prepared, prepared.meta)
+    check_checkpoints(config)
     norm, trained = prepared.problems[Purpose("score")].norm[0], config.norm
     if norm not in ("none", trained):
         log.info("norm is %s in training and %s in the evaluation (evaluation.norm)", trained, norm)

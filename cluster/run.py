@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster import checkpoint, loop, results
+from cluster import checkpoint, ensembles, loop, results
 from cluster.baselines import leave, measured
 from cluster.collector import Interrupted, Requests
 from cluster.config import RunConfig
@@ -81,12 +81,14 @@ def train(
                     raise Interrupted
                 tracker = opened.enter_context(recorded(run, tags, source))
                 requests = Requests(pool, should_stop, config.workers.wait_s, config.seed)
-                (version, meta, _), best = learn(run, pool, requests, tracker)
+                result, best = learn(run, pool, requests, tracker)
+                version, meta = result.version, result.meta
                 run.check_claims()
                 recipe = recipe_after(run.prepared.recipe, version, best=best)
                 bundle.save(str(run.folder / "bundle"), recipe, meta, run.code)
                 measured = run.prepared._replace(recipe=recipe)
-                scores = evaluate_all(measured, requests, version)
+                snapshots = [result, *ensembles.earlier(recipe, checkpoints_of(run), result)]
+                scores = evaluate_all(measured, requests, version, snapshots=snapshots)
                 results.warn(scores)
                 with awaiting("drawing pictures"):
                     results.leave(run.folder, run.prepared, meta, scores)
@@ -253,6 +255,8 @@ def evaluate(
         prepared = prepare_recipe(config.recipe()).without_validation()
         check_data(prepared)
         check_fit(prepared, meta)
+        result = Snapshot(version, meta)
+        snapshots = [result, *ensembles.earlier(config, uri, result)]
         plan, _ = choose_plan(prepared, config.workers.gpus, config.workers.threads)
         should_stop = stack.enter_context(interruptible())
         others: Baselines = {}
@@ -263,9 +267,9 @@ def evaluate(
         pool = stack.enter_context(
             open_pool(config.workers, prepared, plan, address, should_stop=should_stop)
         )
-        pool.publish(Snapshot(version, meta))
+        pool.publish(result)
         requests = Requests(pool, should_stop, config.workers.wait_s)
-        scores = evaluate_all(prepared, requests, version, others)
+        scores = evaluate_all(prepared, requests, version, others, snapshots)
         results.warn(scores)
         if baselines:
             try:

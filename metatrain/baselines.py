@@ -105,7 +105,9 @@ def _prepared(recipe: Recipe, algorithm: MAML | Prototypical) -> Prepared:
         validation=dataclasses.replace(
             recipe.validation, norm=None, family=None, algorithm=None, patience=0
         ),
-        evaluation=dataclasses.replace(own, norm=own.norms()[0], family={}, algorithm={}),
+        evaluation=dataclasses.replace(
+            own, norm=own.norms()[0], family={}, algorithm={}, ensemble=None
+        ),
         evaluations={},
         started_from=None,
     )

@@ -162,7 +162,7 @@ def _measured(
         steps.append(step)
         for norm, measured in found.items():
             predictions[norm] = problem.predict(params, task, context, norm)
-            measured.append(_without_diverged(problem.judge(predictions[norm], task)))
+            measured.append(without_diverged(problem.judge(predictions[norm], task)))
 
     step, params = 0, meta.model
     for step, params in enumerate(algorithm.adapt(problem, meta, task, context)):
@@ -189,7 +189,7 @@ def _joined(parts: Sequence[ByNorm]) -> ByNorm:
     }
 
 
-def _without_diverged(found: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_diverged(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Metrics [T], nan for tasks whose loss is not finite: nan predictions have an accuracy."""
     lost = ~found["loss"].isfinite()
     return {name: value.masked_fill(lost, math.nan) for name, value in found.items()}

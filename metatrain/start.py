@@ -47,11 +47,12 @@ class Prepared(NamedTuple):
     def used(self) -> list[Setting]:
         """The settings that a run has tickets for."""
         validates = self.recipe.validation.every_steps > 0
-        return [s for s in self.settings.values() if validates or s.purpose.work != "validate"]
+        unused = None if validates else Purpose("validate")
+        return [s for s in self.settings.values() if s.purpose != unused]
 
     def without_validation(self) -> Prepared:
         """The same for scores alone: data that only tests has no classes for validation."""
-        kept = {p: s for p, s in self.settings.items() if p.work != "validate"}
+        kept = {p: s for p, s in self.settings.items() if p != Purpose("validate")}
         return self._replace(settings=kept)
 
 

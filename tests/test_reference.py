@@ -22,7 +22,6 @@ from pydantic import TypeAdapter
 from cluster.config import Checkpoint, RunConfig, Tracking, Workers
 from metatrain import aggregation, algorithms, corruptions, ensembles, models, schema, tasks
 from metatrain.algorithms.proximal import Proximal
-from metatrain.algorithms.proximal import Proximal
 from metatrain.bounds import bounds_of
 from metatrain.core import Attack, Penalty
 from metatrain.models import heads
@@ -47,7 +46,6 @@ COMPONENTS = [
     for kind in get_args(union)
 ]
 GROUPS = [
-    Proximal,
     Proximal,
     Augment,
     Estimator,
