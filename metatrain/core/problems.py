@@ -102,11 +102,6 @@ class Labelled(Protocol):
         """Whether labels are classes; else they are numbers."""
         ...
 
-    @property
-    def inputs(self) -> Sequence[int]:
-        """The shape of an example as the network gets it."""
-        ...
-
     def support_size(self, task: Any) -> int:
         """S, from which mini-batches are drawn."""
         ...
@@ -115,13 +110,6 @@ class Labelled(Protocol):
         """Features [T, S, F] and labels [T, S, feedback] of the support examples.
 
         Classes are one-hot vectors.
-        """
-        ...
-
-    def in_floats(self, task: Any) -> tuple[Labelled, Any]:
-        """The tasks with examples as the network gets them, and the problem of such tasks.
-
-        An algorithm may change these examples, and take gradients with respect to them.
         """
         ...
 
