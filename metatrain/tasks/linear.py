@@ -37,7 +37,7 @@ class LinearRegression(Generated):
     """Least and most support points of a task; those of a ticket have as many."""
     queries: int = bounded(16, least=1, most=EXAMPLES)
     """Query points of a task."""
-    noise_variance: float = bounded(0.25, above=0, most=1e6)
+    noise_variance: float = bounded(0.25, above=0, most=10**6)
     """Variance of the noise."""
 
     def __post_init__(self) -> None:
