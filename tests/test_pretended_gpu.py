@@ -47,7 +47,8 @@ REPLAYED: dict[str, dict[str, Any]] = {
     ),
 }
 FAST = {"sinusoid"}
-SEEDED = {"meta-knowledge"}  # networks that are drawn from the seed itself: never replayed
+# Never replayed: networks that are drawn from the seed itself, a replay by the ticket's number.
+SEEDED = {"meta-knowledge", "r2d2"}
 
 
 def updates(recipe: Any, device: str) -> tuple[list[Update], Any]:

@@ -62,7 +62,7 @@ def values(problem: Acting, params: Params, seen: Sequences, burn_in: int) -> Te
     for t in range(seen.alive.shape[1]):
         with torch.no_grad() if t < burn_in else nullcontext():
             outputs, hidden = problem.act(params, seen.observations[None, :, t], memory)
-        each.append(outputs[0])
+        each.append(outputs[0, :, : seen.actions.shape[-1]])
         if memory:
             after, moved = (*hidden, feedback[None, :, t]), started[None, :, t, None]
             memory = tuple(torch.where(moved, *pair) for pair in zip(after, memory, strict=True))

@@ -59,7 +59,8 @@ class R2D2:
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         env, model = acting(problem).environment, inner_loop.init_whole(problem, generator)
-        steps, units = sum(self._window()), model[HIDDEN].numel() if HIDDEN in model else 0
+        units = model[HIDDEN].numel() if HIDDEN in model else 0
+        steps = self.burn_in + self.length + self.ahead
         sequence = Sequences.empty(steps, env.observations, env.actions, units)
         target = {TARGET + name: p.clone() for name, p in model.items()}
         return Meta(model, {}, Replay.empty(sequence, self.capacity, self.tickets) | target)
@@ -69,7 +70,8 @@ class R2D2:
         yield inner_loop.start(meta, task) | {EPSILON: greedy}
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        acts, window, (_, _, step, place, _) = acting(problem), self._window(), context.ticket
+        acts, (_, _, step, place, _) = acting(problem), context.ticket
+        window = Window(self.burn_in, self.length, self.ahead)
         model = {name: p.detach().requires_grad_() for name, p in meta.model.items()}
         older = {name: meta.state[TARGET + name] for name in model}
         q, target = (inner_loop.expand(own | meta.frozen, 1) for own in (model, older))
@@ -91,10 +93,8 @@ class R2D2:
         found = torch.autograd.grad(loss, [*model.values()], materialize_grads=True)
         held = held.marked(places, priorities(errors.detach(), drawn, window))
         now = meta.model if (step + 1) % self.target_steps == 0 else older
-        state = held.written(meta.state, place) | {TARGET + name: p for name, p in now.items()}
+        state = {TARGET + name: p.clone() for name, p in now.items()}
+        state |= held.written(meta.state, place)
         metrics = {"return_after": rollout.rewards.sum(2).mean(), "loss_after": loss.detach()}
         direction = Meta(dict(zip(model, found, strict=True)), {}, state)
         return Update(direction, len(tasks[0]), metrics)
-
-    def _window(self) -> Window:
-        return Window(self.burn_in, self.length, self.ahead)
