@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, config, context, exact, trained
+from cases import CASES, config, context, drawn_images, exact, images, trained
 from gradients import assert_meta_gradient
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -17,7 +17,7 @@ from metatrain.algorithms import MAML, InContext
 from metatrain.core import ComputePath, InputError, Meta, Params, Task
 from metatrain.inference import Learned
 from metatrain.metrics import mean_squared_error
-from metatrain.models import MLP, heads
+from metatrain.models import MLP, Conv4, heads
 from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
@@ -249,3 +249,18 @@ def test_descent_is_refused_if_there_is_nothing_to_descend() -> None:
     assert "in_context" in error.value.remedy
     with pytest.raises(InputError, match="query_x"):
         problem.check(none._replace(query_x=none.support_x, query_y=none.support_y))
+
+
+@pytest.mark.parametrize("path", ["batched", "reference"])
+def test_images_are_read_as_their_features_and_one_hot_classes(path: ComputePath) -> None:
+    model = Conv4(filters=4, pool="stride", head=SMALL)
+    problem, task = images(model, path), drawn_images()
+    meta = started(problem)
+    order = torch.tensor([5, 2, 0, 1, 4, 3])
+    turned = task._replace(support_x=task.support_x[:, order], support_y=task.support_y[:, order])
+    _, after = predicted(problem, meta, task)
+    assert after.shape == (2, 6, 3)
+    torch.testing.assert_close(predicted(problem, meta, turned)[1], after, rtol=1e-5, atol=1e-9)
+    other = task._replace(support_y=(task.support_y + 1) % 3)
+    assert (predicted(problem, meta, other)[1] - after).abs().max() > 1e-5
+    assert_meta_gradient(InContext(), problem, meta, task)
