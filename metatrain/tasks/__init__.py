@@ -2,6 +2,7 @@
 
 from metatrain.data.sources import open_data as open_data
 from metatrain.tasks.bandit import Bandit
+from metatrain.tasks.cartpole import CartPole
 from metatrain.tasks.delayed_match import DelayedMatch
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.gaussian_process import GaussianProcess
@@ -22,6 +23,7 @@ BuiltIn = (
     | Series
     | Bandit
     | MDP
+    | CartPole
     | Navigation
     | Pushing
     | Imitation
