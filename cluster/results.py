@@ -65,9 +65,13 @@ def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score
     for name, figure in pictures.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
     try:
-        example = inference.illustrate(recipe, meta)
-        if example is not None:
-            figures.save(example, folder / "figures" / "example.png")
+        shown = {
+            "example": inference.illustrate(recipe, meta),
+            "made": inference.illustrate_made(recipe, meta),
+        }
+        for name, picture in shown.items():
+            if picture is not None:
+                figures.save(picture, folder / "figures" / f"{name}.png")
     except Exception as error:  # of a family of the user's: the results are worth more
         log.warning(
             "there is no picture of an example, as `picture` failed: %s: %s",

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import context, drawn_images, exact, images
+from cases import CASES, GLYPHS, config, context, drawn_images, exact, images
 from torch import Tensor
 
+from metatrain import inference
 from metatrain.algorithms import ImaginaryData, Prototypical, image_maker
 from metatrain.core import ComputePath, InputError, Meta, Params
 from metatrain.models import MLP, Conv4
 from metatrain.problems.supervised import Supervised
+from metatrain.start import prepare
 
 NET = MLP(hidden=(6,))
 
@@ -154,3 +156,21 @@ def test_tasks_without_images_are_refused() -> None:
         ImaginaryData().init(rows, torch.Generator())
     assert error.value.what == "imaginary_data makes images in 0..1, and these tasks have none"
     assert error.value.remedy == "set algorithm.name to prototypical"
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_picture_shows_what_is_made_below_what_it_is_made_of() -> None:
+    recipe = config(CASES["imaginary-data"]).recipe()
+    meta = prepare(recipe).meta
+    dark = {
+        name: p - 1 if name == "generator.out.bias" else p for name, p in meta.algorithm.items()
+    }
+    for algorithm, expected in ((meta.algorithm, 1.0), (dark, 0.0)):
+        figure = inference.illustrate_made(recipe, meta._replace(algorithm=algorithm))
+        assert figure is not None
+        shown = [axes.images[0].get_array() for axes in figure.axes]
+        assert len(shown) == 5 * (1 + inference.learned.EACH)
+        for i, image in enumerate(shown[5:]):
+            assert image.tolist() == (expected * shown[i % 5]).tolist()
+    other = config(GLYPHS).recipe()
+    assert inference.illustrate_made(other, prepare(other).meta) is None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from metatrain.algorithms import image_maker, inner_loop
 from metatrain.algorithms.prototypical import Prototypical
@@ -69,12 +70,15 @@ class ImaginaryData:
         if self.made:
             problem, task = attackable(problem).in_floats(task)
             seeds = torch.cat([task.support_x] * self.made, 1)
-            made = image_maker.make(meta.algorithm, seeds, context.generator)
+            made = self.make(meta, seeds, context.generator)
             task = task._replace(
                 support_x=torch.cat([task.support_x, made], 1),
                 support_y=torch.cat([task.support_y] * (1 + self.made), 1),
             )
         return Prototypical().adapt(problem, meta, task, context)
+
+    def make(self, meta: Meta, x: Tensor, generator: torch.Generator) -> Tensor:
+        return image_maker.make(meta.algorithm, x, generator)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         update = inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context)

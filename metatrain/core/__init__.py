@@ -16,6 +16,7 @@ from metatrain.core.attacks import Part as Part
 from metatrain.core.contracts import Algorithm as Algorithm
 from metatrain.core.contracts import Corruption as Corruption
 from metatrain.core.contracts import Ensemble as Ensemble
+from metatrain.core.contracts import Making as Making
 from metatrain.core.contracts import Model as Model
 from metatrain.core.contracts import Phased as Phased
 from metatrain.core.contracts import Pictured as Pictured

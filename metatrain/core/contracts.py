@@ -159,6 +159,15 @@ class Algorithm(Protocol):
 
 
 @runtime_checkable
+class Making(Protocol):
+    """An algorithm that makes examples, which people may want to see."""
+
+    def make(self, meta: Meta, x: Tensor, generator: torch.Generator) -> Tensor:
+        """[T, N, *in]: one made of each example, as the network gets them."""
+        ...
+
+
+@runtime_checkable
 class Phased(Protocol):
     """An algorithm whose updates depend on the outer step, such as by weights that anneal."""
 

@@ -17,6 +17,7 @@ from metatrain.names import shortened
 
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "0.3"  # a tick and a cross tell them apart as well
 MOST_SUPPORT, MOST_QUERIES = 20, 40
+MOST_COLUMNS = 10
 WIDEST = 12.0  # inches
 LONGEST = 16  # columns of a class's or a file's name
 
@@ -87,6 +88,24 @@ def episode(
         axes.text(0.5, -0.05, f"before: {text}", color=colour, weight="normal", **style)
         text, colour = _predicted(after[i], classes, truth, short)
         axes.text(0.5, -0.19, f"after: {text}", color=colour, weight="bold", **style)
+    return figure
+
+
+@as_written
+def made_images(real: Tensor, made: Sequence[Tensor], title: str) -> Figure:
+    """Draw images [N, C, H, W] in 0..1, and below each one those made of it.
+
+    Of many images some are shown.
+    """
+    shown = _spaced(len(real), MOST_COLUMNS)
+    rows = [("real", real), *(("made", each) for each in made)]
+    figure = Figure(figsize=(max(len(shown), 6), len(rows) + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    grid = figure.subplots(len(rows), len(shown), squeeze=False)
+    for line, (name, images) in zip(grid, rows, strict=True):
+        for axes, i in zip(line, shown, strict=True):
+            _show(axes, (255 * images[i]).round().byte())
+        line[0].set_ylabel(name)
     return figure
 
 

@@ -15,6 +15,7 @@ from metatrain import bundle, protocol
 from metatrain.core import (
     Context,
     InputError,
+    Making,
     Meta,
     Norm,
     Params,
@@ -22,6 +23,7 @@ from metatrain.core import (
     RawNumbers,
     Task,
     Ticket,
+    attackable,
     generator_for,
 )
 from metatrain.inference.adapted import Adapted
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metatrain.core import TaskFamily
+
+
+EACH = 4  # made images of a real one in a picture
 
 
 def load(path: str | Path, threads: int = 1) -> Learned:
@@ -220,3 +225,17 @@ def illustrate(recipe: Recipe, meta: Meta) -> Figure | None:
         return list(enumerate(setting.algorithm.adapt(problem, meta, task, adaptation)))
 
     return setting.family.picture(problem, adapt, picture)
+
+
+def illustrate_made(recipe: Recipe, meta: Meta) -> Figure | None:
+    """Show what the algorithm makes of the evaluation's images, if it makes some."""
+    from metatrain import figures
+
+    setting = recipe.setting("score")
+    if not isinstance(setting.algorithm, Making):
+        return None
+    problem = attackable(setting.family.bind(recipe.model, setting.norm[:1], "reference"))
+    generator = generator_for(setting.seed, Ticket("score", setting.split, 0, 0), "picture")
+    real = problem.in_floats(setting.family.sample(generator, 1, setting.split))[1].support_x
+    made = [setting.algorithm.make(meta, real, generator)[0] for _ in range(EACH)]
+    return figures.made_images(real[0], made, f"{recipe.name}: made of {setting.split} images")
