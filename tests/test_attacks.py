@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GLYPHS, SINUSOID, config, context, exact
+from cases import GLYPHS, SINUSOID, config, context, drawn_images, exact, images
 from torch import Tensor
 from torch.func import functional_call
 
@@ -18,6 +18,8 @@ from metatrain.core import (
     PGD,
     ComputePath,
     InputError,
+    Meta,
+    Norm,
     Params,
     Part,
     Purpose,
@@ -28,7 +30,7 @@ from metatrain.corruptions import Blur, Noise, Occlusion
 from metatrain.disturbed import disturbed
 from metatrain.first_look import check_data
 from metatrain.metrics import accuracy, cross_entropy
-from metatrain.models import MLP
+from metatrain.models import MLP, Conv4
 from metatrain.problems.supervised import Supervised
 from metatrain.start import Prepared, prepare
 
@@ -36,7 +38,7 @@ ADML = algorithms.ADML
 RATE, WAYS = 0.5, 3
 
 
-def pixels(norm: Any = "none") -> Supervised:
+def pixels() -> Supervised:
     """Three classes of images of 4 x 4 pixels, which are the floats that they are."""
     return Supervised(
         model=MLP(hidden=(6,)),
@@ -44,7 +46,7 @@ def pixels(norm: Any = "none") -> Supervised:
         outputs=WAYS,
         loss=cross_entropy,
         metrics={"accuracy": accuracy},
-        norm=(norm,),
+        norm=("none",),
         path="reference",
         classes=True,
         pixels=True,
@@ -236,6 +238,20 @@ def test_an_evaluation_moves_the_part_that_it_names(learner: dict[str, Any], par
     assert distance == 0 if part == "query" else 0 < distance <= 32 / 255 + 1e-6
     losses = [each.curves["transductive"]["loss"][:, -1].mean() for each in (expected, found)]
     assert losses[0] != losses[1] if part == "support" else losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("norm", ["transductive", "support", "support+1"])
+def test_queries_move_against_the_prediction_by_the_norm_that_is_asked_for(norm: Norm) -> None:
+    problem, tasks = images(Conv4(filters=4)), drawn_images()
+    meta = exact(Meta(problem.init(torch.Generator().manual_seed(0)), {}, {}))
+    phi = {name: p[None].expand(2, *p.shape) for name, p in meta.model.items()}
+    attacked = problem.attack_queries(FGSM(epsilon=8))
+    with torch.no_grad():
+        clean, moved = (
+            cross_entropy(each.predict(phi, tasks, context(), norm), tasks.query_y)
+            for each in (problem, attacked)
+        )
+    assert (moved > clean).all()
 
 
 IMAGES = torch.full((2, 3, 1, 8, 8), 0.5)
