@@ -156,7 +156,7 @@ BuiltIn = Annotated[Bagged | Snapshots | Boosted | Convex, Field(discriminator="
 
 def purpose_of_fit(purpose: Purpose) -> Purpose:
     """The purpose of the validation tasks that fit the weights of an evaluation's ensemble."""
-    return Purpose("validate", f"{purpose.variant}.weights")
+    return Purpose("validate", f"ensemble weights of {purpose.variant}".removesuffix(" of "))
 
 
 def check_ensemble(setting: Setting, problem: Problem, key: str) -> None:

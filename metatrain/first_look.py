@@ -31,7 +31,9 @@ def check_setting(prepared: Prepared, purpose: Purpose) -> None:
     except InputError as error:
         if not purpose.variant:
             raise
-        raise InputError.at(f"evaluations.{purpose.variant}", error) from error
+        fits = purpose.work == "validate"
+        place = purpose.variant if fits else f"evaluations.{purpose.variant}"
+        raise InputError.at(place, error) from error
     key = "evaluation" + (f"s.{purpose.variant}" if purpose.variant else "")
     check_disturbed(setting, prepared.problems[purpose], key)
     check_ensemble(setting, prepared.problems[purpose], key)

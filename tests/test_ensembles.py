@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from cluster import run
 from cluster.collector import Requests
 from cluster.ensembles import check_checkpoints
 from cluster.evaluation import evaluate_all, evaluate_for
+from cluster.pools import wire
 from cluster.pools.local_pool import LocalPool
 from cluster.pools.pool import Snapshot
 from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain.algorithms import Prototypical
-from metatrain.core import InputError, Meta, Purpose, Task
+from metatrain.core import InputError, Meta, Purpose, Scores, Task
 from metatrain.ensembles import Boosted, bootstrap, fitted, mixture
 from metatrain.evaluate import Score
 from metatrain.first_look import check_data
@@ -40,12 +43,17 @@ KINDS: list[dict[str, Any]] = [
 
 def scored(meta: Meta | None = None, earlier: tuple[Meta, ...] = (), **keys: Any) -> Score:
     """The score of untrained networks on four tasks, or of these parameters."""
+    return all_scored(meta, earlier, **keys)[0]
+
+
+def all_scored(meta: Meta | None, earlier: tuple[Meta, ...], **keys: Any) -> list[Score]:
+    """The same of all evaluations."""
     prepared = prepare(config(GLYPHS, evaluation__tasks=4, validation__tasks=4, **keys).recipe())
     pool = LocalPool(prepared, choose_plan(prepared, 0, 1)[0])
     others = [Snapshot(8 - i, each) for i, each in enumerate(earlier)]
     snapshots = [Snapshot(9, meta or prepared.meta), *others]
     pool.publish(snapshots[0])
-    return evaluate_all(prepared, Requests(pool), 9, snapshots=snapshots)[0]
+    return evaluate_all(prepared, Requests(pool), 9, snapshots=snapshots)
 
 
 @pytest.mark.ray
@@ -65,6 +73,21 @@ def test_members_of_one_shot_are_the_single_network_which_is_a_baseline(
     assert score.steps == alone.steps[-1:]
     assert f"ensemble {kind['name']} members={kind['members']}" in score.protocol
     assert score.baseline_protocols == {"single": alone.protocol}
+
+
+def test_members_predictions_come_from_an_actor_as_they_were() -> None:
+    recipe = config(GLYPHS, evaluation__tasks=2, evaluation__ensemble=KINDS[0]).recipe()
+    prepared = prepare(recipe)
+    worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
+    worker.load(0, worker.layout.flatten(prepared.meta))
+    found, spent = worker.compute(prepared.setting("score").tickets()[0])
+    assert isinstance(found, Scores)
+    sent = wire.packed(found, spent, worker.layout)
+    there = wire.unpacked(pickle.loads(pickle.dumps(sent.result)), worker.layout)
+    assert isinstance(there, Scores)
+    assert found.members["transductive"]["predictions"].shape == (2, 3, 5, 5)
+    for name, values in found.members["transductive"].items():
+        assert torch.equal(values, there.members["transductive"][name])
 
 
 def test_a_bootstrap_draws_from_each_class_as_many_as_it_has_and_repeats() -> None:
@@ -166,6 +189,9 @@ def test_snapshots_are_the_mean_of_the_checkpoints_predictions() -> None:
     assert both.mean == pytest.approx(swapped.mean)
     assert both.measures == pytest.approx(swapped.measures, abs=1e-6)
     assert both.measures["ece"] != pytest.approx(scored(first).measures["ece"])
+    next_one = {"next": {"tasks": 4}}
+    _, after = all_scored(first, (other,), evaluation__ensemble=of, evaluations=next_one)
+    assert after.curve == all_scored(first, (), evaluations=next_one)[1].curve
     with pytest.raises(InputError) as error:
         scored(first, evaluation__ensemble=of)
     assert error.value.remedy == "evaluate the run's folder"
