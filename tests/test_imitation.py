@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import SINUSOID, config, context, exact
+from cases import CASES, SINUSOID, config, context, exact, trained
 from gradients import assert_meta_gradient
 from torch import Tensor
 
+import metatrain
+from cluster import run
 from metatrain.algorithms import GAIL, MAML
 from metatrain.algorithms.gail import critic_loss, logits
 from metatrain.core import InputError, Params, Task
-from metatrain.metrics import mean_squared_error
+from metatrain.inference import files
+from metatrain.metrics import RETURN, mean_squared_error
 from metatrain.models import MLP
 from metatrain.problems.advantages import Estimator, advantages
 from metatrain.problems.environment import Rollout
-from metatrain.problems.imitation import Acted, Demonstrations, Imitator, demonstrated
+from metatrain.problems.imitation import Acted, Demonstrations, Imitator, demonstrated, expert_share
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
 from metatrain.tasks import Imitation, Navigation, Pushing, Sinusoid
@@ -196,10 +200,57 @@ def test_a_bundle_adapts_to_pairs_without_a_goal() -> None:
     assert {*problem.try_out(task)} == {"mse", "return"}
 
 
+@pytest.mark.ray  # takes seconds
+def test_ten_demonstrations_give_most_of_the_experts_return() -> None:
+    """90 % on the way from standing still to the expert, after 80 outer steps of 10 goals."""
+    recipe = config(
+        SINUSOID,
+        family={"name": "imitation", "environment": {"name": "navigation", "episodes": 1}},
+        model={"name": "mlp", "hidden": [40, 40]},
+        algorithm={"name": "maml", "inner_lr": 0.1, "inner_steps": 5},
+        outer={"steps": 80, "tasks_per_step": 10, "tasks_per_ticket": 10, "lr": 0.003},
+        evaluation={"tasks": 100, "tasks_per_ticket": 100},
+    ).recipe()
+    found = trained(recipe)
+    shares = [
+        expert_share(torch.stack([returns, *found.baselines.values()], -1))
+        for returns in found.curves["none"]["return"].mT
+    ]
+    assert found.baselines.keys() == {"standing_still", "expert"}
+    assert abs(shares[0]) < 0.1
+    assert shares[-1] > 0.9
+
+
+@pytest.mark.ray  # takes seconds
+@pytest.mark.usefixtures("pictures")
+def test_a_run_leaves_its_paths_and_adapts_to_a_file_of_pairs(tmp_path: Path) -> None:
+    """An action has two numbers, and so two columns."""
+    cloning = {"name": "maml", "inner_lr": 0.1}
+    folder, (score,) = run.train(
+        config(CASES["gail"], algorithm=cloning, output=str(tmp_path / "run"))
+    )
+    assert (folder / "figures" / "example.png").exists()
+    assert score.metric == RETURN
+    assert score.measures.keys() == {"expert_share"}
+    few, new = tmp_path / "few.csv", tmp_path / "new.csv"
+    few.write_text("x1,x2,a1,a2\n0,0,1,0\n0.1,0,1,1\n")
+    new.write_text("x1,x2,a1,a2\n0.1,0,,\n0.1,0.2,1,1\n")
+    learned = metatrain.load(folder)
+    found = files.predict(learned, str(few), [str(new)], None)
+    assert [row["target"] for row in found.rows] == [None, [1, 1]]
+    assert all(len(row["prediction"]) == 2 for row in found.rows)
+    new.write_text("x1,x2,a1,a2\n0.1,0,1,high\n")
+    with pytest.raises(InputError, match="has targets that are no numbers"):
+        files.predict(learned, str(few), [str(new)], None)
+
+
 def test_what_cannot_be_imitated_is_one_sentence() -> None:
     with pytest.raises(InputError) as error:
         Imitation(noise=-0.1)
     assert (error.value.what, error.value.got) == ("noise", -0.1)
+    gail, problem = GAIL(inner_lr=0.1), bound()
+    with pytest.raises(InputError, match="acting in an environment, and these examples have none"):
+        [*gail.adapt(problem, gail.init(problem, seeded()), Task(*drawn()[:4]), context())]
     with pytest.raises(InputError, match="gae alone") as error:
         Imitation(environment=Pushing(estimator=Estimator(gae=0.9, entropy=0.1)))
     assert error.value.what == "environment.estimator"

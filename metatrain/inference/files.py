@@ -164,17 +164,27 @@ def _targets(path: str, learned: Learned, known: Any, examples: int) -> list[Any
     """Return the targets of so many examples as far as they are known, None for the others."""
     if known is None:
         return [None] * examples
-    values = [None if value is None or value != value else value for value in known]
+    rows = known.tolist() if isinstance(known, np.ndarray) else known
+    values = [
+        None if any(each is None or each != each for each in _each(row)) else row for row in rows
+    ]
     if len(values) != examples:
         raise InputError(
             f"{path} has {examples} examples and {len(values)} targets",
             remedy="give each its target, or none at all",
         )
     if not learned.has_classes and any(
-        value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
+        isinstance(each, bool) or not isinstance(each, int | float)
         for value in values
+        if value is not None
+        for each in _each(value)
     ):
         raise InputError(
             f"{path} has targets that are no numbers", remedy="correct them, or leave them out"
         )
     return values
+
+
+def _each(target: Any) -> list[Any]:
+    """The numbers of an example's target, which may be one."""
+    return target if isinstance(target, list) else [target]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metatrain.core import ComputePath, Context, Model, Norm, Params, Task
+from metatrain.core import ComputePath, Context, InputError, Model, Norm, Params, Task
 from metatrain.measures import Measure
 from metatrain.metrics import mean_squared_error
 from metatrain.problems.advantages import Estimator, advantages
@@ -117,6 +117,12 @@ class Imitator(Supervised):
         return torch.cat([task.support_x, task.support_y], -1)
 
     def play(self, params: Params, task: Any, context: Context, deviation: float) -> Tensor:
+        if not isinstance(task, Demonstrations):
+            raise InputError(
+                "this algorithm adapts by acting in an environment, and these examples have none",
+                remedy="train with one that clones, such as maml",
+            )
+
         def policy(_: State, observation: Tensor) -> Tensor:
             return noisy(self._forward(params, observation), deviation, context.generator)
 
