@@ -6,6 +6,7 @@ from metatrain.tasks.cartpole import CartPole
 from metatrain.tasks.delayed_match import DelayedMatch
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.gaussian_process import GaussianProcess
+from metatrain.tasks.gymnasium import Gymnasium
 from metatrain.tasks.imitation import Imitation
 from metatrain.tasks.linear import LinearRegression
 from metatrain.tasks.mdp import MDP
@@ -24,6 +25,7 @@ BuiltIn = (
     | Bandit
     | MDP
     | CartPole
+    | Gymnasium
     | Navigation
     | Pushing
     | Imitation
