@@ -46,9 +46,8 @@ def test_a_pull_pays_with_the_arms_probability() -> None:
         _, _, reward, ended = bandit.step(task, state, action, generator)
         assert float(reward.mean()) == pytest.approx(chance, abs=0.01)
         assert not ended.any()
-    assert {name: float(v) for name, v in bandit.baselines(task).items()} == pytest.approx(
-        {"random": 0.55, "best_arm": 0.9}
-    )
+    found = {name: float(v) for name, v in Bandit(arms=2, pulls=1).baselines(task).items()}
+    assert (found["random"], found["best_arm"]) == pytest.approx((0.55, 0.9))
 
 
 def test_a_walk_is_clipped_rewarded_by_its_distance_and_ends_at_the_goal() -> None:

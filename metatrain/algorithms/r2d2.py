@@ -96,5 +96,4 @@ class R2D2:
         state = {TARGET + name: p.clone() for name, p in now.items()}
         state |= held.written(meta.state, place)
         metrics = {"return_after": rollout.rewards.sum(2).mean(), "loss_after": loss.detach()}
-        direction = Meta(dict(zip(model, found, strict=True)), {}, state)
-        return Update(direction, len(tasks[0]), metrics)
+        return Update(Meta(dict(zip(model, found, strict=True)), {}, state), len(tasks[0]), metrics)

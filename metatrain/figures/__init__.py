@@ -10,6 +10,7 @@ from metatrain.figures.curves import learning_curve as learning_curve
 from metatrain.figures.curves import pretraining_curve as pretraining_curve
 from metatrain.figures.images import episode as episode
 from metatrain.figures.images import made_images as made_images
+from metatrain.figures.regret import trial_and_regret as trial_and_regret
 from metatrain.figures.seeds import over_seeds as over_seeds
 from metatrain.figures.style import as_written as as_written
 from metatrain.figures.style import logarithmic as logarithmic

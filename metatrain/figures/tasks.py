@@ -141,7 +141,18 @@ def trial(
     axis_names: what is counted, and what is drawn of each.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    draw_trial(figure.subplots(), lines, levels, axis_names)
+    figure.axes[0].set_title(title)
+    return figure
+
+
+def draw_trial(
+    axes: Axes,
+    lines: Sequence[tuple[int, Tensor]],
+    levels: Mapping[str, float],
+    axis_names: tuple[str, str] = ("step of the episode", "mean reward"),
+) -> None:
+    """Draw what `trial` has."""
     colours = ["tab:blue", "tab:orange"][-len(lines) :]
     for (step, rewards), colour in zip(lines, colours, strict=True):
         label = when(step) if len(lines) > 1 else "the policy"
@@ -149,10 +160,9 @@ def trial(
     for (name, level), style in zip(levels.items(), ["--", ":", "-."], strict=False):
         axes.axhline(level, color="tab:gray", linestyle=style, label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-    return figure
 
 
 def when(step: int) -> str:

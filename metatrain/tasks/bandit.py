@@ -15,6 +15,7 @@ from metatrain.measures import Measure, mean
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes, Played
+from metatrain.tasks import exploration
 from metatrain.tasks.generated import Generated
 
 if TYPE_CHECKING:
@@ -27,13 +28,21 @@ class Arms(NamedTuple):
     probabilities: Tensor  # [T, arms] of a reward of 1
 
 
-def pseudo_regret(played: Played, task: Arms) -> Tensor:
-    """[T] what a trial's pulls are expected to pay less than pulls of the best arm would.
+def regrets(actions: Tensor, task: Arms) -> Tensor:
+    """[T, N, pulls]: what a pull is expected to pay less than a pull of the best arm would.
 
-    Bubeck and Cesa-Bianchi 2012, arXiv 1204.5721, section 1; the mean over a task's trials.
+    actions: [T, N, pulls, arms].
     """
-    chances = (played.rollout.actions * task.probabilities[:, None, None]).sum(-1)  # [T, N, pulls]
-    return (task.probabilities.amax(1)[:, None, None] - chances).sum(2).mean(1)
+    chances = (actions * task.probabilities[:, None, None]).sum(-1)
+    return task.probabilities.amax(1)[:, None, None] - chances
+
+
+def pseudo_regret(played: Played, task: Arms) -> Tensor:
+    """[T] the regret of a trial's pulls; the mean over a task's trials.
+
+    Bubeck and Cesa-Bianchi 2012, arXiv 1204.5721, section 1.
+    """
+    return regrets(played.rollout.actions, task).sum(2).mean(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +98,17 @@ class Bandit(Generated):
         return state, state, reward, torch.zeros_like(reward, dtype=torch.bool)
 
     def baselines(self, task: Arms) -> dict[str, Tensor]:
-        """Expected returns of pulling arms at random, and of who knows the best one."""
+        """Expected returns of random pulls, of who knows the best arm, and of strategies.
+
+        The strategies are those of metatrain.tasks.exploration, in as many trials.
+        """
         chances = task.probabilities
-        return {"random": self.pulls * chances.mean(1), "best_arm": self.pulls * chances.amax(1)}
+        found = exploration.strategies(chances, self.pulls, self.episodes)
+        return {
+            "random": self.pulls * chances.mean(1),
+            "best_arm": self.pulls * chances.amax(1),
+            **{name: each.sum(1).to(chances.device) for name, each in found.items()},
+        }
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
         return Episodes(
@@ -103,21 +120,23 @@ class Bandit(Generated):
         )
 
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
-        """The mean reward of each pull over many bandits."""
+        """The mean reward of each pull over many bandits, and the regret up to it."""
         from metatrain import figures
 
         task = self.sample(context.generator, 500, context.ticket.split)
         adapted = adapt(task)
         shown = [adapted[0], adapted[-1]] if len(adapted) > 1 else adapted
-        lines = [
-            (step, problem.rollout(params, task, context.generator).rewards.mean((0, 1)))
-            for step, params in shown
-        ]
-        levels = {
-            name: float(value.mean()) / self.pulls for name, value in self.baselines(task).items()
-        }
-        return figures.trial(
-            lines, levels, f"{self.arms}-armed bandits: mean reward of each of {self.pulls} pulls"
+        played = [(n, problem.rollout(params, task, context.generator)) for n, params in shown]
+        chances, best = task.probabilities, task.probabilities.amax(1)
+        paid = exploration.strategies(chances, self.pulls, self.episodes)
+        paid["random"] = chances.mean(1)[:, None].expand(-1, self.pulls)
+        others = {name: (best[:, None].cpu() - p.cpu()).mean(0) for name, p in paid.items()}
+        return figures.trial_and_regret(
+            [(n, rollout.rewards.mean((0, 1))) for n, rollout in played],
+            {"random": float(chances.mean()), "best arm": float(best.mean())},
+            [(n, regrets(rollout.actions, task).mean((0, 1))) for n, rollout in played],
+            others,
+            f"{self.arms}-armed bandits, {self.pulls} pulls",
         )
 
     def describe(self) -> str:
