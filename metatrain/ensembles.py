@@ -165,9 +165,11 @@ def check_ensemble(setting: Setting, problem: Problem, key: str) -> None:
     if ensemble is None:
         return
     key = f"{key}.ensemble"
-    if not isinstance(problem, Labelled):
+    outputs, numbers = (getattr(problem, name, 0) for name in ("outputs", "feedback"))
+    if not isinstance(problem, Labelled) or outputs != numbers:  # those of a density, for one
         raise InputError(
-            f"{key} needs labelled examples, and these tasks have none", remedy="leave it out"
+            f"{key} mixes classes or numbers, and these tasks have other predictions",
+            remedy="leave it out",
         )
     if setting.attack is not None:
         raise InputError(
@@ -254,6 +256,8 @@ def bootstrap(problem: Problem, task: Any, generator: torch.Generator) -> Any:
     """The tasks with as many support examples, drawn with replacement, of classes in each class."""
     y = task.support_y
     tasks, examples = y.shape[:2]
+    if not examples:
+        return task
     same = torch.ones(tasks, examples, examples)
     if labelled(problem).classes:
         same = (y[:, :, None] == y[:, None, :]).float().cpu()

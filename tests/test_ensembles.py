@@ -33,6 +33,7 @@ from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
 
 BANDIT = CASES["rl2"]
+DENSITY = SINUSOID | {"family": {"name": "gaussian_process", "shots": [2, 3], "queries": 2}}
 KINDS: list[dict[str, Any]] = [
     {"name": "bagged", "members": 3},
     {"name": "boosted", "members": 3},
@@ -248,7 +249,8 @@ def test_ensembles_that_cannot_be_are_refused_before_training() -> None:
             {"evaluation__ensemble": KINDS[0], "evaluation__attack": attack},
             "evaluation.ensemble: an attack",
         ),
-        (BANDIT, {"evaluation__ensemble": KINDS[0]}, "evaluation.ensemble needs labelled"),
+        (BANDIT, {"evaluation__ensemble": KINDS[0]}, "evaluation.ensemble mixes"),
+        (DENSITY, {"evaluation__ensemble": KINDS[0]}, "evaluation.ensemble mixes"),
     ):
         with pytest.raises(InputError) as error:
             check_data(prepare(config(base, **keys).recipe()))
