@@ -26,13 +26,13 @@ def fresh(channels: int, filters: int, noise: int, generator: torch.Generator) -
     """
     wide = 2 * filters
     layers = {
-        f"{GENERATOR}narrow": (filters, channels),
-        f"{GENERATOR}narrower": (wide, filters),
+        f"{GENERATOR}half": (filters, channels),
+        f"{GENERATOR}quarter": (wide, filters),
         f"{GENERATOR}mix": (wide, wide + noise),
         f"{GENERATOR}widen": (filters, wide + filters),
         f"{GENERATOR}out": (channels, filters + channels),
-        f"{DISCRIMINATOR}narrow": (filters, 2 * channels),
-        f"{DISCRIMINATOR}narrower": (wide, filters),
+        f"{DISCRIMINATOR}half": (filters, 2 * channels),
+        f"{DISCRIMINATOR}quarter": (wide, filters),
         f"{DISCRIMINATOR}out": (1, wide),
     }
     found = {}
@@ -54,8 +54,8 @@ def make(weights: Params, images: Tensor, generator: torch.Generator) -> Tensor:
         return _convolve(weights, GENERATOR + name, x, stride)
 
     x = images.flatten(0, 1)
-    half = F.relu(layer("narrow", x, 2))
-    quarter = F.relu(layer("narrower", half, 2))
+    half = F.relu(layer("half", x, 2))
+    quarter = F.relu(layer("quarter", half, 2))
     channels = weights[f"{GENERATOR}mix.weight"].shape[1] - quarter.shape[1]
     shape = len(x), channels, *quarter.shape[2:]
     noise = 2 * torch.rand(shape, generator=generator).to(x) - 1
@@ -63,6 +63,17 @@ def make(weights: Params, images: Tensor, generator: torch.Generator) -> Tensor:
     widened = F.relu(layer("widen", torch.cat([_doubled(mixed, half), half], 1)))
     change = layer("out", torch.cat([_doubled(widened, x), x], 1))
     return (x + change).clamp(0, 1).view_as(images)
+
+
+def enlarged(weights: Params, task: Any, count: int, generator: torch.Generator) -> Any:
+    """The tasks, whose images are floats in 0..1, with so many made of each support image."""
+    x, y = task.support_x, task.support_y
+    if not count:
+        return task
+    made = make(weights, torch.cat([x] * count, 1), generator)
+    return task._replace(
+        support_x=torch.cat([x, made], 1), support_y=torch.cat([y] * (1 + count), 1)
+    )
 
 
 def losses(weights: Params, task: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -89,7 +100,7 @@ def losses(weights: Params, task: Any, generator: torch.Generator) -> tuple[Tens
 def realness(weights: Params, images: Tensor, others: Tensor) -> Tensor:
     """[T * N] logits that `others` of the classes of `images` are real, [T, N, C, H, W] both."""
     x = torch.cat([images, others], 2).flatten(0, 1)
-    for name in ("narrow", "narrower"):
+    for name in ("half", "quarter"):
         x = F.leaky_relu(_convolve(weights, DISCRIMINATOR + name, x, 2), 0.2)
     return _convolve(weights, f"{DISCRIMINATOR}out", x, 2).mean((1, 2, 3))
 

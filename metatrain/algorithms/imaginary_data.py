@@ -32,7 +32,7 @@ class ImaginaryData:
         S* = S and (G(x, z_j), y) for each (x, y) in S and j = 1, ..., made
         L = mean over queries of -log p(y | x, S*)
         L_G = mean over S of -D(x, G(x, z))
-        L_D = mean over S of D(x, G(x, z)) - D(x, x') + 10 (|grad D(x, x'')| - 1)^2
+        L_D = mean over S of D(x, G(x, z)) - D(x, x') + 10 (|grad_x'' D(x, x'')| - 1)^2
 
     p is that of prototypical networks, z uniform noise, x' a query image of the class of x, and x''
     between x' and G(x, z). The network descends L, G descends L + adversarial * L_G, and the
@@ -67,28 +67,28 @@ class ImaginaryData:
         return start._replace(algorithm=made)
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        if self.made:
-            problem, task = attackable(problem).in_floats(task)
-            seeds = torch.cat([task.support_x] * self.made, 1)
-            made = self.make(meta, seeds, context.generator)
-            task = task._replace(
-                support_x=torch.cat([task.support_x, made], 1),
-                support_y=torch.cat([task.support_y] * (1 + self.made), 1),
-            )
-        return Prototypical().adapt(problem, meta, task, context)
+        there, floats = attackable(problem).in_floats(task)
+        larger = image_maker.enlarged(meta.algorithm, floats, self.made, context.generator)
+        return Prototypical().adapt(there, meta, larger, context)
+
+    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
+        there, floats = attackable(problem).in_floats(tasks)
+        stateless = meta._replace(state={})
+        update = inner_loop.mean_gradient(self.adapt, there, stateless, floats, context)
+        direction, weights = update.direction, meta.algorithm
+        if meta.state:  # of all that the network sees, so of made images as well
+            with torch.no_grad():
+                larger = image_maker.enlarged(weights, floats, self.made, context.generator)
+            direction = direction._replace(state=inner_loop.tracked(there, meta, larger))
+        if not self.made:
+            return update._replace(direction=direction)
+        weights = {name: p.detach().requires_grad_() for name, p in weights.items()}
+        l_g, l_d = image_maker.losses(weights, floats, context.generator)
+        slopes = torch.autograd.grad(self.adversarial * l_g + l_d, [*weights.values()])
+        pairs = zip(direction.algorithm.items(), slopes, strict=True)
+        direction = direction._replace(algorithm={name: p + slope for (name, p), slope in pairs})
+        losses = {"generator_loss": l_g.detach(), "discriminator_loss": l_d.detach()}
+        return update._replace(direction=direction, metrics={**update.metrics, **losses})
 
     def make(self, meta: Meta, x: Tensor, generator: torch.Generator) -> Tensor:
         return image_maker.make(meta.algorithm, x, generator)
-
-    def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        update = inner_loop.mean_gradient(self.adapt, problem, meta, tasks, context)
-        if not self.made:
-            return update
-        weights = {name: p.detach().requires_grad_() for name, p in meta.algorithm.items()}
-        _, floats = attackable(problem).in_floats(tasks)
-        l_g, l_d = image_maker.losses(weights, floats, context.generator)
-        slopes = torch.autograd.grad(self.adversarial * l_g + l_d, [*weights.values()])
-        both = {n: update.direction.algorithm[n] + p for n, p in zip(weights, slopes, strict=True)}
-        losses = {"generator_loss": l_g.detach(), "discriminator_loss": l_d.detach()}
-        direction = update.direction._replace(algorithm=both)
-        return update._replace(direction=direction, metrics={**update.metrics, **losses})
