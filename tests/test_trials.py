@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from cases import context
 
-from metatrain.core import InputError
+from metatrain.core import InputError, Params
 from metatrain.models import MLP, heads
 from metatrain.problems.trials import Trials
-from metatrain.tasks import MDP, Navigation
+from metatrain.tasks import MDP, CartPole, Navigation
 from metatrain.tasks.mdp import Tables
 from metatrain.tasks.navigation import Goals
 
@@ -110,3 +113,24 @@ def test_wrong_sizes_of_an_mdp_are_one_sentence() -> None:
         with pytest.raises(InputError) as error:
             MDP(**{key: 0})  # type: ignore[arg-type]
         assert (error.value.what, error.value.got) == (key, 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "points"),
+    [
+        (MDP(states=2, horizon=2, trial=3), 3),
+        (CartPole(horizon=4, episodes=1), 4),
+        (CartPole(horizon=4, episodes=1, trial=2), 8),
+    ],
+)
+def test_a_picture_shows_the_episodes_of_a_trial(family: MDP | CartPole, points: int) -> None:
+    problem = family.bind(MLP(hidden=()), ("none",), "batched")
+    init = problem.init(torch.Generator().manual_seed(0))
+
+    def adapt(task: Any) -> list[tuple[int, Params]]:
+        params = {name: p.expand(len(task[0]), *p.shape) for name, p in init.items()}
+        return [(0, params), (1, params)]
+
+    (axes,) = family.picture(problem, adapt, context(work="score")).axes
+    drawn = [line for line in axes.lines if len(line.get_xdata()) == points]
+    assert len(drawn) == (1 if isinstance(family, MDP) else 2)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import radians
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metatrain.bounds import bounded, check_bounds
-from metatrain.core import ComputePath, InputError, Model, Norm, Split
+from metatrain.core import Adapt, ComputePath, Context, InputError, Model, Norm, Split
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes
 from metatrain.problems.trials import in_trials
 from metatrain.tasks.generated import Generated
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SECONDS = 0.02  # of a step
 FARTHEST, STEEPEST = 2.4, radians(12)  # of the cart and of the pole: beyond them an episode ends
@@ -126,6 +129,24 @@ class CartPole(Generated):
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
         environment = in_trials(self, self.trial)
         return Episodes(environment=environment, model=model, path=path, estimator=self.estimator)
+
+    def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
+        """The share of 100 poles that stand after each step, before and after adaptation."""
+        from metatrain import figures
+
+        task = self.sample(context.generator, 100, context.ticket.split)
+        adapted = adapt(task)
+        shown = [adapted[0], adapted[-1]] if len(adapted) > 1 else adapted
+        lines = [
+            (step, problem.rollout(params, task, context.generator).alive.mean((0, 1)))
+            for step, params in shown
+        ]
+        return figures.trial(
+            lines,
+            {},
+            "CartPole with varied physics and buttons",
+            ("step of the episode", "share of poles that stand"),
+        )
 
 
 def _seen(state: Tensor) -> Tensor:
