@@ -59,19 +59,8 @@ class Outer:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if isinstance(self.aggregate, Private) and self.tasks_per_ticket != 1:
-            raise InputError(
-                "tasks_per_ticket",
-                got=self.tasks_per_ticket,
-                expected="1, as aggregate private bounds the influence of each task",
-            )
-        population = getattr(self.aggregate, "population", None)
-        if population is not None and population < self.tasks_per_step:
-            raise InputError(
-                "aggregate.population",
-                got=population,
-                expected=f"at least tasks_per_step, {self.tasks_per_step}",
-            )
+        if isinstance(self.aggregate, Private):
+            self._check_private(self.aggregate)
         if self.average and self.max_staleness:
             expected = "0 with max_staleness, since workers then compute while others score"
             raise InputError("average", got=self.average, expected=expected)
@@ -81,6 +70,20 @@ class Outer:
                 "optimizer",
                 got=self.optimizer,
                 expected="a class of torch.optim such as Adam or SGD",
+            )
+
+    def _check_private(self, private: Private) -> None:
+        if self.tasks_per_ticket != 1:
+            raise InputError(
+                "tasks_per_ticket",
+                got=self.tasks_per_ticket,
+                expected="1, as aggregate private bounds the influence of each task",
+            )
+        if private.population is not None and private.population < self.tasks_per_step:
+            raise InputError(
+                "aggregate.population",
+                got=private.population,
+                expected=f"at least tasks_per_step, {self.tasks_per_step}",
             )
 
     def tickets(self) -> int:
