@@ -15,14 +15,8 @@ from cluster.workers.worker import Worker
 from metatrain.algorithms import q_learning
 from metatrain.algorithms.q_learning import rescaled, restored, shares
 from metatrain.algorithms.r2d2 import R2D2, TARGET
-from metatrain.algorithms.replay import (
-    PRIORITIES,
-    ROWS,
-    Replay,
-    Window,
-    cut,
-    priorities,
-)
+from metatrain.algorithms.replay import PRIORITIES, ROWS, Replay, priorities
+from metatrain.algorithms.sequences import Window, cut
 from metatrain.core import Context, InputError, Params, Ticket, Update, generator_for
 from metatrain.learner import Learner
 from metatrain.models import MLP, heads

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metatrain.algorithms.replay import Sequences, Window
+from metatrain.algorithms.sequences import Sequences, Window
 from metatrain.core import Acting, Params
 
 EPSILON = 1e-3  # of the rescaling

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 
 from metatrain.algorithms import inner_loop, q_learning
-from metatrain.algorithms.replay import Replay, Sequences, Window, cut, priorities
+from metatrain.algorithms.replay import Replay, priorities
+from metatrain.algorithms.sequences import Sequences, Window, cut
 from metatrain.bounds import EXAMPLES, STEPS, bounded, check_bounds
 from metatrain.core import KEPT, TRAINING_ONLY, Context, Meta, Params, Problem, Update, acting
 from metatrain.models.heads import EPSILON, HIDDEN
@@ -26,8 +27,8 @@ class R2D2:
 
     Q' is an older Q. A sequence begins with the memory that its policy had there, and the memory
     reads some steps before those that are learned. A ticket plays episodes, each with a share of
-    random actions, then learns from a batch of its replay, which is a part of Meta.state. Nothing
-    adapts but the memory, as in RL2. Scores are of greedy actions.
+    random actions, then learns from a batch of its replay, a part of Meta.state. Only the memory
+    adapts, as in RL2. Scores are of greedy actions.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -59,15 +60,15 @@ class R2D2:
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
         env, model = acting(problem).environment, inner_loop.init_whole(problem, generator)
-        units = model[HIDDEN].numel() if HIDDEN in model else 0
-        steps = self.burn_in + self.length + self.ahead
-        sequence = Sequences.empty(steps, env.observations, env.actions, units)
+        units = len(model.get(HIDDEN, ()))
+        window = Window(self.burn_in, self.length, self.ahead)
+        sequence = Sequences.empty(sum(window), env.observations, env.actions, units)
         target = {TARGET + name: p.clone() for name, p in model.items()}
         return Meta(model, {}, Replay.empty(sequence, self.capacity, self.tickets) | target)
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
-        greedy = torch.zeros(len(task[0]), 1, device=task[0].device)
-        yield inner_loop.start(meta, task) | {EPSILON: greedy}
+        greedy = {EPSILON: torch.zeros(len(task[0]), 1, device=task[0].device)}
+        yield inner_loop.start(meta, task) | greedy
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
         acts, (_, _, step, place, _) = acting(problem), context.ticket
@@ -82,8 +83,8 @@ class R2D2:
             phi[EPSILON] = shares.to(tasks[0].device).expand(len(tasks[0]), -1)
             rollout = acts.rollout(phi, tasks, context.generator)
             memory = q_learning.memories(acts, phi, rollout)
-            memory = memory if self.starts == "stored" else memory[:, :, :1].expand_as(memory)
-            new = cut(rollout, memory, window)
+            start = memory if self.starts == "stored" else memory[:, :, :1].expand_as(memory)
+            new = cut(rollout, start, window)
             errors = q_learning.errors(acts, q, target, new, window)
             held = Replay.of(meta.state, place).add(new.rows(), priorities(errors, new, window))
             places, weights = held.draw(self.batch, context.generator)
