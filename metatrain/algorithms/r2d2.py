@@ -92,9 +92,8 @@ class R2D2:
         errors = q_learning.errors(acts, q, target, drawn, window)
         loss = (weights * errors.square().mean(1)).mean() / 2
         found = torch.autograd.grad(loss, [*model.values()], materialize_grads=True)
-        held = held.marked(places, priorities(errors.detach(), drawn, window))
         now = meta.model if (step + 1) % self.target_steps == 0 else older
         state = {TARGET + name: p.clone() for name, p in now.items()}
-        state |= held.written(meta.state, place)
+        state |= held.marked(places, priorities(errors, drawn, window)).written(meta.state, place)
         metrics = {"return_after": rollout.rewards.sum(2).mean(), "loss_after": loss.detach()}
         return Update(Meta(dict(zip(model, found, strict=True)), {}, state), len(tasks[0]), metrics)

@@ -21,7 +21,7 @@ def priorities(errors: Tensor, seen: Sequences, window: Window) -> Tensor:
 
     errors: [B, length], 0 where no step was taken.
     """
-    sizes, steps = errors.abs(), seen.alive[:, window.learned].sum(1)
+    sizes, steps = errors.detach().abs(), seen.alive[:, window.learned].sum(1)
     found = ETA * sizes.amax(1) + (1 - ETA) * sizes.sum(1) / steps.clamp(min=1)
     return torch.where(steps > 0, found.clamp(min=LEAST), 0.0)
 
