@@ -208,7 +208,7 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     },
     "in-context": SINUSOID
     | {
-        "family": {"name": "linear_regression", "inputs": 2, "shots": [0, 3], "queries": 3},
+        "family": {"name": "linear_regression", "inputs": 2, "shots": [3, 3], "queries": 3},
         "model": {
             "name": "mlp",
             "hidden": [],

@@ -105,6 +105,7 @@ class SharedLinear(nn.Linear):
             if weight.stride(0):
                 return torch.baddbmm(bias[:, None], x, weight.mT)
             weight, bias = One.apply(weight), One.apply(bias)
+            x = x.contiguous()  # else sums of a slice would have an order of their own
         return F.linear(x, weight, bias)
 
 
