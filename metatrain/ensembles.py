@@ -19,6 +19,7 @@ from metatrain.bounds import bounded, check_bounds
 from metatrain.core import (
     Algorithm,
     Context,
+    Demonstrated,
     InputError,
     Labelled,
     Member,
@@ -166,7 +167,8 @@ def check_ensemble(setting: Setting, problem: Problem, key: str) -> None:
         return
     key = f"{key}.ensemble"
     outputs, numbers = (getattr(problem, name, 0) for name in ("outputs", "feedback"))
-    if not isinstance(problem, Labelled) or outputs != numbers:  # those of a density, for one
+    acts = isinstance(problem, Demonstrated)  # what is measured are episodes
+    if not isinstance(problem, Labelled) or acts or outputs != numbers:  # of a density, for one
         raise InputError(
             f"{key} mixes classes or numbers, and these tasks have other predictions",
             remedy="leave it out",

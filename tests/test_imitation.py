@@ -17,6 +17,7 @@ from cluster import run
 from metatrain.algorithms import GAIL, MAML
 from metatrain.algorithms.gail import critic_loss, logits
 from metatrain.core import InputError, Params, Task
+from metatrain.first_look import check_data
 from metatrain.inference import files
 from metatrain.metrics import RETURN, mean_squared_error
 from metatrain.models import MLP
@@ -261,3 +262,6 @@ def test_what_cannot_be_imitated_is_one_sentence() -> None:
     bandit = SINUSOID | {"family": {"name": "imitation", "environment": {"name": "bandit"}}}
     with pytest.raises(InputError, match="navigation"):
         prepare(config(bandit).recipe())
+    mixed = config(CASES["gail"], evaluation__ensemble={"name": "bagged"}).recipe()
+    with pytest.raises(InputError, match="these tasks have other predictions"):
+        check_data(prepare(mixed))
