@@ -133,6 +133,22 @@ def test_the_share_of_the_experts_return_is_1_for_its_policy_and_0_for_none() ->
         assert measure.value(measure.pool(acted, task)) == pytest.approx(share, abs=1e-4)
 
 
+def test_what_pushing_shows_and_pays_is_imitated_as_well() -> None:
+    """Both places are seen; whoever does not touch the disc gets what its distance costs."""
+    family = replace(WALK, environment=Pushing(horizon=30, episodes=4))
+    problem, task = bound(family), drawn(family)
+    problem.check(task)
+    assert task.support_x.shape == (3, 10, 4)
+    still = {n: torch.zeros(3, *p.shape) for n, p in problem.init(seeded()).items()}
+    acted = problem.predict(still, task, context(work="score"))
+    returns, others = problem.judge(acted, task)["return"], problem.baselines(task)
+    torch.testing.assert_close(returns, others["standing_still"])
+    assert (others["expert"] > 0.5 * others["standing_still"]).all()
+    first = demonstrated(family.environment, task, 30, 0.0, seeded())
+    again = demonstrated(family.environment, task, 30, 0.0, seeded())
+    assert torch.equal(first.actions, again.actions)
+
+
 def hand(params: Params, x: Tensor) -> Tensor:
     """A network of one hidden layer on [T, N, 2]."""
     hidden = torch.relu(x @ params["body.0.weight"].mT + params["body.0.bias"][:, None])
