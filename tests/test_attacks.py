@@ -12,6 +12,8 @@ from cases import GLYPHS, SINUSOID, config, context, drawn_images, exact, images
 from torch import Tensor
 from torch.func import functional_call
 
+from cluster.workers.plan import choose_plan
+from cluster.workers.worker import Worker
 from metatrain import algorithms, evaluate, protocol
 from metatrain.core import (
     FGSM,
@@ -24,11 +26,13 @@ from metatrain.core import (
     Part,
     Purpose,
     Task,
+    Ticket,
     Update,
 )
 from metatrain.corruptions import Blur, Noise, Occlusion
 from metatrain.disturbed import disturbed
 from metatrain.first_look import check_data
+from metatrain.learner import Learner
 from metatrain.metrics import accuracy, cross_entropy
 from metatrain.models import MLP, Conv4
 from metatrain.problems.supervised import Supervised
@@ -358,3 +362,28 @@ def test_pixels_outside_of_0_to_1_are_refused() -> None:
     with pytest.raises(InputError) as error:
         pixels().check(task)
     assert error.value.what.startswith("query_x")
+
+
+@pytest.mark.ray  # takes seconds
+def test_under_attack_adml_is_above_maml_that_learned_from_the_same_tasks() -> None:
+    found: dict[str, list[float]] = {}
+    few = {"tasks": 200, "tasks_per_ticket": 200}
+    for name, own in {"maml": {}, "adml": {"epsilon": 24}}.items():
+        tree = GLYPHS | {
+            "model": {"name": "mlp", "hidden": [64]},
+            "algorithm": {"name": name, "inner_lr": 0.4} | own,
+            "outer": {"steps": 150, "tasks_per_step": 16, "tasks_per_ticket": 16, "lr": 0.01},
+            "evaluation": few,
+            "evaluations": {"fgsm": few | {"attack": {"name": "fgsm", "epsilon": 24}}},
+        }
+        prepared = prepare(config(tree).recipe())
+        worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
+        learner = Learner(prepared.meta, prepared.recipe.outer)
+        for step in range(150):
+            worker.load(step, worker.layout.flatten(learner.meta()))
+            learner.apply([worker.compute(Ticket("update", "train", step, 0))[0]])
+        worker.load(150, worker.layout.flatten(learner.meta()))
+        scores = [worker.compute(Ticket("score", "test", 0, 0, v))[0] for v in ("", "fgsm")]
+        found[name] = [float(each.curves["none"]["accuracy"][:, -1].mean()) for each in scores]
+    assert found["adml"][1] > found["maml"][1] + 0.05, found
+    assert found["adml"][0] > found["maml"][0] - 0.05, found
