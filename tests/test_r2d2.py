@@ -40,7 +40,8 @@ def played(problem: Episodes, params: Params, tasks: int = 2) -> tuple[Params, R
     env: Any = problem.environment
     task = env.sample(torch.Generator().manual_seed(1), tasks, "train")
     rollout = problem.rollout(phi, task, torch.Generator().manual_seed(2))
-    return phi, rollout, q_learning.memories(problem, phi, rollout)
+    one = {name: p[:1] for name, p in phi.items()}
+    return phi, rollout, q_learning.memories(problem, one, rollout)
 
 
 def test_values_are_rescaled_and_restored() -> None:

@@ -34,17 +34,23 @@ def shares(epsilon: float, least: float, episodes: int) -> Tensor:
 
 @torch.no_grad()
 def memories(problem: Acting, params: Params, rollout: Any) -> Tensor:
-    """[T, N, H, units]: the memory before each step of episodes; no units without one."""
-    memory = problem.memory(params)
-    if not memory:
+    """[T, N, H, units]: the memory before each step of episodes; no units without one.
+
+    params: of one task, [1, ...] each.
+    """
+    observations, actions, rewards, _ = rollout
+    tasks, episodes, horizon = rewards.shape
+    if not (initial := problem.memory(params)):
         return rollout.rewards[..., None][..., :0]
-    feedback = torch.cat([rollout.actions, rollout.rewards[..., None]], -1)
+    memory = tuple(x[:, :1].expand(-1, tasks * episodes, -1) for x in initial)
+    seen = observations.flatten(0, 1)[None]
+    feedback = torch.cat([actions, rewards[..., None]], -1).flatten(0, 1)[None]
     each = []
-    for t in range(feedback.shape[2]):
+    for t in range(horizon):
         each.append(memory[0])
-        _, hidden = problem.act(params, rollout.observations[:, :, t], memory)
+        _, hidden = problem.act(params, seen[:, :, t], memory)
         memory = *hidden, feedback[:, :, t]
-    return torch.stack(each, 2)
+    return torch.stack(each, 2)[0].unflatten(0, (tasks, episodes))
 
 
 def values(problem: Acting, params: Params, seen: Sequences, burn_in: int) -> Tensor:

@@ -82,7 +82,7 @@ class R2D2:
             phi = inner_loop.start(meta, tasks)
             phi[EPSILON] = shares.to(tasks[0].device).expand(len(tasks[0]), -1)
             rollout = acts.rollout(phi, tasks, context.generator)
-            memory = q_learning.memories(acts, phi, rollout)
+            memory = q_learning.memories(acts, q, rollout)
             start = memory if self.starts == "stored" else memory[:, :, :1].expand_as(memory)
             new = cut(rollout, start, window)
             errors = q_learning.errors(acts, q, target, new, window)

@@ -162,8 +162,9 @@ class Policy:
         if not memory:
             return call(self.module, self.path, network, observation), ()
         body, head = (self.module.get_submodule(name) for name in ("body", "head"))
-        features = call(body, self.path, part(network, "body."), observation)
-        outputs, hidden = call(head, self.path, part(network, "head."), features, *memory)
+        path = "reference" if len(observation) == 1 else self.path  # vmap costs more than one task
+        features = call(body, path, part(network, "body."), observation)
+        outputs, hidden = call(head, path, part(network, "head."), features, *memory)
         return outputs, (hidden,)
 
     def _chances(self, params: Params, outputs: Tensor) -> Tensor:
