@@ -31,7 +31,7 @@ class Bars:
     def nll(self, logits: Tensor, target: Tensor) -> Tensor:
         """[T] mean of -log density, of logits [T, N, B] at targets [T, N, 1]."""
         borders = self.borders.to(target.device)
-        bucket = torch.searchsorted(borders, target)  # [T, N, 1]
+        bucket = torch.searchsorted(borders, target.contiguous())  # [T, N, 1]
         flat = pad(-borders.diff().log(), (1, 1))[bucket]
         beyond = torch.maximum(borders[0] - target, target - borders[-1]) / self.tail
         tail = math.log(2 / math.pi) / 2 - math.log(self.tail) - beyond.square() / 2

@@ -40,9 +40,9 @@ class GaussianProcess(Generated):
     metric: ClassVar[Metric] = NLL
 
     name: Literal["gaussian_process"] = "gaussian_process"
-    shots: tuple[int, int] = bounded((0, 20), least=0, most=1000)
+    shots: tuple[int, int] = bounded((0, 20), least=0, most=100)
     """Least and most support points of a task; those of a ticket have as many."""
-    queries: int = bounded(20, least=1, most=1000)
+    queries: int = bounded(20, least=1, most=500)
     """Query points of a task."""
     length_scales: tuple[float, float] = bounded((0.1, 0.6), above=0, most=1000)
     """Least and most length scale of a task."""
