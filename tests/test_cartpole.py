@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cases import SINUSOID, config, trained
 
 from metatrain.core import InputError
 from metatrain.tasks import CartPole
@@ -68,3 +69,20 @@ def test_wrong_physics_are_one_sentence() -> None:
     with pytest.raises(InputError) as error:
         CartPole(reversed=1.5)
     assert (error.value.what, error.value.got) == ("reversed", 1.5)
+
+
+@pytest.mark.ray  # takes seconds
+def test_one_step_of_maml_finds_the_buttons() -> None:
+    """After 60 outer steps the return of 60 is above the unadapted one by 5 and the interval."""
+    recipe = config(
+        SINUSOID,
+        family={"name": "cartpole", "horizon": 60, "episodes": 20},
+        model={"name": "mlp", "hidden": [32]},
+        algorithm={"name": "maml", "inner_lr": 1.0},
+        outer={"steps": 60, "tasks_per_step": 10, "tasks_per_ticket": 10, "lr": 0.01},
+        evaluation={"tasks": 100, "tasks_per_ticket": 100},
+    ).recipe()
+    returns = trained(recipe).curves["none"]["return"]
+    gain = returns[:, -1] - returns[:, 0]
+    interval = 1.96 * float(gain.std()) / len(gain) ** 0.5
+    assert float(gain.mean()) > 5 + interval, (returns.mean(0), interval)
