@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 
 from metatrain.algorithms import MAML, InContext
 from metatrain.core import ComputePath, InputError, Meta, Params, Task
-from metatrain.inference import Learned
+from metatrain.inference import Learned, illustrate
 from metatrain.metrics import mean_squared_error
 from metatrain.models import MLP, Conv4, heads
 from metatrain.problems.bar_distribution import Bars
@@ -264,3 +264,39 @@ def test_images_are_read_as_their_features_and_one_hot_classes(path: ComputePath
     other = task._replace(support_y=(task.support_y + 1) % 3)
     assert (predicted(problem, meta, other)[1] - after).abs().max() > 1e-5
     assert_meta_gradient(InContext(), problem, meta, task)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: heads.Transformer(width=10, heads=4), "heads"),
+        (lambda: LinearRegression(shots=(3, 2)), "shots"),
+        (lambda: GaussianProcess(shots=(3, 2)), "shots"),
+        (lambda: GaussianProcess(length_scales=(0.5, 0.1)), "length_scales"),
+    ],
+)
+def test_bounds_in_the_wrong_order_and_heads_that_do_not_fit_are_refused(
+    make: Any, what: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        make()
+    assert error.value.what == what
+
+
+def test_a_network_that_reads_no_set_is_refused() -> None:
+    for head in (heads.Linear(), heads.Attention(), heads.Memory(hidden=3)):
+        with pytest.raises(InputError) as error:
+            InContext().init(bound(FUNCTIONS, head), torch.Generator())
+        assert error.value.remedy == "set model.head.name to transformer"
+
+
+@pytest.mark.ray  # draws
+def test_a_picture_has_the_means_of_densities() -> None:
+    case = CASES["in-context"] | {"family": {"name": "gaussian_process", "shots": [4, 4]}}
+    recipe = config(case).recipe()
+    figure = illustrate(recipe, prepare(recipe).meta)
+    assert figure is not None
+    for axes in figure.axes:
+        drawn = {line.get_label(): line for line in axes.get_lines()}
+        assert len(drawn["support points"].get_xdata()) == 4
+        assert len(drawn["after 1 adaptation step"].get_ydata()) == 400
