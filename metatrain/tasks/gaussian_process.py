@@ -16,8 +16,7 @@ from metatrain.measures import Measure, mean
 from metatrain.metrics import NLL, Metric
 from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.generated import Generated
-from metatrain.tasks.linear import check_shots, drawn_shots
+from metatrain.tasks.generated import Generated, check_shots, drawn_shots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

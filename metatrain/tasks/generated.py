@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from metatrain.core import Split
+import torch
+
+from metatrain.core import InputError, Split
 from metatrain.names import described
 
 
@@ -21,3 +23,14 @@ class Generated:
     def describe(self) -> str:
         """Name the tasks by the family's fields."""
         return described(self)
+
+
+def check_shots(shots: tuple[int, int]) -> None:
+    """Refuse bounds of a number of support points that are in the wrong order."""
+    if shots[0] > shots[1]:
+        raise InputError("shots", got=list(shots), expected="[least, most]")
+
+
+def drawn_shots(generator: torch.Generator, shots: tuple[int, int]) -> int:
+    """A number of support points, each equally probable."""
+    return int(torch.randint(shots[0], shots[1] + 1, (), generator=generator))

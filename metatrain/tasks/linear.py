@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from metatrain.bounds import EXAMPLES, bounded, check_bounds
-from metatrain.core import ComputePath, InputError, Model, Norm, Split, Task
+from metatrain.core import ComputePath, Model, Norm, Split, Task
 from metatrain.measures import NUMBERS, Measure, relative_excess
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
-from metatrain.tasks.generated import Generated
+from metatrain.tasks.generated import Generated, check_shots, drawn_shots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +82,3 @@ def least_squares(task: Task) -> Tensor:
     """[T] MSE of the smallest w with the least squared error on the support set."""
     w = torch.linalg.pinv(task.support_x.double()) @ task.support_y.double()
     return mean_squared_error(task.query_x.double() @ w, task.query_y)
-
-
-def check_shots(shots: tuple[int, int]) -> None:
-    """Refuse bounds of a number of support points that are in the wrong order."""
-    if shots[0] > shots[1]:
-        raise InputError("shots", got=list(shots), expected="[least, most]")
-
-
-def drawn_shots(generator: torch.Generator, shots: tuple[int, int]) -> int:
-    """A number of support points, each equally probable."""
-    return int(torch.randint(shots[0], shots[1] + 1, (), generator=generator))
