@@ -21,7 +21,8 @@ from metatrain.models import MLP, Conv4, heads
 from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
-from metatrain.tasks import GaussianProcess, LinearRegression
+from metatrain.tasks import GaussianProcess, LinearRegression, Tabular
+from metatrain.tasks.tabular import by_rules, most_frequent, nearest_neighbour
 
 SMALL = heads.Transformer(width=8, depth=2, heads=2)
 FUNCTIONS = LinearRegression(inputs=3, shots=(6, 6), queries=4)
@@ -300,3 +301,52 @@ def test_a_picture_has_the_means_of_densities() -> None:
         drawn = {line.get_label(): line for line in axes.get_lines()}
         assert len(drawn["support points"].get_xdata()) == 4
         assert len(drawn["after 1 adaptation step"].get_ydata()) == 400
+
+
+def test_columns_are_standardised_by_the_support_set_alone() -> None:
+    """Another unit changes nothing, nor does a column that is constant there."""
+    head = heads.Transformer(width=8, depth=2, heads=2, standardise=True)
+    problem, task = bound(FUNCTIONS, head), tasks(FUNCTIONS)
+    task.support_x[..., 2] = 3.0
+    meta = started(problem)
+    before, after = predicted(problem, meta, task)
+    scale, shift = torch.tensor([[7.0, 0.2, 1.0], [-1.0, 5.0, 2.0]]).double()
+    moved = task._replace(
+        support_x=scale * task.support_x + shift, query_x=scale * task.query_x + shift
+    )
+    torch.testing.assert_close(predicted(problem, meta, moved)[1], after, rtol=1e-6, atol=1e-9)
+    moved.query_x[..., 2] += 1.0
+    torch.testing.assert_close(predicted(problem, meta, moved)[1], after, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(before[:, :1].expand_as(before), before)  # no example, no unit
+
+
+def test_made_tables_can_be_learned_and_number_their_classes_at_random() -> None:
+    family = Tabular(columns=(3, 12), shots=(20, 30), queries=16, classes=4)
+    generator = torch.Generator().manual_seed(0)
+    problem, widths, ways = bound(family), set(), set()
+    nearest, frequent, firsts = [], [], []
+    for _ in range(30):
+        task = family.sample(generator, 8, "train")
+        problem.check(task)
+        assert 20 <= task.support_x.shape[1] <= 30
+        assert task.query_x.shape[1:] == (16, 12)
+        present = (task.support_x != 0).flatten(0, 1).any(0)
+        columns = int(present.nonzero().max()) + 1
+        assert not task.query_x[..., columns:].any()
+        widths.add(columns)
+        ways.add(int(task.support_y.max()) + 1)
+        nearest.append(nearest_neighbour(task).mean())
+        frequent.append(most_frequent(task).mean())
+        firsts.append((task.support_y == 0).float().mean())
+    assert widths <= set(range(3, 13))
+    assert len(widths) > 6
+    assert ways == {2, 3, 4}
+    assert torch.stack(nearest).mean() > torch.stack(frequent).mean() + 0.03
+    assert 0.35 < torch.stack(firsts).mean() < 0.5  # the mean of 1/2, 1/3 and 1/4, half of them 1/2
+
+
+def test_rules_ask_whether_two_columns_are_above_those_of_a_row() -> None:
+    x = torch.rand(1, 40, 1, generator=torch.Generator().manual_seed(0))
+    target = by_rules(torch.Generator().manual_seed(1), x)[0]
+    steps = target[x[0, :, 0].argsort()].diff().abs() > 0.3  # other than by noise
+    assert 1 <= int(steps.sum()) <= 6

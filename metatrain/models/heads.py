@@ -204,6 +204,8 @@ class Transformer:
     """Heads of a layer's attention; they divide `width`."""
     attention: Literal["softmax", "linear"] = "softmax"
     """`softmax`, or `linear`: layers of attention alone, without norms and hidden units."""
+    standardise: bool = False
+    """Whether each feature is standardised by the support set, such as columns of tables."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -219,6 +221,7 @@ class Transformer:
             depth=self.depth,
             heads=self.heads,
             linear=self.attention == "linear",
+            standardise=self.standardise,
         )
 
 

@@ -34,6 +34,7 @@ class TransformerLayer(nn.Module):
         depth: int,
         heads: int,
         linear: bool,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         self.support = nn.Parameter(torch.empty(0, features))
@@ -42,11 +43,14 @@ class TransformerLayer(nn.Module):
         self.prior, self.asked = (nn.Parameter(torch.zeros(width)) for _ in range(2))
         self.blocks = nn.ModuleList(Block(width, heads, linear) for _ in range(depth))
         self.out = SharedLinear(width, outputs)
-        self.linear = linear
+        self.linear, self.standardise = linear, standardise
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., N, features] -> [..., N, outputs]."""
-        support = self.example(self.support) + self.target(self.targets)
+        support = self.support
+        if self.standardise:
+            x, support = standardised(x, support)
+        support = self.example(support) + self.target(self.targets)
         asked = self.example(x) + self.asked[..., None, :]
         prior = self.prior[..., None, :].expand_as(asked[..., :1, :])
         tokens = torch.cat([prior, support, asked], -2)
@@ -87,6 +91,21 @@ class Block(nn.Module):
         weights = logits / seen.shape[-2] if self.linear else logits.softmax(-1)
         mixed: Tensor = self.mixed((weights @ value).transpose(-2, -3).flatten(-2))
         return mixed
+
+
+def standardised(x: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [..., N, F] with the support set's mean 0 and deviation 1, within -10..10.
+
+    A feature that is constant there becomes 0, and the others the larger the fewer they are.
+    """
+    examples = max(support.shape[-2], 1)
+    mean = support.sum(-2, keepdim=True) / examples
+    variance = (support - mean).square().sum(-2, keepdim=True) / examples
+    varies = variance > 1e-10
+    share = varies.float().mean(-1, keepdim=True).clamp(min=1 / x.shape[-1])
+    scale = torch.where(varies, variance.clamp(min=1e-10).rsqrt(), 0.0)
+    x, support = (((part - mean) * scale).clamp(-10, 10) for part in (x, support))
+    return x * share.rsqrt(), support * share.rsqrt()
 
 
 def normed(x: Tensor) -> Tensor:

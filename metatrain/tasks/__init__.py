@@ -16,6 +16,7 @@ from metatrain.tasks.series import Series
 from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.t_maze import TMaze
 from metatrain.tasks.table import Table
+from metatrain.tasks.tabular import Tabular
 
 # A recipe chooses one by `family.name`.
 BuiltIn = (
@@ -34,4 +35,5 @@ BuiltIn = (
     | Table
     | GaussianProcess
     | LinearRegression
+    | Tabular
 )
