@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import context
+from cases import SINUSOID, config, context, trained
 
 from metatrain.core import InputError, Params
 from metatrain.models import MLP, heads
@@ -134,3 +134,21 @@ def test_a_picture_shows_the_episodes_of_a_trial(family: MDP | CartPole, points:
     (axes,) = family.picture(problem, adapt, context(work="score")).axes
     drawn = [line for line in axes.lines if len(line.get_xdata()) == points]
     assert len(drawn) == (1 if isinstance(family, MDP) else 2)
+
+
+@pytest.mark.ray  # takes seconds
+def test_rl2_learns_an_mdp_within_a_trial() -> None:
+    """MDPs of three states and actions, six episodes: more than a tenth above random actions."""
+    head = {"name": "memory", "cell": "gru", "hidden": 32}
+    sizes = {"states": 3, "actions": 3, "horizon": 5, "trial": 6, "episodes": 20}
+    recipe = config(
+        SINUSOID,
+        family={"name": "mdp", "estimator": {"gae": 0.3}} | sizes,
+        model={"name": "mlp", "hidden": [], "head": head},
+        algorithm={"name": "recurrent"},
+        outer={"steps": 80, "tasks_per_step": 20, "tasks_per_ticket": 20, "lr": 0.01},
+        evaluation={"tasks": 100, "tasks_per_ticket": 100},
+    ).recipe()
+    found = trained(recipe)
+    above = found.curves["none"]["return"][:, -1] / found.baselines["random"].mean()
+    assert float(above.mean()) > 1.1

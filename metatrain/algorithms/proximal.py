@@ -37,7 +37,7 @@ class Proximal:
     """Gradients that are computed of the same episodes."""
     clip: float | None = bounded(0.2, above=0, most=RATE)
     """Change of an action's chance above which the outer loss gains nothing; `null`: any."""
-    lr: float = bounded(0.001, above=0, most=RATE)
+    lr: float = bounded(0.0003, above=0, most=RATE)
     """Adam's rate from one epoch to the next."""
     sampling: bool = True
     """Whether MAML's gradient has how the initialisation changes the episodes of adaptation."""
