@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -243,3 +243,28 @@ def test_numbers_as_actions_are_refused() -> None:
     problem = Navigation().bind(LSTM, ("none",), "batched")
     with pytest.raises(InputError, match="values of a few actions"):
         R2D2().init(problem, torch.Generator())
+
+
+def solved(starts: Literal["stored", "zero"], burn_in: int, steps: int) -> float:
+    """The return of greedy actions in a T-maze of 3 steps, from sequences of 2 of them."""
+    family = TMaze(shortest=3, longest=3, slack=1, episodes=32)
+    model = MLP(hidden=(), head=heads.Memory(cell="lstm", hidden=48))
+    problem = family.bind(model, ("none",), "reference")
+    r2d2 = R2D2(
+        length=2, burn_in=burn_in, starts=starts, ahead=1, batch=64, target_steps=10, capacity=500
+    )
+    outer = Outer(steps=steps, tasks_per_step=1, tasks_per_ticket=1, lr=0.005)
+    learner = Learner(r2d2.init(problem, torch.Generator().manual_seed(0)), outer)
+    tasks = family.sample(torch.Generator(), 1, "train")
+    for step in range(steps):
+        learner.apply([r2d2.update(problem, learner.meta(), tasks, at(step))])
+    (phi,) = r2d2.adapt(problem, learner.meta(), tasks, at(0))
+    rollout = problem.rollout(phi, tasks, torch.Generator().manual_seed(0))
+    return float(rollout.rewards.sum(2).mean())
+
+
+@pytest.mark.ray  # takes seconds
+def test_stored_memories_carry_a_cue_over_the_borders_of_sequences() -> None:
+    """No sequence has the cue and the turn: the right turn is worth 4, and 1.95 is guessed."""
+    assert solved("stored", 1, 300) > 3.8
+    assert solved("zero", 1, 300) < 2.8
