@@ -174,6 +174,7 @@ def poisoned(came: Contribution) -> Contribution:
 def test_a_fifth_of_the_tickets_is_poisoned_and_only_the_mean_follows_them() -> None:
     """Plain descent, so that the parameters say how far wrong tickets moved them."""
     descent = {
+        "steps": 2,
         "outer__tasks_per_step": 10,
         "outer__tasks_per_ticket": 1,
         "outer__optimizer": "SGD",

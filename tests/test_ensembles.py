@@ -77,7 +77,7 @@ def test_members_of_one_shot_are_the_single_network_which_is_a_baseline(
 
 
 def test_members_predictions_come_from_an_actor_as_they_were() -> None:
-    recipe = config(GLYPHS, evaluation__tasks=2, evaluation__ensemble=KINDS[0]).recipe()
+    recipe = config(SINUSOID, evaluation__tasks=2, evaluation__ensemble=KINDS[0]).recipe()
     prepared = prepare(recipe)
     worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
     worker.load(0, worker.layout.flatten(prepared.meta))
@@ -86,9 +86,9 @@ def test_members_predictions_come_from_an_actor_as_they_were() -> None:
     sent = wire.packed(found, spent, worker.layout)
     there = wire.unpacked(pickle.loads(pickle.dumps(sent.result)), worker.layout)
     assert isinstance(there, Scores)
-    assert found.members["transductive"]["predictions"].shape == (2, 3, 5, 5)
-    for name, values in found.members["transductive"].items():
-        assert torch.equal(values, there.members["transductive"][name])
+    assert found.members["none"]["predictions"].shape == (2, 3, 5, 1)
+    for name, values in found.members["none"].items():
+        assert torch.equal(values, there.members["none"][name])
 
 
 def test_a_bootstrap_draws_from_each_class_as_many_as_it_has_and_repeats() -> None:
