@@ -38,6 +38,10 @@ def test_the_gradient_of_a_quadratic_is_its_closed_form(path: ComputePath) -> No
     expected = (1.5 / (a + 1.5) * a * (best - c)).mean(0)
     torch.testing.assert_close(update.direction.model["x"], expected, rtol=1e-6, atol=0)
     assert update.tasks == 2
+    damped = IMAML(inner_lr=0.2, inner_steps=60, proximity=1.5, damping=2.5)
+    update = damped.update(problem, meta, tasks, context())  # type: ignore[arg-type]
+    expected = (4.0 / (a + 4.0) * a * (best - c)).mean(0)
+    torch.testing.assert_close(update.direction.model["x"], expected, rtol=1e-6, atol=0)
 
 
 def sinusoids() -> tuple[Any, Meta, Task]:

@@ -41,6 +41,8 @@ class IMAML:
     """Weight lambda of the distance to the initial parameters."""
     cg_steps: int = bounded(5, least=1, most=10_000, metadata=TRAINING_ONLY)
     """Steps of conjugate gradients."""
+    damping: float = bounded(0.0, least=0, most=RATE, metadata=TRAINING_ONLY)
+    """Added to lambda in conjugate gradients, which it steadies; the authors' code has 10."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -85,12 +87,13 @@ class IMAML:
     def _jacobian(
         self, loss: Tensor, weights: Sequence[Tensor]
     ) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        """v -> (I + hessian / lambda) v, of the loss with respect to the weights."""
+        """v -> (I + hessian / (lambda + damping)) v, of the loss with respect to the weights."""
         slope = grad(loss.sum(), weights, create_graph=True, materialize_grads=True)
 
         def product(v: Sequence[Tensor]) -> list[Tensor]:
             along = torch.stack([(g * part).sum() for g, part in zip(slope, v, strict=True)]).sum()
             curved = grad(along, weights, retain_graph=True, materialize_grads=True)
-            return [part + h / self.proximity for part, h in zip(v, curved, strict=True)]
+            stiffness = self.proximity + self.damping
+            return [part + h / stiffness for part, h in zip(v, curved, strict=True)]
 
         return product
