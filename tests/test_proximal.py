@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatrain.algorithms import MAML, Recurrent
 from metatrain.algorithms.proximal import Proximal
-from metatrain.core import InputError, Meta, Params
+from metatrain.core import InputError, Params
 from metatrain.models import MLP, heads
 from metatrain.problems.advantages import Estimator
 from metatrain.problems.environment import Rollout
@@ -141,12 +141,10 @@ def hessian(value: Tensor, x: Tensor) -> Tensor:
 
 
 def test_only_episodes_have_proximal_steps() -> None:
-    maml = MAML(inner_lr=0.1, proximal=Proximal())
-    problem = Sinusoid().bind(MLP(hidden=(4,)), ("none",), "batched")
-    meta = Meta(problem.init(torch.Generator().manual_seed(0)), {}, {})
-    task = Sinusoid().sample(torch.Generator(), 2, "train")
-    with pytest.raises(InputError, match=r"leave algorithm\.proximal out"):
-        maml.update(problem, meta, task, context())
+    for algorithm in (MAML(inner_lr=0.1, proximal=Proximal()), Recurrent(proximal=Proximal())):
+        problem = Sinusoid().bind(RL2, ("none",), "batched")
+        with pytest.raises(InputError, match=r"leave algorithm\.proximal out"):
+            algorithm.init(problem, torch.Generator().manual_seed(0))
     for key, value in (("epochs", 0), ("clip", 0.0), ("lr", -1.0)):
         with pytest.raises(InputError) as error:
             Proximal(**{key: value})  # type: ignore[arg-type]

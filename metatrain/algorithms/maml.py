@@ -12,7 +12,16 @@ import torch
 from metatrain.algorithms import inner_loop, inner_optimizers
 from metatrain.algorithms.proximal import Proximal
 from metatrain.bounds import RATE, bounded, check_bounds
-from metatrain.core import TRAINING_ONLY, Context, Meta, Params, Penalty, Problem, Update
+from metatrain.core import (
+    TRAINING_ONLY,
+    Context,
+    Meta,
+    Params,
+    Penalty,
+    Problem,
+    Update,
+    recordable,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,8 @@ class MAML:
         check_bounds(self)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        if self.proximal is not None:
+            recordable(problem)
         model = inner_loop.init_whole(problem, generator)
         inner_loop.adapting(list(model), self.adapts)
         return Meta(model, {}, problem.state())

@@ -20,6 +20,7 @@ from metatrain.core import (
     Params,
     Problem,
     Update,
+    recordable,
 )
 from metatrain.models.heads import HIDDEN
 
@@ -50,6 +51,8 @@ class Recurrent:
     """In a reinforcement problem PPO as the outer step, such as `{epochs: 4}`; `null`: one step."""
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
+        if self.proximal is not None:
+            recordable(problem)
         model = problem.init(generator)
         if HIDDEN not in model:
             raise InputError(
