@@ -47,10 +47,10 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., N, features] -> [..., N, outputs]."""
-        support = self.support
+        known: Tensor = self.support
         if self.standardise:
-            x, support = standardised(x, support)
-        support = self.example(support) + self.target(self.targets)
+            x, known = standardised(x, known)
+        support = self.example(known) + self.target(self.targets)
         asked = self.example(x) + self.asked[..., None, :]
         prior = self.prior[..., None, :].expand_as(asked[..., :1, :])
         tokens = torch.cat([prior, support, asked], -2)
