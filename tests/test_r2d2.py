@@ -23,7 +23,7 @@ from metatrain.models import MLP, heads
 from metatrain.outer import Outer
 from metatrain.problems.environment import Rollout
 from metatrain.problems.episodes import Episodes
-from metatrain.start import prepare
+from metatrain.start import TRAINING, prepare
 from metatrain.tasks import Navigation, TMaze
 
 LSTM = MLP(hidden=(), head=heads.Memory(cell="lstm", hidden=4))
@@ -219,18 +219,40 @@ def test_a_ticket_writes_its_own_part_of_the_replay_and_q_becomes_the_target_in_
     assert (error.value.what, error.value.got) == ("tickets", 2)
 
 
+@pytest.mark.ray  # takes a second
+def test_it_does_not_matter_who_computes_a_ticket_and_how_often() -> None:
+    """Three steps of two tickets: by one worker, and by two of which one computes tickets twice."""
+    prepared = prepare(config(CASES["r2d2"]).recipe())
+    setting, outer = prepared.settings[TRAINING], prepared.recipe.outer
+
+    def trained(workers: list[Worker], again: bool) -> Params:
+        learner = Learner(prepared.meta, outer)
+        for step in range(3):
+            found = []
+            for ticket in setting.tickets(step):
+                worker = workers[(step + ticket.part) % len(workers)]
+                worker.load(step, worker.layout.flatten(learner.meta()))
+                if again:
+                    worker.compute(ticket)
+                update, _ = worker.compute(ticket)
+                assert isinstance(update, Update)
+                flat = worker.layout.flatten(update.direction)
+                found.append(update._replace(direction=worker.layout.unflatten(flat)))
+            learner.apply(found)
+        return {name: p.clone() for name, p in learner.meta().flat().items()}
+
+    one, two, three = (Worker(prepared, choose_plan(prepared, 0, 1)[0]) for _ in range(3))
+    expected, found = trained([one], False), trained([two, three], True)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(p, found[name]) for name, p in expected.items())
+    held = found[f"state.{PRIORITIES}"]
+    assert (held > 0).any(1).all()  # each ticket has its own sequences
+
+
 def test_scores_are_of_greedy_actions_from_the_memory_on() -> None:
     recipe = config(CASES["r2d2"]).recipe()
     prepared = prepare(recipe)
-    worker = Worker(prepared, choose_plan(prepared, 0, 1)[0])
-    worker.load(0, worker.layout.flatten(prepared.meta))
-    update, _ = worker.compute(Ticket("update", "train", 0, 1))
-    again, _ = worker.compute(Ticket("update", "train", 0, 1))
-    assert isinstance(update, Update)
-    assert isinstance(again, Update)
-    pair = (worker.layout.flatten(each.direction) for each in (update, again))
-    assert torch.equal(*pair)
-    problem: Any = prepared.problems[next(iter(prepared.problems))]
+    problem: Any = prepared.problems[TRAINING]
     tasks = problem.environment.sample(torch.Generator().manual_seed(1), 2, "test")
     (phi,) = recipe.algorithm.adapt(problem, prepared.meta, tasks, at(0))
     rollout = problem.rollout(phi, tasks, torch.Generator().manual_seed(0))
