@@ -66,18 +66,19 @@ def test_a_mann_reads_and_writes_as_the_papers_equations_say() -> None:
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         keys, gates = layer.keys(h).tanh().view(2, 3), layer.gates(h).sigmoid()
-        least = usage.argsort()[:2].tolist()
-        for slot in least:
-            memory[slot] = 0.0
-        writes = gates[:, None] * weights
-        for head, slot in enumerate(least):
-            writes[head, slot] += 1 - gates[head]
-        for slot in range(5):
-            memory[slot] += writes[0, slot] * keys[0] + writes[1, slot] * keys[1]
+        before = weights.clone()
         for head, key in enumerate(keys):
             lengths = (memory.square().sum(1) + SMALL).sqrt() * (key @ key + SMALL).sqrt()
             weights[head] = (layer.scale * (memory @ key) / lengths).softmax(0)
             reads[head] = weights[head] @ memory
+        least = usage.argsort()[:2].tolist()
+        for slot in least:
+            memory[slot] = 0.0
+        writes = gates[:, None] * before
+        for head, slot in enumerate(least):
+            writes[head, slot] += 1 - gates[head]
+        for slot in range(5):
+            memory[slot] += writes[0, slot] * keys[0] + writes[1, slot] * keys[1]
         usage = DECAY * usage + weights.sum(0) + writes.sum(0)
         torch.testing.assert_close(out[0], layer.out(torch.cat([h, reads.flatten()])))
         state = h, c, memory.flatten(), weights.flatten(), usage, reads.flatten()

@@ -24,8 +24,9 @@ class MANNLayer(nn.Module):
         M_i <- M_i + w^w_i k                                              (equation 8)
 
     (arXiv 1605.06065, section 3.) The LSTM gives each reading head a key k and a gate a. w^lu is a
-    slot for each head, the least used ones, which are emptied before they are written. The paper
-    has no scale. `hidden` is the whole state, and `previous` the target of the example before: as
+    slot for each head, the least used ones, which are emptied before they are written. An example
+    is read before it is written, since the key that is most like its own is its own. The paper has
+    no scale. `hidden` is the whole state, and `previous` the target of the example before: as
     parameters their values at the start, as arguments of `forward` their values now.
     """
 
@@ -76,13 +77,14 @@ class MANNLayer(nn.Module):
         seen = self.features(features) + self.feedback(feedback)
         h, c = lstm(seen + self.recurrent(torch.cat([h, read.flatten(-2)], -1)), c)
         keys = torch.tanh(self.keys(h)).unflatten(-1, read.shape[-2:])  # [N, reads, width]
+        weights_before = read_weights
+        read_weights = (self.scale * self._cosines(keys, memory)).softmax(-1)
+        read = read_weights @ memory
         gates = torch.sigmoid(self.gates(h))[..., None]
         least = (-usage).topk(read.shape[-2], dim=-1).indices[..., None]  # [N, reads, 1]
         least_used = (least == torch.arange(usage.shape[-1], device=usage.device)).to(usage.dtype)
-        write_weights = gates * read_weights + (1 - gates) * least_used  # [N, reads, slots]
+        write_weights = gates * weights_before + (1 - gates) * least_used  # [N, reads, slots]
         memory = memory * (1 - least_used.sum(-2))[..., None] + write_weights.mT @ keys
-        read_weights = (self.scale * self._cosines(keys, memory)).softmax(-1)
-        read = read_weights @ memory
         usage = DECAY * usage + (read_weights + write_weights).sum(-2)
         out = self.out(torch.cat([h, read.flatten(-2)], -1))
         if hidden is None:
