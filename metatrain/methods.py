@@ -40,6 +40,7 @@ def _text(value: Any) -> str:
 
 ANY, LABELLED, CLASSES = "any tasks", "labelled examples", "classes"
 DEMONSTRATIONS = "demonstrations"
+ACTIONS = "episodes of a few actions"
 METHODS = (
     Method(
         "MAML",
@@ -186,6 +187,16 @@ METHODS = (
         ANY,
         2.2,
         "examples come one after another: series, functions; episodes (RL2)",
+        "memory",
+    ),
+    Method(
+        "R2D2",
+        "model",
+        "Kapturowski et al. 2019",
+        {"name": "r2d2"},
+        ACTIONS,
+        3.5,  # on T-mazes
+        "episodes are dear and must be learned from again, and what was seen must be remembered",
         "memory",
     ),
     Method(
