@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from metatrain.bounds import bounded, check_bounds
 from metatrain.core import ComputePath, InputError, Model, Norm, Split
 from metatrain.metrics import RETURN, Metric
+from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
 
@@ -58,6 +59,8 @@ class TMaze(Generated):
     """Walks through each maze for a gradient or a score."""
     discount: float = bounded(0.98, least=0, most=1)
     """Weight, in gradients and values, of a reward one step later."""
+    estimator: Estimator = field(default_factory=Estimator)
+    """Advantages in gradients, such as `{gae: 0.95}`."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -104,4 +107,4 @@ class TMaze(Generated):
         return {"guess": (best + LOST) / 2, "best": best}
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
-        return Episodes(environment=self, model=model, path=path)
+        return Episodes(environment=self, model=model, path=path, estimator=self.estimator)
