@@ -44,11 +44,11 @@ RECIPE: dict[str, Any] = {
     "model": {"name": "conv4", "filters": 8, "pool": "stride"},
     "algorithm": {"name": "prototypical"},
     "outer": {"tasks_per_ticket": 1, "optimizer": "Adam", "lr": 0.02},
-    "evaluation": {"tasks": 200},
+    "evaluation": {"tasks": 300},
 }
 TIMES = 10
-POISONED = {"steps": 40, "tasks_per_step": 10}
-PRIVACY = {"steps": 15, "tasks_per_step": 32}
+POISONED = {"steps": 100, "tasks_per_step": 10}
+PRIVACY = {"steps": 30, "tasks_per_step": 64}
 CLIP, BOUND = 1.0, 1.0  # below the usual norm of a task's direction
 WAYS: dict[str, dict[str, Any]] = {
     "mean": {"name": "mean"},
@@ -56,7 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "trimmed_mean, trim 0.2": {"name": "trimmed_mean", "trim": 0.2},
     f"norm_bounded, bound {BOUND}": {"name": "norm_bounded", "bound": BOUND},
 }
-NOISE = (0.0, 1.0, 2.0, 4.0, 8.0)
+NOISE = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 Answer = Contribution | Failure | None
 
