@@ -13,6 +13,7 @@ from metatrain.outer import Outer
 from metatrain.recipe import Recipe
 from metatrain.start import Prepared
 from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.text import Texts
 
 
 def of_score(
@@ -60,7 +61,7 @@ def of_start(recipe: Recipe, norm: Norm) -> str:
 def of_learned(recipe: Recipe) -> str:
     """What a bundle's parameters were learned from, in a few words that need no data."""
     family, steps = recipe.family, _steps(recipe, recipe.outer.steps)
-    tasks = family.summary() if isinstance(family, FewShot) else family.describe()
+    tasks = family.summary() if isinstance(family, FewShot | Texts) else family.describe()
     return f"{tasks}, {recipe.algorithm.name}, {steps} ({recipe.name})"
 
 

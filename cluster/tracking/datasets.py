@@ -14,6 +14,7 @@ from metatrain.core import Setting, Split, TaskFamily, Work
 from metatrain.data import remote
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
+from metatrain.tasks.text import Texts
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -58,8 +59,8 @@ def inputs(settings: Iterable[Setting]) -> list[DatasetInput]:
 
 def describe(family: TaskFamily, split: Split) -> Described:
     """Describe a split of a family's data, or the settings from which it generates tasks."""
-    if isinstance(family, FewShot):
-        return _images(family, split)
+    if isinstance(family, FewShot | Texts):
+        return _examples(family, split)
     if isinstance(family, Table):
         return _rows(family, split)
     tree = tree_without_secrets(schema.dump(family))
@@ -85,7 +86,7 @@ def place(data: str) -> tuple[str, dict[str, Any]]:
     return ("local", {"uri": data}) if remote.is_elsewhere(data) else ("imported", {"name": data})
 
 
-def _images(family: FewShot, split: Split) -> Described:
+def _examples(family: FewShot | Texts, split: Split) -> Described:
     store = family.store
     scheme = store.scheme(family.splits)
     kind, source = place(family.data)
@@ -94,9 +95,9 @@ def _images(family: FewShot, split: Split) -> Described:
     profile = {
         "split": split,
         "classes": len(members),
-        "images": int(store.sizes[members].sum()),
+        "texts" if store.text else "images": int(store.sizes[members].sum()),
         "shape": list(store.shape),
-        "rotations": family.rotations(split),
+        "rotations": family.rotations(split) if isinstance(family, FewShot) else "none",
         "splits": {name: len(classes) for name, classes in scheme.classes.items()},
         "synthetic": store.synthetic,
         "checksum": store.checksum,

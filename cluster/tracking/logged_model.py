@@ -20,9 +20,11 @@ from torch import Tensor
 from metatrain import inference
 from metatrain.bundle import MANIFEST
 from metatrain.core import InputError, RawNumbers
+from metatrain.data.texts import decode
 from metatrain.inference import Learned
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
+from metatrain.tasks.text import Texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,6 +164,8 @@ def signature(learned: Learned, example: pd.DataFrame) -> ModelSignature:
     def kind(name: str) -> DataType:
         if name == "image" and isinstance(learned.recipe.family, FewShot):
             return DataType.binary
+        if name == "text" and isinstance(learned.recipe.family, Texts):
+            return DataType.string
         if learned.has_classes and name == "label":
             return DataType.string
         return DataType.long if example[name].dtype.kind == "i" else DataType.double
@@ -200,6 +204,8 @@ def example_of(learned: Learned) -> pd.DataFrame:
     rows = torch.cat([x[kept], task.query_x[0][:QUERIES]])
     if isinstance(family, FewShot):
         table = pd.DataFrame({features[0]: [_png(image) for image in rows]}, dtype=object)
+    elif isinstance(family, Texts):
+        table = pd.DataFrame({features[0]: [decode(row) for row in rows]}, dtype=object)
     else:
         table = pd.DataFrame(rows.double().flatten(1).numpy(), columns=features)
     if isinstance(family, Table):

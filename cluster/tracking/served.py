@@ -18,6 +18,7 @@ import metatrain
 from metatrain.core import InputError, RawExamples
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
+from metatrain.tasks.text import Texts
 
 MOST_COLUMNS = 1000  # that an example's numbers may take
 
@@ -44,6 +45,8 @@ def columns(learned: Any) -> tuple[list[str], list[str]]:
     targets = ["label"] if learned.has_classes else numbered
     if isinstance(family, FewShot):
         return ["image"], targets
+    if isinstance(family, Texts):
+        return ["text"], targets
     if isinstance(family, Table):
         return list(family.features or ()), [family.target]
     if isinstance(family, RawExamples):
@@ -103,6 +106,8 @@ def _examples(learned: Any, rows: pd.DataFrame, features: list[str]) -> Any:
     """Return rows as `adapt` and `predict` take them."""
     if isinstance(learned.recipe.family, FewShot):
         return [_encoded(image) for image in rows["image"]]
+    if isinstance(learned.recipe.family, Texts):
+        return rows["text"].tolist()
     if isinstance(learned.recipe.family, Table):
         return rows[features]
     return rows[features].to_numpy(np.float64).reshape(len(rows), *learned.inputs)

@@ -6,7 +6,7 @@ import gzip
 import io
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,8 @@ def inflated(path: Path, most: int) -> bytes:
     return data
 
 
-def tarred(path: Path, names: Collection[str], most: int) -> dict[str, bytes]:
-    """Read the regular files of these names in a tar or tar.gz, in whatever folder they are.
+def tarred(path: Path, kept: Callable[[str], bool], most: int) -> dict[str, bytes]:
+    """Read the regular files whose names are `kept` in a tar or tar.gz, whatever their folders.
 
     most: bytes of the whole, unpacked.
     """
@@ -49,7 +49,7 @@ def tarred(path: Path, names: Collection[str], most: int) -> dict[str, bytes]:
                 if number >= MOST_MEMBERS:
                     raise ValueError(f"it has more than {MOST_MEMBERS:,} files")
                 name = member.name.rpartition("/")[2]
-                if name in names and member.isreg() and not member.issparse():
+                if kept(name) and member.isreg() and not member.issparse():
                     content = archive.extractfile(member)
                     found[name] = content.read() if content else b""
     except Exception as error:  # tarfile raises nearly anything for a broken archive

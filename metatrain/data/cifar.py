@@ -113,7 +113,7 @@ def _contents(source: Path, layout: Layout) -> dict[str, bytes]:
     if (source / layout.archive).is_file():
         source = source / layout.archive
     if source.is_file():
-        found = archives.tarred(source, {*wanted, layout.pickled}, MOST_BYTES)
+        found = archives.tarred(source, {*wanted, layout.pickled}.__contains__, MOST_BYTES)
     else:
         folder = source / layout.folder if (source / layout.folder).is_dir() else source
         found = {name: _read(folder / name) for name in wanted if (folder / name).exists()}

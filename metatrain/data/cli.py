@@ -64,7 +64,7 @@ def _facts(name: str) -> dict[str, object]:
         return {"state": str(error)}
     splits = [scheme.name for scheme in store.schemes]
     classes, images = len(store.sizes), len(store.images)
-    state = f"{classes} classes, {images} images {_shape(store)}; splits {', '.join(splits)}"
+    state = f"{classes} classes, {images} {_examples(store)}; splits {', '.join(splits)}"
     counts = {"classes": classes, "images": images, "shape": store.shape, "splits": splits}
     return {"state": state, **counts, "checksum": store.checksum}
 
@@ -74,23 +74,24 @@ def import_(
     name: Annotated[
         str,
         typer.Argument(
-            help="A known data set of `metatrain data list`, or a new name for your own images."
+            help="A known data set of `metatrain data list`, or a new name for your own data."
         ),
     ],
     source: Annotated[
         str | None,
         typer.Option(
-            help="Folder with one folder of images per class, or the original files of a known "
-            "data set."
+            help="Folder with one folder of images or texts per class, CSV or Parquet file of "
+            "texts, or the original files of a known data set."
         ),
     ] = None,
     size: Annotated[
         int | None,
         typer.Option(
-            help="Width and height in pixels. Default: the median of the images, at most 84."
+            help="Width and height in pixels; default: the median of the images, at most 84. Of "
+            "texts: bytes; default: 256."
         ),
     ] = None,
-    least: Annotated[int, typer.Option(help="Leave out classes with fewer images.")] = 2,
+    least: Annotated[int, typer.Option(help="Leave out classes with fewer examples.")] = 2,
 ) -> None:
     """Copy a data set into the cache: a known one, or your own folder of class folders.
 
@@ -101,8 +102,9 @@ def import_(
 
     from metatrain.core import InputError
     from metatrain.data.folders import read_folder
-    from metatrain.data.images import checksum_of, folder_of
+    from metatrain.data.images import folder_of
     from metatrain.data.sources import SOURCES, import_data
+    from metatrain.data.texts import is_text
 
     folder = folder_of(name)
     if name in SOURCES:
@@ -113,16 +115,19 @@ def import_(
             )
         store = import_data(name, source)
         print(
-            f"imported {name}: {len(store.sizes)} classes, {len(store.images)} images "
-            f"{_shape(store)} into {folder}"
+            f"imported {name}: {len(store.sizes)} classes, {len(store.images)} {_examples(store)} "
+            f"into {folder}"
         )
         return
     if source is None:
         raise InputError(
             f"{name!r} is none of {', '.join(SOURCES)}",
-            remedy="for images of your own give --source with a folder that holds a folder "
-            "for each class",
+            remedy="for images or texts of your own give --source with a folder that holds a "
+            "folder for each class",
         )
+    if is_text(source):
+        _import_texts(name, source, size, least)
+        return
     console = Console(stderr=True)
 
     def watch(paths: list[Path]) -> Iterable[Path]:
@@ -131,19 +136,42 @@ def import_(
         )
 
     store, report = read_folder(name, source, size, least, watch)
-    earlier = checksum_of(name)
-    store.save()
-    if earlier not in (None, checksum_of(name)):
-        print(
-            f"replaced the earlier data set {name}: runs that were trained on it cannot be resumed "
-            "with this one"
-        )
+    _save(store)
     _print_report(report)
     print(
         f"imported {name}: {len(store.sizes)} classes, {report.taken} images ({report.resized} "
         f"resized) {_shape(store)} into {folder}"
     )
-    _print_next(store)
+    _print_next(store, "images")
+
+
+def _import_texts(name: str, source: str, size: int | None, least: int) -> None:
+    from metatrain.data.images import folder_of
+    from metatrain.data.texts import read_texts
+    from metatrain.names import printable
+
+    store, notes = read_texts(name, source, size, least)
+    _save(store)
+    for note in notes:
+        print(printable(f"note: {note}"))
+    print(
+        f"imported {name}: {len(store.sizes)} classes, {len(store.images)} {_examples(store)} "
+        f"into {folder_of(name)}"
+    )
+    _print_next(store, "texts")
+
+
+def _save(store: ImageStore) -> None:
+    """Write a data set of one's own, and say if it takes the place of another one."""
+    from metatrain.data.images import checksum_of
+
+    earlier = checksum_of(store.name)
+    store.save()
+    if earlier not in (None, checksum_of(store.name)):
+        print(
+            f"replaced the earlier data set {store.name}: runs that were trained on it cannot be "
+            "resumed with this one"
+        )
 
 
 def _print_report(report: Report) -> None:
@@ -162,8 +190,8 @@ def _print_report(report: Report) -> None:
         print(printable(line))
 
 
-def _print_next(store: ImageStore) -> None:
-    """Print the splits of images of one's own, and the command that trains on them."""
+def _print_next(store: ImageStore, kind: str) -> None:
+    """Print the splits of a data set of one's own, and the command that trains on it."""
     from metatrain.names import few
 
     splits = store.schemes[0].classes
@@ -173,7 +201,7 @@ def _print_next(store: ImageStore) -> None:
     sets = [f"family.data={store.name}"] if store.name != "mine" else []
     sets += [f"family.ways={fewest}"] if fewest < WAYS else []
     sets += ["validation.every_steps=0"] if "val" not in splits else []
-    print(f"next: {program()} train recipes/own_images.yaml", *(f"--set {item}" for item in sets))
+    print(f"next: {program()} train recipes/own_{kind}.yaml", *(f"--set {item}" for item in sets))
 
 
 @app.command()
@@ -190,15 +218,15 @@ def check(
 
     def place(image: int) -> str:
         c = store.class_of(image)
-        return f"{store.class_names[c]} image {1 + image - int(store.offsets[c])}"
+        return f"{store.class_names[c]} {unit} {1 + image - int(store.offsets[c])}"
 
     store = open_data(name)
-    sizes = store.sizes
+    sizes, unit = store.sizes, "text" if store.text else "image"
     print(
-        f"{name}: the checksum is right; {len(sizes)} classes, {len(store.images)} images "
-        f"{_shape(store)}"
+        f"{name}: the checksum is right; {len(sizes)} classes, {len(store.images)} "
+        f"{_examples(store)}"
     )
-    print(f"  {sizes.min()} to {sizes.max()} images a class, median {sizes.median()}")
+    print(f"  {sizes.min()} to {sizes.max()} {unit}s a class, median {sizes.median()}")
     pairs = twins(store)
     for what, same in (("twice in their class", True), ("in two classes", False)):
         equal = [
@@ -207,14 +235,14 @@ def check(
             if (store.class_of(a) == store.class_of(b)) is same
         ]
         if equal:
-            print(f"  {len(equal)} images are {what}: {few(equal)}")
+            print(f"  {len(equal)} {unit}s are {what}: {few(equal)}")
     for scheme in store.schemes:
         counts = ", ".join(f"{split} {len(members)}" for split, members in scheme.classes.items())
         shared = duplicates(store, scheme)
         twice = (
-            f"{len(shared)} images are in two splits: {few(shared)}"
+            f"{len(shared)} {unit}s are in two splits: {few(shared)}"
             if shared
-            else "no image is in two of them"
+            else f"no {unit} is in two of them"
         )
         print(f"  splits {scheme.name}: {counts} classes, disjoint; {twice}")
 
@@ -244,6 +272,11 @@ def push(
     remote.push(store, uri)
     print(f"pushed {name} (checksum {store.checksum}) to {uri}")
     print(f"use it with --set family.data={uri}")
+
+
+def _examples(store: ImageStore) -> str:
+    """What the examples are, such as "images of 28x28 pixels, grey"."""
+    return store.kind if store.text else f"images {_shape(store)}"
 
 
 def _shape(store: ImageStore) -> str:

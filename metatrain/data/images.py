@@ -49,6 +49,7 @@ class ImageStore:
     checksum: str = ""  # of all of it, whatever wrote the file; empty before it is saved
     # How many of their 16 bits the source's grey images use; None if it has no such images.
     bits: Depth | None = None
+    text: bool = False  # each image is a text, [1, 1, bytes]: see metatrain.data.texts
 
     def __repr__(self) -> str:
         return f"ImageStore({self.name!r}: {', '.join(self._facts())})"
@@ -58,7 +59,7 @@ class ImageStore:
         facts = f"<b>{html.escape(self.name)}</b>: {html.escape(', '.join(self._facts()))}"
         every = -(-len(self.sizes) // SHOWN) or 1
         shown = [c for c in range(0, len(self.sizes), every) if self.sizes[c]]
-        if not shown:
+        if not shown or self.text:
             return facts
         first = [self.images[self.offsets[c]].cpu() for c in shown]
         strip = torch.cat(first, dim=2).permute(1, 2, 0).numpy()
@@ -71,9 +72,7 @@ class ImageStore:
         return f'{facts}<br><img src="data:image/png;base64,{data}" alt="{names}" title="{names}">'
 
     def _facts(self) -> list[str]:
-        channels, height, width = self.shape
-        facts = [f"{len(self.sizes)} classes", f"{len(self.images)} images of {width}x{height}"]
-        facts[-1] += " grey" if channels == 1 else " RGB"
+        facts = [f"{len(self.sizes)} classes", f"{len(self.images)} {self.kind}"]
         for scheme in self.schemes:
             counts = ", ".join(
                 f"{split} {len(members)}" for split, members in scheme.classes.items()
@@ -81,6 +80,14 @@ class ImageStore:
             facts.append(f"splits {scheme.name} ({counts})")
         facts += ["synthetic"] if self.synthetic else ["not synthetic"]
         return [*facts, f"checksum {self.checksum}" if self.checksum else "not saved"]
+
+    @property
+    def kind(self) -> str:
+        """What the examples are, such as "images of 28x28 grey"."""
+        channels, height, width = self.shape
+        if self.text:
+            return f"texts of at most {width} bytes"
+        return f"images of {width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -138,6 +145,7 @@ class ImageStore:
             synthetic=header.synthetic,
             checksum=manifest.content,
             bits=header.bits,
+            text=header.text,
         )
 
     def save(self) -> Path:
@@ -151,6 +159,8 @@ class ImageStore:
         }
         if self.bits is not None:  # else the checksum is as it was before there were bits
             header["bits"] = self.bits
+        if self.text:  # likewise
+            header["text"] = True
         size = self.images[0].numel()
         pixels = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(size),

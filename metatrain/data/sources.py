@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from metatrain.awaiting import awaiting
-from metatrain.data import cifar, fashion_mnist, glyphs, mini_imagenet, omniglot, remote
+from metatrain.data import (
+    cifar,
+    fashion_mnist,
+    glyphs,
+    intents,
+    mini_imagenet,
+    omniglot,
+    remote,
+    topics,
+    udhr,
+)
 from metatrain.data.images import ImageStore, folder_of
 from metatrain.storage import local
 
@@ -17,6 +31,9 @@ SOURCES: dict[str, Callable[[Path | None], ImageStore]] = {
     "mini_imagenet": mini_imagenet.read,
     "cifar10": cifar.read_ten,
     "fashion_mnist": fashion_mnist.read,
+    "udhr": udhr.read,
+    "intents": intents.read,
+    "topics": topics.read,
 }
 
 
@@ -33,6 +50,13 @@ def open_data(name: str, checksum: str | None = None) -> ImageStore:
         with awaiting("drawing the glyphs, once for this machine"):
             import_data(name)
     return ImageStore.open(name)
+
+
+@lru_cache(maxsize=2)
+def on_device(name: str, checksum: str | None, device: torch.device) -> ImageStore:
+    """The data set with its examples on a device: one copy for all splits."""
+    store = open_data(name, checksum)
+    return replace(store, images=store.images.to(device))
 
 
 def import_data(name: str, source: str | Path | None = None) -> ImageStore:

@@ -73,6 +73,7 @@ class Header:
     schemes: Annotated[list[Scheme], Field(min_length=1)]
     synthetic: bool
     bits: Depth | None = None
+    text: bool = False
 
     def __post_init__(self) -> None:
         classes, square = range(len(self.sizes)), self.shape[1] == self.shape[2]
@@ -85,6 +86,8 @@ class Header:
                 raise ValueError(f"its splits {scheme.name!r} have classes that it lacks")
             if not scheme.classes.keys() <= scheme.rotations.keys():
                 raise ValueError(f"its splits {scheme.name!r} do not say what turns")
+            if self.text and self.shape[:2] != (1, 1):
+                raise ValueError("its texts are not rows of bytes")
             if not square and set(scheme.rotations.values()) != {"none"}:
                 raise ValueError(f"its splits {scheme.name!r} turn images that are not square")
 

@@ -17,12 +17,14 @@ from metatrain.awaiting import awaiting
 from metatrain.core import InputError, Norm
 from metatrain.data import arrays, columns, row_files
 from metatrain.data.folders import labelled_files
+from metatrain.data.texts import LABEL, TEXT
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Predictions
 from metatrain.inference.report import Predicted, classified, numbered
 from metatrain.names import counted, decoded, first, undecoded
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
+from metatrain.tasks.text import Texts
 
 MOST_VALUES = 10**7  # of a file of rows, which become numbers of Python
 
@@ -146,6 +148,10 @@ def _read(
     family = learned.recipe.family
     if isinstance(family, Table):
         return table, table.get(family.target), [family.target]
+    if isinstance(family, Texts):
+        if TEXT not in table:
+            raise InputError(f"{path} has no column {TEXT!r}", remedy="name that of the texts so")
+        return table[TEXT], table.get(LABEL), [LABEL]
     names = list(targets or (["y"] if "y" in table else list(table)[-learned.targets :]))
     inputs = [name for name in table if name not in names]
     if not inputs:

@@ -17,6 +17,7 @@ from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.t_maze import TMaze
 from metatrain.tasks.table import Table
 from metatrain.tasks.tabular import Tabular
+from metatrain.tasks.text import Texts
 
 # A recipe chooses one by `family.name`.
 BuiltIn = (
@@ -33,6 +34,7 @@ BuiltIn = (
     | TMaze
     | DelayedMatch
     | Table
+    | Texts
     | GaussianProcess
     | LinearRegression
     | Tabular

@@ -3,22 +3,90 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from metatrain.core import Task
+from metatrain.core import InputError, Split, Task
+from metatrain.data.images import ImageStore
 
 
 class Episode(NamedTuple):
-    """Tasks of classes of images, T at once."""
+    """Tasks of classes of images or texts, T at once."""
 
-    support_x: Tensor  # [T, S, C, H, W] uint8
+    support_x: Tensor  # [T, S, C, H, W] or [T, S, bytes] uint8
     support_y: Tensor  # [T, S] int64
     query_x: Tensor
     query_y: Tensor
-    classes: Tensor  # [T, ways]: 4 times the data set's class of each label, and its quarter turns
+    # [T, ways]: the data set's class of each label; of images 4 times it, and its quarter turns
+    classes: Tensor
+
+
+class Classes(Protocol):
+    """What a family of classes is asked for."""
+
+    @property
+    def data(self) -> str: ...
+
+    @property
+    def splits(self) -> str | None: ...
+
+    @property
+    def ways(self) -> int: ...
+
+    @property
+    def queries(self) -> int: ...
+
+    @property
+    def checksum(self) -> str | None: ...
+
+
+def check_classes(
+    store: ImageStore, family: Classes, split: Split, *, shots: int, turns: int = 1
+) -> None:
+    """Refuse another data set than the recorded one, and a split that cannot give such tasks.
+
+    shots: the most support examples of a class.
+    turns: classes that a class of the data set becomes.
+    """
+    kind, data = "texts" if store.text else "images", family.data
+    if family.checksum not in (None, store.checksum):
+        raise InputError(
+            f"{data} is not the data set that this was trained on: its checksum",
+            got=store.checksum,
+            expected=repr(family.checksum),
+            remedy="import that one again, or use this one with --set family.checksum=null",
+        )
+    scheme = store.scheme(family.splits)
+    classes = scheme.classes.get(split, [])
+    where = f"the {split} split of {data}/{scheme.name}"
+    if not classes:
+        raise InputError(
+            f"{where} is empty: the data set has only {', '.join(scheme.classes)}",
+            remedy=_other_splits(store, split),
+        )
+    available = len(classes) * turns
+    if family.ways > available:
+        raise InputError(
+            f"{family.ways} ways were asked for, but {where} has {available} classes",
+            remedy="lower family.ways",
+        )
+    fewest, wanted = int(store.sizes[torch.tensor(classes)].min()), shots + family.queries
+    if wanted > fewest:
+        raise InputError(
+            f"{shots} shots and {family.queries} queries need {wanted} {kind} of a class, "
+            f"but {where} has classes of {fewest}",
+            remedy="lower family.shots or family.queries",
+        )
+
+
+def _other_splits(store: ImageStore, split: Split) -> str:
+    """What to do if a split is empty."""
+    others = [scheme.name for scheme in store.schemes if scheme.classes.get(split)]
+    ways = [f"set family.splits to {' or '.join(others)}"] if others else []
+    ways += ["set validation.every_steps to 0"] if split == "val" else []
+    return ", or ".join(ways) or "use another data set"
 
 
 def choose(generator: torch.Generator, sizes: Tensor, k: int) -> Tensor:

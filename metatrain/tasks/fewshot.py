@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -24,23 +24,23 @@ from metatrain.core import (
 )
 from metatrain.data.images import ImageStore
 from metatrain.data.pixels import Depth, Picture, listed, stack
-from metatrain.data.sources import open_data
+from metatrain.data.sources import on_device, open_data
 from metatrain.data.stored import Rotations
 from metatrain.measures import AUC, CLASSES, ECE, MOST_CLASSES, by_class
 from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
 from metatrain.tasks.augment import Augment
-from metatrain.tasks.episode import Episode, choose, nearest_neighbour, turned, uneven
+from metatrain.tasks.episode import (
+    Episode,
+    check_classes,
+    choose,
+    nearest_neighbour,
+    turned,
+    uneven,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@lru_cache(maxsize=2)
-def _resident(data: str, checksum: str | None, device: torch.device) -> ImageStore:
-    """The data set on a device: one copy for all splits."""
-    store = open_data(data, checksum)
-    return replace(store, images=store.images.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class FewShot:
     def resident(self, device: torch.device) -> FewShot:
         """The same family with its images, and so its tasks, on a device."""
         there = replace(self)
-        vars(there)["store"] = _resident(self.data, self.checksum, device)
+        vars(there)["store"] = on_device(self.data, self.checksum, device)
         return there
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
@@ -218,6 +218,8 @@ class FewShot:
         )
 
     def check(self, split: Split) -> None:
+        if self.store.text:
+            raise InputError(f"{self.data} holds texts", remedy="set family.name to texts")
         if self.shape is not None and self.shape != self.store.shape:
             raise InputError(
                 f"family.shape is {list(self.shape)}, but the images of {self.data} are "
@@ -225,45 +227,15 @@ class FewShot:
                 remedy="give a data set of that shape, such as a folder that is imported with that "
                 "--size; a new run may leave family.shape out",
             )
-        if self.checksum not in (None, self.store.checksum):
-            raise InputError(
-                f"{self.data} is not the data set that this was trained on: its checksum",
-                got=self.store.checksum,
-                expected=repr(self.checksum),
-                remedy="import that one again, or use this one with --set family.checksum=null",
-            )
-        scheme = self.store.scheme(self.splits)
-        classes = scheme.classes.get(split, [])
         if self.augment:
             self.augment.check(self.store.shape)
-        where = f"the {split} split of {self.data}/{scheme.name}"
-        if not classes:
-            raise InputError(
-                f"{where} is empty: the data set has only {', '.join(scheme.classes)}",
-                remedy=self._other_splits(split),
-            )
-        available = len(classes) * (4 if self.rotations(split) == "classes" else 1)
-        if self.ways > available:
-            raise InputError(
-                f"{self.ways} ways were asked for, but {where} has {available} classes",
-                remedy="lower family.ways",
-            )
-        fewest = int(self.store.sizes[torch.tensor(classes)].min())
-        most = self.shots + self.imbalance
-        wanted = most + self.queries
-        if wanted > fewest:
-            raise InputError(
-                f"{most} shots and {self.queries} queries need {wanted} images of a class, "
-                f"but {where} has classes of {fewest}",
-                remedy="lower family.shots or family.queries",
-            )
-
-    def _other_splits(self, split: Split) -> str:
-        """What to do if a split is empty."""
-        others = [scheme.name for scheme in self.store.schemes if scheme.classes.get(split)]
-        ways = [f"set family.splits to {' or '.join(others)}"] if others else []
-        ways += ["set validation.every_steps to 0"] if split == "val" else []
-        return ", or ".join(ways) or "use another data set"
+        check_classes(
+            self.store,
+            self,
+            split,
+            shots=self.shots + self.imbalance,
+            turns=4 if self.rotations(split) == "classes" else 1,
+        )
 
     def _class(self, turned: int) -> str:
         """The name of one of an episode's `classes`."""

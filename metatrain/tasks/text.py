@@ -1,0 +1,167 @@
+"""N-way K-shot classification of texts: sentences, paragraphs or short documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metatrain.bounds import EXAMPLES, bounded, check_bounds
+from metatrain.core import ComputePath, InputError, Model, Norm, Split, Task, together
+from metatrain.data import texts
+from metatrain.data.images import ImageStore
+from metatrain.data.sources import on_device, open_data
+from metatrain.measures import AUC, CLASSES, ECE, MOST_CLASSES, by_class
+from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
+from metatrain.models.text import counts
+from metatrain.problems.supervised import Supervised
+from metatrain.tasks.episode import Episode, check_classes, choose
+
+BUCKETS, LONGEST = 4096, 3  # of the baseline: numbers of a text, bytes of an n-gram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Tell classes of texts apart from a few texts of each.
+
+    A network gets the first `length` bytes of a text in UTF-8, zeros after its end. So a language
+    of any script is read, and no vocabulary has to be learned. The baseline gives a text to the
+    class whose mean of n-gram counts is nearest by the cosine. Runs and bundles record `length`,
+    `splits` and `checksum` of the data set, and are used without it.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    metric: ClassVar[Metric] = ACCURACY
+    RECORDED: ClassVar[tuple[str, ...]] = ("splits", "checksum")  # of its data set
+
+    name: Literal["texts"] = "texts"
+    data: str
+    """An imported data set's name, or its path or address, such as s3://bucket/reviews."""
+    splits: str | None = None
+    """Which of the data set's splits into classes to use; `null`: its first."""
+    ways: int = bounded(5, least=2, most=EXAMPLES)
+    """Classes of a task."""
+    shots: int = bounded(1, least=1, most=EXAMPLES)
+    """Support texts of each class."""
+    queries: int = bounded(1, least=1, most=EXAMPLES)
+    """Query texts of each class."""
+    length: int | None = bounded(None, least=1, most=texts.MOST_BYTES)
+    """Bytes of a text that networks get; `null`: all that the data set has."""
+    checksum: str | None = None
+    """Checksum of the data set that must be used; `null`: of any."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    @cached_property
+    def store(self) -> ImageStore:
+        return open_data(self.data, self.checksum)
+
+    @property
+    def _length(self) -> int:
+        return self.length or self.store.shape[2]
+
+    def sample(self, generator: torch.Generator, count: int, split: Split) -> Episode:
+        """x [T, N, bytes] uint8 and labels [T, N] int64, in the order of the labels."""
+        store = self.store
+        classes = torch.tensor(store.scheme(self.splits).classes[split])
+        chosen = classes[choose(generator, torch.full((count,), len(classes)), self.ways)]
+        each = choose(generator, store.sizes[chosen], self.shots + self.queries)
+        support, query = (store.offsets[chosen][..., None] + each).split(
+            [self.shots, self.queries], dim=-1
+        )
+        labels = torch.arange(self.ways).expand(count, -1)
+        support_y, query_y = (
+            labels.repeat_interleave(n, dim=1) for n in (self.shots, self.queries)
+        )
+        support, support_y, query, query_y, chosen = together(
+            [support.flatten(1), support_y, query.flatten(1), query_y, chosen], store.images.device
+        )
+        rows = store.images[:, 0, 0, : self._length]
+        return Episode(rows[support], support_y, rows[query], query_y, chosen)
+
+    def resident(self, device: torch.device) -> Texts:
+        """The same family with its texts, and so its tasks, on a device."""
+        there = replace(self)
+        vars(there)["store"] = on_device(self.data, self.checksum, device)
+        return there
+
+    def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
+        return Supervised(
+            model=model,
+            inputs=(self._length,),
+            outputs=self.ways,
+            loss=cross_entropy,
+            metrics={"accuracy": accuracy},
+            norm=norm,
+            path=path,
+            to_float=lambda x: x.float(),
+            classes=True,
+            baselines={"nearest_centroid_of_ngrams": nearest_centroid},
+            measures=CLASSES
+            | ({"auc": AUC} if self.ways == 2 else {})
+            | {"ece": ECE}
+            | ({"classes": by_class(self._class)} if self.ways <= MOST_CLASSES else {}),
+        )
+
+    def _class(self, which: int) -> str:
+        return self.store.class_names[which]
+
+    def resolved(self) -> Texts:
+        """With all that `bind` and `examples` need of the data set."""
+        if self.length is not None and self.splits is not None and self.checksum is not None:
+            return self
+        store = self.store
+        splits = store.scheme(self.splits).name
+        return replace(self, length=self._length, splits=splits, checksum=store.checksum)
+
+    def examples(self, raw: Any) -> Tensor:
+        """[N, bytes] uint8: a list or a Series of texts."""
+        if isinstance(raw, str | bytes) or not isinstance(raw, Iterable):
+            raise InputError("texts", got=type(raw).__name__, expected="a list of strings")
+        given = list(raw)
+        odd = next((each for each in given if not (isinstance(each, str) and each.strip())), None)
+        if odd is not None or any(each is None for each in given):
+            raise InputError("a text", got=odd, expected="a string that is not empty")
+        return texts.encode(given, self._length)
+
+    def check(self, split: Split) -> None:
+        store = self.store
+        if not store.text:
+            raise InputError(
+                f"{self.data} holds images", remedy="set family.name to fewshot, or import texts"
+            )
+        if self.length is not None and self.length > store.shape[2]:
+            raise InputError(
+                "family.length",
+                got=self.length,
+                expected=f"at most the {store.shape[2]} bytes that texts of {self.data} have",
+                remedy="import longer texts with --size",
+            )
+        check_classes(store, self, split, shots=self.shots)
+
+    def describe(self) -> str:
+        return f"{self.data}/{self.store.scheme(self.splits).name} {self._shape()}"
+
+    def summary(self) -> str:
+        """Name the tasks without the data set at hand, as of a bundle."""
+        return f"{self.data}/{self.splits} {self._shape()}"
+
+    def _shape(self) -> str:
+        return (
+            f"texts of {self.length or 'all'} bytes {self.ways}-way {self.shots}-shot "
+            f"{self.queries} query/class"
+        )
+
+
+def nearest_centroid(task: Task) -> Tensor:
+    """[T] accuracy of the class whose mean n-gram counts are nearest by the cosine."""
+    support, query = (counts(x, BUCKETS, LONGEST) for x in (task.support_x, task.query_x))
+    classes = F.one_hot(task.support_y).to(support.dtype)
+    centroids = F.normalize(classes.mT @ support, dim=-1)
+    return ((query @ centroids.mT).argmax(-1) == task.query_y).float().mean(1)
