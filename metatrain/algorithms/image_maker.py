@@ -12,13 +12,14 @@ from torch import Tensor
 from metatrain.algorithms.coordinates import uniform
 from metatrain.core import Params
 
+CONTRAST = 8.0  # of what the generator starts from: 0 and 1 become 0.02 and 0.98
 PENALTY = 10.0  # weight of the discriminator's slopes
 TINY = 1e-12  # so that a slope of zero has a derivative
 GENERATOR, DISCRIMINATOR = "generator.", "discriminator."  # how the names of weights begin
 
 
 def fresh(channels: int, filters: int, noise: int, generator: torch.Generator) -> Params:
-    """Weights of both; the generator starts as the identity.
+    """Weights of both; the generator starts near the identity.
 
     channels: of an image.
     filters: of the widest images between layers; half as wide ones have twice as many.
@@ -62,7 +63,8 @@ def make(weights: Params, images: Tensor, generator: torch.Generator) -> Tensor:
     mixed = F.relu(layer("mix", torch.cat([quarter, noise], 1)))
     widened = F.relu(layer("widen", torch.cat([_doubled(mixed, half), half], 1)))
     change = layer("out", torch.cat([_doubled(widened, x), x], 1))
-    return (x + change).clamp(0, 1).view_as(images)
+    # A clamp would end all slopes as soon as the images are black.
+    return torch.sigmoid(CONTRAST * (x - 0.5) + change).view_as(images)
 
 
 def enlarged(weights: Params, task: Any, count: int, generator: torch.Generator) -> Any:
