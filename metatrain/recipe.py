@@ -26,6 +26,7 @@ from metatrain.ensembles import Convex, purpose_of_fit
 from metatrain.evaluation import Evaluation, Validation
 from metatrain.outer import Outer
 from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.language import Language
 from metatrain.tasks.text import Texts
 
 AnyFamily = Annotated[tasks.BuiltIn, Field(discriminator="name"), OwnClass(TaskFamily)]
@@ -196,7 +197,7 @@ class Recipe:
 
     def _family(self, changes: dict[str, Any], source: str) -> AnyFamily:
         """The family with changed keys; of another data set it does not know what it recorded."""
-        if isinstance(self.family, FewShot | Texts) and "data" in changes:
+        if isinstance(self.family, FewShot | Texts | Language) and "data" in changes:
             recorded = dict.fromkeys(self.family.RECORDED)
             changes = changes if changes["data"] == self.family.data else recorded | changes
         return schema.override(self.family, changes, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -21,12 +22,13 @@ from metatrain.data import intents, texts, topics, udhr
 from metatrain.data.images import ImageStore
 from metatrain.inference.learned import Learned
 from metatrain.models.heads import Cosine
-from metatrain.models.text import TextBag, TextConv, TextGRU, counts
+from metatrain.models.text import ByteMLP, TextBag, TextConv, TextGRU, counts
 from metatrain.problems.functional import call
 from metatrain.problems.network import fresh
 from metatrain.start import prepare
 from metatrain.storage import cache
-from metatrain.tasks import FewShot, Texts
+from metatrain.tasks import FewShot, Language, Texts
+from metatrain.tasks.language import byte_frequencies
 from metatrain.tasks.text import nearest_centroid
 
 BAG = TextBag(head=Cosine())  # with the n-grams of the baseline
@@ -36,6 +38,7 @@ ENCODERS = (
     TextBag(buckets=64, longest=2, width=8),
     TextConv(width=4, filters=(6, 5), kernel=3),
     TextGRU(width=4, hidden=5),
+    ByteMLP(width=3, hidden=(8,)),
 )
 
 
@@ -243,7 +246,7 @@ def recipe(**changes: Any) -> Any:
         "outer": {"steps": 30, "tasks_per_step": 4, "tasks_per_ticket": 4, "lr": 0.01},
         "evaluation": {"tasks": 60, "tasks_per_ticket": 60},
     }
-    return config(tree, **changes)
+    return config(tree | changes)
 
 
 def test_learning_tells_unseen_languages_apart_better_than_n_grams(invented: ImageStore) -> None:
@@ -280,3 +283,42 @@ def test_the_commands_import_and_check_texts(tmp_path: Path) -> None:
     found = runner.invoke(app, ["check", "said"])
     assert "4 to 4 texts a class, median 4" in found.output
     assert "no text is in two of them" in found.output
+
+
+def test_a_language_is_learned_from_its_first_bytes(invented: ImageStore) -> None:
+    family = Language(data="invented", shots=40, queries=30, context=3)
+    task = family.sample(torch.Generator().manual_seed(0), 6, "test")
+    assert torch.equal(task.support_x[:, 3:, 2], task.support_y[:, 2:-1, 0].byte())
+    assert not task.support_x[:, 0].any()
+    starts = {texts.decode(row) for row in task.support_y[..., 0].byte()}
+    classes = invented.schemes[0].classes["test"]
+    firsts = [texts.decode(invented.images[int(invented.offsets[c]), 0, 0]) for c in classes]
+    assert all(any(start.startswith(first) for first in firsts) for start in starts)
+    assert all(len(row.unique(dim=0)) > 1 for row in task.query_x)
+    trains = family.sample(torch.Generator().manual_seed(0), 6, "train")
+    assert trains.support_x[:, 0].any()
+    same = Task(task.support_x, torch.full_like(task.support_y, 97), task.query_x, task.query_y)
+    certain = same._replace(query_y=torch.full_like(task.query_y, 97))
+    assert byte_frequencies(certain).tolist() == pytest.approx([math.log2((40 + 256) / 41)] * 6)
+    with pytest.raises(InputError, match="need 3,030 bytes of a class"):
+        replace(family, shots=3000).check("test")
+
+
+def test_descending_on_a_language_needs_fewer_bits_than_its_byte_frequencies(
+    invented: ImageStore,
+) -> None:
+    tree = {
+        "family": {
+            "name": "language",
+            "data": "invented",
+            "shots": 60,
+            "queries": 60,
+            "context": 2,
+        },
+        "model": {"name": "byte_mlp", "width": 4, "hidden": [16]},
+        "algorithm": {"name": "maml", "inner_lr": 0.5, "inner_steps": 3, "first_order": True},
+    }
+    scores = trained(recipe(**tree))
+    bits = scores.curves["none"]["bits"]
+    assert float(bits[:, -1].mean()) < float(bits[:, 0].mean())
+    assert float(bits[:, -1].mean()) < float(scores.baselines["byte_frequencies"].mean())

@@ -13,6 +13,7 @@ from metatrain.addresses import tree_without_secrets, without_secrets
 from metatrain.core import Setting, Split, TaskFamily, Work
 from metatrain.data import remote
 from metatrain.tasks.fewshot import FewShot
+from metatrain.tasks.language import Language
 from metatrain.tasks.table import Table
 from metatrain.tasks.text import Texts
 
@@ -59,7 +60,7 @@ def inputs(settings: Iterable[Setting]) -> list[DatasetInput]:
 
 def describe(family: TaskFamily, split: Split) -> Described:
     """Describe a split of a family's data, or the settings from which it generates tasks."""
-    if isinstance(family, FewShot | Texts):
+    if isinstance(family, FewShot | Texts | Language):
         return _examples(family, split)
     if isinstance(family, Table):
         return _rows(family, split)
@@ -86,7 +87,7 @@ def place(data: str) -> tuple[str, dict[str, Any]]:
     return ("local", {"uri": data}) if remote.is_elsewhere(data) else ("imported", {"name": data})
 
 
-def _examples(family: FewShot | Texts, split: Split) -> Described:
+def _examples(family: FewShot | Texts | Language, split: Split) -> Described:
     store = family.store
     scheme = store.scheme(family.splits)
     kind, source = place(family.data)

@@ -118,6 +118,39 @@ class TextGRU:
         return _net(Reader(self.width, self.hidden), self.head, self.hidden, outputs, feedback)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ByteMLP:
+    """Embedded bytes side by side, hidden layers, and a head (Bengio et al. 2003).
+
+    It predicts the byte that follows: the family `language` gives it the bytes before.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["byte_mlp"] = "byte_mlp"
+    width: int = bounded(16, least=1, most=1024)
+    """Numbers of a byte's embedding."""
+    hidden: tuple[int, ...] = bounded((256,), least=1, most=8192)
+    """Widths of the hidden layers."""
+    head: heads.Head = heads.LINEAR
+    """What turns the last hidden layer into outputs."""
+    weights: str | None = None
+    """Where the initial weights are: a safetensors file, or the folder of a run."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if not 1 <= len(self.hidden) <= 32:
+            raise InputError("hidden", got=list(self.hidden), expected="those of 1 to 32 layers")
+
+    def module(self, inputs: Sequence[int], outputs: int, feedback: int) -> nn.Module:
+        """[N, bytes] -> [N, outputs]."""
+        check_texts(self.name, inputs)
+        layers: list[nn.Module] = [Bytes(self.width), nn.Flatten(-2)]
+        for narrow, wide in pairwise([inputs[0] * self.width, *self.hidden]):
+            layers += [LinearLayer(narrow, wide), nn.ReLU()]
+        return _net(Layers(*layers), self.head, self.hidden[-1], outputs, feedback)
+
+
 class Ngrams(nn.Module):
     """The counts of a text's n-grams; it has no parameters."""
 

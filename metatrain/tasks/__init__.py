@@ -8,6 +8,7 @@ from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.gaussian_process import GaussianProcess
 from metatrain.tasks.gymnasium import Gymnasium
 from metatrain.tasks.imitation import Imitation
+from metatrain.tasks.language import Language
 from metatrain.tasks.linear import LinearRegression
 from metatrain.tasks.mdp import MDP
 from metatrain.tasks.navigation import Navigation
@@ -35,6 +36,7 @@ BuiltIn = (
     | DelayedMatch
     | Table
     | Texts
+    | Language
     | GaussianProcess
     | LinearRegression
     | Tabular
