@@ -63,6 +63,12 @@ def houses(folder: Path) -> None:
     rows[205:].drop(columns="price").to_csv(folder / "new.csv", index=False)
 
 
+def said(folder: Path) -> None:
+    """Texts of six classes."""
+    rows = [f"class {i % 6},text {i} of {i % 6}" for i in range(24)]
+    (folder / "texts.csv").write_text("\n".join(["label,text", *rows]))
+
+
 class Home:
     """A checkout with its environment, and the pictures and tables that the pages talk of."""
 
@@ -86,6 +92,7 @@ class Home:
         album(folder / "few", range(30, 35), 1)
         album(folder / "new", range(30, 35), 2, first=1)
         houses(folder)
+        said(folder)
         here = {
             "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
             "METATRAIN_CACHE": str(cache_in(folder / "cache")),
