@@ -16,10 +16,12 @@ import torch
 from cases import GLYPHS, config, context, trained
 from typer.testing import CliRunner
 
+from cluster.tracking import datasets, logged_model, served
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.core import InputError, Task
 from metatrain.data import intents, texts, topics, udhr
 from metatrain.data.images import ImageStore
+from metatrain.inference import files
 from metatrain.inference.learned import Learned
 from metatrain.models.heads import Cosine
 from metatrain.models.text import ByteMLP, TextBag, TextConv, TextGRU, counts
@@ -269,6 +271,26 @@ def test_a_trained_network_adapts_to_texts_without_the_data_set(invented: ImageS
         with pytest.raises(InputError, match="expected a"):
             learned.adapt(odd, ["first"])
     assert learned.protocol.startswith("invented/shuffled texts of 32 bytes 4-way 1-shot")
+
+
+def test_texts_are_adapted_to_and_predicted_in_files_and_as_a_served_model(
+    invented: ImageStore, tmp_path: Path
+) -> None:
+    prepared = prepare(recipe())
+    learned = Learned(prepared.recipe, prepared.meta, "here")
+    (tmp_path / "few.csv").write_text("label,text\n" + "\n".join(f"{c},{c * 9}" for c in "abab"))
+    (tmp_path / "new.csv").write_text("text\nabbbb\naaaab\n")
+    (tmp_path / "other.csv").write_text("said\nabbbb\n")
+    found = files.predict(learned, str(tmp_path / "few.csv"), [str(tmp_path / "new.csv")], None)
+    assert [row["prediction"] for row in found.rows] == ["b", "a"]
+    with pytest.raises(InputError, match="has no column 'text'"):
+        files.predict(learned, str(tmp_path / "few.csv"), [str(tmp_path / "other.csv")], None)
+    example = logged_model.example_of(learned)
+    assert example["text"].map(type).eq(str).all()
+    predicted = served.predict(learned, example)
+    assert predicted["prediction"].isin([f"class {i}" for i in range(4)]).all()
+    described = datasets.describe(learned.recipe.family, "test")
+    assert (described.name, described.profile["texts"]) == ("invented/shuffled test", 40)
 
 
 def test_the_commands_import_and_check_texts(tmp_path: Path) -> None:
