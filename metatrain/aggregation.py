@@ -75,7 +75,7 @@ class TrimmedMean:
     def __call__(
         self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
     ) -> Params:
-        return _trimmed(directions, int(self.trim * len(directions)))
+        return _trimmed(directions, int(self.trim * len(directions) + 1e-9))
 
 
 @dataclass(frozen=True, kw_only=True)

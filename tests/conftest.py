@@ -20,9 +20,9 @@ from pretended_gpu import Gpu, pretended
 from services import S3, Nodes, cache_in, drawing, free_port, mlflow_in
 
 from metatrain import figures
+from metatrain.data import sources
 from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
-from metatrain.tasks import fewshot
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -106,7 +106,7 @@ def gpu() -> Iterator[type[Gpu]]:
     torch.set_num_threads(1)
     with pretended() as found:
         yield found
-    fewshot._resident.cache_clear()
+    sources.on_device.cache_clear()
 
 
 @pytest.fixture(scope="session")

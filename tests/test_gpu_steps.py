@@ -23,10 +23,11 @@ from cluster.workers.compiled import traced
 from cluster.workers.plan import Plan
 from metatrain.algorithms import MAML
 from metatrain.core import InputError, Meta, Task, Ticket, generator_for, to_device
+from metatrain.data import sources
 from metatrain.learner import Learner
 from metatrain.models import Conv4
 from metatrain.start import TRAINING, prepare
-from metatrain.tasks import FewShot, fewshot
+from metatrain.tasks import FewShot
 from metatrain.tasks.augment import Augment
 
 
@@ -42,7 +43,7 @@ def gpu() -> Iterator[type[Gpu]]:
     torch.set_num_threads(1)
     with pretended() as found:
         yield found
-    fewshot._resident.cache_clear()
+    sources.on_device.cache_clear()
 
 
 SLOW = pytest.mark.ray

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metatrain.algorithms import image_maker, inner_loop
+from metatrain.algorithms import image_maker, inner_loop, made_images
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.bounds import RATE, bounded, check_bounds
 from metatrain.core import (
@@ -68,7 +68,7 @@ class ImaginaryData:
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:
         there, floats = attackable(problem).in_floats(task)
-        larger = image_maker.enlarged(meta.algorithm, floats, self.made, context.generator)
+        larger = made_images.enlarged(meta.algorithm, floats, self.made, context.generator)
         return Prototypical().adapt(there, meta, larger, context)
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
@@ -78,12 +78,12 @@ class ImaginaryData:
         direction, weights = update.direction, meta.algorithm
         if meta.state:  # of all that the network sees, so of made images as well
             with torch.no_grad():
-                larger = image_maker.enlarged(weights, floats, self.made, context.generator)
+                larger = made_images.enlarged(weights, floats, self.made, context.generator)
             direction = direction._replace(state=inner_loop.tracked(there, meta, larger))
         if not self.made:
             return update._replace(direction=direction)
         weights = {name: p.detach().requires_grad_() for name, p in weights.items()}
-        l_g, l_d = image_maker.losses(weights, floats, context.generator)
+        l_g, l_d = made_images.losses(weights, floats, context.generator)
         slopes = torch.autograd.grad(self.adversarial * l_g + l_d, [*weights.values()])
         pairs = zip(direction.algorithm.items(), slopes, strict=True)
         direction = direction._replace(algorithm={name: p + slope for (name, p), slope in pairs})
