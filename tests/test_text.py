@@ -245,7 +245,7 @@ def recipe(**changes: Any) -> Any:
         "family": {"name": "texts", "data": "invented", "ways": 4, "queries": 3, "length": 32},
         "model": {"name": "text_bag", "head": {"name": "cosine"}},
         "algorithm": {"name": "prototypical"},
-        "outer": {"steps": 30, "tasks_per_step": 4, "tasks_per_ticket": 4, "lr": 0.01},
+        "outer": {"steps": 12, "tasks_per_step": 4, "tasks_per_ticket": 4, "lr": 0.01},
         "evaluation": {"tasks": 60, "tasks_per_ticket": 60},
     }
     return config(tree | changes)
