@@ -272,23 +272,22 @@ def _exact(problem: Any) -> Any:
     return problem
 
 
+PEERS = ("ours", "handwritten", "higher")
+MEASURED = {"W1": 16, "W6": 4, "R1": 2, "R2": 2}  # tasks of the ticket whose memory is measured
+
+
 def memory(names: Sequence[str]) -> list[list[str]]:
     """Added peak memory of a ticket, each measured in a process of its own."""
     rows = []
     for name in names:
         found = {}
-        for candidate in ("ours", "handwritten", "higher"):
+        for candidate in prepare(WORKLOADS[name]).candidates:
             command = [sys.executable, __file__, "--peak", f"{name}/{candidate}"]
-            found[candidate] = float(
-                subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            )
-        rows.append(
-            [
-                name,
-                *(f"{mb:.0f} MB" for mb in found.values()),
-                f"{found['ours'] / found['higher']:.2f}",
-            ]
-        )
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[candidate] = float(done.stdout)
+        cells = [f"{found[who]:.0f} MB" if who in found else "" for who in PEERS]
+        least = min(mb for who, mb in found.items() if who != "ours")
+        rows.append([name, str(MEASURED[name]), *cells, f"{found['ours'] / least:.2f}"])
     return rows
 
 
@@ -304,7 +303,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.peak:
         name, candidate = arguments.peak.split("/")
-        workload = WORKLOADS[name]._replace(tasks=4 if name == "W6" else 16)
+        workload = WORKLOADS[name]._replace(tasks=MEASURED[name])
         run = prepare(workload).candidates[candidate]
         print(measure.peak_mb(run))
         return
@@ -347,11 +346,10 @@ def main() -> None:
     ]
     text = f"{measure.machine('higher')}; one thread; GEMM peak {peak:.0f} GFLOP/s\n\n"
     text += measure.table([*header, "share of peak", "peer's share"], rows)
-    wanted = [name for name in ("W1", "W6") if name in (arguments.workloads or WORKLOADS)]
+    wanted = [name for name in MEASURED if name in (arguments.workloads or WORKLOADS)]
     if wanted:
-        added = memory(wanted)
-        text += "\n\nPeak memory added by 16 tasks (W1) and 4 (W6)\n\n"
-        text += measure.table(["", "ours", "handwritten", "higher", "ours by higher's"], added)
+        text += "\n\nPeak memory that a ticket adds\n\n"
+        text += measure.table(["", "tasks", *PEERS, "ours by the least"], memory(wanted))
     measure.write("peers", text)
 
 
