@@ -44,12 +44,8 @@ def connected(address: str | None, code: Sequence[Path] = ()) -> Iterator[bool]:
         yield local
 
 
-@contextmanager
-def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
-    if ray.is_initialized():
-        yield False
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
+def _check_kind(address: str | None) -> None:
+    """Refuse an address that takes jobs, or clients, and no runs."""
     if address is not None and address.startswith("http"):
         raise InputError(
             f"{without_secrets(address)} is a dashboard's address, which takes jobs",
@@ -61,6 +57,16 @@ def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
             remedy="send the run with `metatrain submit --address http://HEAD:8265`, or start it "
             "on a machine of the cluster with --address auto",
         )
+
+
+@contextmanager
+def _connected(address: str | None, code: Sequence[Path]) -> Iterator[bool]:
+    _check_kind(address)
+    if ray.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    _check_kind(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     sent = [*code, *(OUR_PACKAGES if address else [])] if JOB not in os.environ else []
     if sent:
