@@ -223,6 +223,11 @@ class Prepared(NamedTuple):
     gflop: float  # of the plain loop, a task
 
 
+def one_by_one(tasks: Any, count: int) -> list[Task]:
+    """Each task by itself; an episode of classes has more than a peer needs."""
+    return [Task(*(leaf[0] for leaf in take(tasks, i)[:4])) for i in range(count)]
+
+
 def prepare(workload: Workload) -> Prepared:
     """The candidates, once they have been seen to agree in float64."""
     recipe = workload.recipe()
@@ -235,7 +240,7 @@ def prepare(workload: Workload) -> Prepared:
     floats = drawn._replace(
         support_x=problem.to_float(drawn.support_x), query_x=problem.to_float(drawn.query_x)
     )
-    tasks = [Task(*(leaf[0] for leaf in take(floats, i))) for i in range(workload.tasks)]
+    tasks = one_by_one(floats, workload.tasks)
     net, names = theirs(workload, meta)
 
     few = min(workload.tasks, 2)  # for the comparison
@@ -252,8 +257,7 @@ def prepare(workload: Workload) -> Prepared:
     if isinstance(workload.algorithm, MAML):
         peers["higher"] = lambda *arguments: partial(with_higher, *arguments)
     for name, peer in peers.items():
-        one_by_one = [Task(*(leaf[0] for leaf in take(exact, i))) for i in range(few)]
-        found = peer(workload, copy.deepcopy(net).double(), names, one_by_one)()
+        found = peer(workload, copy.deepcopy(net).double(), names, one_by_one(exact, few))()
         for theirs_name, ours_name in names.items():
             assert (found[theirs_name] - ours[ours_name]).norm() <= 1e-10 * ours[
                 ours_name
