@@ -71,8 +71,6 @@ def _private_caches(
     (Path(os.environ["METATRAIN_CACHE"]) / ".compiled").symlink_to(kernels)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
-    # Ray is nice to other processes by 15: on a busy machine its workers would wait for the others.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     torch.set_num_threads(1)
 
 
