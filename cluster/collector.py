@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5  # how soon an interrupt, and at the latest a late worker, is noticed
 SAVE_S = 5.0  # without any answer: what was learned is saved while that is possible
 STALL_S = 30.0  # how often a wait without any answer is reported
+AT_ONCE_S = 1.0  # deaths within so long may have one cause
 
 
 class Interrupted(Sentence):
@@ -48,6 +49,7 @@ class Requests:
         self._outstanding: set[Ticket] = set()  # asked and not answered
         self._arrived: dict[Ticket, Contribution] = {}
         self._kills: Counter[Ticket] = Counter()  # workers that died of a ticket
+        self._killed: dict[Ticket, tuple[str, float]] = {}  # the last of them, and when
         self._repeated: set[Ticket] = set()  # asked of a second worker
         self._answered_s: dict[str, float] = {}  # when each worker's last answer came
         self._alive_s = 0.0  # when a worker was last known to live
@@ -114,6 +116,7 @@ class Requests:
             self._outstanding.remove(got.ticket)
             self._arrived[got.ticket] = got
             self._kills.pop(got.ticket, None)
+            self._killed.pop(got.ticket, None)
             self._repeated.discard(got.ticket)
         self.busy_s += got.spent.wall_s
         self.cpu_s += got.spent.cpu_s
@@ -125,7 +128,7 @@ class Requests:
         # Others may have answered its tickets.
         left = tuple(ticket for ticket in failure.tickets if ticket in self._outstanding)
         if left and left[0] == failure.tickets[0]:
-            self._kills[left[0]] += 1
+            self._count_kill(left[0], failure.worker)
         self.lost += len(failure.tickets)
         if failure.kind == "lost":
             failure = failure._replace(tickets=left)
@@ -134,6 +137,17 @@ class Requests:
             raise WorkersLost(decision.reason)
         log.warning("%s", decision.reason)
         self._repeat(decision)
+
+    def _count_kill(self, ticket: Ticket, worker: str) -> None:
+        """Count a death, unless another worker had the ticket and died just before.
+
+        Workers that die at once are reported one after the other, and the ticket of the first may
+        have been asked of the next by then.
+        """
+        last, when = self._killed.get(ticket, (worker, 0.0))
+        if last == worker or time.monotonic() - when >= AT_ONCE_S:
+            self._kills[ticket] += 1
+            self._killed[ticket] = worker, time.monotonic()
 
     def _act_on_silence(self, since: float, reported: float) -> float:
         status, now = self._pool.status(), time.monotonic()

@@ -296,6 +296,24 @@ def test_a_ticket_that_kills_three_workers_ends_the_run_and_is_named() -> None:
         run(script)
 
 
+def test_workers_that_die_at_once_one_of_them_after_the_other_with_a_ticket_did_not_die_of_it(
+    straight: torch.Tensor,
+) -> None:
+    """The ticket of a worker that died is asked of another, whose death is not reported yet."""
+    deaths = 0
+
+    def script(answers: list[Event]) -> list[Event]:
+        nonlocal deaths
+        first = answers[0] if answers else None
+        if deaths < 5 and isinstance(first, Contribution) and first.ticket.step == 4:
+            deaths += 1
+            return [Failure((first.ticket,), f"w{deaths}", "lost", "gone"), *answers[1:]]
+        return answers
+
+    assert torch.equal(run(script)[0], straight)
+    assert deaths == 5
+
+
 def test_many_workers_that_die_at_once_are_as_many_losses_and_no_reason_to_stop(
     straight: torch.Tensor,
 ) -> None:
