@@ -56,9 +56,7 @@ class Bagged:
     def adapted(
         self, problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context
     ) -> Iterator[Member]:
-        for _ in range(self.members):
-            sample = bootstrap(problem, task, context.generator)
-            yield _adapted(problem, algorithm, meta, sample, context)
+        return _bagged(self.members, problem, algorithm, meta, task, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +79,7 @@ class Convex:
         self, problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context
     ) -> Iterator[Member]:
         yield _adapted(problem, algorithm, meta, task, context)
-        for _ in range(self.members - 1):
-            sample = bootstrap(problem, task, context.generator)
-            yield _adapted(problem, algorithm, meta, sample, context)
+        yield from _bagged(self.members - 1, problem, algorithm, meta, task, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +248,15 @@ def fitted(probabilities: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         weights = (p * weights / (p @ weights)[:, None]).mean(0)
     return weights / weights.sum()
+
+
+def _bagged(
+    count: int, problem: Problem, algorithm: Algorithm, meta: Meta, task: Any, context: Context
+) -> Iterator[Member]:
+    """So many networks, each adapted to a bootstrap sample of the support set."""
+    for _ in range(count):
+        sample = bootstrap(problem, task, context.generator)
+        yield _adapted(problem, algorithm, meta, sample, context)
 
 
 def bootstrap(problem: Problem, task: Any, generator: torch.Generator) -> Any:
