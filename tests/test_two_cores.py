@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,9 +73,10 @@ def test_a_record_is_a_row(tmp_path: Path) -> None:
         two_cores.collect({"en": page}, records)
 
 
-def test_the_memory_of_a_process_without_workers_is_none() -> None:
-    import subprocess
-
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    until(lambda: ended.poll() is not None)
-    assert two_cores._largest_worker_mb(ended.pid) == 0
+def test_the_memory_is_that_of_the_largest_worker_below_the_driver() -> None:
+    assert two_cores._largest_worker_mb(os.getpid()) == 0
+    command = [sys.executable, "-c", "b = b'1' * 50_000_000; input()", "ray::RayWorker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
+        until(lambda: two_cores._largest_worker_mb(os.getpid()) > 50)
+        worker.communicate(b"\n")
+    assert two_cores._largest_worker_mb(worker.pid) == 0  # which has ended
