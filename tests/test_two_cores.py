@@ -73,10 +73,12 @@ def test_a_record_is_a_row(tmp_path: Path) -> None:
         two_cores.collect({"en": page}, records)
 
 
+WORKER = [sys.executable, "-c", "b = b'1' * 50_000_000; input()", "ray::RayWorker"]
+
+
 def test_the_memory_is_that_of_the_largest_worker_below_the_driver() -> None:
-    assert two_cores._largest_worker_mb(os.getpid()) == 0
-    command = [sys.executable, "-c", "b = b'1' * 50_000_000; input()", "ray::RayWorker"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as worker:
-        until(lambda: two_cores._largest_worker_mb(os.getpid()) > 50)
-        worker.communicate(b"\n")
-    assert two_cores._largest_worker_mb(worker.pid) == 0  # which has ended
+    program = f"import subprocess; subprocess.run({WORKER})"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as driver:
+        until(lambda: two_cores._largest_worker_mb(driver.pid) > 50)
+        driver.communicate(b"\n")
+    assert two_cores._largest_worker_mb(driver.pid) == 0  # all have ended
