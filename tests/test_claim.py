@@ -146,7 +146,7 @@ def test_a_run_whose_folder_is_removed_ends_at_its_next_checkpoint(
     assert not list(folder.glob("*"))  # they are the next run's
 
 
-@pytest.mark.usefixtures("fast")
+@pytest.mark.usefixtures("unrenewed")
 def test_a_run_that_lost_its_storage_writes_nothing_more_there(s3: S3) -> None:
     where = "s3://bucket/claims/lost"
     settings = config(SINUSOID, output=where, outer__steps=9, checkpoint__every_steps=2)
@@ -172,10 +172,16 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "EXPIRES_S", 1)
 
 
+@pytest.fixture
+def unrenewed(monkeypatch: pytest.MonkeyPatch, fast: None) -> None:
+    """No renewal falls between a test's write of another's lease and the next check."""
+    monkeypatch.setattr(claim, "RENEWED_S", 3600)
+
+
 @pytest.mark.usefixtures("fast")
 @pytest.mark.ray
 def test_a_storage_has_one_process_at_a_time_by_its_lease(
-    s3: S3, caplog: pytest.LogCaptureFixture
+    s3: S3, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     caplog.set_level(logging.INFO)
     where = "s3://bucket/claims/run"
@@ -197,6 +203,7 @@ def test_a_storage_has_one_process_at_a_time_by_its_lease(
         assert storage.listing(where) == []
     waits = r"waiting 1 s, until \d\d:\d\d:\d\d, for a sign of process 7 on moon, which may work in"
     assert re.search(waits, caplog.text)
+    request.getfixturevalue("unrenewed")
     with claimed(where, "run") as check:
         other = json.dumps({"id": "y", "holder": "process 7 on moon"}).encode()
         storage.write(lease, other)  # by one that was away for longer than a lease lasts
