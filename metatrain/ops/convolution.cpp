@@ -56,7 +56,8 @@ template <typename F> inline void tiles(int64_t rows, int64_t columns, F f) {
     if (r < rows) f(Rows<1>{}, vectors, r, c);
     c += decltype(vectors)::value * LANES;
   };
-  while (c + 4 * LANES <= columns) along(Rows<4>{});
+  constexpr int most = REGISTERS / 8;  // six rows of them fill three quarters of the registers
+  while (c + most * LANES <= columns) along(Rows<most>{});
   if (c + 2 * LANES <= columns) along(Rows<2>{});
   if (c < columns) along(Rows<1>{});
 }

@@ -175,10 +175,10 @@ void sums(Images<T> s, const T* g, const T* x, const uint8_t* choice, T* U, T* s
 }  // namespace
 
 #define IMAGES(T) Images<T>(N, I, H, W, O, stride)
-#define TWO_AT_ONCE(function, T, P, ...)                                      \
-  do {                                                                        \
-    if (O % (2 * LANES) == 0) function<T, P, 2>(IMAGES(T), __VA_ARGS__);      \
-    else function<T, P, 1>(IMAGES(T), __VA_ARGS__);                           \
+#define TWO_AT_ONCE(function, T, P, ...)                                                   \
+  do {                                                                                     \
+    if (REGISTERS == 32 && O % (2 * LANES) == 0) function<T, P, 2>(IMAGES(T), __VA_ARGS__); \
+    else function<T, P, 1>(IMAGES(T), __VA_ARGS__);                                        \
   } while (0)
 #define NUMBERS int64_t N, int64_t I, int64_t H, int64_t W, int64_t O, int64_t stride
 

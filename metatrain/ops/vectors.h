@@ -5,19 +5,29 @@
 
 namespace {
 
-constexpr int LANES = 16;
+// A vector of floats is one register, so that sums over several of them stay in registers.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 64, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int WIDTH = 32, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int WIDTH = 16, REGISTERS = 32;
+#else
+constexpr int WIDTH = 16, REGISTERS = 16;
+#endif
+constexpr int LANES = WIDTH / sizeof(float);  // divides the channels, which are a multiple of 16
 constexpr uint8_t OFF = 255;  // the choice of an output that ReLU has set to zero
 
 template <typename T> struct Types;
 template <> struct Types<float> {
-  typedef float Vec __attribute__((vector_size(64), aligned(4)));
-  typedef int32_t Mask __attribute__((vector_size(64), aligned(4)));
+  typedef float Vec __attribute__((vector_size(WIDTH), aligned(4)));
+  typedef int32_t Mask __attribute__((vector_size(WIDTH), aligned(4)));
 };
 template <> struct Types<double> {
-  typedef double Vec __attribute__((vector_size(128), aligned(8)));
-  typedef int64_t Mask __attribute__((vector_size(128), aligned(8)));
+  typedef double Vec __attribute__((vector_size(2 * WIDTH), aligned(8)));
+  typedef int64_t Mask __attribute__((vector_size(2 * WIDTH), aligned(8)));
 };
-typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 
 template <typename T> using Vec = typename Types<T>::Vec;
 template <typename T> using Mask = typename Types<T>::Mask;
