@@ -17,7 +17,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from pretended_gpu import Gpu, pretended
-from services import S3, Nodes, cache_in, drawing, free_port, mlflow_in
+from services import S3, Nodes, cache_in, drawing, mlflow_in
 
 from metatrain import figures
 from metatrain.data import sources
@@ -151,18 +151,11 @@ def omniglot(_omniglot_cache: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSto
 @pytest.fixture(scope="session")
 def _s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     log = tmp_path_factory.mktemp("s3") / "log"
-    port, read_only = free_port(), free_port()
-    command = [
-        sys.executable,
-        str(Path(__file__).parent / "s3.py"),
-        str(port),
-        str(read_only),
-        str(log),
-    ]
+    command = [sys.executable, str(Path(__file__).parent / "s3.py"), str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"serving\n"
+            port, read_only = map(int, process.stdout.readline().split())
             urlopen(Request(f"http://127.0.0.1:{port}/bucket", method="PUT")).close()
             keys = {
                 "AWS_ACCESS_KEY_ID": "key",

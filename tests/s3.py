@@ -1,7 +1,7 @@
 """An S3 service on loopback for tests: moto's, with a log of what was asked for and a second port
-that only reads.
+that only reads. It prints both ports, on which it listens already.
 
-python s3.py PORT READ_ONLY_PORT LOG
+python s3.py LOG
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Logged:
 
 
 def main() -> None:
-    port, read_only_port, log = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    log = Path(sys.argv[1])
     app = DomainDispatcherApplication(create_backend_app)
     servers = [
-        make_server("127.0.0.1", number, Logged(app, log, writable=writable), threaded=True)
-        for number, writable in ((port, True), (read_only_port, False))
+        make_server("127.0.0.1", 0, Logged(app, log, writable=writable), threaded=True)
+        for writable in (True, False)
     ]
     for server in servers[1:]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    print("serving", flush=True)
+    print(*(server.port for server in servers), flush=True)
     servers[0].serve_forever()
 
 
