@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 import yaml
 
@@ -103,20 +104,19 @@ def mlflow_in(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         cwd=folder,
     )
     uri = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, "the MLflow server ended"
+        with suppress(OSError), urlopen(f"{uri}/health", timeout=60) as answer:
+            return bool(answer.read() == b"OK")
+        return False
+
     try:
-        for _ in range(120):
-            time.sleep(0.5)
-            try:
-                with urlopen(f"{uri}/health", timeout=2) as answer:
-                    if answer.read() == b"OK":
-                        break
-            except OSError:
-                continue
-        else:
-            pytest.fail("the MLflow server did not start")
+        until(answers)
         yield uri, process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -183,7 +183,7 @@ class Nodes:
             if value is not None
         }
         done = subprocess.run(
-            command, env=known, capture_output=True, text=True, check=False, timeout=280
+            command, env=known, capture_output=True, text=True, check=False, timeout=800
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -202,17 +202,10 @@ class Nodes:
 
     def fail(self, process: subprocess.Popen[bytes]) -> None:
         """As a machine that loses its power."""
-        listed = subprocess.run(
-            ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
-        ).stdout
-        gone = {process.pid}
-        for pid, parent in sorted(
-            (int(pid), int(parent)) for pid, parent in map(str.split, listed.splitlines())
-        ):
-            if parent in gone:
-                gone.add(pid)
-        for pid in gone:
-            os.kill(pid, signal.SIGKILL)
+        gone = psutil.Process(process.pid)
+        for each in (gone, *gone.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it ended with those before it
+                each.kill()
 
     def end(self) -> None:
         for process in reversed(self._started):
@@ -225,7 +218,8 @@ class Nodes:
         shutil.rmtree(self._short, ignore_errors=True)
 
 
-def until(true: Callable[[], object], seconds: float = 90) -> None:
+def until(true: Callable[[], object], seconds: float = 600) -> None:
+    """Wait until it is true: so many seconds bound only what hangs."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
