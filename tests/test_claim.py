@@ -167,25 +167,26 @@ def test_a_run_that_lost_its_storage_writes_nothing_more_there(s3: S3) -> None:
 
 
 @pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "RENEWED_S", 0.05)
+def unrenewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No renewal falls between a test's write of another's lease and the next check, nor behind
+    the removal of a lease.
+    """
+    monkeypatch.setattr(claim, "RENEWED_S", 3600)
     monkeypatch.setattr(claim, "EXPIRES_S", 1)
 
 
-@pytest.fixture
-def unrenewed(monkeypatch: pytest.MonkeyPatch, fast: None) -> None:
-    """No renewal falls between a test's write of another's lease and the next check."""
-    monkeypatch.setattr(claim, "RENEWED_S", 3600)
-
-
-@pytest.mark.usefixtures("fast")
 @pytest.mark.ray
 def test_a_storage_has_one_process_at_a_time_by_its_lease(
-    s3: S3, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+    s3: S3,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     caplog.set_level(logging.INFO)
     where = "s3://bucket/claims/run"
     lease = f"{where}/{claim.LEASE}"
+    monkeypatch.setattr(claim, "RENEWED_S", 0.05)
+    monkeypatch.setattr(claim, "EXPIRES_S", 600)  # the holder has renewed it before
     with claimed(where, "sweep") as check:
         check()
         with (
@@ -195,6 +196,7 @@ def test_a_storage_has_one_process_at_a_time_by_its_lease(
             claimed(where, "sweep"),
         ):
             pass
+        request.getfixturevalue("unrenewed")
     assert storage.listing(where) == []
     for dead in (b'{"id": "x", "holder": "process 7 on moon"}', b"[]"):
         storage.write(lease, dead)
@@ -203,7 +205,6 @@ def test_a_storage_has_one_process_at_a_time_by_its_lease(
         assert storage.listing(where) == []
     waits = r"waiting 1 s, until \d\d:\d\d:\d\d, for a sign of process 7 on moon, which may work in"
     assert re.search(waits, caplog.text)
-    request.getfixturevalue("unrenewed")
     with claimed(where, "run") as check:
         other = json.dumps({"id": "y", "holder": "process 7 on moon"}).encode()
         storage.write(lease, other)  # by one that was away for longer than a lease lasts
