@@ -297,9 +297,10 @@ def test_a_ticket_that_kills_three_workers_ends_the_run_and_is_named() -> None:
 
 
 def test_workers_that_die_at_once_one_of_them_after_the_other_with_a_ticket_did_not_die_of_it(
-    straight: torch.Tensor,
+    straight: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ticket of a worker that died is asked of another, whose death is not reported yet."""
+    monkeypatch.setattr("cluster.collector.time", SimpleNamespace(monotonic=lambda: 100.0))
     deaths = 0
 
     def script(answers: list[Event]) -> list[Event]:
