@@ -34,7 +34,7 @@ SINUSOID: dict[str, Any] = {
     "algorithm": {"name": "maml", "inner_lr": 0.01},
     "outer": {"steps": 20, "tasks_per_step": 10, "tasks_per_ticket": 3, "lr": 0.001},
     "evaluation": {"tasks": 30, "tasks_per_ticket": 7},
-    "workers": {"max": 0},
+    "workers": {"max": 0, "wait_s": 600},  # a busy machine starts one in minutes
     "tracking": {"uri": "none"},
 }
 GLYPHS: dict[str, Any] = SINUSOID | {

@@ -71,6 +71,8 @@ def _private_caches(
     (Path(os.environ["METATRAIN_CACHE"]) / ".compiled").symlink_to(kernels)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
+    # Ray ends a worker that does not say in a minute that it has started, and starts another.
+    os.environ["RAY_worker_register_timeout_seconds"] = "600"  # noqa: SIM112
     torch.set_num_threads(1)
 
 

