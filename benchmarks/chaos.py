@@ -16,6 +16,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ RECIPE: dict[str, Any] = {
     "validation": {"every_steps": 100, "tasks": 20},
     "evaluation": {"tasks": 20},
     "checkpoint": {"every_steps": 10, "keep": 3},
-    "workers": {"min": 1, "max": 4},
+    "workers": {"min": 1, "max": 4, "wait_s": 600},
 }
 WORKER = re.compile(r"^ray::.*RayWorker")
 
@@ -153,20 +154,39 @@ class Chaos:
                 found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
+    def one(self, act: Callable[[psutil.Process], object], drawn: random.Random) -> bool:
+        """Do something to one of the workers; whether there was any."""
+        for process in drawn.sample(found := self.workers(), len(found)):
+            with suppress(psutil.NoSuchProcess):  # it ended just now
+                act(process)
+                return True
+        return False
+
     def happen(self, what: str, drawn: random.Random) -> None:
-        """Do one of the things that the schedule names."""
-        workers = self.workers()
-        if what == "kill a worker" and workers:
-            drawn.choice(workers).kill()
-        elif what == "crash a node":
+        """Do one of the things that the schedule names.
+
+        The driver stands still meanwhile: a node takes seconds to start, and the run would end
+        before all has happened.
+        """
+        driver = self.driver
+        if driver is not None:
+            driver.send_signal(signal.SIGSTOP)
+        self.done[what] += self._happened(what, drawn)
+        if driver is not None:
+            driver.send_signal(signal.SIGCONT)  # nothing, if it was killed
+
+    def _happened(self, what: str, drawn: random.Random) -> bool:
+        if what == "kill a worker":
+            return self.one(psutil.Process.kill, drawn)
+        if what == "stop a worker for ever":
+            return self.one(psutil.Process.suspend, drawn)
+        if what == "slow a worker":
+            self.slowed.clear()
+            return self.one(self._start_slowing, drawn)
+        if what == "crash a node":
             self.cluster.remove_node(self.node, allow_graceful=False)
         elif what == "start a node":
             self.node = self.cluster.add_node(num_cpus=2)
-        elif what == "stop a worker for ever" and workers:
-            drawn.choice(workers).suspend()
-        elif what == "slow a worker" and workers:
-            self.slowed.clear()
-            threading.Thread(target=self._slow, args=(drawn.choice(workers),), daemon=True).start()
         elif what == "end the slowing":
             self.slowed.set()
         elif what == "end MLflow":
@@ -183,9 +203,11 @@ class Chaos:
                 data[len(data) // 2] ^= 255
                 path.write_bytes(data)
             self.start_driver()
-        else:
-            return
-        self.done[what] += 1
+        return True
+
+    def _start_slowing(self, process: psutil.Process) -> None:
+        process.suspend()
+        threading.Thread(target=self._slow, args=(process,), daemon=True).start()
 
     def _slow(self, process: psutil.Process) -> None:
         """Let a process run a tenth of the time."""
@@ -269,13 +291,13 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
 
 def _answers(url: str) -> bool:
     try:
-        with urlopen(url, timeout=2) as answer:
+        with urlopen(url, timeout=30) as answer:
             return bool(answer.read() == b"OK")
     except OSError:
         return False
 
 
-def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+def _until(true: Callable[[], bool], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -283,11 +305,14 @@ def _until(true: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def _free_port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that neither the system gives to those who ask for any port nor Ray to its workers:
+    nobody takes it before MLflow listens there, or until MLflow is back.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def compare(steps: int, kills: int, seed: int, limit_s: float) -> Counter[str]:

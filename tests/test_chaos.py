@@ -16,7 +16,7 @@ def test_chaos_changes_neither_parameters_nor_records(monkeypatch: pytest.Monkey
     """The short version of benchmarks/chaos.py."""
     outer = chaos.RECIPE["outer"] | {"tasks_per_step": 480, "tasks_per_ticket": 30}
     monkeypatch.setitem(chaos.RECIPE, "outer", outer)
-    done = chaos.compare(steps=40, kills=3, seed=1, limit_s=250)
+    done = chaos.compare(steps=40, kills=3, seed=1, limit_s=850)
     assert done["kill a worker"] >= 1
     for what in ("kill the driver", "crash a node", "start a node", "stop a worker for ever"):
         assert done[what] == 1
