@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import io
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from metatrain.core import InputError
-from metatrain.data import fashion_mnist, glyphs
+from metatrain.data import fashion_mnist, glyphs, sources
 from metatrain.data.images import ImageStore, Scheme
 from metatrain.data.sources import import_data, open_data
 from metatrain.storage import cache
@@ -41,6 +42,44 @@ def test_the_built_in_data_set_is_drawn_once(monkeypatch: pytest.MonkeyPatch) ->
     assert store.synthetic
     monkeypatch.setattr(glyphs, "draw", None)
     assert torch.equal(open_data("glyphs").images, store.images)
+
+
+def test_the_built_in_data_set_is_drawn_once_though_two_find_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of a node that has never had it start together."""
+    monkeypatch.setenv("METATRAIN_CACHE", str(tmp_path))
+    small = ImageStore(
+        name="glyphs",
+        images=torch.zeros(1, 1, 2, 2, dtype=torch.uint8),
+        class_names=["a"],
+        sizes=torch.tensor([1]),
+        schemes=[Scheme(name="glyphs", classes={"train": [0]}, rotations={"train": "none"})],
+        synthetic=True,
+    )
+    found: list[ImageStore] = []
+    second = threading.Thread(target=lambda: found.append(open_data("glyphs")))
+    looks, is_there, drawn = threading.Semaphore(0), sources._is_there, []
+
+    def look(name: str) -> bool:
+        there = is_there(name)
+        looks.release()
+        return there
+
+    def draw(source: Path | None) -> ImageStore:
+        drawn.append(source)
+        if len(drawn) == 1:
+            second.start()
+            for _ in range(3):  # two of the first one, and one of the second, which finds none
+                looks.acquire()
+        return small
+
+    monkeypatch.setattr(sources, "_is_there", look)
+    monkeypatch.setitem(sources.SOURCES, "glyphs", draw)
+    first = open_data("glyphs")
+    second.join()
+    assert len(drawn) == 1
+    assert found[0].checksum == first.checksum
 
 
 def test_a_data_set_is_shown_in_a_line_and_in_notebooks_with_images() -> None:

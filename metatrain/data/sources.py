@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from metatrain import files
 from metatrain.awaiting import awaiting
 from metatrain.data import (
     cifar,
@@ -22,7 +23,7 @@ from metatrain.data import (
     udhr,
 )
 from metatrain.data.images import ImageStore, folder_of
-from metatrain.storage import local
+from metatrain.storage import local, said
 
 SOURCES: dict[str, Callable[[Path | None], ImageStore]] = {
     "glyphs": glyphs.read,
@@ -46,10 +47,24 @@ def open_data(name: str, checksum: str | None = None) -> ImageStore:
     if remote.is_elsewhere(name):
         folder = remote.fetch(name, checksum)
         return ImageStore.read(name, folder, f"remove {folder}, so that it is fetched again")
-    if name == "glyphs" and not (folder_of(name) / "manifest.json").exists():
-        with awaiting("drawing the glyphs, once for this machine"):
-            import_data(name)
+    if name == "glyphs" and not _is_there(name):
+        _draw(name)
     return ImageStore.open(name)
+
+
+def _is_there(name: str) -> bool:
+    return (folder_of(name) / "manifest.json").exists()
+
+
+def _draw(name: str) -> None:
+    """Draw the built-in data set: one process of a machine does, and the others wait."""
+    folder = folder_of(name)
+    with said(f"write {folder}", "set METATRAIN_CACHE to another folder"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with files.locked(folder.with_name(f".{name}.lock")):
+            if not _is_there(name):
+                with awaiting("drawing the glyphs, once for this machine"):
+                    import_data(name)
 
 
 @lru_cache(maxsize=2)
