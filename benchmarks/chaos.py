@@ -206,7 +206,7 @@ class Chaos:
         return True
 
     def _start_slowing(self, process: psutil.Process) -> None:
-        process.suspend()
+        process.resume()  # raises NoSuchProcess if it has ended
         threading.Thread(target=self._slow, args=(process,), daemon=True).start()
 
     def _slow(self, process: psutil.Process) -> None:
