@@ -36,7 +36,7 @@ from metatrain.data.sources import open_data
 LONG = SINUSOID | {
     "outer": {"steps": 100_000, "tasks_per_step": 6, "tasks_per_ticket": 3, "lr": 0.001},
     "checkpoint": {"every_steps": 100},
-    "workers": {"min": 1, "max": 1},
+    "workers": {"min": 1, "max": 1, "wait_s": 600},
     "tracking": {"experiment": "jobs"},
 }
 
@@ -53,11 +53,8 @@ def parameters(where: str) -> dict[str, torch.Tensor]:
 
 
 def steps(where: str) -> int:
-    return (
-        checkpoint.load(where).scalars["version"]
-        if checkpoint.latest(f"{where}/checkpoints")
-        else 0
-    )
+    """Of the newest checkpoint by its name: the run may remove it while it is read."""
+    return checkpoint.steps_made(f"{where}/checkpoints")
 
 
 def runs_of(uri: str, experiment: str) -> list[Any]:
@@ -94,7 +91,9 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
     nodes: Nodes, s3: S3, tmp_path: Path
 ) -> None:
     where = "s3://bucket/runs/long"
-    recipe = written(tmp_path / "long.yaml", LONG | {"workers": {"min": 2, "max": 2}})
+    recipe = written(
+        tmp_path / "long.yaml", LONG | {"workers": {"min": 2, "max": 2, "wait_s": 600}}
+    )
     sent = [
         "metatrain",
         "submit",
@@ -116,9 +115,9 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
         said = [next(lines)]
         while " step " not in said[-1]:
             said.append(next(lines))
-        assert all(re.match(r"\d\d:\d\d:\d\d \w", line) for line in said[4:]), (
-            said
-        )  # and none of Ray's
+        # Of the job alone, and none of Ray's; on a busy machine it waits for its process first.
+        log = [line for line in said[4:] if not line.startswith("waiting for 1 CPUs: Job has not")]
+        assert all(re.match(r"\d\d:\d\d:\d\d \w", line) for line in log), said
         assert re.match(r"\S+ step \d+/100000  loss .* tasks/s  ETA ", said[-1])
         follower.send_signal(signal.SIGINT)
         rest = list(lines)
@@ -153,12 +152,12 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
     assert told == "job long was stopped"
     done = steps(where)
     shorter = ["--set", f"outer.steps={done + 50}", "--set", f"output={where}"]
-    again, followed, unknown, refused, actors = together(
+    again, followed, unknown, refused, _ = together(
         lambda: nodes.run(*stop),
         lambda: nodes.run(*follow),
         lambda: nodes.run(*follow[:2], "lang", *follow[-2:]),
         lambda: nodes.submit(recipe, *shorter),
-        lambda: workers(nodes),
+        lambda: until(lambda: not workers(nodes)),
     )
     assert (again.returncode, followed.returncode, unknown.returncode, refused.returncode) == (
         2,
@@ -171,7 +170,8 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
         == "error: the job long was stopped already: `metatrain jobs` lists those under way"
     )
     assert re.search(
-        r"\n\S+ stopping: it saves first\nstopped after \d+ of 100000 outer steps", followed.stdout
+        r"\n\S+ stopping: it saves first\n(.*\n)*stopped after \d+ of 100000 outer steps\n",
+        followed.stdout,
     )
     assert last(followed.stderr) == to_continue
     assert last(unknown.stderr).startswith(
@@ -180,7 +180,6 @@ def test_a_job_is_followed_left_watched_stopped_and_resumed(
     assert last(refused.stderr).endswith(
         f"{where} already holds a run: pass --resume auto to continue it, or give another output"
     )
-    assert not actors
     (recorded,) = runs_of(nodes.environment["MLFLOW_TRACKING_URI"], "jobs")
     assert recorded.info.status == "KILLED"
     assert recorded.data.tags["metatrain.job"] == "long"
@@ -216,7 +215,7 @@ def test_a_node_that_dies_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Pa
     tree = LONG | {
         "model": model,
         "outer": LONG["outer"] | {"steps": 1000},
-        "workers": {"min": 3, "max": 3, "cpus": 2.0},  # one on each node
+        "workers": {"min": 3, "max": 3, "cpus": 2.0, "wait_s": 600},  # one on each node
     }
     recipe, where = written(tmp_path / "r.yaml", tree), str(tmp_path / "out")
     third = nodes.start("worker", METATRAIN_CACHE=str(tmp_path / "cache"))
@@ -236,7 +235,7 @@ def test_a_node_that_dies_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Pa
     ) as follower:
         until(lambda: steps(where) >= 100)
         nodes.fail(third)
-        out, _ = follower.communicate(timeout=200)
+        out, _ = follower.communicate(timeout=600)
     assert follower.returncode == 0, out
     assert "was lost" in out
     assert not re.search(r"\.py:\d+ --", out)  # as Ray logs
@@ -268,7 +267,7 @@ def test_a_job_that_waits_says_for_what(nodes: Nodes, tmp_path: Path) -> None:
         assert follower.stdout is not None
         *_, waits = [next(follower.stdout) for _ in range(5)]
         follower.send_signal(signal.SIGINT)
-        rest, _ = follower.communicate(timeout=60)
+        rest, _ = follower.communicate(timeout=600)
     assert waits.startswith("waiting for 99 CPUs: ")
     assert "resources" in waits
     assert "the job keeps running" in rest
@@ -340,7 +339,8 @@ def test_what_an_own_module_imports_goes_along_and_each_node_fetches_a_data_set_
     remote.push(open_data("glyphs"), uri)
     size = (remote.fetch(uri) / "images.arrow").stat().st_size
     s3.log.write_text("")
-    tree = GLYPHS | {"outer": GLYPHS["outer"] | {"steps": 4}, "workers": {"min": 3, "max": 3}}
+    tree = GLYPHS | {"outer": GLYPHS["outer"] | {"steps": 4}}
+    tree |= {"workers": {"min": 3, "max": 3, "wait_s": 600}}
     tree |= {"algorithm": {"name": "importing:Mine", "inner_lr": 0.4}, "evaluation": {"tasks": 4}}
     recipe = written(tmp_path / "own.yaml", tree)
     from_there = ["--set", f"family.data={uri}"]
