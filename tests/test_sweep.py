@@ -23,6 +23,7 @@ import pytest
 import torch
 import yaml
 from cases import SINUSOID
+from ray.tune.execution.tune_controller import TuneController
 from services import command, store, until
 
 from cluster import checkpoint, run
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.ray
 RECIPE = SINUSOID | {
     "outer": {"steps": 40, "tasks_per_step": 6, "tasks_per_ticket": 3, "lr": 0.001},
     "validation": {"every_steps": 10, "tasks": 10},
-    "workers": {"max": 0, "cpus": 1.0},
+    "workers": {"max": 0, "cpus": 1.0, "wait_s": 600},
 }
 BROKEN = """
 import sys
@@ -180,10 +181,45 @@ def watching() -> Iterator[Callable[[Callable[[], None]], None]]:
 
     yield start
     for thread in threads:
-        thread.join(10)
+        thread.join(600)
         assert not thread.is_alive()
     if failures:
         raise failures[0]
+
+
+@pytest.fixture
+def reporting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[[int, int], None]], None]:
+    """Lets a function look on at each report of a trial, by number and step: the trial waits."""
+    report = ray_tune.Watch.on_trial_result
+
+    def start(look: Callable[[int, int], None]) -> None:
+        def reported(self: ray_tune.Watch, **info: Any) -> None:
+            report(self, **info)
+            look(int(str(info["trial"])), info["result"]["step"])
+
+        monkeypatch.setattr(ray_tune.Watch, "on_trial_result", reported)
+
+    return start
+
+
+@pytest.fixture
+def in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No trial goes on before all others have reported as many steps."""
+    train, held = TuneController._schedule_trial_train, []
+
+    def made(trial: Any) -> int:
+        return int(trial.run_metadata.last_result.get("step", -1))
+
+    def go_on(controller: Any, trial: Any) -> None:
+        held.append(trial)
+        least = min(made(each) for each in controller.get_trials() if not each.is_finished())
+        for each in [each for each in held if made(each) <= least]:
+            held.remove(each)
+            train(controller, each)
+
+    monkeypatch.setattr(TuneController, "_schedule_trial_train", go_on)
 
 
 @pytest.mark.usefixtures("pictures")
@@ -234,7 +270,7 @@ def test_two_trials_of_two_workers_at_once_are_runs_that_can_be_repeated(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
-    tmp_path: Path, watching: Callable[[Callable[[], None]], None]
+    tmp_path: Path, reporting: Callable[[Callable[[int, int], None]], None]
 ) -> None:
     before = processes("RayWorker") | processes("ImplicitFunc")
     uri = store(tmp_path)
@@ -243,14 +279,14 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
     )
     killed: list[str] = []
 
-    def look() -> None:
-        for name, step in (("RayWorker", 20), ("ImplicitFunc", 60)):
-            until(lambda step=step: any(row["step"] >= step for row in rows(search.folder, 0)))
-            (victim,) = processes(name) - before
-            os.kill(victim, signal.SIGKILL)
-            killed.append(name)
+    def look(number: int, step: int) -> None:
+        for name, at in (("RayWorker", 20), ("ImplicitFunc", 60)):
+            if step == at and name not in killed:
+                (victim,) = processes(name) - before
+                os.kill(victim, signal.SIGKILL)
+                killed.append(name)
 
-    watching(look)
+    reporting(look)
     outcome = sweep.start(search)
     assert killed == ["RayWorker", "ImplicitFunc"]
     assert [trial.state for trial in outcome.trials] == ["completed"]
@@ -266,7 +302,7 @@ def test_a_trial_goes_on_when_its_worker_or_its_own_process_is_killed(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
-    tmp_path: Path, watching: Callable[[Callable[[], None]], None]
+    tmp_path: Path, reporting: Callable[[Callable[[int, int], None]], None]
 ) -> None:
     before = processes("RayWorker") | processes("ImplicitFunc")
     rates = {"outer.lr": {"grid": [0.003, 1e-9, 1e-8]}}
@@ -282,17 +318,17 @@ def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
     )
     alive: list[int] = []
 
-    def look() -> None:
-        until(lambda: rows(search.folder, 2))
-        until(lambda: len(processes("RayWorker") - before) == 1, 20)
-        alive.append(len(processes("RayWorker") - before))
+    def look(number: int, step: int) -> None:
+        if (number, step) == (2, 0):
+            until(lambda: len(processes("RayWorker") - before) == 1)
+            alive.append(len(processes("RayWorker") - before))
 
-    watching(look)
+    reporting(look)
     outcome = sweep.start(search)
     assert alive == [1]
     states = {trial.number: (trial.state, trial.steps) for trial in outcome.trials}
     assert states == {0: ("completed", 400), 1: ("stopped", 100), 2: ("stopped", 100)}
-    until(lambda: not (processes("RayWorker") | processes("ImplicitFunc")) - before, 20)
+    until(lambda: not (processes("RayWorker") | processes("ImplicitFunc")) - before)
     stopped = alone(
         search.folder, 1, tmp_path / "again", **{"outer.steps": 100}
     )  # its rate does not fall with steps
@@ -300,9 +336,11 @@ def test_a_stopped_trial_leaves_no_process_while_the_next_one_runs(
 
 
 @pytest.mark.usefixtures("pictures")
-@pytest.mark.usefixtures("ray_cluster", "s3")
+@pytest.mark.usefixtures("ray_cluster", "s3", "in_step")
 def test_a_perturbation_changes_the_rate_inside_the_running_learner(tmp_path: Path) -> None:
-    """Trials go on from each other's checkpoints, which lie in a storage here."""
+    """Trials go on from each other's checkpoints, which lie in a storage here. One that starts
+    when the other has ended could not.
+    """
     pbt = {"name": "pbt", "every_steps": 20, "quantile": 0.5, "resample": 0}
     rates = {"outer.lr": {"loguniform": [1e-9, 0.01]}}
     output = "s3://bucket/perturbed"
@@ -452,7 +490,7 @@ def test_a_trial_that_fails_says_why_and_costs_the_others_nothing(tmp_path: Path
         text=True,
         check=False,
         env=environment,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "trial 1 failed: ZeroDivisionError: no such rate (" in done.stderr
@@ -533,7 +571,7 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     first = go()
     until(lambda: reports() >= 4)
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=600)
     assert first.returncode == 130, said
     assert said.endswith(
         "trials; what they reported is kept\nto continue: metatrain tune sweep.yaml --resume auto\n"
@@ -543,11 +581,11 @@ def test_stopped_and_killed_sweeps_go_on_without_doing_anything_twice(tmp_path: 
     second = go("--resume", "auto")
     until(lambda: any("ended" in line for line in journal(search.folder)) and reports() >= done + 8)
     second.kill()
-    second.communicate(timeout=60)
+    second.communicate(timeout=600)
     (search.folder / "journal.jsonl").open("a").write('{"trial": 2, "rep')  # killed in mid line
 
     third = go("--resume", str(search.folder))
-    out, said = third.communicate(timeout=120)
+    out, said = third.communicate(timeout=600)
     assert third.returncode == 0, said
     assert out.splitlines()[-1].startswith("result: mse=")
 
