@@ -155,8 +155,8 @@ def test_a_trial_flushes_again_once_somebody_answers() -> None:
     driver.put(line(1, 0))
     until(lambda: driver._health.away)
     store.fails = 0.0
-    until(lambda: store.points)
-    assert not driver._health.away
+    until(lambda: not driver._health.away)
+    assert store.points
     driver.put(line(2, 0))
     driver.flush()
     assert len(store.points) == 4

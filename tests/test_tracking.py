@@ -42,6 +42,23 @@ from metatrain.tasks import open_data
 
 pytestmark = pytest.mark.ray
 
+# A process that dies while it makes a store: by its twentieth table.
+DYING = """
+import os, signal
+from sqlalchemy import Engine, event
+from cluster.config import Tracking
+from cluster.tracking.tracker import start_tracker
+
+made = []
+
+@event.listens_for(Engine, "before_cursor_execute")
+def count(connection, cursor, statement, *others):
+    made.extend([statement] * statement.strip().startswith("CREATE TABLE"))
+    if len(made) == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+start_tracker(Tracking(), "a", [])
+"""
 # A process that makes a run in each of some new folders at the same moment as others.
 TOGETHER = """
 import os, sys, time
@@ -263,7 +280,7 @@ def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
         for name in names
     ]
     try:
-        assert [process.wait(120) for process in started] == [0, 0]
+        assert [process.wait(600) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()
@@ -281,15 +298,13 @@ def test_runs_that_start_together_make_one_store(tmp_path: Path) -> None:
 
 
 def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", TOGETHER, "a", "1", "1"], cwd=tmp_path)
-    folder = tmp_path / "round-0"
-    until((folder / ".mlflow.db.making" / "mlflow.db").exists)
-    process.kill()
-    process.wait()
-    assert not (folder / "mlflow.db").exists()
-    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=store(folder)), "b", [], None, {})
+    died = subprocess.run([sys.executable, "-c", DYING], cwd=tmp_path, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert (tmp_path / ".mlflow.db.making" / "mlflow.db").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+    tracker = mlflow_tracker.MLflowTracker(Tracking(uri=store(tmp_path)), "b", [], None, {})
     tracker.finish("FINISHED")
-    assert [path.name for path in folder.iterdir()] == ["mlflow.db"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_runs_that_start_together_make_one_experiment_on_a_server(
@@ -401,7 +416,7 @@ def test_what_is_the_matter_with_a_store_is_said(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=sentence) as error:
             mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
         assert "\n" not in str(error.value)
-        assert time.monotonic() - started < 30  # MLflow itself would try for minutes
+        assert time.monotonic() - started < 90  # MLflow itself would try for minutes
 
     (tmp_path / "text.db").write_text("no database" * 100)
     (tmp_path / "folder.db").mkdir()
@@ -462,7 +477,7 @@ def test_an_unreachable_server_is_one_sentence_at_the_start(
         InputError, match=r"MLflow does not answer at http://127.0.0.1.*set tracking.uri"
     ):
         run.train(settings)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 90
     assert "connecting to MLflow at http://127.0.0.1" in caplog.text  # which may take half a minute
     assert not (tmp_path / "s" / "checkpoints").exists()
 
@@ -489,10 +504,7 @@ def test_a_server_that_dies_neither_stops_nor_slows_training(
     uri, process = mlflow_server
     tracker = mlflow_tracker.MLflowTracker(Tracking(uri=uri), "s", [], None, {})
     tracker.log(1, {"train/loss_after": 1.0})
-    deadline = time.monotonic() + 30
-    while not history(uri, tracker.run_id, "train/loss_after"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: history(uri, tracker.run_id, "train/loss_after"))
     place = tracker.place()
     assert place is not None
     with served(place, 0) as (page, wait):  # `metatrain ui`: the server is there already
@@ -540,6 +552,7 @@ def test_who_has_no_answer_does_not_ask_again_for_what_is_only_nice_to_have(
     tracker.log(1, {"val/mse_after": 1.0})
     tracker.flush()  # does nothing while nobody answers: the thread sends
     until(lambda: history(tracker.uri, tracker.run_id, "val/mse_after"))
+    until(lambda: not tracker._health.away)  # which the thread knows a moment later
     tracker.describe("third")
     tracker.inputs(prepare(recipe).used())
     tracker.finish("FINISHED")
@@ -593,10 +606,7 @@ def test_metrics_of_an_outage_arrive_once_it_is_over(
     monkeypatch.setattr(MlflowClient, "log_batch", flaky)
     for step in range(1, 6):
         tracker.log(step, {"train/loss_after": float(step)})
-    deadline = time.monotonic() + 30
-    while len(history(uri, tracker.run_id, "train/loss_after")) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: len(history(uri, tracker.run_id, "train/loss_after")) == 5)
     tracker.finish("FINISHED")
     assert tracker.errors == 2
 
