@@ -22,7 +22,9 @@ def ui(
     ] = None,
     port: Annotated[
         int,
-        typer.Option(help="Port on this machine. If it is taken, another one.", min=0, max=65535),
+        typer.Option(
+            help="Port on this machine. If it is taken, the next free one.", min=0, max=65535
+        ),
     ] = 5000,
 ) -> None:
     """Open MLflow's pages of a run. Example: metatrain ui runs/first"""

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import util
 from typing import IO
 from urllib.error import HTTPError
@@ -31,7 +31,7 @@ ANSWER_S = 10.0
 def served(place: Place, port: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield the page of the run, or of the newest runs, and a function that waits for the server.
 
-    A database is served on the loopback interface, on `port` or another free one, until the end of
+    A database is served on the loopback interface, on `port` or the next free one, until the end of
     the context. Raises InputError if there is nothing to serve.
     """
     if place.uri.startswith("http"):
@@ -112,12 +112,15 @@ def _answers(url: str, opener: urllib.request.OpenerDirector) -> bool:
 
 
 def _free_port(wanted: int) -> int:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return the first free port from `wanted` on.
+
+    The server takes seconds to listen there, and the system gives its own ports to anybody.
+    """
+    for port in range(wanted, 1 << 16):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise InputError(f"no port from {wanted} on is free", remedy="give another --port")
 
 
 def _await_start(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -> None:
