@@ -14,8 +14,9 @@ import nbformat
 import pytest
 from cases import SINUSOID
 from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import KernelManager, start_new_kernel
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 from nbclient import NotebookClient
+from services import free_port
 
 QUICKSTART = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 Message = dict[str, Any]
@@ -30,10 +31,22 @@ def _own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(tmp_path / ".jupyter"))
 
 
+def ports() -> dict[str, Any]:
+    """A kernel manager's, which nobody else is given until the kernel listens there: those that it
+    would take itself are the system's, for anybody who asks.
+    """
+    kinds = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+    return {"cache_ports": False, **{kind: free_port() for kind in kinds}}
+
+
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
-    manager, client = start_new_kernel(cwd=str(tmp_path), env=os.environ.copy())
+    manager = KernelManager(**ports())
+    manager.start_kernel(cwd=str(tmp_path), env=os.environ.copy())
+    client = manager.client()
+    client.start_channels()
     try:
+        client.wait_for_ready(timeout=600)
         yield manager, client
     finally:
         client.stop_channels()
@@ -50,7 +63,7 @@ def run(
         found.append(message)
         watch(message)
 
-    client.execute_interactive(code, timeout=120, output_hook=hook)
+    client.execute_interactive(code, timeout=600, output_hook=hook)
     return found
 
 
@@ -62,7 +75,10 @@ def test_the_quickstart_runs_as_it_stands(tmp_path: Path) -> None:
     notebook = nbformat.read(QUICKSTART, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in cells)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    here = {"metadata": {"path": str(tmp_path)}}
+    options = {"timeout": 600, "startup_timeout": 600, "resources": here}
+    manager = AsyncKernelManager(**ports())
+    NotebookClient(notebook, manager, **options).execute(cleanup_kc=True)
     trained, curve, predicted, compared, listed = cells
     progress = [out.data for out in trained.outputs if out.output_type == "display_data"]
     assert len(progress) == 1
@@ -141,7 +157,10 @@ def test_ray_works_in_a_kernel_twice_and_a_sweep_keeps_its_line(
     kernel: tuple[KernelManager, BlockingKernelClient],
 ) -> None:
     _, client = kernel
-    recipe = SINUSOID | {"outer": SINUSOID["outer"] | {"steps": 2}, "workers": {"max": 1}}
+    recipe = SINUSOID | {
+        "outer": SINUSOID["outer"] | {"steps": 2},
+        "workers": {"max": 1, "wait_s": 600},
+    }
     sweep = {
         "name": "rates",
         "recipe": recipe,
