@@ -41,7 +41,7 @@ def spawned(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
     """In a process of its own, which may start or join a Ray of its own."""
     full = [sys.executable, "-m", "tuning.cli", *arguments]
     return subprocess.run(
-        full, capture_output=True, text=True, check=False, env=os.environ | (env or {}), timeout=200
+        full, capture_output=True, text=True, check=False, env=os.environ | (env or {}), timeout=600
     )
 
 
@@ -50,11 +50,11 @@ def write(base: dict[str, Any], path: Path, **overrides: Any) -> str:
     return str(path)
 
 
-def pasted(errors: str) -> Done:
+def pasted(errors: str, *more: str) -> Done:
     """Run the command that the last line says."""
     program, *arguments = shlex.split(errors.splitlines()[-1].removeprefix("to continue: "))
     assert program == "metatrain"
-    return command(*arguments)
+    return command(*arguments, *more)
 
 
 def refused(done: Done | subprocess.CompletedProcess[str], sentence: str) -> None:
@@ -179,28 +179,26 @@ def test_an_interrupt_saves_and_the_run_goes_on_exactly(
     number: signal.Signals, workers: int, tmp_path: Path
 ) -> None:
     """The signal goes to the whole process group, workers included, as from a terminal."""
-    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=100, workers__max=workers)
-    assert (
-        command("train", recipe, "--set", "output=straight", "--set", "workers.max=0").returncode
-        == 0
-    )
+    recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=10**6, workers__max=workers)
     arguments = [sys.executable, "-m", "tuning.cli", "train", recipe, "--set", "output=stopped"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = Path("stopped/metrics.jsonl")
-    deadline = time.monotonic() + 60
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 20:
-        assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert re.search(r"^stopped after \d+ of 100 outer steps$", errors, re.MULTILINE)
+    stopped = re.search(r"^stopped after (\d+) of 1000000 outer steps$", errors, re.MULTILINE)
+    assert stopped, errors
     assert not Path("stopped/bundle").exists()
-    done = pasted(errors)
+    longer = ("--set", f"outer.steps={int(stopped[1]) + 20}")
+    done = pasted(errors, *longer)
     assert done.returncode == 0, done.stderr
     assert re.search(r"resuming .*step-\d+ after \d+ steps", done.stderr)
+    straight = ("--set", "output=straight", "--set", "workers.max=0", *longer)
+    assert command("train", recipe, *straight).returncode == 0
     models = [bundle.load(f"{folder}/bundle")[1].model for folder in ("straight", "stopped")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
@@ -220,7 +218,7 @@ def test_ctrl_c_before_the_first_step_ends_in_a_sentence_too(tmp_path: Path) -> 
             time.sleep(0.01)
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 130, errors
         assert "Traceback" not in errors
         assert "stopped" in errors
@@ -625,7 +623,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_on_a_terminal_the_progress_lines_last_words_stay(tmp_path: Path) -> None:
     recipe = write(SINUSOID, tmp_path / "s.yaml", outer__steps=3, evaluation__tasks=4)
     arguments = [sys.executable, "-c", TERMINAL, "train", recipe]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", done.stdout).splitlines()
     (last,) = [i for i, line in enumerate(shown) if re.match("step 3/3  loss .*ETA 0:00$", line)]
