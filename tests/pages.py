@@ -21,11 +21,13 @@ from services import cache_in, command, drawing
 ROOT = Path(__file__).parent.parent
 LESS = (
     "--set outer.steps=2 --set outer.tasks_per_step=4 --set outer.tasks_per_ticket=2 "
-    "--set validation.tasks=2 --set evaluation.tasks=4 --set workers.max=1"
+    "--set validation.tasks=2 --set evaluation.tasks=4 --set workers.max=1 "
+    "--set workers.wait_s=600"
 )
 FEWER = (
     "--set budget.trials=2 --set budget.steps=4 --set at_once=1 "
-    "--set 'set={validation: {every_steps: 2, tasks: 2}, evaluation.tasks: 4}'"
+    "--set 'set={validation: {every_steps: 2, tasks: 2}, evaluation.tasks: 4, "
+    "workers.wait_s: 600}'"
 )
 
 
@@ -128,7 +130,7 @@ class Home:
             "env": environment or self.environment,
         }
         done = subprocess.run(
-            command, **options, capture_output=True, text=True, check=False, timeout=280
+            command, **options, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, done.stderr
         found: str = done.stdout
@@ -136,11 +138,11 @@ class Home:
 
     def start(self, command: str, until: str) -> subprocess.Popen[bytes]:
         """In a process group of its own, which `end` ends, as soon as it has said `until`."""
-        path = self.folder / "started.log"
+        path = self.folder / f"started-{len(list(self.folder.glob('started-*')))}.log"
         with path.open("wb") as log:
             options = {"cwd": self.folder, "env": self.environment, "stdout": log, "stderr": log}
             process = subprocess.Popen(command.split(), **options, start_new_session=True)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while until not in path.read_text():
             assert time.monotonic() < deadline, path.read_text()
             assert process.poll() is None, path.read_text()
@@ -151,7 +153,7 @@ class Home:
 def end(process: subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGTERM)
     try:
-        return process.wait(30)
+        return process.wait(600)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -213,8 +213,8 @@ class Machines(Home):
         return int(newest.rpartition("-")[2]) if newest else 0
 
     def here(self, command: str) -> str:
-        for name, port in self.ports.items():
-            command = command.replace(name, port)
+        # At once: a port may have the digits of another one's name.
+        command = re.sub("|".join(self.ports), lambda found: self.ports[found[0]], command)
         return command.replace("HEAD", "127.0.0.1").replace("/shared", str(self.folder / "shared"))
 
 

@@ -40,6 +40,7 @@ LESS = (
     "validation.tasks=2",
     "evaluation.tasks=4",
     "tracking.uri=none",
+    "workers.wait_s=600",
 )
 
 
