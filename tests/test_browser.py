@@ -5,6 +5,7 @@ winner as best.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,17 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import yaml
 from cases import GLYPHS, SINUSOID
-from services import command, drawing, mlflow_in
+from services import command, drawing, mlflow_in, until
 
 from cluster.tracking.pages import served
 from cluster.tracking.place import Place, place_of
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.ray
 
-WAIT_MS = 60_000
+WAIT_MS = 300_000
 RATES = [0.0123, 0.0321, 0.0456]
 
 
@@ -44,6 +45,7 @@ class Seen(NamedTuple):
         """
         with served(place, 0) as (address, _):
             shown = self.browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+            shown.set_default_timeout(WAIT_MS)
             shown.goto(address.replace("?", f"{tab}?"))
             return shown
 
@@ -95,7 +97,33 @@ def seen(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def wait_for(page: Page, *texts: str) -> None:
     for text in texts:
-        page.get_by_text(text, exact=True).first.wait_for(timeout=WAIT_MS)
+        page.get_by_text(text, exact=True).first.wait_for()
+
+
+def holds(page: Page, *texts: str) -> None:
+    """Wait for texts that may lie in several elements."""
+    until(lambda: all(text in page.inner_text("body") for text in texts))
+
+
+def sections(page: Page) -> list[str]:
+    """The lines that are followed by a count."""
+    lines = [line.strip() for line in page.inner_text("body").splitlines() if line.strip()]
+    return [line for line, count in pairwise(lines) if re.fullmatch(r"\(\d+\)", count)]
+
+
+def right_of(element: Locator) -> float:
+    """Where an element ends, once it is there."""
+    element.wait_for()
+    box = element.bounding_box()
+    return box["x"] + box["width"] if box is not None else math.inf
+
+
+def first_plot(page: Page) -> dict[str, Any]:
+    """What the first plot shows; nothing if it is not drawn yet."""
+    found: dict[str, Any] | None = page.evaluate(
+        "document.querySelector('.js-plotly-plot')?.data?.[0]"
+    )
+    return found or {}
 
 
 def test_the_list_of_runs_shows_results_without_a_click(seen: Seen) -> None:
@@ -103,13 +131,10 @@ def test_the_list_of_runs_shows_results_without_a_click(seen: Seen) -> None:
     wait_for(page, "fewshot glyphs", "test/accuracy", "test/accuracy_ci95")
     (score, _) = json.loads((seen.trained / "result.json").read_text())["scores"]
     row = page.get_by_text(re.compile(r"^glyphs \d{4}-\d\d-\d\d \d\d:\d\d$")).first
-    row.wait_for(timeout=WAIT_MS)
     result = page.get_by_text(re.compile(f"^{re.escape(str(score['mean'])[:5])}")).first
     for visible in (row, result):
-        box = visible.bounding_box()
-        assert box is not None
-        assert box["x"] + box["width"] < 1400
-    assert page.get_by_text("1 matching run").count() == 1
+        until(lambda visible=visible: right_of(visible) < 1400)
+    until(lambda: page.get_by_text("1 matching run").count() == 1)
 
 
 def test_a_run_says_what_it_came_to_how_it_was_measured_and_how_to_load_it(seen: Seen) -> None:
@@ -120,22 +145,21 @@ def test_a_run_says_what_it_came_to_how_it_was_measured_and_how_to_load_it(seen:
     wait_for(
         page, f"{100 * score['mean']:.2f}% ± {100 * score['ci95']:.2f}", "accuracy (norm support+1)"
     )
-    text = page.inner_text("body")
-    assert f"{100 * second['mean']:.2f}% ±" in text
-    assert score["protocol"] in text
-    assert f"metatrain.load('{seen.trained}')" in text
-    assert "mlflow.pyfunc.load_model('models:/m-" in text
-    assert "glyphs.yaml" in text  # its source
-    assert "glyphs/glyphs train" in text  # its data set
-    assert "metatrain writes" not in text
+    holds(
+        page,
+        f"{100 * second['mean']:.2f}% ±",
+        score["protocol"],
+        f"metatrain.load('{seen.trained}')",
+        "mlflow.pyfunc.load_model('models:/m-",
+        "glyphs.yaml",  # its source
+        "glyphs/glyphs train",  # its data set
+    )
+    assert "metatrain writes" not in page.inner_text("body")
 
 
 def test_charts_show_results_before_housekeeping(seen: Seen) -> None:
     page = seen.page(place_of(seen.trained), "/model-metrics")
     wait_for(page, "adaptation", "test/support_plus_1", "val")
-    page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
-    lines = [line.strip() for line in page.inner_text("body").splitlines() if line.strip()]
-    sections = [line for line, count in pairwise(lines) if re.fullmatch(r"\(\d+\)", count)]
     results = [
         "adaptation",
         "adaptation/support_plus_1",
@@ -144,12 +168,9 @@ def test_charts_show_results_before_housekeeping(seen: Seen) -> None:
         "train",
         "val",
     ]
-    assert sections == [*results, "Model metrics"]
+    until(lambda: sections(page) == [*results, "Model metrics"])
     assert page.get_by_text("lost_tickets").count() == 0
-    plots = page.evaluate(
-        "Array.from(document.querySelectorAll('.js-plotly-plot')).map(plot => plot.data[0].x)"
-    )
-    assert plots[0] == [0, 1, 2, 3]  # inner steps
+    until(lambda: first_plot(page).get("x") == [0, 1, 2, 3])  # inner steps
     page = seen.page(place_of(seen.trained), "/system-metrics")
     wait_for(page, "driver_share", "tasks_per_s")
 
@@ -167,9 +188,9 @@ def test_the_comparison_of_a_sweep_shows_the_winner_as_the_best(seen: Seen) -> N
         *(f"seen-0{i}{' (winner)' * (i == result['winner'])}" for i in range(3)),
         *map(str, RATES),
     )
-    page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT_MS)
-    assert "Comparing 3 Runs" in page.inner_text("body")
-    plot: dict[str, Any] = page.evaluate("document.querySelector('.js-plotly-plot').data[0]")
+    holds(page, "Comparing 3 Runs")
+    until(lambda: len(first_plot(page).get("dimensions", [])) == 2)
+    plot = first_plot(page)
     assert [axis["label"] for axis in plot["dimensions"]] == ["algorithm.inner_lr", "val/mse_after"]
     values = [trial["value"] for trial in result["trials"]]  # the best first
     assert plot["line"]["color"] == pytest.approx(values)
