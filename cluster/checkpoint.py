@@ -164,9 +164,14 @@ def _newest_sound(root: str) -> Saved:
     damaged: list[bundle.Damaged] = []
     # That of the best validation is a whole checkpoint, too.
     for name in [*reversed(_complete(root)), *reversed(_complete(root, BEST))]:
+        uri = f"{root}/{name}"
         try:
-            saved = _read(f"{root}/{name}")
-        except bundle.Damaged as error:
+            saved = _read(uri)
+        except InputError as error:
+            if not bundle.is_complete(uri):  # a run has just removed it, which has newer ones
+                return load(root)
+            if not isinstance(error, bundle.Damaged):
+                raise
             damaged.append(error)
             continue
         if damaged:

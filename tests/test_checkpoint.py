@@ -223,6 +223,21 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_is_used(
         checkpoint.load(str(tmp_path))
 
 
+def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, read = str(tmp_path), storage.read
+    save_steps(root, [1, 2])
+
+    def read_later(uri: str, *most: int) -> bytes:
+        if "step-00000002" in uri and not uri.endswith("manifest.json"):
+            save_steps(root, [3, 4])
+        return read(uri, *most)
+
+    monkeypatch.setattr(storage, "read", read_later)
+    assert checkpoint.load(root).version == 4
+
+
 @pytest.mark.parametrize("name", JUNK)
 def test_contents_that_are_not_a_checkpoints_are_damage_whatever_their_checksum(
     name: str, tmp_path: Path
