@@ -37,7 +37,8 @@ LONG = SINUSOID | {
     "outer": {"steps": 100_000, "tasks_per_step": 6, "tasks_per_ticket": 3, "lr": 0.001},
     "checkpoint": {"every_steps": 100},
     "workers": {"min": 1, "max": 1, "wait_s": 600},
-    "tracking": {"experiment": "jobs"},
+    # A stopped job has a minute to send what waits for MLflow: on a busy machine that is little.
+    "tracking": {"experiment": "jobs", "every_steps": 50},
 }
 
 
