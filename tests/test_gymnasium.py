@@ -105,6 +105,7 @@ def test_what_cannot_be_played_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         ({"environment": "Nope-v1"}, "gymnasium cannot make the environment 'Nope-v1'"),
         ({"environment": "CartPole-v1", "varied": {"zz": (1, 2)}}, "a name in varied"),
         ({"environment": "CartPole-v1", "varied": {"reset": (1, 2)}}, "a name in varied"),
+        ({"environment": "CartPole-v1", "varied": {"np_random_seed": (1, 2)}}, "a name in varied"),
         ({"environment": "CartPole-v1", "varied": {"__class__": (1, 2)}}, "a name in varied"),
         ({"environment": "CartPole-v1", "varied": {"gravity": (2, 1)}}, "varied.gravity"),
         ({"environment": "os:CartPole-v1"}, "environment"),
@@ -115,5 +116,7 @@ def test_what_cannot_be_played_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         assert error.value.what.startswith(what)
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     monkeypatch.setattr("metatrain.tasks.gymnasium.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install 'ray-metatrain\[rl\]'"):
-        Gymnasium(environment="Acrobot-v1").check("train")
+    family = Gymnasium(environment="Acrobot-v1")
+    for asked in (lambda: family.check("train"), lambda: family.bind(MLP(), ("none",), "batched")):
+        with pytest.raises(InputError, match=r"pip install 'ray-metatrain\[rl\]'"):
+            asked()

@@ -94,11 +94,11 @@ class Gymnasium(Generated):
         """Refuse an environment that is not there, or lacks an attribute or a speed."""
         made = _make(self.environment)
         for name in self.varied:
-            if not isinstance(getattr(made.unwrapped, name, None), int | float):
+            if not _varies(made.unwrapped, name):
                 raise InputError(
                     "a name in varied",
                     got=name,
-                    expected=f"a number that {self.environment} has as an attribute",
+                    expected=f"a number that {self.environment} has as an attribute to change",
                 )
         if self.goal != "none":
             made.reset(seed=0)
@@ -188,9 +188,9 @@ def _make(name: str) -> Any:
 @lru_cache(maxsize=64)
 def _spaces(name: str) -> tuple[int, int, tuple[np.ndarray, np.ndarray] | None]:
     """Numbers of an observation and of an action, and an action's range; None: one is chosen."""
+    made = _make(name)
     from gymnasium.spaces import Box, Discrete
 
-    made = _make(name)
     seen, taken = made.observation_space, made.action_space
     if not (isinstance(seen, Box) and len(seen.shape) == 1):
         raise InputError(
@@ -202,6 +202,18 @@ def _spaces(name: str) -> tuple[int, int, tuple[np.ndarray, np.ndarray] | None]:
         return seen.shape[0], taken.shape[0], (taken.low, taken.high)
     expected = "a Discrete space, or a bounded Box of one dimension"
     raise InputError(f"actions of {name}", got=str(taken), expected=expected)
+
+
+def _varies(environment: Any, name: str) -> bool:
+    """Whether an attribute is a number that can be changed: some are computed from others."""
+    value = getattr(environment, name, None)
+    if not isinstance(value, int | float):
+        return False
+    try:
+        setattr(environment, name, value)
+    except AttributeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=8)
