@@ -6,6 +6,7 @@ from cluster.checkpoint import Saved
 from cluster.config import RunConfig
 from cluster.workers.plan import Plan
 from metatrain import schema
+from metatrain.aggregation import Private
 from metatrain.core import InputError
 
 NOT_LEARNT = {
@@ -18,6 +19,12 @@ NOT_LEARNT = {
     "evaluations",
     "validation.patience",
 }  # keys that change nothing learnt
+# Numbers by which the privacy spent is counted, as if all steps had had them.
+COUNTED = {
+    "outer.aggregate.noise_multiplier",
+    "outer.aggregate.population",
+    "outer.tasks_per_step",
+}
 
 
 def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
@@ -33,19 +40,23 @@ def check_resumable(saved: Saved, config: RunConfig, plan: Plan) -> None:
         )
     before, now = (dict(schema.flatten(schema.dump(each))) for each in (saved.config, config))
     changed = []
+    counted = COUNTED if isinstance(config.outer.aggregate, Private) else set[str]()
     for key in sorted(before.keys() | now.keys(), key=lambda k: (not k.endswith(".name"), k)):
         old, new = before.get(key), now.get(key)
         group = key.split(".")[0]
         # None stands for no limit: a clip_norm, for one, may be set and lifted.
         scalar = (
             group in ("outer", "algorithm")
+            and key not in counted
             and {key} <= before.keys() & now.keys()
             and all(v is None or isinstance(v, int | float) for v in (old, new))
         )
         if old != new and not scalar and not {group, key} & NOT_LEARNT:
             raise InputError(
                 f"{saved.uri} was trained with {key} = {old!r} and cannot resume with {new!r}",
-                remedy="change only numbers under outer and algorithm, or start a new run",
+                remedy="start a new run, as the privacy spent is counted by this number"
+                if key in counted
+                else "change only numbers under outer and algorithm, or start a new run",
             )
         changed += [key] if old != new and scalar else []
     version = saved.version

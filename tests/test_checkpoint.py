@@ -18,10 +18,11 @@ from cases import CASES, GLYPHS, REPTILE, SINUSOID, config
 from pyarrow import fs
 
 from cluster import checkpoint, run
+from cluster.config import RunConfig
 from cluster.resumable import check_resumable
 from cluster.workers.plan import choose_plan
 from cluster.workers.worker import Worker
-from metatrain import bundle, disk, storage
+from metatrain import bundle, disk, schema, storage
 from metatrain.core import InputError, Ticket, Update
 from metatrain.learner import Learner
 from metatrain.ops.build import KernelsUnavailable
@@ -366,6 +367,31 @@ def test_only_numbers_of_outer_and_algorithm_may_change(
         return
     with pytest.raises(InputError, match=rf"was trained with {key} = .* and cannot resume with"):
         check_resumable(saved, changed, plan)
+
+
+def test_numbers_that_privacy_is_counted_by_may_not_change(tmp_path: Path) -> None:
+    """Else earlier steps would count as if they had had the noise of later ones."""
+    save_steps(str(tmp_path), [4])
+    how = {"name": "private", "clip": 1.0, "noise_multiplier": 1.0, "delta": None}
+    private = config(SINUSOID, outer__tasks_per_ticket=1, outer__aggregate=how)
+    saved = checkpoint.load(str(tmp_path))._replace(config=private)
+    for key, value, allowed in (
+        ("outer.aggregate.noise_multiplier", 8.0, False),
+        ("outer.aggregate.population", 10**6, False),
+        ("outer.tasks_per_step", 20, False),
+        ("outer.aggregate.clip", 0.5, True),
+        ("outer.aggregate.delta", 1e-6, True),
+        ("outer.steps", 40, True),
+    ):
+        tree = schema.dump(private)
+        schema.put(tree, key, value)
+        changed = schema.parse(RunConfig, tree, "test")
+        if allowed:
+            check_resumable(saved, changed, saved.plan)
+            continue
+        with pytest.raises(InputError, match=rf"trained with {key} = .* start a new run") as error:
+            check_resumable(saved, changed, saved.plan)
+        assert "privacy" in error.value.remedy
 
 
 def test_a_resumed_run_goes_on_in_its_row_of_mlflow(tmp_path: Path) -> None:
