@@ -75,7 +75,11 @@ class TrimmedMean:
     def __call__(
         self, directions: Sequence[Params], weights: Sequence[float], generator: torch.Generator
     ) -> Params:
-        return _trimmed(directions, int(self.trim * len(directions) + 1e-9))
+        return _trimmed(directions, self.out(len(directions)))
+
+    def out(self, tickets: int) -> int:
+        """How many of a step's tickets are left out at each end."""
+        return int(self.trim * tickets + 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from metatrain import aggregation
-from metatrain.aggregation import Mean, Private
+from metatrain.aggregation import Mean, Median, Private, TrimmedMean
 from metatrain.bounds import EXAMPLES, RATE, STEPS, TASKS, bounded, check_bounds
 from metatrain.core import InputError, Penalty
 
@@ -61,6 +61,7 @@ class Outer:
         check_bounds(self)
         if isinstance(self.aggregate, Private):
             self._check_private(self.aggregate)
+        self._check_robust()
         if self.average and self.max_staleness:
             expected = "0 with max_staleness, since workers then compute while others score"
             raise InputError("average", got=self.average, expected=expected)
@@ -84,6 +85,22 @@ class Outer:
                 "aggregate.population",
                 got=private.population,
                 expected=f"at least tasks_per_step, {self.tasks_per_step}",
+            )
+
+    def _check_robust(self) -> None:
+        """Refuse what would be a plain mean, because a step has too few tickets."""
+        tickets, how = self.tickets(), self.aggregate
+        needed = 0
+        if isinstance(how, TrimmedMean) and how.trim and not how.out(tickets):
+            needed = math.ceil(1 / how.trim - 1e-9)
+        elif isinstance(how, Median) and tickets < 3:
+            needed = 3
+        if needed:
+            raise InputError(
+                "tasks_per_ticket",
+                got=self.tasks_per_ticket,
+                expected=f"so few that a step has {needed} tickets, as aggregate {how.name} "
+                f"leaves out none of {tickets}",
             )
 
     def tickets(self) -> int:

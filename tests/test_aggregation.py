@@ -67,7 +67,7 @@ def test_noise_has_the_deviation_that_is_asked_for_and_repeats() -> None:
     assert torch.equal(found, how(zeros, [0.25] * 4, GENERATOR.manual_seed(1))["w"])
 
 
-@pytest.mark.parametrize("how", [Median(), TrimmedMean(trim=0.3), NormBounded(bound=1.0), Mean()])
+@pytest.mark.parametrize("how", [Median(), TrimmedMean(trim=0.4), NormBounded(bound=1.0), Mean()])
 def test_what_is_no_number_is_not_hidden(how: Any) -> None:
     """The update is then left out: it is not the aggregation that decides what diverged."""
     outer = Outer(steps=3, tasks_per_step=3, tasks_per_ticket=1, lr=0.1, aggregate=how)
@@ -150,6 +150,23 @@ def test_a_ticket_of_several_tasks_is_refused_where_each_is_to_be_private() -> N
     assert (error.value.what, error.value.got) == ("aggregate.population", 2)
     with pytest.raises(InputError):
         TrimmedMean(trim=0.5)
+
+
+def test_an_aggregation_that_would_be_the_mean_is_refused() -> None:
+    """Two tickets have no middle one, and a tenth of nine is none."""
+    for how, tickets, least in (
+        ("median", 2, 3),
+        ("trimmed_mean", 9, 10),
+        ("trimmed_mean", 1, 10),
+    ):
+        keys = {"outer__tasks_per_step": 2 * tickets, "outer__tasks_per_ticket": 2}
+        with pytest.raises(InputError) as error:
+            config(SINUSOID, outer__aggregate={"name": how}, **keys)
+        assert error.value.what.endswith("outer.tasks_per_ticket")
+        assert f"a step has {least} tickets" in error.value.expected
+        keys["outer__tasks_per_step"] = 2 * least
+        config(SINUSOID, outer__aggregate={"name": how}, **keys)
+    config(SINUSOID, outer__aggregate={"name": "trimmed_mean", "trim": 0.0})
 
 
 def test_running_statistics_which_no_noise_covers_are_refused_where_each_task_is_private() -> None:
