@@ -216,7 +216,7 @@ def test_a_ticket_writes_its_own_part_of_the_replay_and_q_becomes_the_target_in_
     assert not state[PRIORITIES][0].any()
     with pytest.raises(InputError) as error:
         r2d2.update(problem, meta, tasks, at(0, 2))
-    assert (error.value.what, error.value.got) == ("tickets", 2)
+    assert (error.value.what, error.value.got) == ("algorithm.tickets", 2)
 
 
 @pytest.mark.ray  # takes a second
@@ -261,10 +261,15 @@ def test_scores_are_of_greedy_actions_from_the_memory_on() -> None:
     assert problem.query(phi, tasks, at(0))["loss"].isfinite().all()
 
 
-def test_numbers_as_actions_are_refused() -> None:
-    problem = Navigation().bind(LSTM, ("none",), "batched")
-    with pytest.raises(InputError, match="values of a few actions"):
-        R2D2().init(problem, torch.Generator())
+def test_numbers_as_actions_are_refused_and_a_memory_that_grows() -> None:
+    snail = MLP(hidden=(), head=heads.SNAIL(width=4, length=2))
+    for family, model, what in (
+        (Navigation(), LSTM, "values of a few actions"),
+        (TMaze(), snail, "grows as it reads"),
+    ):
+        problem = family.bind(model, ("none",), "batched")
+        with pytest.raises(InputError, match=what):
+            R2D2().init(problem, torch.Generator())
 
 
 def solved(starts: Literal["stored", "zero"], burn_in: int, steps: int) -> float:

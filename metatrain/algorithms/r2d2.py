@@ -10,10 +10,10 @@ import torch
 
 from metatrain.algorithms import inner_loop, q_learning
 from metatrain.algorithms.replay import Replay, priorities
-from metatrain.algorithms.sequences import Sequences, Window, cut
+from metatrain.algorithms.sequences import Sequences, Window, cut, units
 from metatrain.bounds import EXAMPLES, STEPS, bounded, check_bounds
 from metatrain.core import KEPT, TRAINING_ONLY, Context, Meta, Params, Problem, Update, acting
-from metatrain.models.heads import EPSILON, HIDDEN
+from metatrain.models.heads import EPSILON
 
 TARGET = KEPT + "target."  # begins the names of Q' in Meta.state
 
@@ -59,10 +59,10 @@ class R2D2:
         check_bounds(self)
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        env, model = acting(problem).environment, inner_loop.init_whole(problem, generator)
-        units = len(model.get(HIDDEN, ()))
-        window = Window(self.burn_in, self.length, self.ahead)
-        sequence = Sequences.empty(sum(window), env.observations, env.actions, units)
+        acts, model = acting(problem), inner_loop.init_whole(problem, generator)
+        env = acts.environment
+        window, size = Window(self.burn_in, self.length, self.ahead), units(acts, model)
+        sequence = Sequences.empty(sum(window), env.observations, env.actions, size)
         target = {TARGET + name: p.clone() for name, p in model.items()}
         return Meta(model, {}, Replay.empty(sequence, self.capacity, self.tickets) | target)
 

@@ -46,7 +46,7 @@ class Replay(NamedTuple):
         """The replay of a ticket's number in its step."""
         if ticket >= len(state[ROWS]):
             raise InputError(
-                "tickets",
+                "algorithm.tickets",
                 got=len(state[ROWS]),
                 expected="the tickets of a step: outer.tasks_per_step / outer.tasks_per_ticket",
             )

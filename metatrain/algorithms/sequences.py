@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metatrain.core import Acting, InputError, Params
+
 
 class Window(NamedTuple):
     """The steps of a sequence."""
@@ -46,6 +48,22 @@ class Sequences(NamedTuple):
         parts = rows.split([leaf[0].numel() for leaf in self], 1)
         pairs = zip(parts, self, strict=True)
         return Sequences(*(part.unflatten(1, leaf.shape[1:]) for part, leaf in pairs))
+
+
+@torch.no_grad()
+def units(problem: Acting, model: Params) -> int:
+    """The numbers in a network's memory, 0 without one; InputError if it grows as it reads."""
+    env, one = problem.environment, {name: p[None] for name, p in model.items()}
+    if not (memory := problem.memory(one)):
+        return 0
+    seen = memory[0].new_zeros(1, env.episodes, env.observations)
+    _, (hidden,) = problem.act(one, seen, memory)
+    if hidden.shape != memory[0].shape:
+        raise InputError(
+            "this algorithm keeps a memory of one size, and that of the network grows as it reads",
+            remedy="set model.head.name to memory or mann",
+        )
+    return hidden.shape[-1]
 
 
 def cut(rollout: Any, memory: Tensor, window: Window) -> Sequences:
