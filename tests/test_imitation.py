@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,10 @@ def test_the_share_of_the_experts_return_is_1_for_its_policy_and_0_for_none() ->
         measure = problem.measures["expert_share"]
         assert measure.value is not None
         assert measure.value(measure.pool(acted, task)) == pytest.approx(share, abs=1e-4)
+    short = replace(WALK, environment=Pushing(horizon=1, episodes=2))  # nobody reaches the disc
+    others = bound(short).baselines(drawn(short))
+    returns = torch.stack([others["expert"], others["standing_still"], others["expert"]], -1)
+    assert math.isnan(expert_share(returns.double()))
 
 
 def test_what_pushing_shows_and_pays_is_imitated_as_well() -> None:

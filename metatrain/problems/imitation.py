@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
@@ -152,8 +153,12 @@ def expert_share(returns: Tensor) -> float:
     """How far a policy's mean return is on the way from that of standing still to the expert's.
 
     returns: [T, 3] of the policy, of standing still and of the expert.
+
+    It is nan if there is no way, such as in episodes that are too short to push anything.
     """
     own, still, best = returns.mean(0).tolist()
+    if math.isclose(best, still, rel_tol=1e-6):
+        return math.nan
     return float((own - still) / (best - still))
 
 
