@@ -31,7 +31,7 @@ from metatrain.core import (
     count,
     labelled,
 )
-from metatrain.models.heads import BIAS, WEIGHT
+from metatrain.models.heads import BIAS, SUPPORT, WEIGHT
 
 MOST = 100  # members
 ITERATIONS = 1000  # of the weights of a mixture: it stops to change long before
@@ -181,9 +181,9 @@ def check_ensemble(setting: Setting, problem: Problem, key: str) -> None:
             expected="bagged or snapshots, as these tasks have no classes",
         )
     held = problem.init(torch.Generator())
-    if isinstance(ensemble, Boosted) and not {WEIGHT, BIAS} <= held.keys():
+    if isinstance(ensemble, Boosted) and (not {WEIGHT, BIAS} <= held.keys() or SUPPORT in held):
         raise InputError(
-            f"{key} boosted computes {WEIGHT} and {BIAS}, and the network has none",
+            f"{key} boosted computes a linear head, and the network has another one",
             remedy="choose bagged or snapshots, or set model.head.name to linear",
         )
 

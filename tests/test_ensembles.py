@@ -242,7 +242,12 @@ def test_ensembles_that_cannot_be_are_refused_before_training() -> None:
         (
             GLYPHS,
             {"evaluation__ensemble": KINDS[1], "model": cosine},
-            "evaluation.ensemble boosted computes head.weight and head.bias",
+            "evaluation.ensemble boosted computes a linear head",
+        ),
+        (
+            CASES["meta-networks"],
+            {"evaluation__ensemble": KINDS[1]},
+            "evaluation.ensemble boosted computes a linear head",
         ),
         (
             GLYPHS,
