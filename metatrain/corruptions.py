@@ -68,8 +68,10 @@ class Blur:
         weights = (-away.square() / 2).exp()
         weights = (weights / weights.sum()).to(images)
         flat = images.flatten(0, 2)[:, None]  # each channel by itself
-        flat = functional.pad(flat, [reach] * 4, mode="replicate")
+        # One side after the other: wide borders on all sides would make an image many times larger.
+        flat = functional.pad(flat, [0, 0, reach, reach], mode="replicate")
         flat = functional.conv2d(flat, weights[None, None, :, None])
+        flat = functional.pad(flat, [reach, reach, 0, 0], mode="replicate")
         flat = functional.conv2d(flat, weights[None, None, None])
         return flat.view_as(images).clamp(0, 1)
 
