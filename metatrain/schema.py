@@ -167,7 +167,9 @@ def put(tree: Tree, key: str, value: Any) -> None:
     if len(parents) > yaml_reader.MOST_DEPTH:
         raise InputError(f"the key {quoted(key)} has {len(parents) + 1} parts")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:  # a group that was left out, such as evaluation.attack
+            tree[parent] = {}
+        tree = tree[parent]
         if not isinstance(tree, dict):
             raise InputError(
                 f"{key} cannot be set: {parent} is a value, not a group",

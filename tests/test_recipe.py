@@ -16,7 +16,7 @@ from cases import GLYPHS, REPTILE, SINUSOID, config
 from cluster.config import RunConfig
 from metatrain import schema
 from metatrain.algorithms import BuiltIn
-from metatrain.core import InputError
+from metatrain.core import PGD, InputError
 from metatrain.models import heads
 from metatrain.recipe import Recipe
 from metatrain.start import prepare
@@ -81,6 +81,9 @@ def test_overrides_are_yaml_and_reach_any_key(tmp_path: Path) -> None:
     assert found.workers.max == 3
     assert found.setting("score").family.shots == 7
     assert found.model.hidden == (8, 8, 8)
+    path.write_text(yaml.safe_dump(schema.dump(found)))  # where evaluation.attack is null
+    found = schema.load(RunConfig, path, ["evaluation.attack.name=pgd"])
+    assert found.evaluation.attack == PGD()
 
 
 @pytest.mark.parametrize(
