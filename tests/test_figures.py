@@ -446,6 +446,18 @@ def test_a_trial_shows_each_step_between_its_levels() -> None:
     assert line(axes, "after 1 adaptation step") == ([1], [pytest.approx(0.7)])
 
 
+def test_strategies_of_exploration_differ_in_more_than_a_colour() -> None:
+    others, policy = {f"strategy_{i}": torch.rand(30) for i in range(5)}, [(0, torch.rand(30))]
+    axes = figures.trial_and_regret(policy, {}, policy, others, "t").axes[1]
+    lines = {str(each.get_label()): each for each in axes.get_lines()}
+    shown = [lines[name.replace("_", " ")] for name in others]
+    assert len({str(each.get_marker()) for each in shown}) == 5
+    assert len({each.get_linestyle() for each in shown}) >= 4  # dashes of one's own are "--"
+    x, y = line(axes, "strategy 3")
+    assert (x[0], x[-1]) == (1, 30)
+    assert y == pytest.approx(others["strategy_3"].cumsum(0).tolist())
+
+
 def test_what_an_algorithm_learned_has_a_line_for_each_tensor() -> None:
     rows = [
         {"step": i, "train/loss_after": 1.0, "algorithm.rate.a": 0.1 * i, "algorithm.rate.b": -i}

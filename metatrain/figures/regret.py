@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -10,7 +11,14 @@ from torch import Tensor
 from metatrain.figures.style import as_written
 from metatrain.figures.tasks import draw_trial
 
-STYLES = ["--", ":", "-.", (0, (1, 3)), (0, (5, 1))]
+# Of grey lines that lie close to each other: dashes of their own, a mark in a tenth of the pulls.
+STYLES = [
+    ("-", "o"),
+    ("--", "s"),
+    (":", "^"),
+    ("-.", "D"),
+    ((0, (8, 2, 1, 2, 1, 2)), "x"),
+]
 
 
 @as_written
@@ -31,9 +39,19 @@ def trial_and_regret(
     figure.suptitle(title, fontsize="medium")
     left, right = figure.subplots(1, 2)
     draw_trial(left, rewards, levels, ("pull", "mean reward"))
-    for (name, each), style in zip(others.items(), STYLES, strict=False):
-        pulls, shown = range(1, len(each) + 1), name.replace("_", " ")
-        right.plot(pulls, each.cumsum(0), color="tab:gray", linestyle=style, label=shown)
+    styled = zip(others.items(), cycle(STYLES), strict=False)
+    for i, ((name, each), (line, mark)) in enumerate(styled):
+        every = max(len(each) // 10, 1)
+        right.plot(
+            range(1, len(each) + 1),
+            each.cumsum(0),
+            color="tab:gray",
+            linestyle=line,
+            marker=mark,
+            markevery=(i * every // len(STYLES), every),  # not all in the same pulls
+            markersize=4,
+            label=name.replace("_", " "),
+        )
     sums = [(step, each.cumsum(0)) for step, each in regrets]
     draw_trial(right, sums, {}, ("pull", "mean regret up to it"))
     return figure
