@@ -131,7 +131,10 @@ class CartPole(Generated):
         return Episodes(environment=environment, model=model, path=path, estimator=self.estimator)
 
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
-        """The share of 100 poles that stand after each step, before and after adaptation."""
+        """The share of 100 carts whose pole stands after each step, before and after adaptation.
+
+        Of trials of several episodes it is the share that go on.
+        """
         from metatrain import figures
 
         task = self.sample(context.generator, 100, context.ticket.split)
@@ -145,7 +148,9 @@ class CartPole(Generated):
             lines,
             {},
             "CartPole with varied physics and buttons",
-            ("step of the episode", "share of poles that stand"),
+            ("step of the episode", "share of poles that stand")
+            if self.trial == 1
+            else ("step of the trial", "share of trials that go on"),
         )
 
 
