@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from metatrain.bounds import bounded, check_bounds
-from metatrain.core import ComputePath, InputError, Model, Norm, Split
+from metatrain.core import ComputePath, Model, Norm, Split
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes
-from metatrain.tasks.generated import Generated
+from metatrain.tasks.generated import Generated, check_longest
 
 
 class Delays(NamedTuple):
@@ -62,10 +62,7 @@ class DelayedMatch(Generated):
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.longest < self.shortest:
-            raise InputError(
-                "longest", got=self.longest, expected=f"at least shortest, {self.shortest}"
-            )
+        check_longest(self.shortest, self.longest)
 
     @property
     def observations(self) -> int:

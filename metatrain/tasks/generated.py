@@ -25,6 +25,12 @@ class Generated:
         return described(self)
 
 
+def check_longest(shortest: int, longest: int) -> None:
+    """Refuse tasks whose longest is shorter than their shortest."""
+    if longest < shortest:
+        raise InputError("longest", got=longest, expected=f"at least shortest, {shortest}")
+
+
 def check_shots(shots: tuple[int, int]) -> None:
     """Refuse bounds of a number of support points that are in the wrong order."""
     if shots[0] > shots[1]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from metatrain.bounds import bounded, check_bounds
-from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split
+from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split, TaskFamily
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.advantages import Estimator
+from metatrain.problems.environment import Rollout
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
 
@@ -87,10 +88,7 @@ class Navigation(Generated):
         """Walks to three goals, before and after adaptation."""
         from metatrain import figures
 
-        task = self.sample(context.generator, 3, context.ticket.split)
-        adapted = adapt(task)
-        shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]] if len(adapted) > 1 else adapted
-        walks = [(step, problem.rollout(params, task, context.generator)) for step, params in shown]
+        task, walks = walked(self, problem, adapt, context)
         return figures.walks(
             task.places,
             [(step, w.observations, w.alive) for step, w in walks],
@@ -102,3 +100,13 @@ class Navigation(Generated):
             f"2D navigation, horizon {self.horizon}, reward -distance, {self.episodes} "
             "episodes/task"
         )
+
+
+def walked(
+    family: TaskFamily, problem: Episodes, adapt: Adapt, context: Context
+) -> tuple[Goals, list[tuple[int, Rollout]]]:
+    """Three goals, and episodes before adaptation, after its first step and after its last one."""
+    task: Goals = family.sample(context.generator, 3, context.ticket.split)
+    adapted = adapt(task)
+    shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]] if len(adapted) > 1 else adapted
+    return task, [(step, problem.rollout(phi, task, context.generator)) for step, phi in shown]

@@ -16,7 +16,7 @@ from metatrain.metrics import RETURN, Metric
 from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes
 from metatrain.tasks.generated import Generated
-from metatrain.tasks.navigation import Goals, Navigation
+from metatrain.tasks.navigation import Goals, Navigation, walked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,10 +108,7 @@ class Pushing(Generated):
         """Ways of the disc to three goals, before and after adaptation."""
         from metatrain import figures
 
-        task = self.sample(context.generator, 3, context.ticket.split)
-        adapted = adapt(task)
-        shown = [adapted[0], *adapted[1:-1][:1], adapted[-1]] if len(adapted) > 1 else adapted
-        walks = [(step, problem.rollout(params, task, context.generator)) for step, params in shown]
+        task, walks = walked(self, problem, adapt, context)
         return figures.walks(
             task.places,
             [(step, w.observations[..., 2:], w.alive) for step, w in walks],
