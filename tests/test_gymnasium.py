@@ -114,6 +114,11 @@ def test_what_cannot_be_played_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(InputError) as error:
             Gymnasium(**keys).check("train")  # type: ignore[arg-type]
         assert error.value.what.startswith(what)
+    massless = Gymnasium(environment="Pendulum-v1", varied={"m": (0.0, 0.0)}, episodes=1)
+    task = massless.sample(torch.Generator(), 1, "train")
+    state, _ = massless.start(task, torch.Generator())
+    with pytest.raises(InputError, match=r"Pendulum-v1 fails .*ZeroDivisionError.*family\.varied"):
+        massless.step(task, state, torch.ones(1, 1, 1), torch.Generator())
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     monkeypatch.setattr("metatrain.tasks.gymnasium.find_spec", lambda _: None)
     family = Gymnasium(environment="Acrobot-v1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from metatrain.core import ComputePath, InputError, Model, Norm, Split
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.advantages import Estimator
 from metatrain.problems.episodes import Episodes
+from metatrain.problems.functional import trying
 from metatrain.tasks.generated import Generated
 
 SEEDS = 2**31 - 1  # from which an episode's is drawn
@@ -127,7 +129,8 @@ class Gymnasium(Generated):
         for i, (environment, seed) in enumerate(zip(environments, seeds, strict=True)):
             for name, value in zip(self.varied, values[i // self.episodes], strict=True):
                 setattr(environment.unwrapped, name, value)
-            seen.append(environment.reset(seed=seed)[0])
+            with self._trying():
+                seen.append(environment.reset(seed=seed)[0])
         state = Running(environments, np.zeros(len(seeds), bool))
         return state, _tensor(seen, size, task.goals)
 
@@ -145,7 +148,8 @@ class Gymnasium(Generated):
                 rewards.append(0.0)
                 continue
             taken = int(chosen[i].argmax()) if span is None else _within(chosen[i], span)
-            observation, reward, ended, cut, told = environment.step(taken)
+            with self._trying():
+                observation, reward, ended, cut, told = environment.step(taken)
             seen.append(observation)
             rewards.append(self._reward(float(reward), told, goals[i // self.episodes]))
             over[i] = ended or cut
@@ -158,6 +162,11 @@ class Gymnasium(Generated):
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Episodes:
         return Episodes(environment=self, model=model, path=path, estimator=self.estimator)
+
+    def _trying(self) -> AbstractContextManager[None]:
+        """Say in a sentence what an environment raises, such as for a mass of zero."""
+        who = f"the environment {self.environment}"
+        return trying(who, "in an episode", "family.varied, or choose another environment")
 
     def _reward(self, reward: float, told: Mapping[str, Any], goal: float) -> float:
         if self.goal == "none":
