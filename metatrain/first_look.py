@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metatrain.core import ComputePath, InputError, Purpose, generator_for
+from metatrain.core import ComputePath, InputError, Purpose, Ticketed, generator_for
 from metatrain.custom import staying
 from metatrain.disturbed import check_disturbed
 from metatrain.ensembles import check_ensemble
@@ -17,7 +17,14 @@ TASKS = 7  # of a first look: so many that they are not taken for the examples o
 
 
 def check_data(prepared: Prepared) -> None:
-    """Refuse tasks that the data cannot give, or that do not fit the network."""
+    """Refuse tasks that the data cannot give, or that do not fit the network or the algorithm."""
+    algorithm, tickets = prepared.recipe.algorithm, prepared.recipe.outer.tickets()
+    if isinstance(algorithm, Ticketed) and algorithm.tickets != tickets:
+        raise InputError(
+            "algorithm.tickets",
+            got=algorithm.tickets,
+            expected=f"{tickets}, as many as outer.tasks_per_step in outer.tasks_per_ticket make",
+        )
     for setting in prepared.used():
         check_setting(prepared, setting.purpose)
 

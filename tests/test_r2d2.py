@@ -18,6 +18,7 @@ from metatrain.algorithms.r2d2 import R2D2, TARGET
 from metatrain.algorithms.replay import PRIORITIES, ROWS, Replay, priorities
 from metatrain.algorithms.sequences import Window, cut
 from metatrain.core import Context, InputError, Params, Ticket, Update, generator_for
+from metatrain.first_look import check_data
 from metatrain.learner import Learner
 from metatrain.models import MLP, heads
 from metatrain.outer import Outer
@@ -259,6 +260,15 @@ def test_scores_are_of_greedy_actions_from_the_memory_on() -> None:
     greedy = problem.outputs(phi, rollout).argmax(-1)
     assert torch.equal(greedy, rollout.actions.argmax(-1))
     assert problem.query(phi, tasks, at(0))["loss"].isfinite().all()
+
+
+@pytest.mark.parametrize("tickets", [1, 3])
+def test_a_step_of_more_or_fewer_tickets_than_replays_is_refused_before_a_run(
+    tickets: int,
+) -> None:
+    prepared = prepare(config(CASES["r2d2"], algorithm__tickets=tickets).recipe())
+    with pytest.raises(InputError, match=rf"algorithm.tickets is {tickets}, expected 2"):
+        check_data(prepared)
 
 
 def test_numbers_as_actions_are_refused_and_a_memory_that_grows() -> None:

@@ -25,6 +25,7 @@ from metatrain.core.contracts import RawNumbers as RawNumbers
 from metatrain.core.contracts import Resident as Resident
 from metatrain.core.contracts import Setting as Setting
 from metatrain.core.contracts import TaskFamily as TaskFamily
+from metatrain.core.contracts import Ticketed as Ticketed
 from metatrain.core.penalty import Penalty as Penalty
 from metatrain.core.problems import Acting as Acting
 from metatrain.core.problems import Attackable as Attackable

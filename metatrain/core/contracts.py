@@ -180,6 +180,16 @@ class Phased(Protocol):
         ...
 
 
+@runtime_checkable
+class Ticketed(Protocol):
+    """An algorithm that keeps something of each of a step's tickets, such as a replay."""
+
+    @property
+    def tickets(self) -> int:
+        """How many tickets a step must have."""
+        ...
+
+
 class Ensemble(Protocol):
     """Several networks for each task, whose predictions an evaluation mixes."""
 
