@@ -6,6 +6,7 @@ step's tasks, and a generator of the step's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -67,7 +68,7 @@ class TrimmedMean:
 
     name: Literal["trimmed_mean"] = "trimmed_mean"
     trim: float = bounded(0.1, least=0, most=0.49)
-    """Share of the tickets that is left out at each end."""
+    """Share of the tickets that is left out at each end, rounded up."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -78,8 +79,11 @@ class TrimmedMean:
         return _trimmed(directions, self.out(len(directions)))
 
     def out(self, tickets: int) -> int:
-        """How many of a step's tickets are left out at each end."""
-        return int(self.trim * tickets + 1e-9)
+        """How many of so many tickets are left out at each end.
+
+        Rounded up, so that tickets which are no numbers, and gone before, do not let wrong ones in.
+        """
+        return min(math.ceil(self.trim * tickets - 1e-9), (tickets - 1) // 2)
 
 
 @dataclass(frozen=True, kw_only=True)

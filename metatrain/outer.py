@@ -90,17 +90,13 @@ class Outer:
     def _check_robust(self) -> None:
         """Refuse what would be a plain mean, because a step has too few tickets."""
         tickets, how = self.tickets(), self.aggregate
-        needed = 0
-        if isinstance(how, TrimmedMean) and how.trim and not how.out(tickets):
-            needed = math.ceil(1 / how.trim - 1e-9)
-        elif isinstance(how, Median) and tickets < 3:
-            needed = 3
-        if needed:
+        leaves_out = isinstance(how, Median) or (isinstance(how, TrimmedMean) and how.trim > 0)
+        if leaves_out and tickets < 3:
             raise InputError(
                 "tasks_per_ticket",
                 got=self.tasks_per_ticket,
-                expected=f"so few that a step has {needed} tickets, as aggregate {how.name} "
-                f"leaves out none of {tickets}",
+                expected=f"so few that a step has 3 tickets, as aggregate {how.name} leaves out "
+                f"none of {tickets}",
             )
 
     def tickets(self) -> int:
