@@ -17,7 +17,7 @@ from metatrain.core import InputError
 AGAIN = "get it again"
 MOST_AT_ONCE = 1 << 26  # bytes of a read: a damaged zip asks for any number
 CHUNK = 1 << 20  # bytes of a read of our own
-MOST_MEMBERS = 1000  # of a tar, which is read from its start to its end
+MOST_MEMBERS = 1000  # of a tar, which is read from its start to its end, if nobody asks for more
 GZIP = b"\x1f\x8b"  # how such a file begins
 
 Members = dict[str, Callable[[], bytes]]  # functions that read files, by their paths
@@ -36,18 +36,21 @@ def inflated(path: Path, most: int) -> bytes:
     return data
 
 
-def tarred(path: Path, kept: Callable[[str], bool], most: int) -> dict[str, bytes]:
+def tarred(
+    path: Path, kept: Callable[[str], bool], most: int, most_members: int = MOST_MEMBERS
+) -> dict[str, bytes]:
     """Read the regular files whose names are `kept` in a tar or tar.gz, whatever their folders.
 
     most: bytes of the whole, unpacked.
+    most_members: files of the whole.
     """
     data = inflated(path, most)
     found = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for number, member in enumerate(archive):
-                if number >= MOST_MEMBERS:
-                    raise ValueError(f"it has more than {MOST_MEMBERS:,} files")
+                if number >= most_members:
+                    raise ValueError(f"it has more than {most_members:,} files")
                 name = member.name.rpartition("/")[2]
                 if kept(name) and member.isreg() and not member.issparse():
                     content = archive.extractfile(member)

@@ -13,9 +13,11 @@ from metatrain import files
 from metatrain.awaiting import awaiting
 from metatrain.data import (
     cifar,
+    emoji,
     fashion_mnist,
     glyphs,
     intents,
+    letters,
     mini_imagenet,
     omniglot,
     remote,
@@ -32,6 +34,8 @@ SOURCES: dict[str, Callable[[Path | None], ImageStore]] = {
     "mini_imagenet": mini_imagenet.read,
     "cifar10": cifar.read_ten,
     "fashion_mnist": fashion_mnist.read,
+    "letters": letters.read,
+    "emoji": emoji.read,
     "udhr": udhr.read,
     "intents": intents.read,
     "topics": topics.read,
