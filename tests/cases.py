@@ -216,6 +216,17 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         },
         "algorithm": {"name": "in_context"},
     },
+    "decisions": SINUSOID
+    | {
+        "family": {"name": "bandit_history", "arms": 3, "pulls": 4, "shots": [0, 3]},
+        "model": {
+            "name": "mlp",
+            "hidden": [],
+            "head": {"name": "transformer", "width": 8, "depth": 1, "heads": 2},
+        },
+        "algorithm": {"name": "in_context"},
+        "outer": SHORT,
+    },
     "recurrent-conv4": GLYPHS
     | {
         "model": GLYPHS["model"] | {"head": {"name": "memory", "cell": "gru", "hidden": 8}},

@@ -2,6 +2,7 @@
 
 from metatrain.data.sources import open_data as open_data
 from metatrain.tasks.bandit import Bandit
+from metatrain.tasks.bandit_history import BanditHistory
 from metatrain.tasks.cartpole import CartPole
 from metatrain.tasks.delayed_match import DelayedMatch
 from metatrain.tasks.fewshot import FewShot
@@ -26,6 +27,7 @@ BuiltIn = (
     | FewShot
     | Series
     | Bandit
+    | BanditHistory
     | MDP
     | CartPole
     | Gymnasium

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from metatrain.core import Adapt, ComputePath, Context, Model, Norm, Split
 from metatrain.measures import Measure, mean
 from metatrain.metrics import RETURN, Metric
 from metatrain.problems.advantages import Estimator
+from metatrain.problems.environment import Rollout
 from metatrain.problems.episodes import Episodes, Played
 from metatrain.tasks import exploration
 from metatrain.tasks.generated import Generated
@@ -28,10 +29,11 @@ class Arms(NamedTuple):
     probabilities: Tensor  # [T, arms] of a reward of 1
 
 
-def regrets(actions: Tensor, task: Arms) -> Tensor:
+def regrets(actions: Tensor, task: Any) -> Tensor:
     """[T, N, pulls]: what a pull is expected to pay less than a pull of the best arm would.
 
     actions: [T, N, pulls, arms].
+    task: with `probabilities`.
     """
     chances = (actions * task.probabilities[:, None, None]).sum(-1)
     return task.probabilities.amax(1)[:, None, None] - chances
@@ -121,12 +123,17 @@ class Bandit(Generated):
 
     def picture(self, problem: Episodes, adapt: Adapt, context: Context) -> Figure:
         """The mean reward of each pull over many bandits, and the regret up to it."""
-        from metatrain import figures
-
         task = self.sample(context.generator, 500, context.ticket.split)
         adapted = adapt(task)
         shown = [adapted[0], adapted[-1]] if len(adapted) > 1 else adapted
-        played = [(n, problem.rollout(params, task, context.generator)) for n, params in shown]
+        return self.trials(
+            task, [(n, problem.rollout(params, task, context.generator)) for n, params in shown]
+        )
+
+    def trials(self, task: Any, played: Sequence[tuple[int, Rollout]]) -> Figure:
+        """Show trials of tasks with `probabilities`, each with the inner steps before it."""
+        from metatrain import figures
+
         chances, best = task.probabilities, task.probabilities.amax(1)
         paid = exploration.strategies(chances, self.pulls, self.episodes)
         paid["random"] = chances.mean(1)[:, None].expand(-1, self.pulls)
