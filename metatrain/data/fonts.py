@@ -7,14 +7,14 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont
 
-MOST_BYTES = 1 << 24  # of a font's file; those of Noto have up to 3 MB
+MOST_BYTES = 1 << 26  # of a font's file; Chinese ones have 20 MB
 LARGEST = 8  # times a font's size: no character is drawn that is wider or higher
 
 
 class Font:
     """The first face of a TrueType or OpenType file, in one size.
 
-    Raises errors of many kinds if the file is damaged.
+    Raises errors of many kinds if the file is damaged. One of bitmaps alone has no characters.
     """
 
     def __init__(self, data: bytes, pixels: int) -> None:
@@ -22,11 +22,14 @@ class Font:
 
         self._pixels = pixels
         self._characters = FT2Font(io.BytesIO(data))
-        layout = ImageFont.Layout.BASIC  # the same one on every machine
-        self._font = ImageFont.truetype(io.BytesIO(data), pixels, layout_engine=layout)
+        if self._characters.scalable:
+            layout = ImageFont.Layout.BASIC  # the same one on every machine
+            self._font = ImageFont.truetype(io.BytesIO(data), pixels, layout_engine=layout)
 
     def has(self, character: str) -> bool:
-        return self._characters.get_char_index(ord(character)) != 0
+        """Whether `drawn` can draw a character."""
+        known = self._characters
+        return bool(known.scalable and known.get_char_index(ord(character)))
 
     def drawn(self, character: str) -> Image.Image:
         """Draw a character in black or in its own colours on white: RGB, as high as a line."""

@@ -29,7 +29,8 @@ INK = 24  # pixels of the longer side of a letter, at most
 FEWEST, MOST_EACH = 4, 20  # different drawings of a letter
 MOST_FONTS = 2000
 FEWEST_SCRIPTS = 4
-WIDE = {"Hani", "Hang", "Tang"}  # have more characters than all others together
+# Scripts that are left out: three have more characters than all others together, and two are none.
+LEFT_OUT = {"Hani", "Hang", "Tang", "Zyyy", "Zinh"}
 DEBIAN = Path("/usr/share/fonts/truetype/noto")  # of its package fonts-noto-core
 REMEDY = published.where_to_put(
     "letters", f"a folder of fonts, such as {DEBIAN} of Debian's package fonts-noto-core"
@@ -108,12 +109,12 @@ def _drawings(path: Path) -> Iterator[tuple[Letter, bytes]]:
 
 @lru_cache(maxsize=1)
 def _letters() -> list[Letter]:
-    """All letters but those of scripts that have thousands."""
+    """All letters of the scripts that are not left out."""
     from fontTools.unicodedata import script, script_name
 
     every = [c for c in map(chr, range(0x20000)) if unicodedata.category(c).startswith("L")]
     named = [(script(letter), letter) for letter in every]
-    return [(script_name(s).replace("_", " "), c) for s, c in named if s not in WIDE]
+    return [(script_name(s).replace("_", " "), c) for s, c in named if s not in LEFT_OUT]
 
 
 def centred(picture: Image.Image) -> NDArray[np.uint8] | None:
