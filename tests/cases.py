@@ -218,7 +218,7 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     },
     "decisions": SINUSOID
     | {
-        "family": {"name": "bandit_history", "arms": 3, "pulls": 4, "shots": [0, 3]},
+        "family": {"name": "bandit_history", "arms": 3, "pulls": 4, "shots": [3, 3]},
         "model": {
             "name": "mlp",
             "hidden": [],
