@@ -131,6 +131,7 @@ def test_pulls_are_read_with_their_rewards_from_then_on() -> None:
     assert torch.equal(rewards[:, 2:, 0], rollout.rewards[:, 0, :3])
 
 
+@pytest.mark.ray  # takes seconds
 def test_training_learns_the_best_arm_and_evaluations_play() -> None:
     recipe = config(
         CASES["decisions"],
@@ -151,6 +152,7 @@ def test_training_learns_the_best_arm_and_evaluations_play() -> None:
     assert found.pooled["none"]["excess"].mean() > 0
 
 
+@pytest.mark.ray  # takes seconds
 def test_a_picture_has_the_regret_of_trials_before_and_after_reading() -> None:
     recipe = config(CASES["decisions"]).recipe()
     figure = illustrate(recipe, prepare(recipe).meta)

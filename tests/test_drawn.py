@@ -17,7 +17,7 @@ from originals import tar
 from PIL import Image
 
 from metatrain.core import InputError
-from metatrain.data import archives, emoji, letters
+from metatrain.data import emoji, letters
 from metatrain.data.sources import import_data, open_data
 from metatrain.tasks import FewShot
 
@@ -176,9 +176,6 @@ def test_packages_are_bounded_before_they_are_read(
     monkeypatch.setattr(letters, "MOST_FONTS", 2)
     with pytest.raises(InputError, match="holds 3 fonts, expected 1 to 2"):
         letters.read(lettered(tmp_path, 2))
-    large = tar(tmp_path / "x.tgz", drawings(0))
-    with pytest.raises(InputError, match="it unpacks to more than 100 bytes"):
-        archives.tarred(large, bool, 100)
 
 
 def test_whatever_bytes_of_a_font_are_wrong_is_one_sentence(tmp_path: Path) -> None:
