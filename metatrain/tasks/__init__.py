@@ -4,6 +4,7 @@ from metatrain.data.sources import open_data as open_data
 from metatrain.tasks.bandit import Bandit
 from metatrain.tasks.bandit_history import BanditHistory
 from metatrain.tasks.cartpole import CartPole
+from metatrain.tasks.cipher import Cipher
 from metatrain.tasks.delayed_match import DelayedMatch
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.gaussian_process import GaussianProcess
@@ -39,6 +40,7 @@ BuiltIn = (
     | Table
     | Texts
     | Language
+    | Cipher
     | GaussianProcess
     | LinearRegression
     | Tabular
