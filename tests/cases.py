@@ -27,6 +27,7 @@ from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
 from metatrain.start import prepare
 
+SYLLABLES = ("ba", "ko", "mi", "su", "tel", "ran", "vo", "qi", "zu", "xe", "lol", "wyn")
 SINUSOID: dict[str, Any] = {
     "name": "sinusoid",
     "family": {"name": "sinusoid", "shots": 5, "queries": 5},
@@ -283,6 +284,12 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         "algorithm": {"name": "recurrent", "proximal": {"epochs": 2}},
         "outer": SHORT,
     },
+    "texts": GLYPHS  # of the data set that conftest.py writes
+    | {
+        "family": {"name": "texts", "data": "invented", "ways": 3, "shots": 2, "length": 24},
+        "model": {"name": "text_bag", "buckets": 64, "longest": 2, "width": 8},
+        "outer": SHORT,
+    },
     "maml-navigation": SINUSOID
     | {
         "family": {"name": "navigation", "horizon": 8, "episodes": 4},
@@ -327,6 +334,17 @@ def drawn_images(count: int = 2, ways: int = 3, shots: int = 2) -> Task:
     x = torch.rand(2, count, ways * shots, 1, 28, 28, generator=g, dtype=torch.float64)
     y = torch.arange(ways).repeat_interleave(shots).expand(count, -1)
     return Task(x[0], y, x[1], y)
+
+
+def languages(count: int = 20, each: int = 8) -> dict[str, list[str]]:
+    """Invented languages: a few syllables of their own among digits that say nothing."""
+    g = torch.Generator().manual_seed(0)
+    found = {}
+    for i in range(count):
+        own = [SYLLABLES[j] for j in torch.randperm(len(SYLLABLES), generator=g)[:4]]
+        rows = torch.randint(4000, (each, 5), generator=g).tolist()
+        found[f"language {i:02}"] = ["".join(f"{own[n % 4]}{n}" for n in row) for row in rows]
+    return found
 
 
 def exact(meta: Meta) -> Meta:

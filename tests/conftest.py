@@ -15,12 +15,13 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
+from cases import languages
 from matplotlib.figure import Figure
 from pretended_gpu import Gpu, pretended
 from services import S3, Nodes, cache_in, drawing, mlflow_in
 
 from metatrain import figures
-from metatrain.data import sources
+from metatrain.data import sources, texts
 from metatrain.data.images import ImageStore
 from metatrain.data.sources import import_data
 
@@ -69,6 +70,7 @@ def _private_caches(
     kernels.chmod(0o700)  # whatever the umask: else nothing in it is loaded
     os.environ["METATRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     (Path(os.environ["METATRAIN_CACHE"]) / ".compiled").symlink_to(kernels)
+    texts.store("invented", languages(), 32).save()
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     # Ray ends a worker that does not say in a minute that it has started, and starts another.

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import GLYPHS, config, context, trained
+from cases import GLYPHS, config, context, languages, trained
+from services import cache_in
 from typer.testing import CliRunner
 
 from cluster.tracking import datasets, logged_model, served
@@ -34,7 +35,6 @@ from metatrain.tasks.language import byte_frequencies
 from metatrain.tasks.text import nearest_centroid
 
 BAG = TextBag(head=Cosine())  # with the n-grams of the baseline
-SYLLABLES = ("ba", "ko", "mi", "su", "tel", "ran", "vo", "qi", "zu", "xe", "lol", "wyn")
 ENCODERS = (
     TextBag(buckets=64, longest=2),
     TextBag(buckets=64, longest=2, width=8),
@@ -44,19 +44,9 @@ ENCODERS = (
 )
 
 
-def languages(count: int = 20, each: int = 8) -> dict[str, list[str]]:
-    """Invented languages: a few syllables of their own among digits that say nothing."""
-    g = torch.Generator().manual_seed(0)
-    found = {}
-    for i in range(count):
-        own = [SYLLABLES[j] for j in torch.randperm(len(SYLLABLES), generator=g)[:4]]
-        rows = torch.randint(4000, (each, 5), generator=g).tolist()
-        found[f"language {i:02}"] = ["".join(f"{own[n % 4]}{n}" for n in row) for row in rows]
-    return found
-
-
 @pytest.fixture
-def invented() -> ImageStore:
+def invented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
+    monkeypatch.setenv("METATRAIN_CACHE", str(cache_in(tmp_path / "cache")))
     texts.store("invented", languages(), 32).save()
     return ImageStore.open("invented")
 
@@ -89,6 +79,44 @@ def test_texts_of_ones_own_are_read_from_a_table_and_from_folders(tmp_path: Path
         ["c", "d", "a", "b"],
         ["8 of 8 texts are longer than 4 bytes and were cut"],
     )
+
+
+def test_classes_of_a_task_are_of_one_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as praise and complaints about one product; a group is in one split."""
+    monkeypatch.setenv("METATRAIN_CACHE", str(cache_in(tmp_path / "cache")))
+    rows = [
+        f"{group},{label},{label} of {group} {i}"
+        for group in "abcdefgh"
+        for label in ("bad", "good", *(["odd"] if group in "aceg" else []))
+        for i in range(4)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["group,label,text", *rows]))
+    store, _ = texts.read_texts("mine", tmp_path / "a.csv", 32)
+    store.save()
+    family = Texts(data="mine", grouped=True, ways=2, shots=1, queries=2)
+    seen: dict[str, set[str]] = {}
+    for split in ("train", "test"):
+        family.check(split)
+        task = family.sample(torch.Generator().manual_seed(0), 60, split)
+        names = [[store.class_names[c].split("/") for c in row] for row in task.classes.tolist()]
+        assert all(len({group for group, _ in row}) == 1 for row in names)
+        seen[split] = {row[0][0] for row in names}
+        labels = [tuple(label for _, label in row) for row in names]
+        assert {("bad", "good"), ("good", "bad"), ("good", "odd")} <= set(labels)
+        said = [texts.decode(row) for row in task.support_x[0]]
+        assert said[0].startswith(f"{names[0][0][1]} of {names[0][0][0]}")
+    assert (len(seen["train"]), len(seen["test"])) == (4, 4)
+    assert not seen["train"] & seen["test"]
+    three = replace(family, ways=3)
+    task = three.sample(torch.Generator().manual_seed(0), 60, "train")
+    groups = {store.class_names[c].split("/")[0] for c in task.classes.flatten().tolist()}
+    assert groups == seen["train"] & set("aceg")
+    assert "3-way of a group 1-shot" in three.describe()
+    with pytest.raises(InputError) as error:
+        replace(family, ways=4).check("train")
+    assert "import texts with a column group" in error.value.remedy
 
 
 @pytest.mark.parametrize(

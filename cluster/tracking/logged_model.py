@@ -20,7 +20,6 @@ from torch import Tensor
 from metatrain import inference
 from metatrain.bundle import MANIFEST
 from metatrain.core import InputError, RawNumbers
-from metatrain.data.texts import decode
 from metatrain.inference import Learned
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
@@ -205,7 +204,7 @@ def example_of(learned: Learned) -> pd.DataFrame:
     if isinstance(family, FewShot):
         table = pd.DataFrame({features[0]: [_png(image) for image in rows]}, dtype=object)
     elif isinstance(family, Texts):
-        table = pd.DataFrame({features[0]: [decode(row) for row in rows]}, dtype=object)
+        table = pd.DataFrame({features[0]: family.shown(rows)}, dtype=object)
     else:
         table = pd.DataFrame(rows.double().flatten(1).numpy(), columns=features)
     if isinstance(family, Table):

@@ -248,6 +248,22 @@ def check(
 
 
 @app.command()
+def embed(
+    name: Annotated[str, typer.Argument(help="A data set of texts of `metatrain data list`.")],
+    new: Annotated[str, typer.Argument(help="The name of its embeddings.")],
+) -> None:
+    """Make a data set of sentence embeddings of texts, which a frozen network gives.
+
+    Example: metatrain data embed intents intents_embedded
+    """
+    from metatrain.data import embeddings, sources
+
+    store = embeddings.embedded(sources.open_data(name), new)
+    _save(store)
+    print(f"embedded {name}: {len(store.images)} {store.kind} as {new}")
+
+
+@app.command()
 def push(
     name: Annotated[str, typer.Argument(help="A data set of `metatrain data list`.")],
     uri: Annotated[

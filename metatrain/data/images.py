@@ -50,6 +50,8 @@ class ImageStore:
     # How many of their 16 bits the source's grey images use; None if it has no such images.
     bits: Depth | None = None
     text: bool = False  # each image is a text, [1, 1, bytes]: see metatrain.data.texts
+    # The network that made numbers of texts, by its checksum: see metatrain.data.embeddings.
+    embedding: str | None = None
 
     def __repr__(self) -> str:
         return f"ImageStore({self.name!r}: {', '.join(self._facts())})"
@@ -85,6 +87,8 @@ class ImageStore:
     def kind(self) -> str:
         """What the examples are, such as "images of 28x28 grey"."""
         channels, height, width = self.shape
+        if self.embedding:
+            return f"texts as {width // 2} numbers"
         if self.text:
             return f"texts of at most {width} bytes"
         return f"images of {width}x{height} {'grey' if channels == 1 else 'RGB'}"
@@ -146,6 +150,7 @@ class ImageStore:
             checksum=manifest.content,
             bits=header.bits,
             text=header.text,
+            embedding=header.embedding,
         )
 
     def save(self) -> Path:
@@ -161,6 +166,8 @@ class ImageStore:
             header["bits"] = self.bits
         if self.text:  # likewise
             header["text"] = True
+        if self.embedding is not None:  # likewise
+            header["embedding"] = self.embedding
         size = self.images[0].numel()
         pixels = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(size),

@@ -74,6 +74,7 @@ class Header:
     synthetic: bool
     bits: Depth | None = None
     text: bool = False
+    embedding: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
 
     def __post_init__(self) -> None:
         classes, square = range(len(self.sizes)), self.shape[1] == self.shape[2]
@@ -88,6 +89,8 @@ class Header:
                 raise ValueError(f"its splits {scheme.name!r} do not say what turns")
             if self.text and self.shape[:2] != (1, 1):
                 raise ValueError("its texts are not rows of bytes")
+            if self.embedding and not (self.text and self.shape[2] % 2 == 0):
+                raise ValueError("its embeddings are not those of texts")
             if not square and set(scheme.rotations.values()) != {"none"}:
                 raise ValueError(f"its splits {scheme.name!r} turn images that are not square")
 

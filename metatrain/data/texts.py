@@ -27,7 +27,7 @@ MOST_BYTES = 1024  # of a text: the longest row of an image
 MOST_FILE = 1 << 20  # bytes of a file that is one text
 MOST_TEXTS = 1_000_000
 FEWEST_CLASSES = 4  # two to train on and two to test on
-TEXT, LABEL, SPLIT = "text", "label", "split"  # columns of a file
+TEXT, LABEL, GROUP, SPLIT = "text", "label", "group", "split"  # columns of a file
 
 
 def encode(texts: Sequence[str], length: int) -> Tensor:
@@ -61,7 +61,7 @@ def store(
     splits: the classes of each, None: shuffled.
     """
     found = {label: distinct(own, length) for label, own in texts.items()}
-    classes = splits or shuffled_splits(len(found))
+    classes = splits or _shuffled([*found])
     scheme = Scheme(
         name="given" if splits else "shuffled",
         classes=classes,
@@ -76,6 +76,27 @@ def store(
         synthetic=False,
         text=True,
     )
+
+
+def group_of(label: str) -> str:
+    """The group of a class, which its name has before the last slash."""
+    return label.rpartition("/")[0]
+
+
+def _shuffled(labels: Sequence[str]) -> dict[Split, list[int]]:
+    """Shuffled splits in which the classes of a group stay together, if there are enough groups."""
+    groups = [group_of(label) for label in labels]
+    names = [*dict.fromkeys(groups)]
+    if len(names) < FEWEST_CLASSES:
+        return shuffled_splits(len(labels))
+    split_of = {
+        names[i]: split for split, members in shuffled_splits(len(names)).items() for i in members
+    }
+    return {
+        split: [c for c, group in enumerate(groups) if split_of[group] == split]
+        for split in SPLITS
+        if split in split_of.values()
+    }
 
 
 def distinct(texts: Sequence[str], length: int) -> list[str]:
@@ -97,8 +118,9 @@ def read_texts(
 ) -> tuple[ImageStore, list[str]]:
     """Read labelled texts of one's own: the data set, and notes on what was left out.
 
-    source: a CSV or Parquet file with the columns `text` and `label`, and perhaps `split`; or a
-        folder with a folder of text files for each class, perhaps below folders of splits.
+    source: a CSV or Parquet file with the columns `text` and `label`, and perhaps `group` and
+        `split`; or a folder with a folder of text files for each class, perhaps below folders of
+        groups and of splits.
     length: bytes that are kept of a text.
     least: classes with fewer texts are left out.
     """
@@ -152,7 +174,7 @@ def _of_folder(source: Path) -> dict[str, list[str]]:
 
 
 def _of_table(source: str) -> dict[str, list[str]]:
-    """The texts of each class, named `split/label` if there is a column `split`."""
+    """The texts of each class, named `split/group/label` if there are such columns."""
     file = row_files.opened(source, row_files.stamp(source, "--source"), LABEL)
     if file.rows > MOST_TEXTS:
         raise _too_many(source, file.rows)
@@ -162,7 +184,7 @@ def _of_table(source: str) -> dict[str, list[str]]:
             f"{source} has no column {quoted(missing[0])}, but {few([*file.types])}",
             remedy=f"name its columns {TEXT} and {LABEL}, and {SPLIT} if it divides the classes",
         )
-    used = [name for name in (SPLIT, LABEL, TEXT) if name in file.types]
+    used = [name for name in (SPLIT, GROUP, LABEL, TEXT) if name in file.types]
     found: dict[str, list[str]] = {}
     values = (columns.plain(file, name).to_pylist() for name in used)
     for number, (*label, text) in enumerate(zip(*values, strict=True), 1):
@@ -170,7 +192,7 @@ def _of_table(source: str) -> dict[str, list[str]]:
             part is None or not str(part).strip() for part in label
         ):
             raise InputError(
-                f"row {number} of {source} lacks its text or its label",
+                f"row {number} of {source} lacks its text, its label or its group",
                 remedy="fill it in, or remove the row",
             )
         if text.strip():

@@ -113,8 +113,8 @@ class Language:
 
     def check(self, split: Split) -> None:
         store = self.store
-        if not store.text:
-            raise InputError(f"{self.data} holds images", remedy="give a data set of texts")
+        if not store.text or store.embedding:
+            raise InputError(f"{self.data} holds {store.kind}", remedy="give a data set of texts")
         if self.checksum not in (None, store.checksum):
             raise InputError(
                 f"{self.data} is not the data set that this was trained on: its checksum",
