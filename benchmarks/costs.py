@@ -36,6 +36,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "adversarial_querying": {"learner": {"name": "maml"} | STEPS},
     "meta_sgd": {"initial_lr": 0.4, "inner_steps": 5},
     "meta_lstm": {"inner_steps": 5},
+    "learned_optimizer": {"inner_steps": 5},
 }
 
 

@@ -239,6 +239,15 @@ METHODS = (
         "the optimizer itself is to be learned",
     ),
     Method(
+        "Learned optimizer",
+        "model",
+        "Andrychowicz et al. 2016",
+        {"name": "learned_optimizer"},
+        ANY,
+        99.0,
+        "networks of several sizes are to be trained from scratch, in few steps",
+    ),
+    Method(
         "GAIL",
         "optimisation",
         "Ho and Ermon 2016",

@@ -180,6 +180,21 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
     "ridge": GLYPHS | {"algorithm": {"name": "ridge"}, "outer": SHORT},
     "meta-lstm": SINUSOID
     | {"algorithm": {"name": "meta_lstm", "inner_steps": 2, "units": 4}, "outer": SHORT},
+    "learned-optimizer": SINUSOID
+    | {
+        "algorithm": {"name": "learned_optimizer", "inner_steps": 2, "units": 4},
+        "outer": SHORT,
+    },
+    "learned-optimizer-evolution": SINUSOID
+    | {
+        "algorithm": {
+            "name": "learned_optimizer",
+            "inner_steps": 2,
+            "units": 4,
+            "gradient": "evolution",
+        },
+        "outer": SHORT,
+    },
     "generated-parameters": SINUSOID
     | {
         "algorithm": {"name": "generated_parameters", "inner_lr": 0.01, "units": 8},

@@ -48,7 +48,7 @@ REPLAYED: dict[str, dict[str, Any]] = {
 }
 FAST = {"sinusoid"}
 # Never replayed: networks that are drawn from the seed itself, a replay by the ticket's number.
-SEEDED = {"meta-knowledge", "r2d2"}
+SEEDED = {"meta-knowledge", "r2d2", "learned-optimizer", "learned-optimizer-evolution"}
 
 
 def updates(recipe: Any, device: str) -> tuple[list[Update], Any]:

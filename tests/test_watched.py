@@ -205,10 +205,10 @@ def test_updates_of_this_project_are_replayed(probe: str, monkeypatch: pytest.Mo
     assert isinstance(plain, Update)
     assert isinstance(again, Update)
     # The seed itself draws networks; the ticket's number names its part of a replay memory.
-    assert replays == [probe not in ("meta-knowledge", "r2d2")]
-    assert all(
-        torch.equal(again.direction.model[name], p) for name, p in plain.direction.model.items()
-    )
+    seeded = ("meta-knowledge", "r2d2", "learned-optimizer", "learned-optimizer-evolution")
+    assert replays == [probe not in seeded]
+    found = again.direction.flat()
+    assert all(torch.equal(found[name], p) for name, p in plain.direction.flat().items())
 
 
 class Annealed:

@@ -7,6 +7,7 @@ from metatrain.algorithms.generated_parameters import GeneratedParameters
 from metatrain.algorithms.imaginary_data import ImaginaryData
 from metatrain.algorithms.imaml import IMAML
 from metatrain.algorithms.in_context import InContext
+from metatrain.algorithms.learned_optimizer import LearnedOptimizer
 from metatrain.algorithms.maml import MAML
 from metatrain.algorithms.maml_plus_plus import MAMLPlusPlus
 from metatrain.algorithms.matching import Matching
@@ -32,6 +33,7 @@ BuiltIn = (
     | GeneratedParameters
     | InContext
     | ImaginaryData
+    | LearnedOptimizer
     | MetaKnowledge
     | MetaLSTM
     | MetaNetworks

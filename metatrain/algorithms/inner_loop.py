@@ -63,10 +63,11 @@ def init_whole(problem: Problem, generator: torch.Generator) -> Params:
     return model
 
 
-def fresh(problem: Problem, meta: Meta, seed: int, tasks: int) -> Params:
-    """Parameters of a network of its own for each task, [T, *shape] each."""
-    drawn = [problem.init(torch.Generator().manual_seed(seed + i)) for i in range(tasks)]
-    return {n: torch.stack([each[n] for each in drawn]).to(p) for n, p in meta.model.items()}
+def fresh(problem: Problem, meta: Meta, seeds: Iterable[int]) -> Params:
+    """Parameters of a network of its own for each seed, [T, *shape] each."""
+    drawn = [problem.init(torch.Generator().manual_seed(seed)) for seed in seeds]
+    like = next(iter(meta.flat().values()))
+    return {name: torch.stack([each[name] for each in drawn]).to(like) for name in drawn[0]}
 
 
 def init_without(

@@ -54,7 +54,7 @@ def rmsprop(decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
 
     def rule(t: int, g: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         v = decay * v + (1 - decay) * g**2
-        return g / (_root(v) + eps), (v,)
+        return g / (root(v) + eps), (v,)
 
     return _optimizer(1, rule)
 
@@ -65,7 +65,7 @@ def adam(beta_1: float = 0.9, beta_2: float = 0.999, eps: float = 1e-8) -> Optim
     def rule(t: int, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         m = beta_1 * m + (1 - beta_1) * g
         v = beta_2 * v + (1 - beta_2) * g**2
-        return m / (1 - beta_1**t) / (_root(v / (1 - beta_2**t)) + eps), (m, v)
+        return m / (1 - beta_1**t) / (root(v / (1 - beta_2**t)) + eps), (m, v)
 
     return _optimizer(2, rule)
 
@@ -97,7 +97,7 @@ def _descended(p: Tensor, rate: float | Tensor, direction: Tensor) -> Tensor:
     return torch.sub(p, direction, alpha=rate)
 
 
-def _root(x: Tensor) -> Tensor:
+def root(x: Tensor) -> Tensor:
     """The square root, with a derivative of 0 at 0, where it has none: units may be dead."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)

@@ -60,8 +60,8 @@ class MetaKnowledge:
         return _learn(problem, start, task, context, rates, "sgd")
 
     def update(self, problem: Problem, meta: Meta, tasks: Any, context: Context) -> Update:
-        total, seed = count(tasks), context.generator.initial_seed()
-        start = inner_loop.start(meta, tasks) | inner_loop.fresh(problem, meta, seed, total)
+        seeds = range(seed := context.generator.initial_seed(), seed + count(tasks))
+        start = inner_loop.start(meta, tasks) | inner_loop.fresh(problem, meta, seeds)
         before = [inner_loop.first_task_metrics(problem, start, tasks, context)]
         rates = [dict.fromkeys(meta.model, self.model_lr)] * self.model_steps
         (phi,) = deque(_learn(problem, start, tasks, context, rates, "adam"), maxlen=1)
@@ -75,7 +75,7 @@ class MetaKnowledge:
         # 0, and not finite if the vector is not: the learner leaves such an update out.
         still = {name: 0 * state[OWN + name] for name in meta.model}
         metrics = inner_loop.means(before, "before") | inner_loop.means(after, "after")
-        return Update(Meta(still, {}, state), total, metrics)
+        return Update(Meta(still, {}, state), len(seeds), metrics)
 
     def _theta(self, meta: Meta) -> Params:
         return {n: p + self.factor * meta.state[OWN + n] for n, p in meta.model.items()}
