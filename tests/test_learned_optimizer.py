@@ -147,7 +147,7 @@ def test_it_learns_to_train(gradient: Any) -> None:
         update = algorithm.update(problem, learner.meta(), drawn(8), given)
         losses.append(float(update.metrics["loss_after"]))
         learner.apply([update])
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_an_error_says_what_it_cannot_train() -> None:

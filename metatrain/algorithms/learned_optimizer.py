@@ -19,14 +19,14 @@ class LearnedOptimizer:
     """Learn to train: each task has a fresh network, and an MLP makes its K steps.
 
         u_b = Adam's direction at step k with beta_1 = b and beta_2 = 0.999
-        s, c = MLP(u_0, u_.5, u_.9, u_.99, phi, k / K, 1 / k)
+        s, c_b = MLP(u_0, u_.5, u_.9, u_.99, phi, k / K, 1 / k)
         phi <- phi - exp(s) (c_g g + sum_b c_b u_b),   g = grad L(phi)
 
-    All coordinates share the MLP. At first its output is a constant that makes Adam's steps, a
-    nominal term as in Harrison et al. 2022 (arXiv 2209.11208). It learns from the query loss after
-    the last step: by the gradient through all steps (Andrychowicz et al. 2016, arXiv 1606.04474),
-    or by evolution strategies (Metz et al. 2019, arXiv 1810.10180). `Meta.algorithm` is the MLP,
-    and `Meta.model` is empty: it trains networks of any size.
+    All coordinates share the MLP. c_g is a constant that it learns. At first the others are, too,
+    and make Adam's steps: a nominal term, as in Harrison et al. 2022 (arXiv 2209.11208). It learns
+    from the query loss after the last step: by the gradient through all steps (Andrychowicz et al.
+    2016, arXiv 1606.04474), or by evolution strategies (Metz et al. 2019, arXiv 1810.10180).
+    `Meta.algorithm` is the MLP, and `Meta.model` is empty: it trains networks of any size.
     """
 
     __pydantic_config__ = {"extra": "forbid"}

@@ -23,7 +23,7 @@ def weights(units: int, lr: float, generator: torch.Generator) -> Params:
     return {
         "hidden.weight": uniform((len(DECAYS) + 3, units), generator, -0.5, 0.5),
         "hidden.bias": torch.zeros(1, units),
-        "out.weight": torch.zeros(units, constant.shape[1]),
+        "out.weight": torch.zeros(units, 1 + len(DECAYS)),
         "out.bias": constant,
     }
 
@@ -55,7 +55,9 @@ def _update(
     read, *of_time = mlp["hidden.weight"].split([len(DECAYS) + 1, 1, 1], -2)
     known = of_time[0] * (k / steps) + of_time[1] / k + mlp["hidden.bias"]
     hidden = torch.tanh(seen[..., 1:] @ read + known)
-    out = hidden @ mlp["out.weight"] + mlp["out.bias"]
-    step = out[..., 0].exp() * (out[..., 1:] * seen[..., :-1]).sum(-1)
+    out, constant = hidden @ mlp["out.weight"], mlp["out.bias"]
+    # g has any size: a coefficient of its own for each coordinate would soon diverge.
+    mixed = ((constant[..., 2:] + out[..., 1:]) * seen[..., 1:-1]).sum(-1)
+    step = (constant[..., 0] + out[..., 0]).exp() * (constant[..., 1] * g + mixed)
     after = tuple({"": average} for average in (*means, squares))
     return unflat(phi - step, params, names), State(k, after)
