@@ -27,6 +27,7 @@ def list_(json: AsJson = False) -> None:
     """
     from rich.table import Table
 
+    from metatrain.data import tables
     from metatrain.data.sources import SOURCES
     from metatrain.names import printable
     from metatrain.plain import to_json
@@ -35,7 +36,7 @@ def list_(json: AsJson = False) -> None:
     imported = {path.parent.name for path in cache().glob("*/manifest.json")}
     rows = [
         {"name": name} | (_facts(name) if name in imported else {"state": _absent(name)})
-        for name in sorted(imported | set(SOURCES))
+        for name in sorted(imported | {*SOURCES, tables.NAME})
     ]
     if json:
         print(to_json(rows, indent=1))
@@ -56,9 +57,12 @@ def _absent(name: str) -> str:
 def _facts(name: str) -> dict[str, object]:
     """Return the row of an imported data set, or the reason why it cannot be used."""
     from metatrain.core import InputError
+    from metatrain.data import tables
     from metatrain.data.images import ImageStore
 
     try:
+        if name == tables.NAME:
+            return {"state": tables.report(tables.open_tables())[0]}
         store = ImageStore.open(name)
     except InputError as error:
         return {"state": str(error)}
@@ -101,12 +105,17 @@ def import_(
     from rich.progress import track
 
     from metatrain.core import InputError
+    from metatrain.data import tables
     from metatrain.data.folders import read_folder
     from metatrain.data.images import folder_of
     from metatrain.data.sources import SOURCES, import_data
     from metatrain.data.texts import is_text
 
     folder = folder_of(name)
+    if name == tables.NAME:
+        lines = tables.report(tables.import_tables(source))
+        print("\n".join([f"imported {lines[0]} into {folder}", *lines[1:]]))
+        return
     if name in SOURCES:
         if size is not None or least != 2:
             raise InputError(
@@ -212,9 +221,14 @@ def check(
 
     Example: metatrain data check glyphs
     """
+    from metatrain.data import tables
     from metatrain.data.images import duplicates, twins
     from metatrain.data.sources import open_data
     from metatrain.names import few
+
+    if name == tables.NAME:
+        print("\n".join(tables.report(tables.open_tables())))
+        return
 
     def place(image: int) -> str:
         c = store.class_of(image)

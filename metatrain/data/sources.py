@@ -11,6 +11,7 @@ import torch
 
 from metatrain import files
 from metatrain.awaiting import awaiting
+from metatrain.core import InputError
 from metatrain.data import (
     cifar,
     emoji,
@@ -21,6 +22,7 @@ from metatrain.data import (
     mini_imagenet,
     omniglot,
     remote,
+    tables,
     topics,
     udhr,
 )
@@ -48,6 +50,10 @@ def open_data(name: str, checksum: str | None = None) -> ImageStore:
     The built-in data set is drawn if the cache lacks it. One that lies elsewhere is copied to the
     cache, unless the cache has the one with this checksum.
     """
+    if name == tables.NAME:
+        raise InputError(
+            f"{name!r} are rows of numbers, and no images or texts", remedy="name another data set"
+        )
     if remote.is_elsewhere(name):
         folder = remote.fetch(name, checksum)
         return ImageStore.read(name, folder, f"remove {folder}, so that it is fetched again")
