@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -28,6 +29,8 @@ ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.square() / (1 + x.abs()),
 )
 RULES = 6  # of a tree-like table
+SPARE = 3  # tables of which one more is drawn, as some are left out
+CLOSENESS = 20  # of rows that predict a row, in mean distances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,9 @@ class Tabular(Generated):
     A structural causal model makes the table, which is a random network with noise (arXiv
     2207.01848, appendix C.1): columns are some of its nodes, and another node, cut at quantiles, is
     the class. In a share `trees` of the tables the class follows from rules instead, sums of
-    products of thresholds of columns. The tables of a ticket have as many columns, rows and
-    classes. Absent columns are 0. All splits draw from the same distribution; the ticket keeps
-    their tasks apart.
+    products of thresholds of columns. Tables whose class nothing seems to predict are left out. The
+    tables of a ticket have as many columns, rows and classes. Absent columns are 0. All splits draw
+    from the same distribution; the ticket keeps their tasks apart.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -53,7 +56,7 @@ class Tabular(Generated):
     queries: int = bounded(32, least=1, most=EXAMPLES)
     """Query rows of a table."""
     classes: int = bounded(4, least=2, most=10)
-    """Most classes of a table; half of the tickets have two."""
+    """Most classes of a table; half of the tickets have two, the others more."""
     trees: float = bounded(0.3, least=0, most=1)
     """Share of tables with rules."""
 
@@ -69,11 +72,13 @@ class Tabular(Generated):
         columns = round(least * (most / least) ** float(torch.rand((), generator=generator)))
         shots = drawn_shots(generator, self.shots)
         few = bool(torch.rand((), generator=generator) < 0.5)
-        classes = 2 if few else _integer(generator, 2, self.classes)
-        x, target = caused(generator, count, shots + self.queries, columns)
-        ruled = torch.rand(count, 1, generator=generator) < self.trees
+        classes = 2 if few else _integer(generator, min(3, self.classes), self.classes)
+        drawn = count + -(-count // SPARE)
+        x, target = caused(generator, drawn, shots + self.queries, columns)
+        ruled = torch.rand(drawn, 1, generator=generator) < self.trees
         target = torch.where(ruled, by_rules(generator, x), target)
-        y = cut(generator, target, classes)
+        best = predictable(x, target).logical_not().byte().sort(stable=True).indices[:count]
+        x, y = x[best], cut(generator, target[best], classes)
         x = pad(x, (0, most - columns))
         return Task(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
@@ -149,6 +154,19 @@ def cut(generator: torch.Generator, target: Tensor, classes: int) -> Tensor:
     borders = target.sort(1).values.gather(1, (shares * (rows - 1)).long())
     ordered = (target[..., None] > borders[:, None]).sum(-1)
     return torch.rand(tables, classes, generator=generator).argsort(1).gather(1, ordered)
+
+
+def predictable(x: Tensor, target: Tensor) -> Tensor:
+    """[T]: whether a column, or the rows near each row, say more of the target than by chance."""
+    rows = x.shape[1]
+    x, target = standardised(x), standardised(target[..., None])
+    column = (x.mT @ target).abs().amax((1, 2)) / rows  # the largest correlation
+    apart = torch.cdist(x, x)
+    nearness = -CLOSENESS * apart / apart.mean((1, 2), keepdim=True).clamp(min=1e-6)
+    others = nearness - torch.diag(torch.full((rows,), torch.inf))
+    guess = others.softmax(-1) @ target
+    told = (standardised(guess) * target).mean((1, 2))
+    return torch.maximum(column, told) > 3 / math.sqrt(rows)
 
 
 def standardised(h: Tensor) -> Tensor:
