@@ -81,7 +81,8 @@ class Network:
         if not isinstance(family, Tabular):
             raise InputError(f"{run} learned from {family.name}", expected="the family tabular")
         self.family = family
-        self.problem = family.bind(self.recipe.model, ("none",), "reference")
+        norm = self.recipe.setting("score").norm[:1]
+        self.problem = family.bind(self.recipe.model, norm, "reference")
 
     @torch.no_grad()
     def predict(self, x: Numbers, y: Places, asked: Numbers) -> Numbers:

@@ -16,7 +16,7 @@ from metatrain.data import archives
 MOST_FILE = 1 << 22  # bytes of a file; larger ones have far more rows than a support set
 MOST_BYTES = 1 << 26  # of the largest file in the package, unpacked
 MOST_FILES = 500  # in the package, which has 145
-PLACE = re.compile(r"(?:.*/)?classification/[^/]+/([^/]+)\.dat")
+PLACE = re.compile(r"(?:.*/)?classification/[^/]+/([\w-][\w.-]*)\.dat")
 COPIES = ("test", "cleveland-0_vs_4_no_null")  # files that another one holds as well
 COLUMN = re.compile(r"@attribute\s+([^\s{]+)\s*(\{.*\}|real|integer|numeric)", re.IGNORECASE)
 MISSING = ("", "?", "<null>")

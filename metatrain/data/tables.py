@@ -82,7 +82,7 @@ def uncovered(table: RealTable, most_columns: int = COLUMNS, most_classes: int =
     if unordered:
         return f"column {unordered[0][0]} has {unordered[0][1]} values without an order"
     if not 2 <= len(table.classes) <= most_classes:
-        return f"{counted(len(table.classes), 'class')}, not 2 to {most_classes}"
+        return f"classes: {len(table.classes)}, not 2 to {most_classes}"
     if len(table.labels) < ROWS:
         return f"{len(table.labels)} complete rows, fewer than {ROWS}"
     if table.smallest < EACH:
@@ -137,7 +137,7 @@ def import_tables(source: str | Path | None) -> list[RealTable]:
     found = {name: (keel.source_of(name), table) for name, table in published_ones.items()}
     own = sorted(path.rglob("*.*")) if path.is_dir() else [path]
     for each in (each for each in own if each.suffix.lower() in KINDS and each.is_file()):
-        name = re.sub(r"[^\w.-]+", "_", each.stem)
+        name = re.sub(r"[^\w-]+", "_", each.stem)
         if name in found:
             raise InputError(f"{path} holds two tables named {name}", remedy="rename one of them")
         found[name] = name.lower(), _own(each)
