@@ -22,7 +22,7 @@ from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
 from metatrain.tasks import GaussianProcess, LinearRegression, Tabular
-from metatrain.tasks.tabular import by_rules, most_frequent, nearest_neighbour
+from metatrain.tasks.tabular import by_rules, most_frequent, nearest_neighbour, predictable
 
 SMALL = heads.Transformer(width=8, depth=2, heads=2)
 FUNCTIONS = LinearRegression(inputs=3, shots=(6, 6), queries=4)
@@ -343,6 +343,16 @@ def test_made_tables_can_be_learned_and_number_their_classes_at_random() -> None
     assert ways == {2, 3, 4}
     assert torch.stack(nearest).mean() > torch.stack(frequent).mean() + 0.03
     assert 0.35 < torch.stack(firsts).mean() < 0.5  # the mean of 1/2, 1/3 and 1/4, half of them 1/2
+
+
+def test_tables_are_predictable_by_a_column_or_by_near_rows_and_not_by_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 80, 5, generator=generator)
+    noise = torch.randn(40, 80, generator=generator)
+    assert predictable(x, noise).float().mean() < 0.1
+    assert predictable(x, x[..., 0] + noise).all()  # a correlation of 0.7
+    assert predictable(x[..., :2], x[..., 0].abs() + 0.1 * noise).all()  # a correlation of 0
+    assert not predictable(torch.ones(3, 80, 5), noise[:3]).any()
 
 
 def test_rules_ask_whether_two_columns_are_above_those_of_a_row() -> None:

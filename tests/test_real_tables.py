@@ -221,6 +221,7 @@ def test_a_network_reads_a_table_in_any_unit_and_tells_its_classes_apart(run: st
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_networks_are_compared_over_tables_and_the_pages_get_the_result(
     run: str, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
