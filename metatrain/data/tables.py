@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from metatrain.data.columns import Numbers
 from metatrain.data.images import folder_of
 from metatrain.names import counted, few, printable
 
-NAME = "tables"
+NAME: Final = "tables"
 MOST_TABLES = 1000
 MOST_VALUES = 10**7  # rows times columns of a table
 MOST_MANIFEST = 1 << 20  # bytes
