@@ -109,6 +109,12 @@ def adapt(
             "evaluation."
         ),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the rows to predict. Default: the recipe's, the column y, or the last."
+        ),
+    ] = None,
     output: Annotated[
         str, typer.Option(help="Folder for predictions.json and the other results.")
     ] = "adapted",
@@ -122,6 +128,8 @@ def adapt(
     Example: metatrain adapt runs/mine --support few --query new
 
     Example: metatrain adapt runs/table --support few.csv --query new.csv
+
+    Example: metatrain adapt runs/tables --support known.csv --query asked.csv --target kind
     """
     from metatrain import inference
     from metatrain.core import InputError
@@ -133,7 +141,8 @@ def adapt(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {output} is a file", remedy="give a folder")
     with printing_json(json) as show:
-        found = files.predict(inference.load(bundle), support, [*query, *(more or [])], norm)
+        learned, queries = inference.load(bundle), [*query, *(more or [])]
+        found = files.predict(learned, support, queries, norm, target)
         written = report.write(found, folder)
         if json:
             show(found.result)

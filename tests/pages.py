@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from photos import album
 from services import cache_in, command, drawing
+from sklearn.datasets import load_wine
 
 ROOT = Path(__file__).parent.parent
 LESS = (
@@ -65,6 +66,14 @@ def houses(folder: Path) -> None:
     rows[205:].drop(columns="price").to_csv(folder / "new.csv", index=False)
 
 
+def wine(folder: Path) -> None:
+    """Wines whose kind is known, and others."""
+    rows = load_wine(as_frame=True).frame.sample(frac=1, random_state=0)
+    rows["kind"] = rows.pop("target").map({0: "red", 1: "rose", 2: "white"})
+    rows[:60].to_csv(folder / "known.csv", index=False)
+    rows[60:].drop(columns="kind").to_csv(folder / "asked.csv", index=False)
+
+
 def said(folder: Path) -> None:
     """Texts of six classes."""
     rows = [f"class {i % 6},text {i} of {i % 6}" for i in range(24)]
@@ -94,6 +103,7 @@ class Home:
         album(folder / "few", range(30, 35), 1)
         album(folder / "new", range(30, 35), 2, first=1)
         houses(folder)
+        wine(folder)
         said(folder)
         here = {
             "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",

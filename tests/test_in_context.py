@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, config, context, drawn_images, exact, images, trained
-from gradients import assert_meta_gradient
+from gradients import assert_meta_gradient, gradient_descent
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from metatrain.algorithms import MAML, InContext
-from metatrain.core import ComputePath, InputError, Meta, Params, Task
+from metatrain.core import ComputePath, InputError, Meta, Task
 from metatrain.inference import Learned, illustrate
 from metatrain.metrics import mean_squared_error
 from metatrain.models import MLP, Conv4, heads
@@ -102,29 +102,6 @@ def test_tasks_with_weights_of_their_own_are_computed_with_them() -> None:
     for t, params in enumerate((model, other)):
         expected = predicted(problem, Meta(params, {}, {}), task)[1]
         torch.testing.assert_close(found[t], expected[t])
-
-
-def gradient_descent(inputs: int, rate: float) -> Params:
-    """A layer of linear attention that takes a step of descent on the mean squared error.
-
-    Tokens are (x, y), keys and queries are x, values are y (von Oswald et al. 2023, proposition 1).
-    """
-    width = inputs + 1
-    x = torch.diag(torch.tensor([1.0] * inputs + [0.0]))
-    y = torch.eye(width) - x
-    weights = {
-        "example": torch.eye(width)[:, :inputs],
-        "target": torch.eye(width)[:, inputs:],
-        "blocks.0.query": x,
-        "blocks.0.key": x,
-        "blocks.0.value": y,
-        "blocks.0.mixed": 2 * rate * width**0.5 * y,
-        "out": torch.eye(width)[inputs:],
-    }
-    zeros = {f"{name}.bias": torch.zeros(len(w)) for name, w in weights.items()}
-    tokens = {"prior": torch.zeros(width), "asked": torch.zeros(width)}
-    found = {f"{name}.weight": w for name, w in weights.items()} | zeros | tokens
-    return {f"head.{name}": p.double() for name, p in found.items()}
 
 
 def test_a_layer_of_linear_attention_at_its_optimum_is_a_step_of_maml() -> None:

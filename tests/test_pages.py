@@ -25,6 +25,7 @@ from metatrain import schema, storage
 ORDER = [
     "README",
     "data",
+    "tables",
     "results",
     "algorithms",
     "protocols",

@@ -14,6 +14,7 @@ from metatrain.core.attacks import PGD as PGD
 from metatrain.core.attacks import Attack as Attack
 from metatrain.core.attacks import Part as Part
 from metatrain.core.contracts import Algorithm as Algorithm
+from metatrain.core.contracts import AnyTable as AnyTable
 from metatrain.core.contracts import Corruption as Corruption
 from metatrain.core.contracts import Ensemble as Ensemble
 from metatrain.core.contracts import Making as Making
@@ -26,6 +27,7 @@ from metatrain.core.contracts import Resident as Resident
 from metatrain.core.contracts import Setting as Setting
 from metatrain.core.contracts import TaskFamily as TaskFamily
 from metatrain.core.contracts import Ticketed as Ticketed
+from metatrain.core.contracts import Units as Units
 from metatrain.core.penalty import Penalty as Penalty
 from metatrain.core.problems import Acting as Acting
 from metatrain.core.problems import Attackable as Attackable

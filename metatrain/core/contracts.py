@@ -105,6 +105,27 @@ class RawNumbers(Protocol):
         ...
 
 
+class Units(NamedTuple):
+    """Means and deviations of the columns and of the targets that a family makes."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+    target_mean: float = 0.0
+    target_deviation: float = 1.0
+
+
+@runtime_checkable
+class AnyTable(Protocol):
+    """A family of made tables, whose columns have no unit or order of their own.
+
+    So other tables, brought to its units, are tasks like its own.
+    """
+
+    def units(self, columns: int) -> Units:
+        """Return the units of its tables of so many columns."""
+        ...
+
+
 class Model(Protocol):
     """A network's hyper-parameters: a frozen dataclass such as MLP(hidden=(40, 40))."""
 

@@ -98,7 +98,7 @@ def _floats(column: npt.NDArray[Any], where: str) -> Numbers:
     """Return [N] float64; raise InputError if a value is missing, or no finite number."""
     if column.dtype.kind not in "iuf":
         values = column.tolist()
-        odd = [(row, v) for row, v in enumerate(values, 1) if v is not None and not _is_real(v)]
+        odd = [(row, v) for row, v in enumerate(values, 1) if v is not None and not is_real(v)]
         if odd:
             texts = [(row, v) for row, v in odd if isinstance(v, str) and is_number(v)]
             row, value = next((item for item in odd if item not in texts), odd[0])
@@ -119,5 +119,5 @@ def _floats(column: npt.NDArray[Any], where: str) -> Numbers:
     return found
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
     return isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)

@@ -1,5 +1,7 @@
 """Pictures of runs, from plain data. A function returns a matplotlib figure; `save` writes it."""
 
+from metatrain.figures.boundary import boundary as boundary
+from metatrain.figures.classified import calibration as calibration
 from metatrain.figures.classified import confusion as confusion
 from metatrain.figures.classified import reliability as reliability
 from metatrain.figures.comparisons import Interval as Interval

@@ -13,22 +13,29 @@ from metatrain.figures.style import as_written
 LONGEST = 24  # characters of a class's name
 
 
-@as_written
 def reliability(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
-    """Draw accuracy by confidence, one line per (label, score); points are as large as their bins.
+    """Draw accuracy by confidence, one line per (label, score)."""
+    lines = [(name, s.measures["ece"], s.details["reliability"]) for name, s in scores]
+    return calibration(lines, title)
+
+
+@as_written
+def calibration(
+    lines: Sequence[tuple[str, float, Sequence[Mapping[str, float]]]], title: str
+) -> Figure:
+    """Draw accuracy by confidence, one line per (label, ECE, bins); points are as large as bins.
 
     Bins have no intervals: the predictions of a task depend on each other. Guo et al. 2017,
     arXiv 1706.04599, figure 1.
     """
-    figure = Figure(figsize=(7, 6.2 + 0.2 * len(scores)), layout="constrained")
+    figure = Figure(figsize=(7, 6.2 + 0.2 * len(lines)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", label="as right as confident")
-    for label, score in scores:
-        rows = score.details["reliability"]
+    for label, error, rows in lines:
         x, y, examples = (
             [row[key] for row in rows] for key in ("confidence", "accuracy", "examples")
         )
-        said = f"{label}: ECE {score.measures['ece']:.4f}, {sum(examples):,} predictions"
+        said = f"{label}: ECE {error:.4f}, {sum(examples):,} predictions"
         (line,) = axes.plot(x, y, label=said)
         axes.scatter(x, y, [200 * n / sum(examples) for n in examples], color=line.get_color())
     axes.set(

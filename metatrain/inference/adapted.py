@@ -41,6 +41,11 @@ class Adapted:
     before: Params  # of the one task, before and after the inner loop
     after: Params
 
+    @property
+    def shots(self) -> int:
+        """Examples of the support set."""
+        return int(self.support.support_x.shape[1])
+
     def predict(self, examples: Any) -> Any:
         """Return Predictions or Numbers for N examples of the kind that `adapt` took.
 
@@ -52,7 +57,7 @@ class Adapted:
     def predictions(self, outputs: Tensor) -> Any:
         """Return what outputs [N, outputs] of the network say: Predictions or Numbers."""
         if self.classes is not None:
-            return Predictions(self.classes, outputs.softmax(-1))
+            return Predictions(self.classes, outputs[:, : len(self.classes)].softmax(-1))
         if isinstance(self.family, RawNumbers):
             return Numbers(self.family.predictions(outputs))
         numbers = self.problem.point(outputs)
@@ -68,6 +73,8 @@ class Adapted:
         if not len(x):
             raise InputError("there is nothing to predict", remedy="give at least one example")
         at_once = len(x) if self.norm == "transductive" else CHUNK
+        if self.norm == "none":  # a network that reads the support set does it for each part
+            at_once = max(CHUNK, self.shots)
         with isolated(self.threads), torch.no_grad():
             tasks = [self.support._replace(query_x=part[None]) for part in x.split(at_once)]
             parts = [self.problem.predict(params, task, self.context) for task in tasks]
@@ -100,7 +107,7 @@ class Adapted:
         )
 
     def __repr__(self) -> str:
-        examples = counted(self.support.support_x.shape[1], "example")
+        examples = counted(self.shots, "example")
         classes = self.classes or []
         of = f" of {len(classes)} classes ({some(classes)})" if classes else ""
         return f"<adapted to {examples}{of} in {1000 * self.seconds:.1f} ms>"

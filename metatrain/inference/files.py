@@ -14,29 +14,53 @@ from torch import Tensor
 
 from metatrain import storage
 from metatrain.awaiting import awaiting
-from metatrain.core import InputError, Norm
-from metatrain.data import arrays, columns, row_files
+from metatrain.core import AnyTable, InputError, Norm
+from metatrain.data import arrays
 from metatrain.data.folders import labelled_files
 from metatrain.data.texts import LABEL, TEXT
+from metatrain.inference import row_columns, table_files
 from metatrain.inference.learned import Learned
-from metatrain.inference.predictions import Predictions
+from metatrain.inference.predictions import Numbers, Predictions
 from metatrain.inference.report import Predicted, classified, numbered
 from metatrain.names import counted, decoded, first, undecoded
 from metatrain.tasks.fewshot import FewShot
 from metatrain.tasks.table import Table
 from metatrain.tasks.text import Texts
 
-MOST_VALUES = 10**7  # of a file of rows, which become numbers of Python
 
-
-def predict(learned: Learned, support: str, query: Sequence[str], norm: Norm | None) -> Predicted:
+def predict(
+    learned: Learned,
+    support: str,
+    query: Sequence[str],
+    norm: Norm | None,
+    target: str | None = None,
+) -> Predicted:
     """Adapt to the support set in a folder or file, and predict the examples in others.
 
     Files of rows may be at an address. Raises InputError if the files do not fit the network.
+
+    target: the column to predict, if the recipe does not name it.
     """
+    arrays_given = support.lower().endswith(".npz")
+    if isinstance(learned.recipe.family, AnyTable) and not arrays_given:
+        return table_files.predict(learned, support, query, norm, target)
+    if target is not None:
+        _check_target(learned, target, named=not arrays_given)
     if isinstance(learned.recipe.family, FewShot):
         return _images(learned, support, query, norm)
-    return _rows(learned, support, query, norm)
+    return _rows(learned, support, query, norm, target)
+
+
+def _check_target(learned: Learned, target: str, *, named: bool) -> None:
+    """Refuse the name of a column if there is none to choose."""
+    family, remedy = learned.recipe.family, "leave it out"
+    if isinstance(family, Table) and target != family.target:
+        raise InputError("--target", got=target, expected=repr(family.target), remedy=remedy)
+    if isinstance(family, FewShot | Texts) or not named or learned.targets != 1:
+        raise InputError(
+            f"--target names a column, and {learned.source} takes its targets from elsewhere",
+            remedy=remedy,
+        )
 
 
 def _images(learned: Learned, support: str, query: Sequence[str], norm: Norm | None) -> Predicted:
@@ -77,9 +101,12 @@ def _images(learned: Learned, support: str, query: Sequence[str], norm: Norm | N
     return Predicted(shown, notes, result, adapted.picture(x, truth, title, captions), [])
 
 
-def _rows(learned: Learned, support: str, query: Sequence[str], norm: Norm | None) -> Predicted:
+def _rows(
+    learned: Learned, support: str, query: Sequence[str], norm: Norm | None, target: str | None
+) -> Predicted:
     """Adapt to rows of a CSV, Parquet or NPZ file, and predict those of others."""
-    raw, targets, names = _read(learned, support, None, "--support")
+    named = None if target is None else [target]
+    raw, targets, names = _read(learned, support, named, "--support")
     if targets is None:
         known = list(raw) if isinstance(raw, dict) else []
         near = [other for name in names for other in difflib.get_close_matches(name, known, 1)]
@@ -101,7 +128,7 @@ def _rows(learned: Learned, support: str, query: Sequence[str], norm: Norm | Non
             examples.append(adapted.examples(raw))
         except InputError as error:
             raise InputError.at(path, error) from error
-        truth += _targets(path, learned, known, len(examples[-1]))
+        truth += row_columns.targets(path, learned, known, len(examples[-1]))
         name = decoded(path.rpartition("/")[2])
         places += [f"{name} row {i + 1}" for i in range(len(examples[-1]))]
     x = torch.cat(examples)
@@ -117,7 +144,11 @@ def _rows(learned: Learned, support: str, query: Sequence[str], norm: Norm | Non
             "those of training",
         )
     mean = float(np.mean(np.asarray(targets, np.float64))) if found.values.dim() == 1 else math.nan
-    return numbered(learned, adapted, x, found, places, truth, names[0], mean)
+
+    def before() -> Numbers:
+        return adapted.predictions(adapted.outputs(adapted.before, x))
+
+    return numbered(learned, adapted, found, before, places, truth, names[0], mean)
 
 
 def _read(
@@ -131,20 +162,7 @@ def _read(
     """
     if path.lower().endswith(".npz"):
         return (*arrays.read(storage.local(path, key)), ["y"])
-    file = row_files.opened(path, row_files.stamp(path, key), "")
-    if all(columns.is_number(name) for name in file.types):
-        raise InputError(
-            f"{path} has numbers where the names of its columns should be",
-            remedy="add a first line of names",
-        )
-    names = [name for name, kind in file.types.items() if columns.is_plain(kind)]
-    if file.rows > arrays.MOST_EXAMPLES or file.rows * len(names) > MOST_VALUES:
-        raise InputError(
-            f"{path} has {file.rows:,} rows of {len(names):,} columns",
-            expected=f"at most {arrays.MOST_EXAMPLES:,} rows and {MOST_VALUES:,} values",
-            remedy="give a part of the rows",
-        )
-    table = {name: columns.plain(file, name).to_pylist() for name in names}
+    table = row_columns.read(path, key)
     family = learned.recipe.family
     if isinstance(family, Table):
         return table, table.get(family.target), [family.target]
@@ -164,33 +182,3 @@ def _read(
         table[names[0]] if len(names) == 1 else np.array([table[name] for name in names]).T,
         names,
     )
-
-
-def _targets(path: str, learned: Learned, known: Any, examples: int) -> list[Any]:
-    """Return the targets of so many examples as far as they are known, None for the others."""
-    if known is None:
-        return [None] * examples
-    rows = known.tolist() if isinstance(known, np.ndarray) else known
-    values = [
-        None if any(each is None or each != each for each in _each(row)) else row for row in rows
-    ]
-    if len(values) != examples:
-        raise InputError(
-            f"{path} has {examples} examples and {len(values)} targets",
-            remedy="give each its target, or none at all",
-        )
-    if not learned.has_classes and any(
-        isinstance(each, bool) or not isinstance(each, int | float)
-        for value in values
-        if value is not None
-        for each in _each(value)
-    ):
-        raise InputError(
-            f"{path} has targets that are no numbers", remedy="correct them, or leave them out"
-        )
-    return values
-
-
-def _each(target: Any) -> list[Any]:
-    """The numbers of an example's target, which may be one."""
-    return target if isinstance(target, list) else [target]

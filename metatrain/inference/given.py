@@ -76,7 +76,7 @@ def labels_of(raw: Any, examples: int) -> list[Any]:
             f"there are {examples} examples but {len(labels)} labels",
             remedy="give one label for each example",
         )
-    if any(map(_is_missing, labels)):
+    if any(map(is_missing, labels)):
         raise InputError("a label is missing (None or nan)", remedy="give each example its label")
     return labels
 
@@ -91,10 +91,10 @@ def classes_of(labels: list[Any]) -> list[Any]:
         ) from error
 
 
-def _is_missing(label: Any) -> bool:
-    """Whether a label is None, nan or pandas' NA."""
+def is_missing(value: Any) -> bool:
+    """Whether a value is None, nan or pandas' NA."""
     try:
-        return label is None or bool(label != label)  # nan equals nothing
+        return value is None or bool(value != value)  # nan equals nothing
     except TypeError:  # pandas' NA is neither equal nor not
         return True
 

@@ -6,13 +6,16 @@ import dataclasses
 import time
 from collections import deque
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from torch import Tensor
 
 from metatrain import bundle, protocol
 from metatrain.core import (
+    AnyTable,
     Context,
     InputError,
     Making,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from metatrain.core import TaskFamily
-
+    from metatrain.inference.estimators import Classifier, Regressor
 
 EACH = 4  # made images of a real one in a picture
 
@@ -60,7 +63,7 @@ class Learned:
     """
 
     def __init__(self, recipe: Recipe, meta: Meta, source: str, threads: int = 1) -> None:
-        self.recipe, self.meta, self.source, self._threads = recipe, meta, source, threads
+        self.recipe, self.meta, self.source, self.threads = recipe, meta, source, threads
         self._setting = recipe.setting("score")
         # By norm and number of classes.
         self._problems: dict[tuple[Norm, int], tuple[TaskFamily, Supervised]] = {}
@@ -90,6 +93,45 @@ class Learned:
     def __repr__(self) -> str:
         return f"<{self.source}: {self.protocol}>"
 
+    def __deepcopy__(self, memo: Any) -> Learned:
+        return self  # nothing changes it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Learned, (self.recipe, self.meta, self.source, self.threads)
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of the evaluation, unless another one is asked for."""
+        return self._setting.norm[0]
+
+    def classifier(self) -> Classifier:
+        """Return a scikit-learn classifier: it adapts to the rows of a table, and predicts others.
+
+        Raises InputError if the network did not learn from made tables with classes.
+        """
+        from metatrain.inference.estimators import Classifier
+
+        return Classifier(self._of_tables(classes=True))
+
+    def regressor(self) -> Regressor:
+        """Return the same for tables whose target is a number."""
+        from metatrain.inference.estimators import Regressor
+
+        return Regressor(self._of_tables(classes=False))
+
+    def _of_tables(self, *, classes: bool) -> Learned:
+        """Return this network; InputError if it does not predict such targets of tables."""
+        made = isinstance(self._setting.family, AnyTable)
+        if made and self.has_classes == classes:
+            return self
+        kind = "classes" if classes else "numbers"
+        other = "regressor()" if classes else "classifier()"
+        raise InputError(
+            f"{self.source} learned from {self.recipe.family.name} tasks, and not to predict "
+            f"{kind} of any table",
+            remedy=f"use {other}" if made else "use adapt(examples, targets)",
+        )
+
     def adapt(self, examples: Any, targets: Any, norm: Norm | None = None) -> Adapted:
         """Adapt, as the recipe's evaluation does, to S examples and their S labels or numbers.
 
@@ -105,11 +147,11 @@ class Learned:
         """
         if norm is not None and norm not in get_args(Norm):
             raise InputError("norm", got=norm, expected=f"one of {', '.join(get_args(Norm))}")
-        with isolated(self._threads):
-            return self._adapt(examples, targets, norm or self._setting.norm[0])
+        with isolated(self.threads):
+            return self._adapt(examples, targets, norm or self.norm)
 
     def _adapt(self, examples: Any, targets: Any, norm: Norm) -> Adapted:
-        setting, family, numbers = self._setting, self._setting.family, self._problem.feedback
+        family, numbers = self._setting.family, self._problem.feedback
         x = examples_of(family, self._problem, examples)
         if not len(x):
             raise InputError("there are no examples to adapt to", remedy="give one or more")
@@ -124,17 +166,28 @@ class Learned:
                 if isinstance(family, RawNumbers)
                 else array_of(targets, "targets", (numbers,))
             )
-        family, problem = self._bound(norm, classes)
         if len(y) != len(x):
             raise InputError(
                 f"there are {len(x)} examples and {len(y)} targets",
                 remedy="give each example its target",
             )
+        return self.adapted(x, y, classes, norm)
+
+    def adapted(self, x: Tensor, y: Tensor, classes: list[Any] | None, norm: Norm) -> Adapted:
+        """Adapt to examples [S, *in] and targets [S, *out] as the network gets them.
+
+        classes: the labels that y [S] numbers; None if it has numbers.
+
+        What is given in double precision is computed in double precision.
+        """
+        setting = self._setting
+        meta = self._in_double if x.dtype == torch.float64 else self.meta
+        family, problem = self._bound(norm, classes)
         support = Task(x[None], y[None], x[None, :0], y[None, :0])
         ticket = Ticket("score", setting.split, 0, 0)
         context = Context(ticket, generator_for(setting.seed, ticket, "adaptation"))
         started = time.perf_counter()
-        adapting = setting.algorithm.adapt(problem, self.meta, support, context)
+        adapting = setting.algorithm.adapt(problem, meta, support, context)
         before = next(adapting)
         ((steps, after),) = deque(enumerate(adapting, 1), maxlen=1) or [(0, before)]
         seconds = time.perf_counter() - started
@@ -149,7 +202,7 @@ class Learned:
             norm=problem.norm[0],
             seconds=seconds,
             steps=steps,
-            threads=self._threads,
+            threads=self.threads,
             problem=problem,
             family=family,
             support=support,
@@ -157,6 +210,10 @@ class Learned:
             before=before,
             after=after,
         )
+
+    @cached_property
+    def _in_double(self) -> Meta:
+        return Meta.unflat({name: p.double() for name, p in self.meta.flat().items()})
 
     def _bound(self, norm: Norm, classes: list[Any] | None) -> tuple[TaskFamily, Supervised]:
         """Return the family of these classes, and its problem that fits the network."""
@@ -200,12 +257,14 @@ class Learned:
                 f"{self.source} has parameters of another version of its network",
                 remedy="train it again",
             )
-        if classes is not None and not (same_shapes and problem.outputs == len(classes)):
+        if classes is not None and not (same_shapes and len(classes) <= problem.outputs):
+            # A family without `ways` may have tasks of fewer classes.
             ways = getattr(self._setting.family, "ways", problem.outputs)
+            most = "" if hasattr(self._setting.family, "ways") else "at most "
             raise InputError(
                 f"{self.source} tells {ways} classes apart, got labels of {len(classes)} "
                 f"({', '.join(map(str, classes[:10]))})",
-                remedy=f"give examples of {ways} classes",
+                remedy=f"give examples of {most}{ways} classes",
             )
 
 

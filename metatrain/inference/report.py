@@ -16,6 +16,7 @@ from metatrain.awaiting import awaiting
 from metatrain.inference.adapted import Adapted
 from metatrain.inference.learned import Learned
 from metatrain.inference.predictions import Numbers, Predictions
+from metatrain.inference.tables import AdaptedTable
 from metatrain.names import counted, few, printable, shortened
 from metatrain.plain import to_json
 
@@ -64,7 +65,7 @@ def write(found: Predicted, folder: Path) -> list[Path]:
 
 def classified(
     learned: Learned,
-    adapted: Adapted,
+    adapted: Adapted | AdaptedTable,
     found: Predictions,
     kind: str,
     places: list[str],
@@ -138,9 +139,9 @@ def classified(
 
 def numbered(
     learned: Learned,
-    adapted: Adapted,
-    x: Tensor,
+    adapted: Adapted | AdaptedTable,
     found: Numbers,
+    before: Callable[[], Numbers],
     places: list[str],
     truth: list[Any],
     unit: str,
@@ -148,8 +149,8 @@ def numbered(
 ) -> Predicted:
     """Report predicted numbers of rows.
 
-    x: the rows as the network gets them. truth: their targets, or None. unit: the target's name.
-    mean: of the support set's targets, to compare with.
+    before: what is predicted before adaptation. truth: the rows' targets, or None. unit: the
+        target's name. mean: of the support set's targets, to compare with.
     """
     rows = [
         {"row": place, "target": target, "prediction": value}
@@ -177,13 +178,16 @@ def numbered(
         f"{error**0.5:.6g}; {constant**0.5:.6g} if the mean of the support set's targets is "
         "predicted"
     )
-    picture = agreement(adapted, x[known], targets)
+    both = [(0, before().values[known]), (adapted.steps, found.values[known])]
+    picture = agreement(both, targets, f"Predictions, adapted to {adapted.shots} rows")
     return Predicted(shown, notes, result | {"mean_squared_error": error}, picture, rows)
 
 
-def notes_of(learned: Learned, adapted: Adapted, kind: str, queries: int) -> list[str]:
+def notes_of(
+    learned: Learned, adapted: Adapted | AdaptedTable, kind: str, queries: int
+) -> list[str]:
     """Return what was done, in lines."""
-    to = counted(adapted.support.support_x.shape[1], kind)
+    to = counted(adapted.shots, kind)
     of = "" if adapted.classes is None else f" of {len(adapted.classes)} classes"
     notes = [
         f"learned from {learned.protocol}",
@@ -198,7 +202,9 @@ def notes_of(learned: Learned, adapted: Adapted, kind: str, queries: int) -> lis
     return notes
 
 
-def result_of(learned: Learned, adapted: Adapted, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def result_of(
+    learned: Learned, adapted: Adapted | AdaptedTable, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return what predictions.json holds."""
     return {
         "bundle": learned.source,
@@ -209,21 +215,12 @@ def result_of(learned: Learned, adapted: Adapted, rows: list[dict[str, Any]]) ->
     }
 
 
-def agreement(adapted: Adapted, x: Tensor, truth: Tensor) -> Figure:
-    """Draw predicted against true numbers, before and after adaptation."""
+def agreement(found: Sequence[tuple[int, Tensor]], truth: Tensor, title: str) -> Figure:
+    """Draw predicted against true numbers [N], after each adaptation step."""
     from metatrain import figures
 
-    before, after = (
-        adapted.predictions(adapted.outputs(params, x)).values.double()
-        for params in (adapted.before, adapted.after)
-    )
-    return figures.agreement(
-        truth[None],
-        [(0, before[None]), (adapted.steps, after[None])],
-        [f"{len(x)} rows"],
-        "target",
-        f"Predictions, adapted to {adapted.support.support_x.shape[1]} rows",
-    )
+    each = [(step, values.double()[None]) for step, values in found]
+    return figures.agreement(truth[None], each, [f"{len(truth)} rows"], "target", title)
 
 
 def cut(names: Iterable[str], most: int | None) -> list[str]:

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from metatrain.bounds import bounded, check_bounds
-from metatrain.core import Adapt, ComputePath, Context, InputError, Model, Norm, Split, Task
+from metatrain.core import (
+    Adapt,
+    ComputePath,
+    Context,
+    InputError,
+    Model,
+    Norm,
+    Split,
+    Task,
+    Units,
+)
 from metatrain.measures import Measure, mean
 from metatrain.metrics import NLL, Metric
 from metatrain.problems.bar_distribution import Bars
@@ -81,6 +91,9 @@ class GaussianProcess(Generated):
         log_density = -(error.square() / variance + (2 * math.pi * variance).log()) / 2
         weight = (evidence + log_weight).log_softmax(-1)[..., None]  # of each l, p(l | support set)
         return -(weight + log_density).logsumexp(1).mean(1)
+
+    def units(self, columns: int) -> Units:
+        return Units(0.5, 12**-0.5, target_deviation=math.sqrt(1 + self.noise_variance))
 
     def bars(self) -> Bars:
         """How outputs are densities."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metatrain.bounds import EXAMPLES, bounded, check_bounds
-from metatrain.core import ComputePath, Model, Norm, Split, Task
+from metatrain.core import ComputePath, Model, Norm, Split, Task, Units
 from metatrain.measures import NUMBERS, Measure, relative_excess
 from metatrain.metrics import MSE, Metric, mean_squared_error
 from metatrain.problems.supervised import Supervised
@@ -59,6 +59,9 @@ class LinearRegression(Generated):
         penalty = self.noise_variance * torch.eye(self.inputs, dtype=x.dtype, device=x.device)
         w = torch.linalg.solve(x.mT @ x + penalty, x.mT @ y)
         return mean_squared_error(task.query_x.double() @ w, task.query_y)
+
+    def units(self, columns: int) -> Units:
+        return Units(target_deviation=(columns + self.noise_variance) ** 0.5)
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
         def errors(prediction: Tensor, task: Task) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from metatrain.bounds import EXAMPLES, bounded, check_bounds
-from metatrain.core import ComputePath, InputError, Model, Norm, Split, Task
+from metatrain.core import ComputePath, InputError, Model, Norm, Split, Task, Units
 from metatrain.measures import ECE
 from metatrain.metrics import ACCURACY, Metric, accuracy, cross_entropy
 from metatrain.problems.supervised import Supervised
@@ -81,6 +81,9 @@ class Tabular(Generated):
         x, y = x[best], cut(generator, target[best], classes)
         x = pad(x, (0, most - columns))
         return Task(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
+
+    def units(self, columns: int) -> Units:
+        return Units()
 
     def bind(self, model: Model, norm: Sequence[Norm], path: ComputePath) -> Supervised:
         return Supervised(
