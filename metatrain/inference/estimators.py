@@ -56,7 +56,8 @@ class Classifier(ClassifierMixin, _Reader):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         """Return the most probable classes [N]."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
 
 
 class Regressor(RegressorMixin, _Reader):  # type: ignore[misc]

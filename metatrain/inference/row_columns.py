@@ -25,6 +25,11 @@ def read(path: str, key: str) -> dict[str, list[Any]]:
             remedy="add a first line of names",
         )
     names = [name for name, kind in file.types.items() if columns.is_plain(kind)]
+    if not names:
+        raise InputError(
+            f"{path} has no column with one number or text in a row",
+            remedy="give it numbers or texts",
+        )
     if file.rows > arrays.MOST_EXAMPLES or file.rows * len(names) > MOST_VALUES:
         raise InputError(
             f"{path} has {file.rows:,} rows of {len(names):,} columns",

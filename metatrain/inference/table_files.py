@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def predict(
 def _labels(path: str, target: str, values: list[Any]) -> list[Any]:
     """Return targets, None for blank texts; InputError if one is no text, number or truth value."""
     found = [None if isinstance(v, str) and not v.strip() else v for v in values]
+    found = [float(v) if isinstance(v, Decimal) else v for v in found]
     for row, value in enumerate(found, 1):
         if value is not None and not isinstance(value, str | bool | int | float):
             raise InputError(
