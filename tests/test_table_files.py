@@ -49,7 +49,7 @@ def test_rows_of_csv_and_parquet_files_are_classified_by_columns_of_the_same_nam
     runs: Path,
 ) -> None:
     frame = cats()
-    frame[:40].to_csv("known.csv", index=False)
+    frame[:40].to_csv("known.csv")  # with the rows' numbers, which are no column
     rest = frame[40:].drop(columns="length").reset_index(drop=True)
     rest.loc[0, "weight"] = np.nan
     rest.loc[1, "coat"] = "curly"

@@ -67,7 +67,7 @@ def feature_names(
         features = tuple(
             name
             for name, kind in file.types.items()
-            if columns.is_numeric(kind) and name not in (group, target) and not _is_index(name)
+            if columns.is_numeric(kind) and name not in (group, target) and not is_index(name)
         )
         if not features:
             raise InputError(
@@ -93,7 +93,7 @@ def feature_names(
     return tuple(features)
 
 
-def _is_index(name: str) -> bool:
+def is_index(name: str) -> bool:
     """Whether pandas wrote the column to number the rows."""
     return not name.strip() or name.startswith(("Unnamed: ", "__index_level_"))
 

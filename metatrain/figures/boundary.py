@@ -36,10 +36,13 @@ def boundary(
     panel = figure.subplots()
     extent = (x[0], x[-1], y[0], y[-1])
     shades = 1 - 0.55 * (1 - probabilities @ colours)
-    panel.imshow(shades.clip(0, 1), origin="lower", extent=extent, aspect="auto")
-    best = probabilities.argmax(-1)
-    for i in sorted(set(best.ravel()))[1:]:
-        panel.contour(x, y, (best >= i).astype(float), [0.5], colors="0.3", linewidths=0.8)
+    panel.imshow(
+        shades.clip(0, 1), origin="lower", extent=extent, aspect="auto", interpolation="bilinear"
+    )
+    for i in range(len(classes)):
+        ahead = probabilities[..., i] - np.delete(probabilities, i, -1).max(-1)
+        if ahead.min() < 0 < ahead.max():  # else the class is nowhere, or everywhere
+            panel.contour(x, y, ahead, [0.0], colors="0.3", linewidths=0.8)
     for name, marker, rows, known in points:
         shown = ["0.5" if i is None else colours[i] for i in known]
         panel.scatter(*rows.T, c=shown, marker=marker, s=26, edgecolors="k", linewidths=0.5)

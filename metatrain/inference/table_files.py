@@ -12,6 +12,7 @@ import torch
 from metatrain import measures
 from metatrain.core import InputError, Norm, Task
 from metatrain.data.columns import Numbers as Rows
+from metatrain.data.rows import is_index
 from metatrain.inference import row_columns, tables
 from metatrain.inference.given import is_missing
 from metatrain.inference.learned import Learned
@@ -61,6 +62,7 @@ def predict(
         truth += row_columns.targets(path, learned, known, rows)
         name = decoded(path.rpartition("/")[2])
         places += [f"{name} row {row}" for row in range(1, rows + 1)]
+    given = {name: column for name, column in given.items() if not is_index(name)}
     names = [name for name in given if all(name in columns for columns in asked)]
     if not names:
         raise InputError(
