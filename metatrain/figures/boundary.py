@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ def boundary(
         if ahead.min() < 0 < ahead.max():  # else the class is nowhere, or everywhere
             panel.contour(x, y, ahead, [0.0], colors="0.3", linewidths=0.8)
     for name, marker, rows, known in points:
-        shown = ["0.5" if i is None else colours[i] for i in known]
+        shown: list[Any] = ["0.5" if i is None else colours[i] for i in known]
         panel.scatter(*rows.T, c=shown, marker=marker, s=26, edgecolors="k", linewidths=0.5)
         panel.plot([], [], f"k{marker}", label=name)
     names = shortened(classes, LONGEST)

@@ -66,10 +66,8 @@ def coding_of(names: Sequence[str], columns: Sequence[Any]) -> tuple[Coding, Num
                 remedy="give it in another unit",
             )
     # The deviation of a constant that was rounded need not be 0.
-    least, most = (
-        pick(np.where(known, raw, other), 0)
-        for pick, other in ((np.min, np.inf), (np.max, -np.inf))
-    )
+    least = np.where(known, raw, np.inf).min(0)
+    most = np.where(known, raw, -np.inf).max(0)
     coding = Coding(list(names), categories, means, np.where(least < most, deviations, 0.0))
     return coding, coding._scaled(raw)
 

@@ -115,7 +115,8 @@ def adapt(
             expected=f"at most {MOST_ROWS:,}",
             remedy="give a random part of them",
         )
-    units, classes, mean, deviation = family.units(len(names)), None, 0.0, 1.0
+    units, mean, deviation = family.units(len(names)), 0.0, 1.0
+    classes: list[Any] | None = None
     if learned.has_classes:
         labels = labels_of(targets, rows)
         classes = classes_of(labels)
