@@ -46,7 +46,9 @@ def boundary(
             panel.contour(x, y, ahead, [0.0], colors="0.3", linewidths=0.8)
     for name, marker, rows, known in points:
         shown: list[Any] = ["0.5" if i is None else colours[i] for i in known]
-        panel.scatter(*rows.T, c=shown, marker=marker, s=26, edgecolors="k", linewidths=0.5)
+        panel.scatter(
+            rows[:, 0], rows[:, 1], c=shown, marker=marker, s=26, edgecolors="k", linewidths=0.5
+        )
         panel.plot([], [], f"k{marker}", label=name)
     names = shortened(classes, LONGEST)
     for name, colour in zip(classes, colours, strict=True):
