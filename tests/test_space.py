@@ -98,14 +98,13 @@ def test_a_seed_of_any_size_is_taken_and_one_that_fits_draws_as_ever(tmp_path: P
         assert optuna.suggest("trial")["values"] == pytest.approx(drawn)
         return drawn
 
-    assert first(0) == {
-        "algorithm.inner_lr": 0.012520653814999463,
-        "outer.lr": 0.007436704297351776,
-    }
-    assert first(2**32 - 1) == {
-        "algorithm.inner_lr": 0.001567703969465962,
-        "outer.lr": 0.009211445607723596,
-    }
+    # But for the last digit, which is the processor's.
+    assert first(0) == pytest.approx(
+        {"algorithm.inner_lr": 0.012520653814999463, "outer.lr": 0.007436704297351776}, rel=1e-12
+    )
+    assert first(2**32 - 1) == pytest.approx(
+        {"algorithm.inner_lr": 0.001567703969465962, "outer.lr": 0.009211445607723596}, rel=1e-12
+    )
     later = Journal(tmp_path / "journal.jsonl")
     later.write(0, "values", {"outer.lr": 0.002})  # a trial more is a seed more
     search = load(tmp_path, {"seed": 2**32 - 1, "search": "optuna"})
