@@ -121,12 +121,12 @@ def ray_cluster(_s3: S3) -> Iterator[None]:
     """
     import ray
 
+    from cluster.pools.ray_connection import _init_local
+
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _s3.environment.items():
             patch.setenv(name, value)
-        ray.init(
-            address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False
-        )
+        _init_local({"num_cpus": 4, "num_gpus": 1, "log_to_driver": False})
     yield
     ray.shutdown()
 

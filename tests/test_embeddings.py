@@ -159,7 +159,8 @@ def test_a_data_set_of_embeddings_is_learned_and_adapted_to() -> None:
     recipe = replace(recipe, family=recipe.family.resolved())
     prepared = prepare(recipe)
     assert prepared.problems["score", ""].inputs == (WIDTH,)
-    baselines = prepared.problems["score", ""].baselines(task)
+    pairs = recipe.family.sample(torch.Generator().manual_seed(0), 4, "test")
+    baselines = prepared.problems["score", ""].baselines(pairs)
     assert baselines.keys() == {"nearest_centroid_of_embeddings"}
     learned = Learned(prepared.recipe, prepared.meta, "here")
     adapted = learned.adapt(["one two", "three four"], ["a", "b"])

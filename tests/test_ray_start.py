@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.pools.ray_connection import connected
+from cluster.pools import ray_connection
 from metatrain.core import InputError
 
 pytestmark = pytest.mark.ray
@@ -91,8 +91,28 @@ def test_a_temporary_folder_that_ray_cannot_use_is_one_sentence(short: Path) -> 
     ],
 )
 def test_an_address_that_takes_no_runs_is_one_sentence(address: str, sentence: str) -> None:
-    with pytest.raises(InputError) as refused, connected(address):
+    with pytest.raises(InputError) as refused, ray_connection.connected(address):
         pass
     assert refused.value.what.startswith(sentence)
     assert "`metatrain submit" in refused.value.remedy
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_node_that_a_busy_machine_starts_too_late_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [
+        Exception("The current node timed out during startup. This could happen"),
+        ValueError("no such option"),
+    ]
+
+    def init(**_: object) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ValueError, match="no such option"):
+        ray_connection._init_local({})
+    assert "Ray was not there after 30 s: starting it again" in caplog.text
+    errors.append(Exception("The current node timed out during startup."))
+    ray_connection._init_local({})

@@ -27,6 +27,7 @@ from metatrain.isolation import same_random_numbers
 log = logging.getLogger(__name__)
 
 PROBE_S = 15.0  # for somebody to listen at an address
+TOO_LATE = "node timed out during startup"  # Ray's words
 HEALTH_S = 60.0  # for Ray to say that it is there; its command gives up after 40 by itself
 
 
@@ -130,7 +131,7 @@ def _start_local(options: dict[str, Any]) -> None:
     reason = reason if folder.isascii() else "Ray takes ASCII letters only"
     if not reason:
         try:
-            ray.init(address="local", include_dashboard=False, **options)
+            _init_local(options)
             return
         except Exception as error:
             first = str(error).strip().partition("\n")[0]
@@ -147,6 +148,17 @@ def _start_local(options: dict[str, Any]) -> None:
         f"Ray cannot have its files in {source} ({reason})",
         remedy="set RAY_TMPDIR to a short folder that can be written, such as /tmp",
     )
+
+
+def _init_local(options: dict[str, Any]) -> None:
+    """Start Ray; once more if the machine was too busy for the 30 s that Ray gives a node."""
+    try:
+        ray.init(address="local", include_dashboard=False, **options)
+    except Exception as error:
+        if TOO_LATE not in str(error):
+            raise
+        log.warning("Ray was not there after 30 s: starting it again")
+        ray.init(address="local", include_dashboard=False, **options)
 
 
 def _probe(address: str) -> None:

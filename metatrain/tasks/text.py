@@ -143,7 +143,7 @@ class Texts:
             classes=True,
             baselines={
                 f"nearest_centroid_of_{'embeddings' if self._embedding else 'ngrams'}": partial(
-                    nearest_centroid, features=features
+                    nearest_centroid, ways=self.ways, features=features
                 )
             },
             measures=CLASSES
@@ -243,12 +243,14 @@ def ngrams(x: Tensor) -> Tensor:
     return counts(x, BUCKETS, LONGEST)
 
 
-def nearest_centroid(task: Task, features: Callable[[Tensor], Tensor] = ngrams) -> Tensor:
-    """[T] accuracy of the class whose mean features are nearest by the cosine.
+def nearest_centroid(
+    task: Task, ways: int, features: Callable[[Tensor], Tensor] = ngrams
+) -> Tensor:
+    """[T] accuracy of the class, of so many ways, whose mean features are nearest by the cosine.
 
     features: numbers of length 1 of texts as tasks have them.
     """
     support, query = (features(x) for x in (task.support_x, task.query_x))
-    classes = F.one_hot(task.support_y).to(support.dtype)
+    classes = F.one_hot(task.support_y, ways).to(support.dtype)
     centroids = F.normalize(classes.mT @ support, dim=-1)
     return ((query @ centroids.mT).argmax(-1) == task.query_y).float().mean(1)
