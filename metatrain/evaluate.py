@@ -16,6 +16,7 @@ from metatrain.metrics import Metric
 
 FAR = 10  # times the distance of the quartiles: so far from them a mean is that of a few tasks
 ByNorm = dict[Norm, dict[str, Tensor]]
+ROUNDING = 1e-6  # of a mean: what float32 leaves of equal scores is no difference
 SHOWN = (0, 1, 3, 5, 10)  # inner steps that a table of a score shows, besides the last one
 
 
@@ -80,7 +81,7 @@ class Score:
         value, width = self.differences[baseline]
         if not math.isfinite(value):
             return ""
-        if not abs(value) > width:
+        if not abs(value) > max(width, ROUNDING * abs(self.mean)):
             return f"no clear difference: {self.metric.difference(value, width)}"
         better = (value > 0) == (self.metric.better == "max")
         return f"{self.metric.difference(abs(value), width)} {'better' if better else 'worse'}"

@@ -651,6 +651,7 @@ def test_a_closed_stdout_loses_nothing(tmp_path: Path) -> None:
         (RETURN, (-0.4, 0.02), "0.4000 ± 0.0200 worse"),
         (Metric("f1", "max", "percent"), (0.4, 0.02), "40.00 ± 2.00 points better"),
         (MSE, (-0.01, 0.02), "no clear difference: -0.0100 ± 0.0200"),
+        (ACCURACY, (-1e-8, 1e-9), "no clear difference: -0.00 ± 0.00 points"),
         (MSE, (math.nan, math.nan), ""),
     ],
 )
