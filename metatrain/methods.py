@@ -148,7 +148,7 @@ METHODS = (
         {"name": "imaginary_data"},
         CLASSES,
         1.1,
-        "made support images may help: compare with prototypical networks, which cost less",
+        "support images are to be made; on Omniglot, prototypical networks are better without",
     ),
     Method(
         "Matching networks",
@@ -244,7 +244,7 @@ METHODS = (
         "Andrychowicz et al. 2016",
         {"name": "learned_optimizer"},
         ANY,
-        99.0,
+        7.1,
         "networks of several sizes are to be trained from scratch, in few steps",
     ),
     Method(
