@@ -35,7 +35,7 @@ class Requests:
         self,
         pool: Pool,
         should_stop: Callable[[], bool] = lambda: False,
-        wait_s: float = 60.0,
+        wait_s: float = 600.0,
         seed: int = 0,
     ) -> None:
         """Ask this pool.

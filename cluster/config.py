@@ -41,7 +41,7 @@ class Workers:
     """Whether torch's compiler fuses updates on a GPU: in minutes, to other bits; if `max` is 0."""
     threads: int = bounded(1, least=1, most=512)
     """Threads of torch in each process."""
-    wait_s: float = bounded(60.0, least=0, most=10**6)
+    wait_s: float = bounded(600.0, least=0, most=10**6)
     """Seconds to wait for the first `min` workers of a cluster."""
 
     def __post_init__(self) -> None:

@@ -73,7 +73,9 @@ def _private_caches(
     texts.store("invented", languages(), 32).save()
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
-    # Ray gives a worker, and a dashboard, a minute to start, which a busy machine may exceed.
+    # Ray gives a worker, and a dashboard, a minute to start, which a busy machine may exceed,
+    # the more so as it lets its workers step back behind everything else, such as other tests.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     os.environ["RAY_worker_register_timeout_seconds"] = "600"  # noqa: SIM112
     os.environ["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "600"
     torch.set_num_threads(1)
