@@ -198,3 +198,12 @@ ECE = Measure(calibration_bins, expected_calibration_error, reliability)
 AUC = Measure(area_under_curve, mean)
 CLASSES = {f"macro_{score.__name__}": macro(score) for score in (precision, recall, f1)}
 NUMBERS = {"mae": Measure(absolute_error, mean), "r2": Measure(moments, determination)}
+
+
+def of_points(point: Callable[[Tensor], Tensor]) -> dict[str, Measure]:
+    """NUMBERS of predictions [T, Q, ...] that stand for numbers `point` of them [T, Q, outputs]."""
+
+    def of(measure: Measure) -> Measure:
+        return measure._replace(pool=lambda found, task: measure.pool(point(found), task))
+
+    return {name: of(measure) for name, measure in NUMBERS.items()}

@@ -232,6 +232,23 @@ CASES: dict[str, dict[str, Any]] = {  # a member of each kind of meta-learning
         },
         "algorithm": {"name": "in_context"},
     },
+    "cells": SINUSOID
+    | {
+        "family": {
+            "name": "tabular_regression",
+            "columns": [2, 3],
+            "shots": [4, 4],
+            "queries": 3,
+            "buckets": 6,
+        },
+        "model": {
+            "name": "mlp",
+            "hidden": [],
+            "head": {"name": "cells", "width": 8, "depth": 1, "heads": 2},
+        },
+        "algorithm": {"name": "in_context"},
+        "outer": SHORT,
+    },
     "decisions": SINUSOID
     | {
         "family": {"name": "bandit_history", "arms": 3, "pulls": 4, "shots": [3, 3]},

@@ -67,10 +67,10 @@ def gradient_descent(inputs: int, rate: float, targets: int = 1) -> Params:
     weights = {
         "example": torch.eye(width)[:, :inputs],
         "target": torch.eye(width)[:, inputs:],
-        "blocks.0.query": x,
-        "blocks.0.key": x,
-        "blocks.0.value": y,
-        "blocks.0.mixed": 2 * rate * width**0.5 * y,
+        "blocks.0.attention.query": x,
+        "blocks.0.attention.key": x,
+        "blocks.0.attention.value": y,
+        "blocks.0.attention.mixed": 2 * rate * width**0.5 * y,
         "out": torch.eye(width)[inputs:],
     }
     zeros = {f"{name}.bias": torch.zeros(len(w)) for name, w in weights.items()}

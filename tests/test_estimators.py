@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cases import SINUSOID, config
+from cases import CASES, SINUSOID, config
 from gradients import LINEAR, TABULAR, descending
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
@@ -72,6 +72,23 @@ def test_another_unit_of_columns_and_targets_changes_nothing(numbers: Learned) -
     assert found.score(x, y) > 0.8
     moved = numbers.regressor().fit(1000 * x + 7, 1e6 + 3 * y)
     np.testing.assert_allclose(moved.predict(1000 * x + 7), 1e6 + 3 * found.predict(x), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("family", "columns"),
+    [({"name": "tabular_regression", "columns": [2, 12]}, 3), ({"name": "gaussian_process"}, 1)],
+)
+def test_a_network_of_densities_predicts_in_the_unit_of_the_target(
+    family: dict[str, Any], columns: int
+) -> None:
+    recipe = config(CASES["cells"] | {"family": family}).recipe()
+    found = Learned(recipe, prepare(recipe).meta, "made up").regressor()
+    x = np.random.default_rng(0).normal(size=(30, columns))
+    y = x[:, 0]
+    near = found.fit(x, y).predict(x)
+    far = clone(found).fit(x, 1000 * y + 1e5).predict(x)
+    assert near.std() > 0  # it reads the rows
+    np.testing.assert_allclose(far, 1000 * near + 1e5, rtol=1e-9)
 
 
 def test_categories_are_numbered_and_what_is_missing_is_the_mean(classes: Learned) -> None:

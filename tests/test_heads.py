@@ -41,6 +41,7 @@ HEADS: dict[str, heads.Head] = {
     "mann": heads.MANN(hidden=5, slots=5, width=3, reads=2),
     "snail": heads.SNAIL(width=4, length=4),
     "transformer": heads.Transformer(width=4, depth=1, heads=2),
+    "cells": heads.Cells(width=4, depth=1, heads=2),
 }
 
 
@@ -110,6 +111,7 @@ def test_a_head_that_compares_is_refused_if_no_support_set_is_given_to_it(algori
         "pairs": "relation",
         "fast": "meta_networks",
         "transformer": "in_context",
+        "cells": "in_context",
     }
     for head, fits in fitting.items():
         with pytest.raises(InputError) as error:

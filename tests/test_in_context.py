@@ -21,10 +21,12 @@ from metatrain.models import MLP, Conv4, heads
 from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
-from metatrain.tasks import GaussianProcess, LinearRegression, Tabular
-from metatrain.tasks.tabular import by_rules, most_frequent, nearest_neighbour, predictable
+from metatrain.tasks import GaussianProcess, LinearRegression, Tabular, TabularRegression
+from metatrain.tasks.made_tables import by_rules, predictable
+from metatrain.tasks.tabular import by_support, most_frequent, nearest_neighbour
 
 SMALL = heads.Transformer(width=8, depth=2, heads=2)
+CELLS = heads.Cells(width=8, depth=2, heads=2)
 FUNCTIONS = LinearRegression(inputs=3, shots=(6, 6), queries=4)
 
 
@@ -58,8 +60,9 @@ def predicted(problem: Supervised, meta: Meta, task: Task) -> list[Tensor]:
     ]
 
 
-def test_the_support_set_is_read_in_any_order_and_queries_do_not_see_each_other() -> None:
-    problem, task = bound(FUNCTIONS), tasks(FUNCTIONS)
+@pytest.mark.parametrize("head", [SMALL, CELLS])
+def test_the_support_set_is_read_in_any_order_and_queries_do_not_see_each_other(head: Any) -> None:
+    problem, task = bound(FUNCTIONS, head), tasks(FUNCTIONS)
     meta, order = started(problem), torch.tensor([3, 0, 5, 1, 4, 2])
     before, after = predicted(problem, meta, task)
     assert (before - after).abs().min() > 1e-4
@@ -71,8 +74,9 @@ def test_the_support_set_is_read_in_any_order_and_queries_do_not_see_each_other(
     assert (predicted(problem, meta, other)[1] - after).abs().min() > 1e-4
 
 
-def test_before_adaptation_nothing_is_read_as_with_no_example() -> None:
-    problem, task = bound(FUNCTIONS), tasks(FUNCTIONS)
+@pytest.mark.parametrize("head", [SMALL, CELLS])
+def test_before_adaptation_nothing_is_read_as_with_no_example(head: Any) -> None:
+    problem, task = bound(FUNCTIONS, head), tasks(FUNCTIONS)
     none = task._replace(support_x=task.support_x[:, :0], support_y=task.support_y[:, :0])
     meta = started(problem)
     before, after = predicted(problem, meta, none)
@@ -80,9 +84,10 @@ def test_before_adaptation_nothing_is_read_as_with_no_example() -> None:
     assert torch.equal(before, predicted(problem, meta, task)[0])
 
 
-@pytest.mark.parametrize("attention", ["softmax", "linear"])
-def test_tasks_share_weights_without_copies_and_gradients_are_exact(attention: Any) -> None:
-    head = heads.Transformer(width=8, depth=2, heads=2, attention=attention)
+@pytest.mark.parametrize(
+    "head", [SMALL, heads.Transformer(width=8, depth=2, heads=2, attention="linear"), CELLS]
+)
+def test_tasks_share_weights_without_copies_and_gradients_are_exact(head: Any) -> None:
     batched, one_by_one = bound(FUNCTIONS, head), bound(FUNCTIONS, head, "reference")
     meta, task = started(batched), tasks(FUNCTIONS)
     gradient = assert_meta_gradient(InContext(), batched, meta, task)
@@ -92,8 +97,9 @@ def test_tasks_share_weights_without_copies_and_gradients_are_exact(attention: A
         torch.testing.assert_close(gradient[name], part, rtol=1e-9, atol=1e-12)
 
 
-def test_tasks_with_weights_of_their_own_are_computed_with_them() -> None:
-    problem, task = bound(FUNCTIONS), tasks(FUNCTIONS, 2)
+@pytest.mark.parametrize("head", [SMALL, CELLS])
+def test_tasks_with_weights_of_their_own_are_computed_with_them(head: Any) -> None:
+    problem, task = bound(FUNCTIONS, head), tasks(FUNCTIONS, 2)
     model = started(problem).model
     other = {name: p + 0.1 for name, p in model.items()}
     *_, phi = InContext().adapt(problem, Meta(model, {}, {}), task, context())
@@ -248,6 +254,7 @@ def test_images_are_read_as_their_features_and_one_hot_classes(path: ComputePath
     ("make", "what"),
     [
         (lambda: heads.Transformer(width=10, heads=4), "heads"),
+        (lambda: heads.Cells(width=10, heads=4), "heads"),
         (lambda: LinearRegression(shots=(3, 2)), "shots"),
         (lambda: GaussianProcess(shots=(3, 2)), "shots"),
         (lambda: GaussianProcess(length_scales=(0.5, 0.1)), "length_scales"),
@@ -265,7 +272,7 @@ def test_a_network_that_reads_no_set_is_refused() -> None:
     for head in (heads.Linear(), heads.Attention(), heads.Memory(hidden=3)):
         with pytest.raises(InputError) as error:
             InContext().init(bound(FUNCTIONS, head), torch.Generator())
-        assert error.value.remedy == "set model.head.name to transformer"
+        assert error.value.remedy == "set model.head.name to transformer or cells"
 
 
 @pytest.mark.ray  # draws
@@ -295,6 +302,47 @@ def test_columns_are_standardised_by_the_support_set_alone() -> None:
     moved.query_x[..., 2] += 1.0
     torch.testing.assert_close(predicted(problem, meta, moved)[1], after, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(before[:, :1].expand_as(before), before)  # no example, no unit
+
+
+def test_cells_are_read_in_any_order_of_columns_and_units_and_constant_columns_are_not() -> None:
+    problem, task = bound(FUNCTIONS, CELLS), tasks(FUNCTIONS)
+    meta = started(problem)
+    _, after = predicted(problem, meta, task)
+    other = task._replace(support_x=task.support_x.flip(0), query_x=task.query_x.flip(0))
+    assert (predicted(problem, meta, other)[1][0] - after[0]).abs().min() > 1e-4
+    order, scale = torch.tensor([2, 0, 1]), torch.tensor([7.0, 0.2, 1.0]).double()
+    moved = task._replace(
+        support_x=(scale * task.support_x + 5)[..., order],
+        query_x=(scale * task.query_x + 5)[..., order],
+    )
+    torch.testing.assert_close(predicted(problem, meta, moved)[1], after, rtol=1e-6, atol=1e-9)
+
+    wider = bound(LinearRegression(inputs=5), CELLS)  # its weights are those of any width
+    constant = [
+        torch.cat([x, torch.full_like(x[..., :2], 4.0)], -1) for x in (task.support_x, task.query_x)
+    ]
+    with_them = task._replace(support_x=constant[0], query_x=constant[1])
+    torch.testing.assert_close(predicted(wider, meta, with_them)[1], after, rtol=1e-6, atol=1e-9)
+
+
+def test_made_numbers_are_standardised_by_the_support_rows_and_learned_as_a_density() -> None:
+    family = TabularRegression(columns=(3, 12), shots=(20, 30), queries=16)
+    generator = torch.Generator().manual_seed(0)
+    problem = bound(family)
+    for _ in range(5):
+        task = family.sample(generator, 8, "train")
+        problem.check(task)
+        mean, deviation = task.support_y.mean(1), task.support_y.std(1, correction=0)
+        torch.testing.assert_close(mean, torch.zeros(8, 1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(deviation, torch.ones(8, 1), atol=1e-3, rtol=0)
+    same = torch.tensor([[2.0, 2.0, 2.0, 40.0]])
+    assert by_support(same, 3).tolist() == [[0.0, 0.0, 0.0, 10.0]]
+    flat = torch.zeros(8, 16, family.buckets)  # equal shares: nearly N(0, 1), which is the baseline
+    found, expected = problem.loss(flat, task.query_y), problem.baselines(task)["normal"]
+    assert (found - expected).abs().mean() < 0.1
+    r2 = problem.measures["r2"]
+    assert r2.value is not None
+    assert r2.value(r2.pool(flat, task)) < 0.05
 
 
 def test_made_tables_can_be_learned_and_number_their_classes_at_random() -> None:

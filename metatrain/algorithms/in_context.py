@@ -24,7 +24,8 @@ class InContext:
     and with a squared error it is the posterior mean. No weight changes in adaptation.
 
     Before adaptation the network has read nothing. It knows the prior then if tasks of no support
-    example are among those that it learns from. The model must have `head: {name: transformer}`.
+    example are among those that it learns from. The model must have `head: {name: transformer}`, or
+    `cells`.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -37,7 +38,7 @@ class InContext:
         if PRIOR not in model:
             raise InputError(
                 "in_context needs a network that reads a support set as a whole",
-                remedy="set model.head.name to transformer",
+                remedy="set model.head.name to transformer or cells",
             )
         read = (SUPPORT, TARGETS)
         return Meta({n: p for n, p in model.items() if n not in read}, {}, problem.state())

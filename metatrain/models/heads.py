@@ -13,6 +13,7 @@ from metatrain.bounds import bounded, check_bounds
 from metatrain.core import InputError
 from metatrain.models import layers, memory
 from metatrain.models.attention import AttentionLayer
+from metatrain.models.cells import CellsLayer
 from metatrain.models.fast import FastLayer
 from metatrain.models.mann import MANNLayer
 from metatrain.models.relation import PairScores, RelationLayer
@@ -209,8 +210,7 @@ class Transformer:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.width % self.heads:
-            raise InputError("heads", got=self.heads, expected=f"a divisor of width, {self.width}")
+        check_heads(self.heads, self.width)
 
     def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
         return TransformerLayer(
@@ -225,9 +225,41 @@ class Transformer:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """A transformer that reads each cell of a table, in any order of rows and columns.
+
+    Hollmann et al. 2025; Pfefferle et al. 2025, arXiv 2511.03634.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Literal["cells"] = "cells"
+    width: int = bounded(96, least=1, most=4096)
+    """Numbers of a token."""
+    depth: int = bounded(3, least=1, most=64)
+    """Layers."""
+    heads: int = bounded(4, least=1, most=64)
+    """Heads of a layer's attention; they divide `width`."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        check_heads(self.heads, self.width)
+
+    def module(self, linear: nn.Linear, feedback: int, shape: Sequence[int]) -> nn.Module:
+        sizes = linear.in_features, linear.out_features, feedback
+        return CellsLayer(*sizes, width=self.width, depth=self.depth, heads=self.heads)
+
+
+def check_heads(heads: int, width: int) -> None:
+    """Refuse heads of attention among which the numbers of a token cannot be divided."""
+    if width % heads:
+        raise InputError("heads", got=heads, expected=f"a divisor of width, {width}")
+
+
 LINEAR = Linear()
 Head = Annotated[
-    Linear | Cosine | Attention | Pairs | Fast | Memory | MANN | SNAIL | Transformer,
+    Linear | Cosine | Attention | Pairs | Fast | Memory | MANN | SNAIL | Transformer | Cells,
     Field(discriminator="name"),
 ]
 

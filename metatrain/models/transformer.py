@@ -49,7 +49,9 @@ class TransformerLayer(nn.Module):
         """[..., N, features] -> [..., N, outputs]."""
         known: Tensor = self.support
         if self.standardise:
-            x, known = standardised(x, known)
+            x, known, varies = standardised(x, known)
+            share = varies.float().mean(-1, keepdim=True).clamp(min=1 / x.shape[-1])
+            x, known = x * share.rsqrt(), known * share.rsqrt()  # the larger, the fewer vary
         support = self.example(known) + self.target(self.targets)
         asked = self.example(x) + self.asked[..., None, :]
         prior = self.prior[..., None, :].expand_as(asked[..., :1, :])
@@ -67,10 +69,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, linear: bool) -> None:
         super().__init__()
-        self.heads, self.linear = heads, linear
-        self.query = SharedLinear(width, width)
-        self.key, self.value = SharedLinear(width, width), SharedLinear(width, width)
-        self.mixed = SharedLinear(width, width)
+        self.attention, self.linear = Attention(width, heads, linear), linear
         if not linear:
             self.wide, self.narrow = SharedLinear(width, 4 * width), SharedLinear(4 * width, width)
 
@@ -82,30 +81,43 @@ class Block(nn.Module):
         tokens = tokens + self.attention(known, known[..., :seen, :])
         return tokens + self.narrow(F.gelu(self.wide(normed(tokens))))
 
-    def attention(self, tokens: Tensor, seen: Tensor) -> Tensor:
+
+class Attention(nn.Module):
+    """Attention of tokens [..., N, width] to others, of several heads."""
+
+    def __init__(self, width: int, heads: int, linear: bool) -> None:
+        super().__init__()
+        self.heads, self.linear = heads, linear
+        self.query = SharedLinear(width, width)
+        self.key, self.value = SharedLinear(width, width), SharedLinear(width, width)
+        self.mixed = SharedLinear(width, width)
+
+    def forward(self, tokens: Tensor, seen: Tensor, absent: Tensor | None = None) -> Tensor:
+        """What tokens read of those that are seen and not `absent` [..., 1, 1, seen]."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(-2, -3)  # [..., heads, N, width / heads]
             for part in (self.query(tokens), self.key(seen), self.value(seen))
         )
         logits = query @ key.mT / math.sqrt(query.shape[-1])
+        if absent is not None:
+            logits = logits.masked_fill(absent, -torch.inf)
         weights = logits / seen.shape[-2] if self.linear else logits.softmax(-1)
         mixed: Tensor = self.mixed((weights @ value).transpose(-2, -3).flatten(-2))
         return mixed
 
 
-def standardised(x: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+def standardised(x: Tensor, support: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features [..., N, F] with the support set's mean 0 and deviation 1, within -10..10.
 
-    A feature that is constant there becomes 0, and the others the larger the fewer they are.
+    Also which features vary there [..., 1, F]; the others become 0.
     """
     examples = max(support.shape[-2], 1)
     mean = support.sum(-2, keepdim=True) / examples
     variance = (support - mean).square().sum(-2, keepdim=True) / examples
     varies = variance > 1e-10
-    share = varies.float().mean(-1, keepdim=True).clamp(min=1 / x.shape[-1])
     scale = torch.where(varies, variance.clamp(min=1e-10).rsqrt(), 0.0)
     x, support = (((part - mean) * scale).clamp(-10, 10) for part in (x, support))
-    return x * share.rsqrt(), support * share.rsqrt()
+    return x, support, varies
 
 
 def normed(x: Tensor) -> Tensor:
@@ -122,7 +134,8 @@ class SharedLinear(nn.Linear):
         weight, bias = self.weight, self.bias
         if weight.dim() > 2:
             if weight.stride(0):
-                return torch.baddbmm(bias[:, None], x, weight.mT)
+                each = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.mT)
+                return each.unflatten(1, x.shape[1:-1])
             weight, bias = One.apply(weight), One.apply(bias)
             x = x.contiguous()  # else sums of a slice would have an order of their own
         return F.linear(x, weight, bias)

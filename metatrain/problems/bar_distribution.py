@@ -30,7 +30,7 @@ class Bars:
 
     def nll(self, logits: Tensor, target: Tensor) -> Tensor:
         """[T] mean of -log density, of logits [T, N, B] at targets [T, N, 1]."""
-        borders = self.borders.to(target.device)
+        borders = self.borders.to(target)
         bucket = torch.searchsorted(borders, target.contiguous())  # [T, N, 1]
         flat = pad(-borders.diff().log(), (1, 1))[bucket]
         beyond = torch.maximum(borders[0] - target, target - borders[-1]) / self.tail
@@ -43,5 +43,5 @@ class Bars:
         middles = (self.borders[1:] + self.borders[:-1]) / 2
         tail = self.tail * math.sqrt(2 / math.pi)
         first, last = self.borders[:1] - tail, self.borders[-1:] + tail
-        centres = torch.cat([first, middles, last]).to(logits.device)
-        return logits.softmax(-1) @ centres[:, None]
+        centres = torch.cat([first, middles, last])
+        return logits.softmax(-1) @ centres.to(logits)[:, None]

@@ -19,7 +19,7 @@ from metatrain.tasks.series import Series
 from metatrain.tasks.sinusoid import Sinusoid
 from metatrain.tasks.t_maze import TMaze
 from metatrain.tasks.table import Table
-from metatrain.tasks.tabular import Tabular
+from metatrain.tasks.tabular import Tabular, TabularRegression
 from metatrain.tasks.text import Texts
 
 # A recipe chooses one by `family.name`.
@@ -44,4 +44,5 @@ BuiltIn = (
     | GaussianProcess
     | LinearRegression
     | Tabular
+    | TabularRegression
 )

@@ -22,7 +22,7 @@ from metatrain.core import (
     Task,
     Units,
 )
-from metatrain.measures import Measure, mean
+from metatrain.measures import Measure, mean, of_points
 from metatrain.metrics import NLL, Metric
 from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
@@ -115,7 +115,7 @@ class GaussianProcess(Generated):
             norm=norm,
             path=path,
             baselines={"posterior": self.posterior},
-            measures={"excess": Measure(excess, mean)},
+            measures=of_points(bars.mean) | {"excess": Measure(excess, mean)},
             point=bars.mean,
         )
 
