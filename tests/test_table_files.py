@@ -15,6 +15,8 @@ from pyarrow import parquet
 from services import Done, command
 
 from metatrain import bundle, figures
+from metatrain.core import InputError
+from metatrain.inference import row_columns
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,16 @@ def test_files_that_do_not_fit_are_one_sentence(
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert sentence in done.stderr
     assert not Path("adapted").exists()
+
+
+def test_dates_and_time_zones_that_python_does_not_have_are_one_sentence() -> None:
+    numbers = pa.array([10**9, 2**62])
+    for odd in (
+        numbers[:1].cast(pa.int32()).cast(pa.date32()),
+        numbers.cast(pa.timestamp("us")),
+        numbers[:1].cast(pa.timestamp("us", tz="Nowhere/At_All")),
+        numbers.cast(pa.duration("s")),
+    ):
+        parquet.write_table(pa.table({"a": odd}), "odd.parquet")
+        with pytest.raises(InputError, match=r"^cannot read odd\.parquet as CSV or Parquet \("):
+            row_columns.read("odd.parquet", "--query")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -36,17 +38,13 @@ def refuse_nearly_numeric(file: File, name: str) -> None:
     """Refuse a column of text with numbers in most rows: a few cells would leave it out."""
     if file.types[name] not in TEXTS:
         return
-    values = [
-        (row, text)
-        for row, text in enumerate(plain(file, name).to_pylist(), 1)
-        if text and text.strip()
-    ]
-    odd = [(row, text) for row, text in values if not is_number(text)]
-    if odd and 2 * len(odd) < len(values):
+    texts = [(row, text) for row, text in enumerate(values(file, name), 1) if text and text.strip()]
+    odd = [(row, text) for row, text in texts if not is_number(text)]
+    if odd and 2 * len(odd) < len(texts):
         row, text = odd[0]
         raise InputError(
             f"column {quoted(name)} of {file.name} holds {quoted(text)} in row {row} and numbers "
-            f"in {len(values) - len(odd)} rows",
+            f"in {len(texts) - len(odd)} rows",
             remedy="correct it, or name family.features without this column",
         )
 
@@ -106,6 +104,16 @@ def plain(file: File, name: str) -> pa.ChunkedArray:
         return column.cast(column.type.value_type)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(file.name, error) from error
+
+
+def values(file: File, name: str) -> list[Any]:
+    """Return a column's values as Python has them; InputError if it has no such date or zone."""
+    column = plain(file, name)
+    try:
+        found: list[Any] = column.to_pylist()
+    except Exception as error:  # pyarrow raises several kinds
+        raise unreadable(file.name, error) from error
+    return found
 
 
 def _decoded_bytes(chunk: pa.DictionaryArray) -> int:

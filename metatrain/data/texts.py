@@ -186,7 +186,7 @@ def _of_table(source: str) -> dict[str, list[str]]:
         )
     used = [name for name in (SPLIT, GROUP, LABEL, TEXT) if name in file.types]
     found: dict[str, list[str]] = {}
-    values = (columns.plain(file, name).to_pylist() for name in used)
+    values = (columns.values(file, name) for name in used)
     for number, (*label, text) in enumerate(zip(*values, strict=True), 1):
         if not isinstance(text, str) or any(
             part is None or not str(part).strip() for part in label

@@ -36,7 +36,7 @@ def read(path: str, key: str) -> dict[str, list[Any]]:
             expected=f"at most {arrays.MOST_EXAMPLES:,} rows and {MOST_VALUES:,} values",
             remedy="give a part of the rows",
         )
-    return {name: columns.plain(file, name).to_pylist() for name in names}
+    return {name: columns.values(file, name) for name in names}
 
 
 def targets(path: str, learned: Learned, known: Any, examples: int) -> list[Any]:
