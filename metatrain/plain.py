@@ -16,8 +16,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {_key(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _key(key: Any) -> Any:
+    """Return a key that JSON has: a class may be the number infinity."""
+    return str(key) if isinstance(key, float) and not math.isfinite(key) else key
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:

@@ -88,6 +88,7 @@ def test_json_has_null_for_what_is_no_finite_number() -> None:
         to_json({"a": NAN, "b": [math.inf, (1.5, -math.inf)], "c": {"d": NAN}, "e": "nan", "f": 3})
     )
     assert found == {"a": None, "b": [None, [1.5, None]], "c": {"d": None}, "e": "nan", "f": 3}
+    assert strict(to_json({math.inf: 0.2, 1.5: 0.8})) == {"inf": 0.2, "1.5": 0.8}  # classes
 
 
 @pytest.fixture(scope="module")
