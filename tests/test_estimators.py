@@ -136,6 +136,7 @@ def test_a_table_that_the_network_cannot_read_is_one_sentence(
         (lambda: classes.classifier().fit(texts, y), r"'a' holds '\?' in row 3.*39 rows"),
         (lambda: fitted.predict(np.array([["x", 1, 2]], dtype=object)), "'0' holds 'x' in row 1"),
         (lambda: classes.classifier().fit(1e200 * x, y), "too large"),
+        (lambda: numbers.regressor().fit(x, 1e200 * x[:, 0]), "targets are too large"),
         (lambda: classes.classifier().fit(np.ones((2001, 2)), ["a"] * 2001), "2,001 rows"),
         (lambda: classes.regressor(), r"use classifier\(\)"),
         (lambda: numbers.classifier(), r"use regressor\(\)"),

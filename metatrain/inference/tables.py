@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -123,7 +125,12 @@ def adapt(
         y = torch.tensor([classes.index(label) for label in labels])
     else:
         numbers = frames.rows(targets, ("target",))
-        mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(numbers.mean()), float(numbers.std()) or 1.0
+        if not math.isfinite(mean + deviation):
+            raise InputError(
+                "the targets are too large to be standardised", remedy="give them in another unit"
+            )
         there = units.target_mean + units.target_deviation * (numbers - mean) / deviation
         y = torch.from_numpy(there)
     coding, coded = coding_of(names, columns)
