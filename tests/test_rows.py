@@ -236,6 +236,7 @@ def test_the_command_takes_arrays_and_columns_of_other_families(
         ("x,y\n0,1\n1,2\n", "x\n0.5\n"),
         ("y,x\n1,0\n2,1\n", "x\n0.5\n"),
         ("a,b\n0,1\n1,2\n", "a\n0.5\n"),
+        (",a,b\n0,0,1\n1,1,2\n", ",a\n0,0.5\n"),  # with the rows' numbers, as pandas writes them
     ):
         (tmp_path / "few.csv").write_text(few)
         (tmp_path / "new.csv").write_text(new)

@@ -16,7 +16,7 @@ from services import Done, command
 
 from metatrain import bundle, figures
 from metatrain.core import InputError
-from metatrain.inference import row_columns
+from metatrain.inference import files, load, row_columns
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,20 @@ def test_dates_and_time_zones_that_python_does_not_have_are_one_sentence() -> No
         parquet.write_table(pa.table({"a": odd}), "odd.parquet")
         with pytest.raises(InputError, match=r"^cannot read odd\.parquet as CSV or Parquet \("):
             row_columns.read("odd.parquet", "--query")
+
+
+def test_the_column_in_which_pandas_numbers_rows_is_no_target(runs: Path) -> None:
+    """Parquet has it last, of a frame whose rows were chosen."""
+    some = pa.Table.from_pandas(cats()[["weight", "kind"]].sample(40, random_state=0))
+    assert some.column_names[-1] == "__index_level_0__"
+    parquet.write_table(some, "known.parquet")
+    found = files.predict(load(runs / "classes"), "known.parquet", ["known.parquet"], None)
+    assert set(found.rows[0]["probabilities"]) == {"moggy", "norse"}
+
+
+def test_no_plane_is_drawn_of_values_that_are_too_far_apart(runs: Path) -> None:
+    cats()[["weight", "length", "kind"]].to_csv("known.csv", index=False)
+    Path("far.csv").write_text("weight,length\n1e308,30\n-1e308,30\n")
+    found = files.predict(load(runs / "classes"), "known.csv", ["far.csv"], None)
+    assert len(found.rows) == 2
+    assert found.picture is None

@@ -170,6 +170,7 @@ def _read(
         if TEXT not in table:
             raise InputError(f"{path} has no column {TEXT!r}", remedy="name that of the texts so")
         return table[TEXT], table.get(LABEL), [LABEL]
+    table = row_columns.without_index(table, targets or ())
     names = list(targets or (["y"] if "y" in table else list(table)[-learned.targets :]))
     inputs = [name for name in table if name not in names]
     if not inputs:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from metatrain.core import InputError
 from metatrain.data import arrays, columns, row_files
+from metatrain.data.rows import is_index
 from metatrain.inference.learned import Learned
 
 MOST_VALUES = 10**7  # of a file of rows, which become numbers of Python
@@ -37,6 +39,15 @@ def read(path: str, key: str) -> dict[str, list[Any]]:
             remedy="give a part of the rows",
         )
     return {name: columns.values(file, name) for name in names}
+
+
+def without_index(table: Mapping[str, Any], named: Collection[str] = ()) -> dict[str, Any]:
+    """Return the columns but for those in which pandas numbers rows, unless there is no other.
+
+    named: columns that are kept in any case.
+    """
+    kept = {name: v for name, v in table.items() if name in named or not is_index(name)}
+    return kept or dict(table)
 
 
 def targets(path: str, learned: Learned, known: Any, examples: int) -> list[Any]:

@@ -40,7 +40,7 @@ def predict(
     target: the column to predict; None: the column y, or the last one.
     """
     given = row_columns.read(support, "--support")
-    target = target or ("y" if "y" in given else list(given)[-1])
+    target = target or ("y" if "y" in given else list(row_columns.without_index(given))[-1])
     if target not in given:
         remedy = instead(target, list(given))
         raise InputError(f"{support} has no column {quoted(target)}", remedy=remedy)
@@ -169,13 +169,15 @@ def _picture(
 
 def _plane(
     adapted: AdaptedTable, rest: Sequence[Any], known: Sequence[int | None], title: str
-) -> Figure:
+) -> Figure | None:
     from metatrain import figures
 
     coding, (_, _, columns, labels, _) = adapted.coding, adapted.given
     classes = adapted.classes or []
     support, query = coding.numbers(columns), coding.numbers(rest)
     x, y = (_places(column) for column in np.concatenate([support, query]).T)
+    if not np.isfinite([x, y]).all():
+        return None  # values are too far apart
     grid = [part.ravel() for part in np.meshgrid(x, y)]
     probabilities = adapted.predict(grid).probabilities.reshape(SIDE, SIDE, -1).numpy()
     return figures.boundary(
@@ -191,8 +193,9 @@ def _plane(
 
 
 def _places(column: Rows) -> Rows:
-    """Return places over the range of a column, and a little beyond."""
+    """Return places over the range of a column, and a little beyond; infinite if it is too large."""
     known = column[~np.isnan(column)]
     least, most = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-    margin = 0.05 * (most - least) or 0.5
-    return np.linspace(least - margin, most + margin, SIDE)
+    margin = 0.05 * (most - least) or max(0.5, 0.05 * abs(most))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.linspace(least - margin, most + margin, SIDE)
