@@ -193,7 +193,7 @@ def _plane(
 
 
 def _places(column: Rows) -> Rows:
-    """Return places over a column's range, and a little beyond; infinite ones if that is too large."""
+    """Return places over a column's range and a little beyond; infinite if it is too large."""
     known = column[~np.isnan(column)]
     least, most = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     margin = 0.05 * (most - least) or max(0.5, 0.05 * abs(most))
