@@ -145,6 +145,15 @@ def test_ridge_is_the_best_of_linear_functions() -> None:
         assert (abs(expected) < 1e-6) == (shots == 0)  # then ridge is the prior's mean, too
 
 
+@pytest.mark.parametrize("noise", [1e-320, 1e-30])
+def test_without_noise_ridge_is_the_smallest_that_fits(noise: float) -> None:
+    """Its penalty would be lost in double precision."""
+    family = LinearRegression(noise_variance=noise, shots=(3, 3))
+    task = family.sample(torch.Generator().manual_seed(0), 5, "test")
+    near = LinearRegression(noise_variance=1e-8).ridge(task)
+    torch.testing.assert_close(family.ridge(task), near, rtol=1e-4, atol=0)
+
+
 def test_the_posterior_of_a_gaussian_process_is_that_of_its_joint_density() -> None:
     family = GaussianProcess(shots=(4, 4), queries=2)
     task = family.sample(torch.Generator().manual_seed(0), 3, "test")
