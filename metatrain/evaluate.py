@@ -204,7 +204,7 @@ def summarise(
     protocol: str,
 ) -> Score:
     """One score from the measurements of all tickets, in ticket order."""
-    curve = torch.cat([part.curves[norm][metric.name] for part in parts]).double()  # [tasks, steps]
+    steps, curve = _curve(parts, metric, norm)
     finite = curve.isfinite()
     kept = finite[:, -1]
     pooled = {
@@ -232,7 +232,7 @@ def summarise(
         quartiles=(quantiles[-1][0], quantiles[-1][2]),
         norm=norm,
         protocol=protocol,
-        steps=parts[0].steps,
+        steps=steps,
         curve=list(means),
         curve_ci95=list(widths),
         curve_diverged=(~finite).sum(0).tolist(),
@@ -248,6 +248,19 @@ def summarise(
         },
         details={name: found for detail in details for name, found in detail.items()},
     )
+
+
+def _curve(parts: Sequence[Scores], metric: Metric, norm: Norm) -> tuple[list[int], Tensor]:
+    """The inner steps that all tickets measured, and the metric there [tasks, steps].
+
+    A memory has as many steps as a ticket's tasks have support examples. If these are not equally
+    many, what all have is the first step and the last one.
+    """
+    found, steps = [part.curves[norm][metric.name] for part in parts], parts[0].steps
+    if any(part.steps != steps for part in parts):
+        steps = [0, max(part.steps[-1] for part in parts)]
+        found = [curve[:, [0, -1]] for curve in found]
+    return steps, torch.cat(found).double()
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

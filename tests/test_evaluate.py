@@ -60,6 +60,17 @@ def test_summary_is_the_mean_with_1_96_standard_errors() -> None:
         assert clear.difference("nn") == said
 
 
+def test_tickets_of_unequal_steps_have_the_first_and_the_last_in_common() -> None:
+    """A memory makes a step for each support example, of which tickets may draw other numbers."""
+    parts = [
+        Scores([0, 1], {"none": {"mse": torch.tensor([[4.0, 3.0]])}}, {}),
+        Scores([0, 1, 2, 3], {"none": {"mse": torch.tensor([[6.0, 5.0, 2.0, 1.0]])}}, {}),
+    ]
+    score = summarise(parts, MSE, {}, "none", "a protocol")
+    assert score.steps == [0, 3]
+    assert score.curve == pytest.approx([5, 2])
+
+
 @pytest.mark.parametrize(("mean", "warned"), [(5.0, True), (-5.0, True), (2.5, False)])
 def test_a_mean_far_from_the_quartiles_is_told(mean: float, warned: bool) -> None:
     """On either side: a return falls where an error rises."""

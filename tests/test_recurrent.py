@@ -189,6 +189,19 @@ def test_metrics_are_those_before_anything_is_read_and_after_all() -> None:
     assert found["mse_before"] != found["mse_after"]
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_task_without_support_examples_has_the_metrics_of_the_others(reader: str) -> None:
+    """Before and after reading are the same, as nothing is read."""
+    problem, meta = bound(reader)
+    task = draw(Sinusoid(shots=4, queries=3))
+    none = task._replace(support_x=task.support_x[:, :0], support_y=task.support_y[:, :0])
+    some, found = (Recurrent().update(problem, meta, each, context()) for each in (task, none))
+    assert found.metrics.keys() == some.metrics.keys()
+    first, last = Recurrent().adapt(problem, meta, none, context())
+    for name, p in first.items():
+        assert torch.equal(p, last[name])
+
+
 def test_each_query_example_is_predicted_from_the_same_memory() -> None:
     problem, meta = bound("lstm")
     task = draw(Sinusoid(shots=4, queries=3))

@@ -221,6 +221,9 @@ class Supervised:
 
     def read(self, params: Params, task: Task, context: Context) -> Iterator[Params]:
         yield params
+        if not self.support_size(task):
+            yield params  # as after reading: all tickets measure both
+            return
         features, targets = self.embed(params, task, context)
         if not self.ordered:
             drawn = torch.rand(targets.shape[:2], generator=context.generator)
