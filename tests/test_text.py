@@ -166,6 +166,14 @@ def test_sentences_are_drawn_from_the_templates_of_intents(tmp_path: Path) -> No
     (tmp_path / "a.json").write_text(json.dumps(tree))
     with pytest.raises(InputError, match="its rules hold"):
         intents.read(tmp_path / "a.json")
+    tree["expansion_rules"] = {"the": "the"}
+    for first in (10, "one", math.inf):
+        tree["lists"]["number"] = {"range": {"from": first, "to": 9}}
+        (tmp_path / "a.json").write_text(json.dumps(tree))
+        with pytest.raises(InputError, match=r"a\.json is damaged in data/en\.json"):
+            intents.read(tmp_path / "a.json")
+    with pytest.raises(InputError, match="nowhere is damaged"):
+        intents.read(tmp_path / "nowhere")
 
 
 def test_topics_are_files_of_quotes(tmp_path: Path) -> None:
