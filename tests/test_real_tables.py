@@ -8,10 +8,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from cases import SINUSOID, config
 from pages import ROOT
+from pyarrow import parquet
 from sklearn.metrics import log_loss, roc_auc_score
 from typer.testing import CliRunner
 
@@ -133,6 +135,36 @@ def test_a_folder_of_ones_own_is_read_and_incomplete_rows_are_left_out(tmp_path:
     assert whole.values[1].tolist() == [1, 1, 1]
     assert whole.labels[:4].tolist() == [0, 1, 1, 0]
     assert tables.uncovered(whole) == ""
+
+
+def test_the_column_in_which_pandas_numbers_rows_is_left_out(tmp_path: Path) -> None:
+    """In a table that is sorted by its class that column would tell the class."""
+    (tmp_path / "a.csv").write_text(",x,kind\n0,3,u\n1,4,v\n")
+    rows = pa.table({"x": [3, 4], "kind": ["u", "v"], "__index_level_0__": [7, 9]})
+    parquet.write_table(rows, tmp_path / "b.parquet")
+    for found in tables.import_tables(tmp_path):
+        assert (found.columns, found.classes) == (("x",), ("u", "v"))
+
+
+def test_an_import_that_fails_leaves_the_tables_that_were_there(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,kind\n3,u\n4,v\n")
+    (before,) = tables.import_tables(tmp_path / "a.csv")
+    broken = tmp_path / "classification" / "b" / "b.dat"
+    broken.parent.mkdir(parents=True)
+    wide = [f"@attribute A{i} real" for i in range(10_001)]
+    row = ",".join("0" for _ in wide)
+    parquet.write_table(pa.table({"x": [b"\xff"], "kind": ["u"]}), tmp_path / "c.parquet")
+    for path, text, what in (
+        (broken, IRIS.partition("5.1")[0], "it has no rows"),
+        (broken, "\n".join([*wide, "@data", row]), "has 10,001 columns"),
+        (tmp_path / "c.parquet", "", "c.parquet"),
+    ):
+        if text:
+            path.write_text(text)
+        with pytest.raises(InputError) as refused:
+            tables.import_tables(path if path.suffix == ".parquet" else tmp_path / "classification")
+        assert what in refused.value.what
+        assert [table.name for table in tables.open_tables()] == [before.name]
 
 
 def test_what_is_no_source_or_was_changed_is_one_sentence(wheel: Path, tmp_path: Path) -> None:

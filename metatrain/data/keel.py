@@ -61,6 +61,8 @@ def parsed(text: str) -> pa.Table:
     if len(kinds) < max(2, len(matches)) or len({name for name, _ in kinds}) < len(kinds):
         raise ValueError("its attributes are not names with real, integer or {values}")
     rows = [[cell.strip() for cell in line.split(",")] for line in lines[start + 1 :]]
+    if not rows:
+        raise ValueError("it has no rows")
     for number, row in enumerate(rows, 1):
         if len(row) != len(kinds):
             raise ValueError(f"row {number} has {len(row)} values of {len(kinds)}")

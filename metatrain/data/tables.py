@@ -26,6 +26,7 @@ from metatrain.core import InputError
 from metatrain.data import columns, keel, published, row_files
 from metatrain.data.columns import Numbers
 from metatrain.data.images import folder_of
+from metatrain.data.rows import is_index
 from metatrain.names import counted, few, printable
 
 NAME: Final = "tables"
@@ -153,18 +154,19 @@ def import_tables(source: str | Path | None) -> list[RealTable]:
 def _own(path: Path) -> pa.Table:
     """Return the table of a file of one's own: columns of float64 or strings."""
     file = row_files.opened(str(path), row_files.stamp(str(path), "--source"), "")
-    if file.rows * len(file.types) > MOST_VALUES or len(file.types) < 2:
+    used = [name for name in file.types if not is_index(name)]  # pandas numbers rows in others
+    if file.rows * len(used) > MOST_VALUES or len(used) < 2:
         raise InputError(
-            f"{path} has {file.rows:,} rows of {counted(len(file.types), 'column')}",
+            f"{path} has {file.rows:,} rows of {counted(len(used), 'column')}",
             expected=f"two columns or more, and at most {MOST_VALUES:,} values",
         )
-    *names, target = file.types
     found = {}
-    for name in (*names, target):
+    for name in used:
         column = columns.plain(file, name)
-        is_number = name != target and columns.is_numeric(column.type)
+        is_number = name != used[-1] and columns.is_numeric(column.type)
         try:
             found[name] = column.cast(pa.float64() if is_number else pa.string(), safe=False)
+            found[name].validate(full=True)
         except pa.ArrowException as error:
             raise row_files.unreadable(file.name, error) from error
     return pa.table(found)
@@ -182,6 +184,8 @@ def _write(folder: Path, found: dict[str, tuple[str, pa.Table]]) -> None:
             entries[name] = Entry(source=source, sha256=digest)
         manifest = asdict(Manifest(format=NAME, tables=entries))
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for name, entry in entries.items():  # what cannot be read replaces nothing
+            _read(new, name, entry, REMEDY)
         if folder.exists():
             folder.rename(Path(temporary) / "old")
         new.rename(folder)
