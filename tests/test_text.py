@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from cases import GLYPHS, config, context, languages, trained
@@ -302,7 +303,8 @@ def test_a_trained_network_adapts_to_texts_without_the_data_set(invented: ImageS
     said = ["bababa", "qiqiqi", "bakoba", "qizuqi"]
     adapted = learned.adapt(said, ["first", "second"] * 2)
     assert adapted.predict(["babaqi", "zuqizu"]).labels == ["first", "second"]
-    for odd in ("text", [7], [None], [""]):
+    named = {"text": said}  # whose name is none of the texts
+    for odd in ("text", [7], [None], [""], named, pd.DataFrame(named), {"bababa"}):
         with pytest.raises(InputError, match="expected a"):
             learned.adapt(odd, ["first"])
     assert learned.protocol.startswith("invented/shuffled texts of 32 bytes 4-way 1-shot")

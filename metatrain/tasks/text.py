@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -170,7 +170,8 @@ class Texts:
 
     def examples(self, raw: Any) -> Tensor:
         """[N, bytes] uint8 of a list or a Series of texts, or of their embeddings."""
-        if isinstance(raw, str | bytes) or not isinstance(raw, Iterable):
+        named = isinstance(raw, Mapping) or hasattr(raw, "columns")  # whose names are no texts
+        if named or isinstance(raw, str | bytes | set) or not isinstance(raw, Iterable):
             raise InputError("texts", got=type(raw).__name__, expected="a list of strings")
         given = list(raw)
         odd = next((each for each in given if not (isinstance(each, str) and each.strip())), None)
