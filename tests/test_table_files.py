@@ -182,3 +182,11 @@ def test_no_plane_is_drawn_of_values_that_are_too_far_apart(runs: Path) -> None:
     found = files.predict(load(runs / "classes"), "known.csv", ["far.csv"], None)
     assert len(found.rows) == 2
     assert found.picture is None
+
+
+def test_classes_that_are_texts_are_known_in_a_file_that_has_numbers_for_them(runs: Path) -> None:
+    Path("known.csv").write_text("a,y\n1,1\n2,1\n5,x\n6,x\n9,2\n")
+    Path("new.csv").write_text("a,y\n1.5,1\n2,\n9,2\n")
+    found = files.predict(load(runs / "classes"), "known.csv", ["new.csv"], None)
+    assert [row["class"] for row in found.rows] == ["1", None, "2"]
+    assert found.result["accuracy"] is not None

@@ -59,6 +59,9 @@ def predict(
         rows = len(next(iter(columns.values())))
         known = columns.pop(target, None)
         known = known and _labels(path, target, known)
+        if known and any(isinstance(label, str) for label in targets):
+            # 1 and 2 are texts where there is an x, and numbers in a file that has none.
+            known = [label if is_missing(label) else str(label) for label in known]
         truth += row_columns.targets(path, learned, known, rows)
         name = decoded(path.rpartition("/")[2])
         places += [f"{name} row {row}" for row in range(1, rows + 1)]
