@@ -117,7 +117,8 @@ def divided(labels: Places, size: int | str, split: int) -> tuple[Places, Places
     order = np.random.default_rng(split).permutation(len(labels))[:MOST_ROWS]
     rows = len(order) // 2 if size == "half" else int(size)
     left = len(order) - rows
-    if left < FEWEST_QUERIES:
+    fewest = np.bincount(labels[order], minlength=int(labels.max()) + 1).min()
+    if left < FEWEST_QUERIES or fewest < 2:  # of a class a row to read and one to predict
         return None
     support = stratified(labels[order], rows)
     rest = np.setdiff1d(np.arange(len(order)), support)

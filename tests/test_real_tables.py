@@ -210,6 +210,11 @@ def test_rows_to_read_and_to_predict_have_each_class_and_no_row_in_common() -> N
         assert other is not None
         assert set(other[0]) != set(support)
     assert real_tables.divided(labels[-100:], 128, 0) is None
+    rare = np.repeat([0, 1, 2], [9_000, 9_000, 10])  # of a class about one row in 2,000
+    splits = [real_tables.divided(rare, "half", split) for split in range(20)]
+    assert None in splits
+    for split in filter(None, splits):
+        assert all(set(rare[rows]) == {0, 1, 2} for rows in split)
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:
