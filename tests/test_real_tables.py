@@ -137,6 +137,13 @@ def test_a_folder_of_ones_own_is_read_and_incomplete_rows_are_left_out(tmp_path:
     assert tables.uncovered(whole) == ""
 
 
+@pytest.mark.parametrize("option", ["--size", "--least"])
+def test_an_option_that_tables_do_not_have_is_refused(option: str, wheel: Path) -> None:
+    ran = CliRunner().invoke(app, ["data", "import", "tables", "--source", str(wheel), option, "9"])
+    assert isinstance(ran.exception, InputError)
+    assert ran.exception.remedy.startswith("leave out --size and --least")
+
+
 def test_the_column_in_which_pandas_numbers_rows_is_left_out(tmp_path: Path) -> None:
     """In a table that is sorted by its class that column would tell the class."""
     (tmp_path / "a.csv").write_text(",x,kind\n0,3,u\n1,4,v\n")

@@ -112,16 +112,16 @@ def import_(
     from metatrain.data.texts import is_text
 
     folder = folder_of(name)
+    if name in (*SOURCES, tables.NAME) and (size is not None or least != 2):
+        raise InputError(
+            f"{name} comes in its published size",
+            remedy="leave out --size and --least, which are for folders of your own",
+        )
     if name == tables.NAME:
         lines = tables.report(tables.import_tables(source))
         print("\n".join([f"imported {lines[0]} into {folder}", *lines[1:]]))
         return
     if name in SOURCES:
-        if size is not None or least != 2:
-            raise InputError(
-                f"{name} comes in its published size",
-                remedy="leave out --size and --least, which are for folders of your own",
-            )
         store = import_data(name, source)
         print(
             f"imported {name}: {len(store.sizes)} classes, {len(store.images)} {_examples(store)} "
