@@ -62,10 +62,11 @@ def print_next(recipe: Recipe, folder: str) -> None:
     from metatrain.tasks.fewshot import FewShot
 
     setting = recipe.setting("score")
+    problem = setting.family.bind(recipe.model, setting.norm, "reference")
     if isinstance(setting.family, FewShot):
         words = ["adapt", folder, "--support", "few", "--query", "new"]
         about = "few: one folder of images per class; new: images to classify"
-    elif isinstance(setting.family.bind(recipe.model, setting.norm, "reference"), Supervised):
+    elif isinstance(problem, Supervised) and problem.predicts_targets:
         words = ["adapt", folder, "--support", "few.csv", "--query", "new.csv"]
         about = "few.csv: rows with their targets; new.csv: rows to predict"
     else:

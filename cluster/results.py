@@ -100,7 +100,7 @@ def how_to_load(prepared: Prepared, folder: Folder, model: str = "") -> list[str
     """Code that puts to use what a run learned, of which MLflow may have a `model`."""
     where, purpose = provenance.absolute(str(folder)), Purpose("score")
     family, problem = prepared.settings[purpose].family, prepared.problems[purpose]
-    if not isinstance(problem, Supervised):
+    if not (isinstance(problem, Supervised) and problem.predicts_targets):
         return [f"bash\nmetatrain evaluate {shlex.quote(where)}"]
     python = f"python\nimport metatrain\n\nlearned = metatrain.load({where!r})"
     if model:

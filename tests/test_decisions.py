@@ -9,13 +9,16 @@ import torch
 from cases import CASES, config, context, trained
 from torch import Tensor
 
+from cluster.closing import print_next
+from cluster.results import how_to_load
 from metatrain.algorithms import MAML, InContext
 from metatrain.core import InputError, Params
-from metatrain.inference import illustrate
+from metatrain.inference import Learned, illustrate
 from metatrain.models import MLP, heads
 from metatrain.models.heads import SUPPORT, TARGETS
 from metatrain.problems.decisions import Decided, Decisions, Histories
 from metatrain.start import prepare
+from metatrain.storage import Folder
 from metatrain.tasks import BanditHistory
 from metatrain.tasks.bandit_history import excess, posterior, regret
 
@@ -171,3 +174,20 @@ def test_what_cannot_read_pulls_is_refused() -> None:
     with pytest.raises(InputError, match="gives the network's head no support set") as error:
         maml.init(bound, torch.Generator())
     assert "algorithm.name to in_context" in error.value.remedy
+
+
+def test_a_network_that_predicts_the_best_arm_predicts_no_rewards() -> None:
+    """It has a number for each arm, of which the first would be taken for a reward."""
+    recipe = config(CASES["decisions"]).recipe()
+    with pytest.raises(InputError, match="bandit_history tasks, whose predictions are no targets"):
+        Learned(recipe, prepare(recipe).meta, "here")
+
+
+def test_a_finished_run_of_decisions_is_not_told_to_adapt_to_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = config(CASES["decisions"]).recipe()
+    print_next(recipe, "run")
+    assert "evaluate run" in capsys.readouterr().out
+    told = how_to_load(prepare(recipe), Folder("run"))
+    assert not any("adapt" in code for code in told)

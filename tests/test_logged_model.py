@@ -24,6 +24,7 @@ from cluster.tracking import logged_model
 from cluster.tracking.mlflow_tracker import MLflowTracker
 from metatrain import bundle
 from metatrain.core import InputError
+from metatrain.inference import Learned
 from metatrain.start import prepare
 from metatrain.tasks import open_data
 
@@ -246,3 +247,12 @@ def test_a_run_has_it_with_its_scores_and_a_failure_loses_nothing(
     assert client.get_run(tracker.run_id).data.metrics == {"test/mse": 0.5}
     states = [found.status.value for found in client.search_logged_models([place.experiment_id])]
     assert sorted(states) == ["FAILED", "READY"]
+
+
+def test_tasks_without_an_example_to_adapt_to_are_no_example_of_a_model() -> None:
+    """MLflow has the bundle as files then, and says so."""
+    none = CASES["in-context"]["family"] | {"shots": [0, 0]}
+    recipe = config(CASES["in-context"], evaluation__family=none).recipe()
+    learned = Learned(recipe, prepare(recipe).meta, "here")
+    with pytest.raises(InputError, match="no example to adapt to"):
+        logged_model.example_of(learned)

@@ -191,6 +191,8 @@ def example_of(learned: Learned) -> pd.DataFrame:
     family = setting.family
     task = family.sample(torch.Generator().manual_seed(0), 1, setting.split)
     x, y = task.support_x[0], task.support_y[0]
+    if not len(x):
+        raise InputError("a task of the evaluation has no example to adapt to")
     if learned.has_classes:
         kept = torch.tensor([int((y == label).nonzero()[0]) for label in y.unique()])
         answers = pd.DataFrame(

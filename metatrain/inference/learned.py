@@ -238,6 +238,12 @@ class Learned:
                 f"{self.source} learned from {self.recipe.family.name} tasks, which are episodes",
                 remedy="give a run that learned from examples",
             )
+        if not problem.predicts_targets:
+            raise InputError(
+                f"{self.source} learned from {self.recipe.family.name} tasks, whose predictions "
+                "are no targets of examples",
+                remedy="give a run that predicts classes or numbers",
+            )
         return problem
 
     def _check_network(self, problem: Supervised, classes: list[Any] | None) -> None:

@@ -54,7 +54,7 @@ class Supervised:
         ordered: bool = False,
         baselines: Mapping[str, Callable[[Task], Tensor]] | None = None,
         measures: Mapping[str, Measure] | None = None,
-        point: Callable[[Tensor], Tensor] = lambda prediction: prediction,
+        point: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Bind what a family measures to a network.
 
@@ -76,15 +76,18 @@ class Supervised:
         ordered: true: a memory reads the support examples in the given order; else in a random one.
         baselines: by name, the metric [T] of methods that learn nothing.
         measures: by name, what an evaluation measures on all tasks together.
-        point: the numbers [..., feedback] that predictions [..., outputs] stand for.
+        point: the numbers [..., feedback] that predictions [..., outputs] stand for; None: they are
+            these numbers themselves, if they are as many.
         """
         self.inputs, self.outputs, self.path, self.classes = inputs, outputs, path, classes
         self.loss, self.metrics, self.measures = loss, metrics, measures or {}
-        self.point = point
+        self.point = point or (lambda prediction: prediction)
         self.to_float, self.ordered, self._baselines = to_float, ordered, baselines or {}
         self.pixels = pixels
         self._attack: Attack | None = None
         self.feedback = outputs if feedback is None else feedback
+        # Else predictions are of something else, such as the best arm of a bandit.
+        self.predicts_targets = classes or point is not None or outputs == self.feedback
         self.network = network(Spec(model, tuple(inputs), outputs, self.feedback, path == "fused"))
         self._check_norm(norm)
         self.norm: tuple[Norm, ...] = tuple(norm) if self.normalisations else ("none",)
