@@ -16,7 +16,7 @@ from metatrain.algorithms import MAML, GeneratedParameters, MetaNetworks
 from metatrain.core import InputError, Meta
 from metatrain.models import MLP, Conv4, heads
 from metatrain.models.fast import FastLayer
-from metatrain.tasks import Sinusoid
+from metatrain.tasks import GaussianProcess, Sinusoid
 
 FAST = Conv4(filters=4, pool="stride", features="mean", head=heads.Fast())
 NET = Conv4(filters=4, pool="stride", features="mean")
@@ -59,6 +59,16 @@ def test_the_gradient_through_generation_agrees_with_finite_differences(part: st
     task = family.sample(torch.Generator().manual_seed(1), 3, "train")
     tasks = type(task)(*(leaf.double() for leaf in task))
     assert_meta_gradient(algorithm, problem, moved(started(algorithm, problem)), tasks, part)
+
+
+def test_targets_that_are_read_may_have_fewer_numbers_than_a_density_has_buckets() -> None:
+    family = GaussianProcess(shots=(4, 4), queries=3, buckets=6)
+    problem = family.bind(MLP(hidden=(5,)), ("none",), "batched")
+    algorithm = GeneratedParameters(inner_lr=0.1, units=3)
+    meta = algorithm.init(problem, torch.Generator().manual_seed(0))
+    task = family.sample(torch.Generator().manual_seed(1), 3, "train")
+    update = algorithm.update(problem, meta, task, context())
+    assert all(bool(p.isfinite().all()) for p in update.direction.flat().values())
 
 
 @pytest.mark.parametrize("part", ["model", "algorithm"])

@@ -63,7 +63,8 @@ class GeneratedParameters:
                 "generated_parameters reads features by the shape of a linear head",
                 remedy="set model.head.name to linear",
             )
-        inputs = sum(model[WEIGHT].shape)  # features, and a target or a class
+        outputs, features = model[WEIGHT].shape
+        inputs = features + getattr(problem, "feedback", outputs)  # and a target or a class
         numbers = sum(model[n].numel() for n in inner_loop.adapting(list(model), self.generates))
         weights = lstm_weights(inputs, self.units, generator)
         weights["map.weight"] = torch.zeros(numbers, self.units)
