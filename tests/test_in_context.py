@@ -13,7 +13,7 @@ from gradients import assert_meta_gradient, gradient_descent
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from metatrain.algorithms import MAML, InContext
+from metatrain.algorithms import MAML, InContext, Matching, Prototypical, Relation
 from metatrain.core import ComputePath, InputError, Meta, Task
 from metatrain.inference import Learned, illustrate
 from metatrain.metrics import mean_squared_error
@@ -21,7 +21,13 @@ from metatrain.models import MLP, Conv4, heads
 from metatrain.problems.bar_distribution import Bars
 from metatrain.problems.supervised import Supervised
 from metatrain.start import prepare
-from metatrain.tasks import GaussianProcess, LinearRegression, Tabular, TabularRegression
+from metatrain.tasks import (
+    Cipher,
+    GaussianProcess,
+    LinearRegression,
+    Tabular,
+    TabularRegression,
+)
 from metatrain.tasks.made_tables import by_rules, predictable
 from metatrain.tasks.tabular import by_support, most_frequent, nearest_neighbour
 
@@ -394,3 +400,17 @@ def test_rules_ask_whether_two_columns_are_above_those_of_a_row() -> None:
     target = by_rules(torch.Generator().manual_seed(1), x)[0]
     steps = target[x[0, :, 0].argsort()].diff().abs() > 0.3  # other than by noise
     assert 1 <= int(steps.sum()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "head"),
+    [(Prototypical(), heads.LINEAR), (Matching(), heads.Attention()), (Relation(), heads.Pairs())],
+)
+@pytest.mark.parametrize("family", [Cipher(letters=4), Tabular(classes=3)])
+def test_classes_without_an_example_are_refused_by_who_compares_with_each_class(
+    family: Any, algorithm: Any, head: heads.Head
+) -> None:
+    """Half of the tickets of tables have two classes, however many there may be."""
+    with pytest.raises(InputError, match="needs support examples of each class"):
+        algorithm.init(bound(family, head), torch.Generator())
+    algorithm.init(bound(Tabular(classes=2), head), torch.Generator())

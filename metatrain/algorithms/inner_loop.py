@@ -71,11 +71,17 @@ def fresh(problem: Problem, meta: Meta, seeds: Iterable[int]) -> Params:
 
 
 def init_without(
-    problem: Problem, generator: torch.Generator, names: Sequence[str], heads: str
+    problem: Problem,
+    generator: torch.Generator,
+    names: Sequence[str],
+    heads: str,
+    *,
+    each_class: bool = False,
 ) -> Params:
     """Fresh parameters but for those of a head that an algorithm computes for each task's classes.
 
     heads: those that have them, such as "linear".
+    each_class: whether a support set must have each class.
 
     Raises InputError if the tasks have no classes, or the network has no such parameters.
     """
@@ -83,6 +89,11 @@ def init_without(
         raise InputError(
             "this algorithm tells classes apart, and these tasks have none",
             remedy="choose another algorithm",
+        )
+    if each_class and getattr(problem, "lacks_classes", False):
+        raise InputError(
+            "this algorithm needs support examples of each class, and these tasks may lack some",
+            remedy="choose another algorithm, such as in_context, ridge or maml",
         )
     model = problem.init(generator)
     for name in names:

@@ -33,7 +33,9 @@ class Matching:
     name: Literal["matching"] = "matching"
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        model = inner_loop.init_without(problem, generator, (SUPPORT, TARGETS), "attention")
+        model = inner_loop.init_without(
+            problem, generator, (SUPPORT, TARGETS), "attention", each_class=True
+        )
         return Meta(model, {}, problem.state())
 
     def adapt(self, problem: Problem, meta: Meta, task: Any, context: Context) -> Iterator[Params]:

@@ -30,7 +30,9 @@ class Prototypical:
     name: Literal["prototypical"] = "prototypical"
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        model = inner_loop.init_without(problem, generator, (WEIGHT,), "linear or cosine")
+        model = inner_loop.init_without(
+            problem, generator, (WEIGHT,), "linear or cosine", each_class=True
+        )
         model.pop(BIAS, None)  # a cosine head has none
         return Meta(model, {}, problem.state())
 

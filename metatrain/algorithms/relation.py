@@ -35,7 +35,9 @@ class Relation:
     name: Literal["relation"] = "relation"
 
     def init(self, problem: Problem, generator: torch.Generator) -> Meta:
-        model = inner_loop.init_without(problem, generator, (SUPPORT, TARGETS), "pairs")
+        model = inner_loop.init_without(
+            problem, generator, (SUPPORT, TARGETS), "pairs", each_class=True
+        )
         if not any(name.startswith(SCORES) for name in model):
             raise InputError(
                 "relation needs a head that scores pairs, and the network has none",

@@ -49,6 +49,7 @@ class Supervised:
         norm: Sequence[Norm],
         path: ComputePath,
         classes: bool = False,
+        lacks_classes: bool = False,
         to_float: Callable[[Tensor], Tensor] = lambda x: x,
         pixels: bool = False,
         ordered: bool = False,
@@ -71,6 +72,7 @@ class Supervised:
             prototypical networks, and hurt if the inner loop changes the network.
         path: how tasks are computed.
         classes: whether targets are class numbers, which a memory gets as one-hot vectors.
+        lacks_classes: whether a support set may have no example of a class.
         to_float: examples of tasks as the network gets them.
         pixels: whether that is numbers in 0..1, which attacks and corruptions can change.
         ordered: true: a memory reads the support examples in the given order; else in a random one.
@@ -83,7 +85,7 @@ class Supervised:
         self.loss, self.metrics, self.measures = loss, metrics, measures or {}
         self.point = point or (lambda prediction: prediction)
         self.to_float, self.ordered, self._baselines = to_float, ordered, baselines or {}
-        self.pixels = pixels
+        self.pixels, self.lacks_classes = pixels, lacks_classes
         self._attack: Attack | None = None
         self.feedback = outputs if feedback is None else feedback
         # Else predictions are of something else, such as the best arm of a bandit.

@@ -73,6 +73,7 @@ class Cipher(Generated):
             norm=norm,
             path=path,
             classes=True,
+            lacks_classes=True,
             to_float=lambda x: x.float(),
             baselines={"lookup": self.lookup},
             measures={

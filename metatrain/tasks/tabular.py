@@ -51,6 +51,7 @@ class Tabular(MadeTables):
             norm=norm,
             path=path,
             classes=True,
+            lacks_classes=self.classes > 2,
             baselines={"most_frequent": most_frequent, "nearest_neighbour": nearest_neighbour},
             measures={"ece": ECE},
         )
