@@ -179,7 +179,7 @@ def numbered(
         "predicted"
     )
     both = [(0, before().values[known]), (adapted.steps, found.values[known])]
-    picture = agreement(both, targets, f"Predictions, adapted to {adapted.shots} rows")
+    picture = agreement(both, targets, f"Predictions, adapted to {adapted.shots} rows", unit)
     return Predicted(shown, notes, result | {"mean_squared_error": error}, picture, rows)
 
 
@@ -215,12 +215,14 @@ def result_of(
     }
 
 
-def agreement(found: Sequence[tuple[int, Tensor]], truth: Tensor, title: str) -> Figure:
-    """Draw predicted against true numbers [N], after each adaptation step."""
+def agreement(
+    found: Sequence[tuple[int, Tensor]], truth: Tensor, title: str, quantity: str
+) -> Figure:
+    """Draw predicted against true numbers [N] of a quantity, after each adaptation step."""
     from metatrain import figures
 
     each = [(step, values.double()[None]) for step, values in found]
-    return figures.agreement(truth[None], each, [f"{len(truth)} rows"], "target", title)
+    return figures.agreement(truth[None], each, [f"{len(truth)} rows"], quantity, title)
 
 
 def cut(names: Iterable[str], most: int | None) -> list[str]:
