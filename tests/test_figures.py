@@ -228,6 +228,16 @@ def test_the_adaptation_curve_shows_each_inner_step_with_its_interval() -> None:
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
+def test_baselines_differ_in_their_dashes_and_outer_steps_are_whole() -> None:
+    score = replace(SCORE, baselines={f"strategy_{i}": i / 9 for i in range(6)})
+    (axes,) = figures.adaptation_curve([("after", score)], "t").axes
+    drawn = [each for each in axes.get_lines() if str(each.get_label()).startswith("strategy")]
+    assert [each.get_linestyle() for each in drawn[:3]] == ["--", ":", "-."]
+    rows = [{"step": i, "train/mse_after": 1.0} for i in range(1, 5)]
+    (axes,) = figures.learning_curve(rows, MSE, "t").axes
+    assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
 def test_an_episode_tells_right_from_wrong_without_colour() -> None:
     images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 6, 6)
     before = torch.tensor([[0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from statistics import mean, stdev
 from typing import Any
 
@@ -19,6 +19,8 @@ from metatrain.figures.style import as_written, scale
 from metatrain.metrics import Metric
 
 BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
+# Of baselines, which are all grey.
+DASHES = ["--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 4)), (0, (12, 3))]
 ALGORITHM = "algorithm."  # how metrics begin that an algorithm has learned
 
 Row = Mapping[str, float]  # one line of metrics.jsonl
@@ -49,6 +51,7 @@ def learning_curve(rows: Sequence[Row], metric: Metric, title: str) -> Figure:
         label = "validation tasks, after adaptation"
         _band(axes, steps, after, width, color="tab:orange", marker="o", label=label)
     axes.set(xlabel="outer step", ylabel=f"{metric.name} (shaded: 95 % interval)", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     scale(axes, metric)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")
@@ -93,8 +96,8 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
                 score.steps, score.curve, yerr=score.curve_ci95, marker="o", capsize=3, label=label
             )
     score = scores[0][1]
-    for name, value in score.baselines.items():
-        axes.axhline(value, color="tab:gray", linestyle="--", label=name.replace("_", " "))
+    for (name, value), dashes in zip(score.baselines.items(), cycle(DASHES), strict=False):
+        axes.axhline(value, color="tab:gray", linestyle=dashes, label=name.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     shown = f"95 % interval, {score.tasks} tasks"
     if diverged:
