@@ -58,7 +58,7 @@ def print_spread(spread: Spread, kept: str) -> None:
 
 def print_next(recipe: Recipe, folder: str) -> None:
     """Say what to do with a finished run: predict examples, if it learned from examples."""
-    from metatrain.problems.supervised import Supervised
+    from metatrain.inference import takes_examples
     from metatrain.tasks.fewshot import FewShot
 
     setting = recipe.setting("score")
@@ -66,7 +66,7 @@ def print_next(recipe: Recipe, folder: str) -> None:
     if isinstance(setting.family, FewShot):
         words = ["adapt", folder, "--support", "few", "--query", "new"]
         about = "few: one folder of images per class; new: images to classify"
-    elif isinstance(problem, Supervised) and problem.predicts_targets:
+    elif takes_examples(setting.family, problem):
         words = ["adapt", folder, "--support", "few.csv", "--query", "new.csv"]
         about = "few.csv: rows with their targets; new.csv: rows to predict"
     else:

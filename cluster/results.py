@@ -15,7 +15,6 @@ from metatrain import inference, storage
 from metatrain.core import Meta, Purpose, to_device
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
-from metatrain.problems.supervised import Supervised
 from metatrain.start import Prepared
 from metatrain.storage import Folder
 from metatrain.tasks.fewshot import FewShot
@@ -100,7 +99,7 @@ def how_to_load(prepared: Prepared, folder: Folder, model: str = "") -> list[str
     """Code that puts to use what a run learned, of which MLflow may have a `model`."""
     where, purpose = provenance.absolute(str(folder)), Purpose("score")
     family, problem = prepared.settings[purpose].family, prepared.problems[purpose]
-    if not (isinstance(problem, Supervised) and problem.predicts_targets):
+    if not inference.takes_examples(family, problem):
         return [f"bash\nmetatrain evaluate {shlex.quote(where)}"]
     python = f"python\nimport metatrain\n\nlearned = metatrain.load({where!r})"
     if model:

@@ -179,7 +179,7 @@ def test_what_cannot_read_pulls_is_refused() -> None:
 def test_a_network_that_predicts_the_best_arm_predicts_no_rewards() -> None:
     """It has a number for each arm, of which the first would be taken for a reward."""
     recipe = config(CASES["decisions"]).recipe()
-    with pytest.raises(InputError, match="bandit_history tasks, whose predictions are no targets"):
+    with pytest.raises(InputError, match="bandit_history tasks, which take no examples"):
         Learned(recipe, prepare(recipe).meta, "here")
 
 

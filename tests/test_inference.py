@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from cases import GLYPHS, REPTILE, SINUSOID, config
+from cases import CASES, GLYPHS, REPTILE, SINUSOID, config
 from PIL import Image
 from rich.cells import cell_len
 from services import Done, cache_in, command
@@ -28,7 +28,7 @@ from cluster.workers.plan import Plan
 from cluster.workers.worker import Worker
 from metatrain import bundle, cli, figures
 from metatrain.core import InputError, Ticket, generator_for
-from metatrain.inference import Predictions
+from metatrain.inference import Learned, Predictions
 from metatrain.inference.report import Predicted, classified
 from metatrain.names import shortened
 from metatrain.start import prepare
@@ -314,6 +314,20 @@ def test_a_damaged_bundle_and_one_of_episodes_are_refused(trained: Trained, tmp_
         match="learned from bandit tasks, which are episodes: give a run that learned from",
     ):
         metatrain.load(tmp_path / "bandit")
+
+
+@pytest.mark.parametrize(
+    "family", [{"name": "cipher"}, {"name": "bandit_history", "shots": [3, 3]}]
+)
+def test_tasks_that_take_no_examples_of_ones_own_are_refused(family: dict[str, Any]) -> None:
+    """Letters would be numbered anew, and of pulls an arm's score would be a prediction."""
+    case = CASES["decisions"] | {"family": family}
+    if family["name"] == "cipher":
+        case |= {"model": {"name": "byte_mlp", "width": 4}, "algorithm": {"name": "ridge"}}
+    recipe = config(case).recipe()
+    with pytest.raises(InputError, match="take no examples of your own") as error:
+        Learned(recipe, prepare(recipe).meta, "made up")
+    assert "metatrain evaluate" in error.value.remedy
 
 
 def test_a_norm_that_does_not_exist_is_refused(trained: Trained) -> None:

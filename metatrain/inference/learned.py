@@ -35,6 +35,8 @@ from metatrain.isolation import isolated
 from metatrain.ops.build import KernelsUnavailable
 from metatrain.problems.supervised import Supervised
 from metatrain.recipe import Recipe
+from metatrain.tasks.cipher import Cipher
+from metatrain.tasks.language import Language
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,11 +240,11 @@ class Learned:
                 f"{self.source} learned from {self.recipe.family.name} tasks, which are episodes",
                 remedy="give a run that learned from examples",
             )
-        if not problem.predicts_targets:
+        if not takes_examples(family, problem):
             raise InputError(
-                f"{self.source} learned from {self.recipe.family.name} tasks, whose predictions "
-                "are no targets of examples",
-                remedy="give a run that predicts classes or numbers",
+                f"{self.source} learned from {self.recipe.family.name} tasks, which take no "
+                "examples of your own",
+                remedy="measure it with `metatrain evaluate`",
             )
         return problem
 
@@ -272,6 +274,16 @@ class Learned:
                 f"({', '.join(map(str, classes[:10]))})",
                 remedy=f"give examples of {most}{ways} classes",
             )
+
+
+def takes_examples(family: TaskFamily, problem: Any) -> bool:
+    """Whether what a network learned can be used on examples of one's own.
+
+    Bytes and letters are classes whose number counts, and would be numbered anew; who reads pulls
+    is asked nothing but which arm is best.
+    """
+    examples = isinstance(problem, Supervised) and problem.predicts_targets
+    return examples and not isinstance(family, Cipher | Language)
 
 
 def illustrate(recipe: Recipe, meta: Meta) -> Figure | None:
