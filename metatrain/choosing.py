@@ -143,7 +143,8 @@ OWN_DATA: dict[Kind, str] = {
     "images": "your own images: metatrain data import mine --source FOLDER, and add --set "
     "family.data=mine --set family.splits=null --set family.invert=false",
     "table": "your own table: add --set family.data=FILE --set family.group=COLUMN --set "
-    "family.target=COLUMN",
+    "family.target=COLUMN\nrows without groups: recipes/tables_short.yaml learns from made "
+    "tables, and docs/tables.md says how it reads yours",
     "episodes": "your own environment: write a family for it, as docs/algorithms.md says",
 }
 

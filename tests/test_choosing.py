@@ -112,6 +112,8 @@ def test_the_commands_print_the_table_and_the_suggestions() -> None:
         _, _, changes = own.partition(" and add ")
         family = started(choice._replace(start=f"{choice.start} {changes}")).family
         assert (family.data, family.splits, family.invert) == ("mine", None, False)
+    printed = run(app, ["suggest", "--table"]).output
+    assert "\nrows without groups: recipes/tables_short.yaml" in printed
     refused = run(app, ["suggest", "--table", "--episodes"]).exception
     assert isinstance(refused, InputError)
     assert refused.got == ["table", "episodes"]
