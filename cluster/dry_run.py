@@ -14,6 +14,7 @@ from cluster.workers.plan import Plan, choose_plan, device_of
 from cluster.workers.worker import Worker
 from metatrain.core import InputError, Purpose, Update, to_device
 from metatrain.learner import Learner
+from metatrain.names import counted
 from metatrain.start import TRAINING, Prepared
 
 FEW = 4  # tasks that are measured at most
@@ -36,13 +37,14 @@ class Estimate(NamedTuple):
     ticket: Cost
     score: Cost  # of a ticket of the evaluation
     step_s: float
-    total_s: float  # the evaluation included
+    total_s: float  # the evaluations included
+    tasks: int  # of all evaluations
     workers: int
     available: float | None  # bytes on this machine, if the operating system says
 
     def lines(self, config: RunConfig) -> list[str]:
         """As people read it."""
-        outer, evaluation = config.outer, config.evaluation
+        outer = config.outer
         memory = max(self.ticket.memory, self.score.memory)
         if self.plan.device == "cuda":  # the graph of updates keeps its memory
             memory = self.ticket.memory + self.score.memory
@@ -51,10 +53,10 @@ class Estimate(NamedTuple):
             f"meta-parameters: {self.parameters:,} numbers",
             f"a ticket of {outer.tasks_per_ticket} tasks: {self.ticket.seconds:.2g} s, "
             f"{memory / GB:.2f} GB a worker",
-            f"an outer step of {outer.tasks_per_step} tasks on {self.workers} workers: "
+            f"an outer step of {outer.tasks_per_step} tasks on {counted(self.workers, 'worker')}: "
             f"{self.step_s:.2g} s",
-            f"the run, {outer.steps} outer steps and {evaluation.tasks} tasks of evaluation: "
-            f"{_duration(self.total_s)}",
+            f"the run, {counted(outer.steps, 'outer step')} and {counted(self.tasks, 'task')} of "
+            f"evaluation: {_duration(self.total_s)}",
         ]
         gpus = config.workers.gpus
         # on the one GPU, or this machine
@@ -80,7 +82,7 @@ def estimate(config: RunConfig, prepared: Prepared) -> Estimate:
     score = _extrapolated(prepared, plan, Purpose("score"))
     outer, evaluation, validation = recipe.outer, recipe.evaluation, recipe.validation
     step_s = -(-outer.tickets() // workers) * update.seconds + _learner_s(prepared)
-    scored = sum(s.tasks for s in prepared.used() if s.purpose.work == "score")
+    tested = scored = sum(s.tasks for s in prepared.used() if s.purpose.work == "score")
     if validation.every_steps:
         scored += validation.tasks * (1 + outer.steps // validation.every_steps)
     score_s = scored / evaluation.tasks_per_ticket * score.seconds / workers
@@ -92,6 +94,7 @@ def estimate(config: RunConfig, prepared: Prepared) -> Estimate:
         score=score,
         step_s=step_s,
         total_s=outer.steps * step_s + score_s,
+        tasks=tested,
         workers=workers,
         available=available(plan.device),
     )

@@ -139,7 +139,7 @@ def test_an_estimate_adds_what_a_gpu_holds_together() -> None:
     ticket = Cost(1.0, 10.0 * GB)
     for device, memory in (("cuda", "20.00 GB"), ("cpu", "10.00 GB")):
         plan = Plan("batched", device, 1)
-        found = Estimate(plan, "", 1, ticket, ticket, 1.0, 1.0, 1, None)
+        found = Estimate(plan, "", 1, ticket, ticket, 1.0, 1.0, 1, 1, None)
         assert memory in "\n".join(found.lines(config(small(SINUSOID))))
 
 

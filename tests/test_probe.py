@@ -42,13 +42,14 @@ def estimated(settings: RunConfig) -> dry_run.Estimate:
 
 
 def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path: Path) -> None:
-    done = command("train", write(tmp_path / "r.yaml", GLYPHS), "--dry-run")
+    further = "evaluations={ways3: {tasks: 7, family: {ways: 3}}}"
+    done = command("train", write(tmp_path / "r.yaml", GLYPHS), "--dry-run", "--set", further)
     assert done.returncode == 0, done.stderr
     assert "compute path: reference: " in done.stdout
     assert re.search(r"a ticket of 2 tasks: [\d.e-]+ s, \d+\.\d\d GB a worker\n", done.stdout)
-    assert re.search(r"an outer step of 5 tasks on 1 workers: [\d.e-]+ s\n", done.stdout)
+    assert re.search(r"an outer step of 5 tasks on 1 worker: [\d.e-]+ s\n", done.stdout)
     assert re.search(
-        r"the run, 20 outer steps and 30 tasks of evaluation: [\d.]+ minutes\n", done.stdout
+        r"the run, 20 outer steps and 37 tasks of evaluation: [\d.]+ minutes\n", done.stdout
     )
     assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}
 
