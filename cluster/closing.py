@@ -60,6 +60,7 @@ def print_next(recipe: Recipe, folder: str) -> None:
     """Say what to do with a finished run: predict examples, if it learned from examples."""
     from metatrain.inference import takes_examples
     from metatrain.tasks.fewshot import FewShot
+    from metatrain.tasks.text import Texts
 
     setting = recipe.setting("score")
     problem = setting.family.bind(recipe.model, setting.norm, "reference")
@@ -69,6 +70,8 @@ def print_next(recipe: Recipe, folder: str) -> None:
     elif takes_examples(setting.family, problem):
         words = ["adapt", folder, "--support", "few.csv", "--query", "new.csv"]
         about = "few.csv: rows with their targets; new.csv: rows to predict"
+        if isinstance(setting.family, Texts):
+            about = "few.csv: columns text and label; new.csv: column text"
     else:
         words, about = ["evaluate", folder, "--set", "evaluation.tasks=1000"], ""
     command = shlex.join([program(), *words])

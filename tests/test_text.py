@@ -18,6 +18,7 @@ from cases import GLYPHS, config, context, languages, trained
 from services import cache_in
 from typer.testing import CliRunner
 
+from cluster.closing import print_next
 from cluster.tracking import datasets, logged_model, served
 from metatrain.algorithms.prototypical import Prototypical
 from metatrain.core import InputError, Task
@@ -328,6 +329,22 @@ def test_texts_are_adapted_to_and_predicted_in_files_and_as_a_served_model(
     assert predicted["prediction"].isin([f"class {i}" for i in range(4)]).all()
     described = datasets.describe(learned.recipe.family, "test")
     assert (described.name, described.profile["texts"]) == ("invented/shuffled test", 40)
+
+
+def test_a_run_on_texts_says_which_columns_adapt_reads(
+    invented: ImageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_next(recipe().recipe(), "out")
+    adapt, columns = capsys.readouterr().out.splitlines()
+    assert adapt.endswith(" adapt out --support few.csv --query new.csv")
+    assert columns == "  few.csv: columns text and label; new.csv: column text"
+    language = recipe(
+        family={"name": "language", "data": "invented", "shots": 40, "queries": 30},
+        model={"name": "byte_mlp"},
+        algorithm={"name": "maml", "inner_lr": 0.1},
+    )
+    print_next(language.recipe(), "out")
+    assert " evaluate out" in capsys.readouterr().out
 
 
 def test_the_commands_import_and_check_texts(tmp_path: Path) -> None:
