@@ -91,7 +91,8 @@ def check_fit(prepared: Prepared, meta: Meta) -> None:
                 raise InputError(
                     f"the {what} needs {name} of shape {list(p.shape)}, and what was trained has "
                     f"{have.get(full)}",
-                    remedy=f"{do} with the model, algorithm, norm and family.ways of training",
+                    remedy=f"{do} with the model, algorithm, norm and family of training: ways, "
+                    "columns and classes decide shapes",
                 )
 
 

@@ -230,7 +230,7 @@ def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> N
     assert command("train", recipe, "--set", "output=out").returncode == 0
     needs = (
         "the evaluation needs .* of shape .*: evaluate with the model, algorithm, norm "
-        "and family.ways of training"
+        "and family of training: ways, columns and classes decide shapes"
     )
     changes = (
         "--set .* would change what was trained: an evaluation takes keys of "
@@ -243,7 +243,7 @@ def test_what_does_not_fit_what_was_trained_is_one_sentence(tmp_path: Path) -> N
     ):
         refused(command("evaluate", "out", "--set", "workers.max=0", "--set", item), sentence)
     done = command("train", recipe, "--set", "evaluation.family.ways=3", "--set", "output=other")
-    refused(done, "evaluate with the model, algorithm, norm and family.ways of training")
+    refused(done, "evaluate with the model, algorithm, norm and family of training")
     refused(
         command("evaluate", recipe), "is a file: give a run's folder, a checkpoint's or a bundle's"
     )
