@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NODES = 32  # length scales of a quadrature
+LEAST_NOISE = 1e-4  # its variance; less would leave a covariance singular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class GaussianProcess(Generated):
     """Query points of a task."""
     length_scales: tuple[float, float] = bounded((0.1, 0.6), above=0, most=1000)
     """Least and most length scale of a task."""
-    noise_variance: float = bounded(0.01, least=1e-4, most=1000)
+    noise_variance: float = bounded(0.01, least=LEAST_NOISE, most=1000)
     """Variance of the noise; that of a function is 1."""
     buckets: int = bounded(100, least=4, most=10_000)
     """Buckets of the density; each has the same mass of N(0, 1 + noise_variance)."""
@@ -123,7 +124,11 @@ class GaussianProcess(Generated):
         """Three functions and the means that are predicted for them, before and after reading."""
         from metatrain import figures
 
-        task = replace(self, queries=400).sample(context.generator, 3, context.ticket.split)
+        smooth = replace(self, queries=400, noise_variance=LEAST_NOISE)
+        task = smooth.sample(context.generator, 3, context.ticket.split)
+        noise = torch.randn(task.support_y.shape, generator=context.generator)
+        rest = math.sqrt(self.noise_variance - LEAST_NOISE)
+        task = task._replace(support_y=task.support_y + rest * noise)
         order = task.query_x.argsort(1)
         task = task._replace(
             query_x=task.query_x.gather(1, order), query_y=task.query_y.gather(1, order)
