@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,9 @@ def test_categories_are_numbered_and_what_is_missing_is_the_mean(classes: Learne
     mean = frame.assign(size=np.where(np.arange(40) == 0, np.nanmean(frame["size"]), frame["size"]))
     none = frame.assign(size=np.where(np.arange(40) == 0, np.nan, frame["size"]))
     np.testing.assert_allclose(found.predict_proba(mean), found.predict_proba(none))
+    dated = frame.assign(old=date(2026, 1, 2))
+    with pytest.raises(TypeError, match=r"column 'old' holds a date.*make numbers of dates"):
+        classes.classifier().fit(dated, y)
 
 
 def test_copies_share_the_network_and_a_pickle_has_the_table(classes: Learned) -> None:

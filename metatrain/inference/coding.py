@@ -142,6 +142,6 @@ def _text(name: str, value: Any) -> str | None:
     if is_real(value):
         return str(value) if isinstance(value, int | np.integer) else str(float(value))
     raise TypeError(
-        f"column {quoted(name)} holds a {type(value).__name__}: the argument must be a string or a "
-        "number"
+        f"column {quoted(name)} holds a {type(value).__name__}, and the argument must be a string "
+        "or a number: make numbers of dates and the like, or leave the column out"
     )
