@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cluster.tracking import provenance
 from cluster.tracking.metrics_file import read_metrics
 from metatrain import inference, storage
-from metatrain.core import Meta, Purpose, to_device
+from metatrain.core import Meta, Purpose, Setting, to_device
 from metatrain.evaluate import Score
 from metatrain.plain import to_json
 from metatrain.start import Prepared
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
+
+SEVERAL = 3  # evaluations that have a picture beside each other
 
 NORMALISED = {
     "transductive": "query images normalised together (transductive)",
@@ -56,6 +59,7 @@ def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score
             list(zip(labels, scores, strict=True)), f"{recipe.name}: adaptation to held-out tasks"
         ),
     }
+    pictures |= _of_evaluations(prepared, scores)
     pictures |= _of_classes(recipe.name, list(zip(labels, scores, strict=True)))
     if meta.algorithm:
         pictures["learned"] = figures.learned_parameters(
@@ -77,6 +81,52 @@ def leave(folder: Folder, prepared: Prepared, meta: Meta, scores: Sequence[Score
             type(error).__name__,
             error,
         )
+
+
+def _of_evaluations(prepared: Prepared, scores: Sequence[Score]) -> dict[str, Figure]:
+    """Draw several evaluations beside each other, by support examples if only these differ."""
+    from metatrain import figures
+
+    found: dict[str, Score] = {}
+    for score in scores:
+        found.setdefault(score.evaluation, score)  # by its first norm
+    if len(found) < SEVERAL:
+        return {}
+    settings = [prepared.settings[Purpose("score", name)] for name in found]
+    shots = [_shots(setting) for setting in settings]
+    by_shots = len(set(shots)) == len(shots) and None not in shots
+    by_shots = by_shots and all(_but_shots(each) == _but_shots(settings[0]) for each in settings)
+    named = [(name or "result", score) for name, score in found.items()]
+    drawn = figures.evaluations(
+        named,
+        [number for number in shots if number is not None] if by_shots else [],
+        f"{prepared.recipe.name}: evaluations",
+    )
+    return {"evaluations": drawn}
+
+
+def _shots(setting: Setting) -> int | None:
+    """Return the number of support examples of a class or a task, if it is always the same."""
+    shots = getattr(setting.family, "shots", None)
+    if isinstance(shots, tuple):
+        return shots[0] if shots[0] == shots[1] else None
+    return shots if isinstance(shots, int) else None
+
+
+def _but_shots(setting: Setting) -> list[Any]:
+    """What an evaluation measures, without the number of support examples."""
+    family = setting.family
+    keys = [item.name for item in fields(family) if item.name != "shots"]  # type: ignore[arg-type]
+    _, split, _, algorithm, norm, *_ = setting
+    disturbed = setting.corruption, setting.attack, setting.ensemble
+    return [
+        type(family),
+        split,
+        algorithm,
+        norm,
+        disturbed,
+        *(getattr(family, key) for key in keys),
+    ]
 
 
 def _of_classes(run: str, scores: Sequence[tuple[str, Score]]) -> dict[str, Figure]:

@@ -238,6 +238,32 @@ def test_baselines_differ_in_their_dashes_and_outer_steps_are_whole() -> None:
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
+def test_evaluations_are_drawn_by_shots_with_the_baselines_of_each() -> None:
+    scores = [
+        (f"shots{n}", replace(SCORE, mean=0.5 + n / 20, baselines={"ridge": 0.6, f"of {n}": 0.1}))
+        for n in (9, 0, 4)
+    ]
+    (axes,) = figures.evaluations(scores, [9, 0, 4], "t").axes
+    assert axes.containers[0].lines[0].get_xydata().tolist() == [[0, 0.5], [4, 0.7], [9, 0.95]]
+    assert line(axes, "ridge") == ([0, 4, 9], [0.6, 0.6, 0.6])
+    assert line(axes, "of 4")[1][1] == 0.1
+    assert math.isnan(line(axes, "of 4")[1][0])
+    (axes,) = figures.evaluations(scores, [], "t").axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["shots9", "shots0", "shots4"]
+    assert line(axes, "ridge")[0] == [0, 1, 2]
+
+
+def test_a_legend_of_many_evaluations_lies_outside_of_the_axes() -> None:
+    few, many = (
+        figures.adaptation_curve([(f"evaluation {i}", SCORE) for i in range(n)], "t")
+        for n in (3, 16)
+    )
+    assert few.axes[0].get_legend() is not None
+    assert many.axes[0].get_legend() is None
+    assert len(many.legends[0].get_texts()) == 16 + 1
+    assert len({str(bars.lines[0].get_color()) for bars in many.axes[0].containers}) == 16
+
+
 def test_an_episode_tells_right_from_wrong_without_colour() -> None:
     images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 6, 6)
     before = torch.tensor([[0.6, 0.4], [0.3, 0.7], [0.55, 0.45]])

@@ -4,6 +4,7 @@ that is known.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from gradients import assert_meta_gradient, gradient_descent
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from cluster import run
+from metatrain import figures
 from metatrain.algorithms import MAML, InContext, Matching, Prototypical, Relation
 from metatrain.core import ComputePath, InputError, Meta, Task
 from metatrain.inference import Learned, illustrate
@@ -302,6 +305,30 @@ def test_a_picture_has_the_means_of_densities() -> None:
         assert len(drawn["after 1 adaptation step"].get_ydata()) == 400
         function = torch.tensor(drawn["the function"].get_ydata())
         assert function.diff().abs().mean() < 0.05  # without the noise of deviation 0.1
+
+
+@pytest.mark.ray  # draws
+@pytest.mark.usefixtures("pictures")
+def test_evaluations_of_several_numbers_of_points_are_drawn_by_them(tmp_path: Path) -> None:
+    more = {
+        f"points{n}": {"tasks": 4, "tasks_per_ticket": 4, "family": {"shots": [n, n]}}
+        for n in (1, 2)
+    }
+    noisy = {"tasks": 4, "family": {"noise_variance": 2.0}}
+    drawn: list[list[int]] = []
+    draw = figures.evaluations
+
+    def noted(scores: Any, shots: list[int], title: str) -> Any:
+        drawn.append(shots)
+        return draw(scores, shots, title)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "evaluations", noted)
+        for name, evaluations in (("run", more), ("other", more | {"noisy": noisy}), ("few", {})):
+            changes = {"output": str(tmp_path / name), "evaluations": evaluations}
+            run.train(config(CASES["in-context"], outer__steps=1, **changes))
+    assert drawn == [[3, 1, 2], []]
+    assert (tmp_path / "run" / "figures" / "evaluations.png").exists()
 
 
 def test_columns_are_standardised_by_the_support_set_alone() -> None:

@@ -10,6 +10,7 @@ from metatrain.figures.curves import adaptation_curve as adaptation_curve
 from metatrain.figures.curves import learned_parameters as learned_parameters
 from metatrain.figures.curves import learning_curve as learning_curve
 from metatrain.figures.curves import pretraining_curve as pretraining_curve
+from metatrain.figures.evaluations import evaluations as evaluations
 from metatrain.figures.images import episode as episode
 from metatrain.figures.images import made_images as made_images
 from metatrain.figures.regret import trial_and_regret as trial_and_regret

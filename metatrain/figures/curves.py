@@ -18,6 +18,7 @@ from metatrain.evaluate import Score
 from metatrain.figures.style import as_written, scale
 from metatrain.metrics import Metric
 
+SEVERAL = 6  # lines of adaptation that a legend inside of the axes leaves room for
 BLOCKS = 60  # points of a training curve: each a mean over outer steps, with its interval
 # Of baselines, which are all grey.
 DASHES = ["--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (1, 4)), (0, (12, 3))]
@@ -84,8 +85,11 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     A line is the mean with its interval. If tasks diverged, it is the median of the others with
     their quartiles.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    many = len(scores) > SEVERAL
+    figure = Figure(figsize=(10 if many else 7, 4.2), layout="constrained")
     axes = figure.subplots()
+    if many:
+        axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0, 1, len(scores))))
     diverged = any(any(score.curve_diverged) for _, score in scores)
     for label, score in scores:
         if diverged:
@@ -107,7 +111,10 @@ def adaptation_curve(scores: Sequence[tuple[str, Score]], title: str) -> Figure:
     axes.set(xlabel="adaptation step", ylabel=f"{score.metric.name} ({shown})", title=title)
     axes.title.set_fontsize("medium")
     scale(axes, score.metric)
-    axes.legend(fontsize="small")
+    if many:
+        figure.legend(loc="outside right upper", fontsize="x-small")
+    else:
+        axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return figure
 
