@@ -356,6 +356,11 @@ def test_the_commands_import_and_check_texts(tmp_path: Path) -> None:
     found = runner.invoke(app, ["import", "said", "--source", str(tmp_path / "said.csv")])
     assert "imported said: 15 classes, 60 texts of at most 256 bytes into " in found.output
     assert "next: metatrain train recipes/own_texts.yaml --set family.data=said" in found.output
+    kinds = [f"{c},{c}{i} of {g},{g}" for c in "xy" for i in range(3) for g in range(20)]
+    (tmp_path / "kinds.csv").write_text("\n".join(["label,text,group", *kinds]))
+    grouped = runner.invoke(app, ["import", "kinds", "--source", str(tmp_path / "kinds.csv")])
+    sets = "--set family.data=kinds --set family.grouped=true --set family.ways=2"
+    assert f"next: metatrain train recipes/own_texts.yaml {sets}\n" in grouped.output
     found = runner.invoke(app, ["check", "said"])
     assert "4 to 4 texts a class, median 4" in found.output
     assert "no text is in two of them" in found.output

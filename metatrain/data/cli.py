@@ -208,9 +208,28 @@ def _print_next(store: ImageStore, kind: str) -> None:
         print(f"  {split} {len(members)} classes: {few([store.class_names[c] for c in members])}")
     fewest = min(map(len, splits.values()))
     sets = [f"family.data={store.name}"] if store.name != "mine" else []
+    grouped = _ways_of_groups(store) if kind == "texts" else None
+    if grouped is not None:
+        sets.append("family.grouped=true")
+        fewest = grouped
     sets += [f"family.ways={fewest}"] if fewest < WAYS else []
     sets += ["validation.every_steps=0"] if "val" not in splits else []
     print(f"next: {program()} train recipes/own_{kind}.yaml", *(f"--set {item}" for item in sets))
+
+
+def _ways_of_groups(store: ImageStore) -> int | None:
+    """Return how many classes the smallest group has; None if tasks cannot be of one group."""
+    from collections import Counter
+
+    from metatrain.data.texts import group_of
+
+    groups = [group_of(name) for name in store.class_names]
+    fewest = min(Counter(groups).values())
+    whole = all(
+        max(Counter(groups[c] for c in members).values()) >= fewest
+        for members in store.schemes[0].classes.values()
+    )
+    return fewest if "" not in groups and fewest > 1 and whole else None
 
 
 @app.command()
