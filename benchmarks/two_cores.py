@@ -27,7 +27,10 @@ HERE = Path(__file__).parent
 RECORDS = HERE / "results" / "two_cores"
 PAGES = {"en": HERE.parent / "docs/results.md", "zh": HERE.parent / "docs/results.zh.md"}
 START, END = "<!-- written by benchmarks/two_cores.py --collect -->", "<!-- until here -->"
-BASELINES = ("nearest_neighbour_on_pixels", "nearest_neighbour", "random", "guess")
+BASELINES = (  # the first that a run has
+    *("nearest_neighbour_on_pixels", "random", "guess", "nearest_neighbour", "ridge", "posterior"),
+    *("nearest_centroid_of_ngrams", "lookup", "byte_frequencies"),
+)
 HEADERS = {
     "en": "recipe | result | above the baseline | tasks/s | MB of a worker | parameters | minutes",
     "zh": "配方 | 结果 | 高于基线 | 任务/秒 | 每个 worker 的 MB | 参数 | 分钟",

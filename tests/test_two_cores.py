@@ -60,12 +60,15 @@ def test_a_record_is_a_row(tmp_path: Path) -> None:
     records.mkdir()
     (records / "made_up.json").write_text(json.dumps(RECORD))
     number = SCORE | {"metric": "mse", "shown": "log", "norm": "none", "differences": {}}
+    above = {"differences": {"least_squares": [0.9, 0.9], "ridge": [0.012, 0.004]}}
+    (records / "regression.json").write_text(json.dumps(RECORD | {"score": number | above}))
     (records / "number.json").write_text(json.dumps(RECORD | {"score": number}))
     for page in collected(tmp_path, records).values():
         assert (
             "| `made_up` | 90.0 ± 1.0 % running | 40.0 ± 2.0 % | 1,234 | 788 | 112,000 | 2.4 |"
         ) in page
         assert "| `number` | mse 0.9 ± 0.01 |  | 1,234 |" in page
+        assert "| `regression` | mse 0.9 ± 0.01 | mse 0.012 ± 0.004 | 1,234 |" in page
     page = tmp_path / "without.md"
     page.write_text("nothing")
     with pytest.raises(InputError, match="lacks the lines"):
