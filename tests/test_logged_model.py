@@ -203,7 +203,7 @@ def test_classes_of_ones_own_come_along(tmp_path: Path, monkeypatch: pytest.Monk
     sys.modules.pop("parabolas")
 
 
-@pytest.mark.parametrize("name", ["rl2", "maml-navigation"])
+@pytest.mark.parametrize("name", ["rl2", "maml-navigation", "decisions"])
 def test_what_has_no_labelled_examples_is_no_model(name: str, tmp_path: Path) -> None:
     recipe = config(CASES[name]).recipe()
     bundle.save(str(tmp_path / "kept"), recipe, prepare(recipe).meta)
