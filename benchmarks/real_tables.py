@@ -198,7 +198,7 @@ def compare(runs: Sequence[str], folder: Path) -> Path:
         f"splits of at most {MOST_ROWS:,} rows, at most {MOST_QUERIES} to predict; {ORDERS} column "
         f"orders; probabilities of at least {LEAST}; ± over tables",
         "left_out": choice.left_out,
-        "sizes": {size: summary(each) for size, each in found.items()},
+        "sizes": {size: summary(found[size]) for size in map(str, SIZES) if size in found},
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"

@@ -179,8 +179,8 @@ def picture(record: Tree, path: Path) -> None:
     right.set(xlabel="rows to read", ylabel="mean rank by ROC-AUC (1 is best)")
     right.set_title(f"{record['name']}: {len(record['seeds'])} training seeds")
     right.invert_yaxis()
+    left.legend(fontsize="small")  # of both
     for axes in (left, right):
-        axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figures.save(figure, path)
 
