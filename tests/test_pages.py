@@ -26,6 +26,8 @@ ORDER = [
     "README",
     "data",
     "tables",
+    "texts",
+    "in-context",
     "results",
     "algorithms",
     "protocols",
