@@ -27,10 +27,18 @@ class Bars:
         tail = torch.tensor([1 - 0.5 / buckets, 1 - 1 / buckets, 0.75], dtype=torch.float64)
         middle, border, quartile = torch.special.ndtri(tail).tolist()
         self.tail = deviation * (middle - border) / quartile  # the half normal's deviation
+        # By device and type, since a copy to a GPU cannot be recorded.
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def _borders(self, like: Tensor) -> Tensor:
+        key = like.device, like.dtype
+        if key not in self._copies:
+            self._copies[key] = self.borders.to(like)
+        return self._copies[key]
 
     def nll(self, logits: Tensor, target: Tensor) -> Tensor:
         """[T] mean of -log density, of logits [T, N, B] at targets [T, N, 1]."""
-        borders = self.borders.to(target)
+        borders = self._borders(target)
         bucket = torch.searchsorted(borders, target.contiguous())  # [T, N, 1]
         flat = pad(-borders.diff().log(), (1, 1))[bucket]
         beyond = torch.maximum(borders[0] - target, target - borders[-1]) / self.tail
@@ -40,8 +48,7 @@ class Bars:
 
     def mean(self, logits: Tensor) -> Tensor:
         """[T, N, 1]: the means of the densities of logits [T, N, B]."""
-        middles = (self.borders[1:] + self.borders[:-1]) / 2
-        tail = self.tail * math.sqrt(2 / math.pi)
-        first, last = self.borders[:1] - tail, self.borders[-1:] + tail
-        centres = torch.cat([first, middles, last])
-        return logits.softmax(-1) @ centres.to(logits)[:, None]
+        borders, tail = self._borders(logits), self.tail * math.sqrt(2 / math.pi)
+        middles = (borders[1:] + borders[:-1]) / 2
+        centres = torch.cat([borders[:1] - tail, middles, borders[-1:] + tail])
+        return logits.softmax(-1) @ centres[:, None]
