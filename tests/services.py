@@ -137,9 +137,7 @@ class Nodes:
         self.address = f"http://127.0.0.1:{self.dashboard}"
         here = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        # Ray is nice to other processes by 15: on a busy machine all of a job would wait for them.
-        busy = {"RAY_worker_niceness": "0"}
-        self.environment = os.environ | here | token | busy | environment  # of who sends jobs, too
+        self.environment = os.environ | here | token | environment  # of who sends jobs, too
         self.caches = [cache_in(folder / "cache-head"), cache_in(folder / "cache-node")]
         self._folder, self._started = folder, []
 

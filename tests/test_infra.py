@@ -194,7 +194,7 @@ class Machines(Home):
         super().__init__(folder)
         self.nodes, self.started = nodes, []
         self.ports = {name: str(free_port()) for name in ("6379", "8265", "5000")}
-        self.environment |= {"HOME": str(folder / "home"), "RAY_worker_niceness": "0"}
+        self.environment |= {"HOME": str(folder / "home")}
         self.compose = (
             self.environment
             | {  # as a shell has it after reading .env, but for where the tests' cluster is
